@@ -1,0 +1,8 @@
+"""Weighted low-rank approximation: minimise sum weights * (W - left @ right)**2."""
+
+from wlra.border import Kronecker
+from wlra.driver import History, Status
+from wlra.solve import Result, solve, solve_batch
+
+__all__ = ["History", "Kronecker", "Result", "Status", "solve", "solve_batch"]
+__version__ = "0.1.0"

@@ -1,0 +1,187 @@
+"""What callers pass becomes arrays of the right shape and dtype, or a ValueError that says why not."""
+
+import operator
+from collections.abc import Collection
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Bool, Float
+
+
+class Kronecker(NamedTuple):
+    """Weights that act on whole rows and columns: the error E costs trace(row @ E @ col @ E.T).
+
+    Both are symmetric positive semi-definite, `row` (m, m) and `col` (n, n); diagonal ones are weights row_i col_j.
+    """
+
+    row: Any
+    col: Any
+
+
+def check_target(W: Any, batched: bool) -> Array:
+    """`W` as a floating array with two axes, three if batched."""
+    W = as_real(W, "W")
+    wanted = "(batch, m, n)" if batched else "(m, n)"
+    if W.ndim != 2 + batched or 0 in W.shape:
+        raise ValueError(f"W must be a {wanted} array without empty axes; got shape {W.shape}")
+    return W
+
+
+def check_weights(weights: Any, shape: tuple[int, ...]) -> Array:
+    """`weights` as a floating array of the given shape."""
+    if weights is None:
+        return jnp.ones(shape, jnp.float32)
+    weights = as_real(weights, "weights")
+    if weights.ndim == 1 and len(shape) == 2:
+        raise ValueError(
+            f"weights has one axis {weights.shape}, which could mean rows or columns: write weights[:, None] for one "
+            f"weight per row of W {shape}, or weights[None, :] for one per column"
+        )
+    return check_broadcast(weights, shape, "weights")
+
+
+def check_kronecker(weights: Kronecker, shape: tuple[int, ...]) -> Kronecker:
+    """Both factors as floating arrays (m, m) and (n, n), with the batch axis of the target if it has one."""
+    *batch, m, n = shape
+    row = check_broadcast(as_real(weights.row, "weights.row"), (*batch, m, m), "weights.row")
+    return Kronecker(row, check_broadcast(as_real(weights.col, "weights.col"), (*batch, n, n), "weights.col"))
+
+
+def check_rank(rank: Any, shape: tuple[int, ...]) -> int:
+    """`rank` as an int in [1, min(m, n)]."""
+    rank, limit = check_count("rank", rank, 1), min(shape[-2:])
+    if rank > limit:
+        raise ValueError(f"rank must be in [1, {limit}] for W of shape {shape}; got {rank}")
+    return rank
+
+
+def check_count(name: str, value: Any, least: int) -> int:
+    """The value as an int that is at least `least`."""
+    try:
+        count = operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} must be an integer known before tracing; got {value!r}") from None
+    if count < least:
+        raise ValueError(f"{name} must be at least {least}; got {count}")
+    return count
+
+
+def check_name(name: str, value: Any, known: Collection[str]) -> str:
+    """The value, if it is a known name."""
+    if not isinstance(value, str) or value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}; got {value!r}")
+    return value
+
+
+def check_tol(tol: Any) -> Any:
+    """The tolerance, which bounds a ratio in [0, 1]."""
+    if not is_traced(tol) and not (np.ndim(tol) == 0 and 0 <= float(tol) <= 1):
+        raise ValueError(f"tol bounds the stationarity, a number in [0, 1]; got {tol!r}")
+    return tol
+
+
+def check_pair(start: Any, shape: tuple[int, ...], rank: int) -> tuple[Array, Array]:
+    """A warm start as two finite floating arrays (m, rank) and (rank, n)."""
+    *batch, m, n = shape
+    if not isinstance(start, tuple | list) or len(start) != 2:
+        raise ValueError(f"start must be the name of a closed form or a pair (left, right); got {type(start).__name__}")
+    pair = []
+    for name, value, wanted in (("left", start[0], (*batch, m, rank)), ("right", start[1], (*batch, rank, n))):
+        value = as_real(value, f"start's {name}")
+        if value.shape != wanted:
+            raise ValueError(f"start's {name} must have shape {wanted}; got {value.shape}")
+        if not is_traced(value):
+            report(f"start's {name}", value, ~jnp.isfinite(value), "NaN or infinite", "finite values")
+        pair.append(value)
+    return pair[0], pair[1]
+
+
+def check_values(W: Array, weights: Array) -> None:
+    """Values are fit to be solved: finite where they count, weights not negative and not all zero.
+
+    Under a caller's own jit the values are not known, and the solver's status says the same.
+    """
+    if is_traced(W) or is_traced(weights):
+        return
+    target_bad, weights_bad, empty = faults(W, weights)
+    if weights_bad.any():
+        report(
+            "weights", weights, ~(jnp.isfinite(weights) & (weights >= 0)), "NaN, infinite or negative", "weights >= 0"
+        )
+    if empty.any():
+        where = f" in problem {int(jnp.argmax(empty))} of the batch" if W.ndim == 3 else ""
+        raise ValueError(f"weights are all zero{where}; wanted at least one positive weight")
+    if target_bad.any():
+        bad = ~jnp.isfinite(W) & (weights > 0)
+        report("W", W, bad, "NaN or infinite", "finite values, or weight 0 there", " where the weight is positive")
+
+
+def check_kronecker_values(W: Array, weights: Kronecker) -> None:
+    """Values are finite, and both factors symmetric and positive semi-definite up to rounding."""
+    if any(map(is_traced, (W, *weights))):
+        return
+    report("W", W, ~jnp.isfinite(W), "NaN or infinite", "finite values: Kronecker weights skip no entry")
+    for name, matrix in weights._asdict().items():
+        report(f"weights.{name}", matrix, ~jnp.isfinite(matrix), "NaN or infinite", "finite values")
+        if not semidefinite(matrix).all():
+            raise ValueError(f"weights.{name} must be symmetric positive semi-definite and not zero, and is not")
+
+
+@jax.jit
+def faults(W: Array, weights: Array) -> tuple[Bool[Array, "..."], Bool[Array, "..."], Bool[Array, "..."]]:
+    """Whether the target, then the weights, of each problem have values that cannot be used; and all weights zero."""
+    axes = (-2, -1)
+    positive = weights > 0
+    return (
+        jnp.any(~jnp.isfinite(W) & positive, axes),
+        jnp.any(~(jnp.isfinite(weights) & (weights >= 0)), axes),
+        ~jnp.any(positive, axes),
+    )
+
+
+@jax.jit
+def semidefinite(matrix: Float[Array, "*b n n"]) -> Bool[Array, "*b"]:
+    """Whether the matrix is symmetric, positive semi-definite and not zero, up to the rounding errors of its dtype."""
+    transposed = jnp.swapaxes(matrix, -1, -2)
+    size = jnp.max(jnp.abs(matrix), axis=(-2, -1))
+    slack = 16 * matrix.shape[-1] * jnp.finfo(matrix.dtype).eps * size
+    symmetric = jnp.max(jnp.abs(matrix - transposed), axis=(-2, -1)) <= slack
+    least = jnp.linalg.eigvalsh((matrix + transposed) / 2)[..., 0]
+    return symmetric & (least >= -slack) & (size > 0)
+
+
+def report(name: str, array: Array, bad: Bool[Array, "..."], fault: str, wanted: str, where: str = "") -> None:
+    """Raises a ValueError that names the first of the bad entries, if there are any."""
+    indices = np.argwhere(np.asarray(bad))
+    if len(indices):
+        first = tuple(int(i) for i in indices[0])
+        raise ValueError(
+            f"{name} has {len(indices)} {fault} entries{where}, the first {float(array[first])} at {first}; "
+            f"wanted {wanted}"
+        )
+
+
+def as_real(value: Any, name: str) -> Array:
+    """The value as a floating array: integers and booleans are cast, complex numbers refused."""
+    array = jnp.asarray(value)
+    if jnp.issubdtype(array.dtype, jnp.complexfloating):
+        raise ValueError(f"{name} must be real; got dtype {array.dtype}")
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        return array.astype(jnp.float32)
+    return array
+
+
+def check_broadcast(array: Array, shape: tuple[int, ...], name: str) -> Array:
+    """The array broadcast to the shape."""
+    fits = array.ndim in (0, len(shape)) and all(a in (1, s) for a, s in zip(array.shape, shape, strict=False))
+    if not fits:
+        raise ValueError(f"{name} must broadcast to {shape}; got shape {array.shape}")
+    return jnp.broadcast_to(array, shape)
+
+
+def is_traced(value: Any) -> bool:
+    """Whether the value is unknown because a caller traces it."""
+    return isinstance(value, Tracer)

@@ -1,0 +1,86 @@
+"""Every factorisation of a matrix that the package makes."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+class Factors(NamedTuple):
+    """A matrix of rank at most k, `left @ right`."""
+
+    left: Float[Array, "m k"]
+    right: Float[Array, "k n"]
+
+
+def gram_inverse(gram: Float[Array, "*b k k"]) -> Float[Array, "*b k k"]:
+    """The inverse of a positive semi-definite matrix, shifted by just enough to exist in its precision.
+
+    The shift is k * eps of the largest diagonal entry, the size of the rounding errors already in a Gram matrix. Every
+    caller multiplies a residual by the result, so the shift slows directions at rounding level and biases no solution.
+    """
+    k, eps = gram.shape[-1], jnp.finfo(gram.dtype).eps
+    largest = jnp.max(jnp.diagonal(gram, axis1=-2, axis2=-1), axis=-1)[..., None, None]
+    eye = jnp.eye(k, dtype=gram.dtype)
+    shifted = gram + (k * eps * jnp.where(largest > 0, largest, 1)) * eye
+    factor = jnp.linalg.cholesky(shifted)
+    half = jax.scipy.linalg.solve_triangular(factor, jnp.broadcast_to(eye, gram.shape), lower=True)
+    return jnp.swapaxes(half, -1, -2) @ half
+
+
+def subspace_step(gradient: Float[Array, "m n"], factors: Factors) -> Factors:
+    """The product is the projection of Y = left @ right + gradient onto the span of Y @ right.T.
+
+    One step of orthogonal iteration (Golub & Van Loan 2013, sec. 8.2.4) that never forms Y and needs no QR: each factor
+    moves by a least-squares correction, so factors that already are the best rank-k approximation of Y stay as they
+    are, in any gauge. Two products of 2mnk operations; rows and columns keep their own relative accuracy.
+    """
+    left, right = factors
+    move = (gradient @ right.T) @ gram_inverse(right @ right.T)
+    new_left = left + move
+    correction = new_left.T @ gradient - (new_left.T @ move) @ right
+    return Factors(new_left, right + gram_inverse(new_left.T @ new_left) @ correction)
+
+
+def truncated_svd(matrix: Float[Array, "m n"], rank: int) -> Factors:
+    """The product is the best approximation of rank `rank` in the Frobenius norm (Eckart & Young 1936).
+
+    The singular values are shared evenly, left = U sqrt(S), right = sqrt(S) V'. A subspace step follows: an SVD is
+    accurate relative to the largest singular value only, and small rows and columns deserve relative accuracy too.
+    """
+    u, s, vt = jnp.linalg.svd(matrix, full_matrices=False)
+    root = jnp.sqrt(s[:rank])
+    factors = Factors(u[:, :rank] * root[None, :], root[:, None] * vt[:rank])
+    return subspace_step(matrix - factors.left @ factors.right, factors)
+
+
+def balance(factors: Factors) -> Factors:
+    """The same product with left.T @ left = right @ right.T diagonal, and `right` of full row rank.
+
+    Both Gram matrices then have the condition number of the product, not its square. Components that are zero, which
+    no alternating iteration could ever revive, become a zero column of `left` and a unit row of `right`.
+    """
+    q_left, r_left = jnp.linalg.qr(factors.left)
+    q_right, r_right = jnp.linalg.qr(factors.right.T)
+    u, s, vt = jnp.linalg.svd(r_left @ r_right.T)
+    floor = jnp.finfo(s.dtype).eps * jnp.where(s[0] > 0, s[0], 1)
+    root = jnp.sqrt(jnp.maximum(s, floor))
+    return Factors(q_left @ (u * (s / root)[None, :]), (root[:, None] * vt) @ q_right.T)
+
+
+def even_out(factors: Factors) -> Factors:
+    """The same product, bit for bit, with each column of `left` as large as its row of `right` to a factor of two."""
+    size_left, size_right = jnp.max(jnp.abs(factors.left), axis=0), jnp.max(jnp.abs(factors.right), axis=1)
+    shift = (jnp.frexp(size_right)[1] - jnp.frexp(size_left)[1]) // 2
+    shift = jnp.where((size_left > 0) & (size_right > 0), shift, 0)
+    return Factors(jnp.ldexp(factors.left, shift[None, :]), jnp.ldexp(factors.right, -shift[:, None]))
+
+
+def psd_roots(matrix: Float[Array, "n n"]) -> tuple[Float[Array, "n n"], Float[Array, "n n"]]:
+    """The square root of a positive semi-definite matrix, and the pseudo-inverse of that root."""
+    values, vectors = jnp.linalg.eigh((matrix + matrix.T) / 2)
+    floor = matrix.shape[0] * jnp.finfo(matrix.dtype).eps * values[-1]
+    root = jnp.sqrt(jnp.where(values > floor, values, 0))
+    inverse = jnp.where(values > floor, 1 / jnp.where(values > floor, root, 1), 0)
+    return (vectors * root[None, :]) @ vectors.T, (vectors * inverse[None, :]) @ vectors.T

@@ -1,0 +1,241 @@
+"""The public functions: solve one problem, or many of one shape."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from wlra import border
+from wlra.border import Kronecker
+from wlra.driver import RUNNING, History, Outcome, Status, run
+from wlra.linalg import Factors, even_out, psd_roots, truncated_svd
+from wlra.methods import METHODS, PUBLISHED, stay
+from wlra.problem import Problem
+from wlra.scaling import SCALINGS, scale, scale_factors, unscale_factors
+from wlra.starts import STARTS
+
+PROJECTIONS = {"subspace": METHODS, "svd": PUBLISHED}
+
+
+class Result(NamedTuple):
+    """The best factors found, and how they were found. With a leading batch axis from `solve_batch`.
+
+    `loss` is sum weights (W - left @ right)**2 / sum weights W**2 for the weights as given. `stationarity` is the share
+    of the gradient, in scaled variables, that a matrix of rank k can still follow (see `wlra.problem.stationarity`).
+    `status` is a `wlra.Status`: `wlra.Status(int(result.status)).advice` says in a sentence what to do.
+    `history` holds loss and stationarity of every iterate, entry 0 the start, +inf where no iteration came.
+    Each column of `left` is as large as its row of `right`, to a factor of two.
+    """
+
+    left: Float[Array, "*b m k"]
+    right: Float[Array, "*b k n"]
+    loss: Float[Array, "*b"]
+    stationarity: Float[Array, "*b"]
+    iterations: Int[Array, "*b"]
+    status: Int[Array, "*b"]
+    history: History
+
+
+def solve(
+    W: Any,
+    weights: Any,
+    rank: int,
+    *,
+    method: str = "anderson",
+    start: str | tuple[Any, Any] = "separable",
+    scaling: str = "separable",
+    projection: str = "subspace",
+    tol: float | Float[Array, ""] = 1e-4,
+    max_iters: int = 200,
+    patience: int | Int[Array, ""] = 20,
+) -> Result:
+    """left @ right, of rank at most `rank`, has the least weighted squared distance from W that the method finds.
+
+    Minimises sum_ij weights_ij (W_ij - (left @ right)_ij)**2 (Srebro & Jaakkola 2003). Never worse than its start.
+
+    Args:
+      W: (m, n). Integers are cast to float32; float16 and bfloat16 are solved in float32 and cast back. NaN and inf
+        are ignored where the weight is 0.
+      weights: None (all equal), or non-negative and broadcasting to (m, n): (m, 1) per row, (1, n) per column, (m, n)
+        per entry; or `Kronecker(row, col)`, for method="kronecker". Only their proportions matter.
+      rank: k, in [1, min(m, n)].
+      method: iterations "anderson", "nesterov", "em" (each costs a few products of 2mnk operations) and "als" (exact
+        least squares for one factor, then the other: mnk(k + 1) operations twice, for weights that scaling cannot
+        help); closed forms "svd", "fwsvd", "separable", "kronecker" (one SVD, exact for their own kind of weights).
+      start: a closed form, or a pair (left, right) to go on from. Closed forms are their own start.
+      scaling: "separable" removes from the weights what rows and columns explain, before iterating; "none" only divides
+        them by their maximum. The problem solved is the same, its conditioning is not.
+      projection: "subspace" needs no SVD; "svd" makes an exact one in every iteration. With scaling="none" and
+        start="svd" that is "em", "nesterov" and "anderson" as published.
+      tol: stop at this stationarity, in [0, 1]. The loss is then within about tol**2 (over the curvature) of a minimum.
+      max_iters: stop after so many iterations.
+      patience: stop after so many iterations without a lower loss.
+
+    Raises:
+      ValueError: a shape, dtype, rank, name or value cannot be used. Under a caller's own jit the values are not known,
+        and `Status.INVALID_TARGET` or `Status.INVALID_WEIGHTS` says so instead.
+
+    Example:
+      >>> import numpy as np, wlra
+      >>> W = np.outer([1.0, 2.0, 3.0], [1.0, 0.5])
+      >>> W[0, 1] = 7.0  # a wild entry, and a weight that says so
+      >>> result = wlra.solve(W, [[1, 0], [1, 1], [1, 1]], rank=1)
+      >>> bool(result.loss < 1e-6), round(float((result.left @ result.right)[0, 1]), 3)
+      (True, 0.5)
+    """
+    W = border.check_target(W, batched=False)
+    inputs, static = prepare(W, weights, rank, method, start, scaling, projection, tol, max_iters, patience)
+    return solve_arrays(*inputs, **static)
+
+
+def solve_batch(
+    W: Any,
+    weights: Any,
+    rank: int,
+    *,
+    method: str = "anderson",
+    start: str | tuple[Any, Any] = "separable",
+    scaling: str = "separable",
+    projection: str = "subspace",
+    tol: float | Float[Array, ""] = 1e-4,
+    max_iters: int = 200,
+    patience: int | Int[Array, ""] = 20,
+    chunk: int | None = None,
+) -> Result:
+    """The results of `solve` on problems of one shape, stacked; problems that have converged do not move on.
+
+    Args:
+      W: (batch, m, n).
+      weights: None, or broadcasting to (batch, m, n), or `Kronecker` of (batch, m, m) and (batch, n, n).
+      chunk: how many problems are solved at a time, all if None. Bounds the memory, and changes no result but for
+        rounding. A chunk runs until its slowest problem is done: on a CPU, chunk=1 is fastest.
+
+    All else as in `solve`; a pair as `start` has the batch axis too.
+    """
+    W = border.check_target(W, batched=True)
+    chunk = len(W) if chunk is None else border.check_count("chunk", chunk, 1)
+    inputs, static = prepare(W, weights, rank, method, start, scaling, projection, tol, max_iters, patience)
+    return solve_chunks(*inputs, **static, chunk=min(chunk, len(W)))
+
+
+def prepare(
+    W: Array,
+    weights: Any,
+    rank: Any,
+    method: Any,
+    start: Any,
+    scaling: Any,
+    projection: Any,
+    tol: Any,
+    max_iters: Any,
+    patience: Any,
+) -> tuple[tuple, dict[str, Any]]:
+    """The traced and the static arguments of the solver, checked."""
+    rank = border.check_rank(rank, W.shape)
+    border.check_name("method", method, (*METHODS, *STARTS, "kronecker"))
+    border.check_name("scaling", scaling, SCALINGS)
+    border.check_name("projection", projection, PROJECTIONS)
+    if method in METHODS and method not in PROJECTIONS[projection]:
+        raise ValueError(f"method {method!r} projects nothing: projection must be 'subspace'; got {projection!r}")
+    max_iters = border.check_count("max_iters", max_iters, 1)
+    if not border.is_traced(patience):
+        patience = border.check_count("patience", patience, 1)
+    if isinstance(weights, Kronecker) != (method == "kronecker"):
+        raise ValueError(
+            f"Kronecker weights have a closed form only: write method='kronecker'; got method={method!r}"
+            if isinstance(weights, Kronecker)
+            else f"method 'kronecker' needs weights=wlra.Kronecker(row, col); got {type(weights).__name__}"
+        )
+    if isinstance(weights, Kronecker):
+        weights = border.check_kronecker(weights, W.shape)
+        border.check_kronecker_values(W, weights)
+    else:
+        weights = border.check_weights(weights, W.shape)
+        border.check_values(W, weights)
+    pair = None
+    if method in STARTS:
+        start = method
+    elif method in METHODS and not isinstance(start, str):
+        pair, start = border.check_pair(start, W.shape, rank), "pair"
+    elif method in METHODS:
+        border.check_name("start", start, STARTS)
+    static = {"rank": rank, "method": method, "start": start, "scaling": scaling, "projection": projection}
+    return (W, weights, pair, border.check_tol(tol), patience), static | {"max_iters": max_iters}
+
+
+STATIC = ("rank", "method", "start", "scaling", "projection", "max_iters")
+
+
+@functools.partial(jax.jit, static_argnames=STATIC)
+def solve_arrays(W, weights, pair, tol, patience, **static) -> Result:
+    """One problem, in float64 if any array is and in float32 else, with matrix products of full precision."""
+    double = any(array.dtype == jnp.float64 for array in jax.tree.leaves((W, weights, pair)))
+    dtype = jnp.float64 if double else jnp.float32
+    target, weights, pair = jax.tree.map(lambda array: array.astype(dtype), (W, weights, pair))
+    core = kronecker if static["method"] == "kronecker" else weighted
+    with jax.default_matmul_precision("highest"):
+        result = core(target, weights, pair, jnp.asarray(tol, dtype), jnp.asarray(patience, jnp.int32), **static)
+    return result._replace(left=result.left.astype(W.dtype), right=result.right.astype(W.dtype))
+
+
+@functools.partial(jax.jit, static_argnames=(*STATIC, "chunk"))
+def solve_chunks(W, weights, pair, tol, patience, *, chunk, **static) -> Result:
+    """Many problems of one shape, `chunk` at a time."""
+
+    def one(arrays: tuple) -> Result:
+        return solve_arrays(*arrays, tol, patience, **static)
+
+    if chunk == len(W):
+        return jax.vmap(one)((W, weights, pair))
+    return jax.lax.map(one, (W, weights, pair), batch_size=None if chunk == 1 else chunk)
+
+
+def weighted(W, weights, pair, tol, patience, *, rank, method, start, scaling, projection, max_iters) -> Result:
+    """Weights of entries: unit scale, start, change of variables, iterations, and back."""
+    target_bad, weights_bad, empty = border.faults(W, weights)
+    status = jnp.where(target_bad, Status.INVALID_TARGET, RUNNING)
+    status = jnp.where(weights_bad | empty, Status.INVALID_WEIGHTS, status).astype(jnp.int32)
+    target, exponent = to_unit(jnp.where(jnp.isfinite(W), W, 0))
+    weight, _ = to_unit(jnp.where(jnp.isfinite(weights) & (weights > 0), weights, 0))
+    problem = Problem(target, weight)
+    first = from_unit(Factors(*pair), -exponent) if pair else STARTS[start](problem, rank)
+    scales = SCALINGS[scaling](weight)
+    runner, steps = (stay, 0) if method in STARTS else (PROJECTIONS[projection][method], max_iters)
+    outcome = run(scale(problem, scales), scale_factors(first, scales), runner, tol, patience, steps, status)
+    best = first if method in STARTS else unscale_factors(outcome.factors, scales)
+    return to_result(outcome, best, exponent)
+
+
+def kronecker(W, weights, pair, tol, patience, *, rank, max_iters, **unused) -> Result:
+    """Weights of rows and columns as wholes: C^1/2 W G^1/2 has equal weights; unscale its SVD."""
+    del pair, unused, max_iters
+    valid = border.semidefinite(weights.row) & border.semidefinite(weights.col)
+    status = jnp.where(jnp.all(jnp.isfinite(W)), RUNNING, Status.INVALID_TARGET)
+    status = jnp.where(valid, status, Status.INVALID_WEIGHTS).astype(jnp.int32)
+    target, exponent = to_unit(jnp.where(jnp.isfinite(W), W, 0))
+    row, row_inverse = psd_roots(to_unit(weights.row)[0])
+    col, col_inverse = psd_roots(to_unit(weights.col)[0])
+    problem = Problem(row @ target @ col, jnp.ones_like(target))
+    outcome = run(problem, truncated_svd(problem.target, rank), stay, tol, patience, 0, status)
+    best = Factors(row_inverse @ outcome.factors.left, outcome.factors.right @ col_inverse)
+    return to_result(outcome, best, exponent)
+
+
+def to_result(outcome: Outcome, factors: Factors, exponent: Int[Array, ""]) -> Result:
+    """The outcome in the caller's units."""
+    left, right = from_unit(even_out(factors), exponent)
+    return Result(left, right, *outcome[1:])
+
+
+def to_unit(array: Float[Array, "m n"]) -> tuple[Float[Array, "m n"], Int[Array, ""]]:
+    """The array over the power of two 2**exponent that brings its largest entry into [1/2, 1); no bit is lost."""
+    exponent = jnp.frexp(jnp.max(jnp.abs(array)))[1]
+    return jnp.ldexp(array, -exponent), exponent
+
+
+def from_unit(factors: Factors, exponent: Int[Array, ""]) -> Factors:
+    """The factors of the product times 2**exponent, which both share."""
+    half = exponent // 2
+    return Factors(jnp.ldexp(factors.left, half), jnp.ldexp(factors.right, exponent - half))
