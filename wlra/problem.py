@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from wlra.linalg import Factors, gram_inverse
+from wlra.linalg import Factors, gram_inverses
 
 
 class Problem(NamedTuple):
@@ -38,7 +38,7 @@ def stationarity(problem: Problem, factors: Factors) -> Float[Array, ""]:
     left, right = factors
     grad = gradient(problem, factors)
     along_right, along_left = grad @ right.T, left.T @ grad
-    inverse_right, inverse_left = gram_inverse(right @ right.T), gram_inverse(left.T @ left)
+    inverse_left, inverse_right = gram_inverses(factors)
     both = along_left @ right.T
     tangent = (
         jnp.sum(along_right * (along_right @ inverse_right))
