@@ -17,17 +17,13 @@ class Factors(NamedTuple):
 def gram_inverse(gram: Float[Array, "*b k k"]) -> Float[Array, "*b k k"]:
     """The inverse of a Gram matrix whose unit-diagonal form is shifted by k * eps, the size of its rounding errors.
 
-    Newton-Schulz, X <- X (2 - A X) (Schulz 1933; Ben-Israel & Cohen 1966): products alone, about log2(cond) + 4 steps of
-    4k^3 operations, and the Gram matrices of balanced factors are nearly diagonal. A Cholesky factor takes fewer
+    Newton-Schulz, X <- X (2 - A X) (Schulz 1933; Ben-Israel & Cohen 1966): products alone, about log2(cond) + 4 steps
+    of 4k^3 operations, and the Gram matrices of balanced factors are nearly diagonal. A Cholesky factor takes fewer
     operations and several times as long, within a loop of products: on a CPU its threads get in the way of theirs, and
     accelerators are slow at it. Callers multiply a residual by the result, so the shift biases no solution.
     """
-    k, eps = gram.shape[-1], jnp.finfo(gram.dtype).eps
-    diagonal = jnp.diagonal(gram, axis1=-2, axis2=-1)
-    scale = 1 / jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1))
-    two_sided = scale[..., :, None] * scale[..., None, :]
-    eye = jnp.eye(k, dtype=gram.dtype)
-    unit = gram * two_sided + jnp.broadcast_to(k * eps * eye, gram.shape)
+    unit, scale = unit_diagonal(gram)
+    eye = jnp.eye(gram.shape[-1], dtype=gram.dtype)
 
     def improving(state: tuple[Array, Array, Array, Array]) -> Bool[Array, ""]:
         """Whether the last step squared the defect, as all do until rounding errors are left; or it is still large."""
@@ -44,7 +40,22 @@ def gram_inverse(gram: Float[Array, "*b k k"]) -> Float[Array, "*b k k"]:
     first = jnp.broadcast_to(eye, gram.shape) / largest
     start = first, eye - unit @ first, jnp.array(jnp.inf, gram.dtype), jnp.array(0, jnp.int32)
     inverse, *_ = jax.lax.while_loop(improving, step, start)
-    return inverse * two_sided
+    return inverse * (scale[..., :, None] * scale[..., None, :])
+
+
+def gram_solve(gram: Float[Array, "k k"], right_side: Float[Array, " k"]) -> Float[Array, " k"]:
+    """The solution with the inverse of `gram_inverse`, by Cholesky: for many small systems with one right side each."""
+    unit, scale = unit_diagonal(gram)
+    return scale * jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(unit), True), scale * right_side)
+
+
+def unit_diagonal(gram: Float[Array, "*b k k"]) -> tuple[Float[Array, "*b k k"], Float[Array, "*b k"]]:
+    """diag(scale) gram diag(scale) with a diagonal of ones (zeros stay), plus the shift; and scale."""
+    k, eps = gram.shape[-1], jnp.finfo(gram.dtype).eps
+    diagonal = jnp.diagonal(gram, axis1=-2, axis2=-1)
+    scale = 1 / jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1))
+    shift = jnp.broadcast_to(k * eps * jnp.eye(k, dtype=gram.dtype), gram.shape)
+    return gram * (scale[..., :, None] * scale[..., None, :]) + shift, scale
 
 
 def gram_inverses(factors: Factors) -> tuple[Float[Array, "k k"], Float[Array, "k k"]]:

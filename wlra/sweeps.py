@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 from jaxtyping import Array, Float
 
-from wlra.linalg import Factors, gram_inverse, subspace_step
+from wlra.linalg import Factors, gram_solve, subspace_step
 from wlra.problem import Problem, gradient
 
 Sweep = Callable[[Problem, Factors], Factors]
@@ -46,6 +46,6 @@ def best_rows(
     def row(pair: tuple[Float[Array, " n"], Float[Array, " k"]]) -> Float[Array, " k"]:
         weight_row, right_side = pair
         gram = (basis * weight_row[None, :]) @ basis.T
-        return gram_inverse(gram) @ right_side
+        return gram_solve(gram, right_side)
 
     return jax.lax.map(row, (weight, grad @ basis.T), batch_size=max(1, min(m, 4 * m // k)))
