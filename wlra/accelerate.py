@@ -8,7 +8,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int
 
 from wlra.driver import Method, choose
-from wlra.linalg import Factors, balance, gram_inverse
+from wlra.linalg import Factors, balance, gram_solve
 from wlra.problem import Problem, loss
 from wlra.sweeps import Sweep
 
@@ -67,16 +67,14 @@ def anderson_step(memory: Window, point: Any, image: Any) -> tuple[Any, Window]:
     """The next point is the combination sum_i a_i g(x_i), sum_i a_i = 1, whose residuals combine to the shortest.
 
     Type II of Anderson 1965 (Walker & Ni 2011, eq. 2.1; Tuzhilina & Hastie 2021, sec. 3.2), over this pair and the last
-    SLOTS before it. Solved for the coefficients of the differences from this pair, each scaled to length 1, so that
-    the shift in `gram_inverse` is relative.
+    SLOTS before it. Solved for the coefficients of the differences from this pair, with the relative shift of
+    `gram_solve`.
     """
     flat, unravel = ravel_pytree(image)
     residual = flat - ravel_pytree(point)[0]
     changes = jnp.where(memory.valid[:, None], residual[None, :] - memory.residuals, 0)
     gram, slopes = changes @ changes.T, changes @ residual
-    size = jnp.sqrt(jnp.diagonal(gram))
-    size = jnp.where(size > 0, size, 1)
-    coefficients = gram_inverse(gram / (size[:, None] * size[None, :])) @ (slopes / size) / size
+    coefficients = gram_solve(gram, slopes)
     moves = jnp.where(memory.valid[:, None], flat[None, :] - memory.images, 0)
     slot = memory.oldest
     memory = Window(
