@@ -236,9 +236,7 @@ def replacing(target: Path) -> Iterator[Path]:
     It lies beside `target`, so that taking its place is a rename. Where a directory has to give way it is
     two, and a crash just between them leaves the old one under a name that ends in ".old".
     """
-    target = target.expanduser().resolve()
-    if not replaceable(target):
-        raise ValueError(f"{target}: wanted a new or empty directory, or a checkpoint and no other files")
+    target = check_target(target)
     fresh = target.with_name(f".{target.name}.{uuid.uuid4().hex}.new")
     created = [parent for parent in target.parents if not parent.exists()]
     try:
@@ -252,6 +250,14 @@ def replacing(target: Path) -> Iterator[Path]:
             for parent in created:
                 parent.rmdir()
         raise
+
+
+def check_target(target: Path) -> Path:
+    """The absolute path, if a checkpoint may be written there."""
+    target = target.expanduser().resolve()
+    if not replaceable(target):
+        raise ValueError(f"{target}: wanted a new or empty directory, or a checkpoint and no other files")
+    return target
 
 
 def replaceable(target: Path) -> bool:

@@ -17,7 +17,7 @@ from bert_adapter.importance import Importance, Loss, measure_importance
 from bert_adapter.model import module_for
 from bert_adapter.select import choose_ranks, select_kernels
 
-WEIGHTS: dict[str, Callable[[Importance, str], Any]] = {
+WEIGHTS: dict[str, Callable[[Any, str], Any]] = {
     "fisher": lambda importance, path: importance[path].fisher,
     "kronecker": lambda importance, path: wlra.Kronecker(importance[path].inputs, importance[path].outputs),
     "none": lambda importance, path: None,
@@ -57,6 +57,7 @@ def compress(
     method: str = "anderson",
     importance: str = "fisher",
     loss: Loss | None = None,
+    measured: Importance | None = None,
     include: str = r"^(bert/)?encoder/",
     exclude: str | None = None,
     seed: int = 0,
@@ -75,6 +76,7 @@ def compress(
       method: of `wlra.solve`; `options` (tol, max_iters, ...) go there too.
       importance: "fisher" (a weight per entry), "kronecker" (needs method="kronecker"), "none".
       loss: (output, batch) -> (batch,), each example's loss. If None, no labels are needed: see `measure_importance`.
+      measured: what `measure_importance` returned for these kernels, to use instead of measuring on `batches`.
       include, exclude: regular expressions that select kernels by path; by default all of the encoder.
       seed: of the random directions that stand in for labels.
 
@@ -90,8 +92,7 @@ def compress(
     shapes = select_kernels(dense.params, include, exclude)
     ranks = choose_ranks(shapes, rank, params)
     loaded = time.perf_counter()
-    measured: Importance = {}
-    if importance != "none":
+    if measured is None and importance != "none":
         measured = measure_importance(
             forward(dense), dense.params, batches, shapes, loss=loss, seed=seed, progress=progress
         )

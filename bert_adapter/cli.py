@@ -1,0 +1,108 @@
+"""bert-adapter: compress a BERT checkpoint from the command line."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from bert_adapter.factorise import CLOSED_FORMS
+
+ITERATIONS = ("anderson", "nesterov", "em", "als")
+
+EPILOG = """examples:
+  bert-adapter demo
+      compress all-MiniLM-L6-v2 to half its encoder and compare methods on held-out sentences
+  bert-adapter compress bert-base-uncased --params 0.5 --text my-sentences.txt -o bert-half
+      keep half of every encoder kernel, weighted by what your sentences make matter
+  bert-adapter compress ./my-model --rank 96 --text my-sentences.txt -o small --include 'intermediate|output/dense'
+      rank 96 in the feed-forward and output kernels only
+
+then, in Python:
+  import bert_adapter
+  model = bert_adapter.load("bert-half")
+  batch = bert_adapter.tokenizer(model)(["A sentence.", "Another one."])
+  embeddings = bert_adapter.apply(model.module, model.params, **batch)
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The commands and their options."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    root = argparse.ArgumentParser("bert-adapter", description=__doc__, epilog=EPILOG, formatter_class=formatter)
+    commands = root.add_subparsers(dest="command", required=True)
+
+    demo = commands.add_parser("demo", help="compress a real model that comes along, and compare methods")
+    demo.add_argument("-o", "--output", type=Path, default=Path("bert-adapter-demo"), help="directory (%(default)s)")
+    demo.add_argument("--params", type=float, default=0.5, help="share of the kernels' parameters kept (%(default)s)")
+
+    compress = commands.add_parser("compress", help="compress a checkpoint of your own", formatter_class=formatter)
+    compress.add_argument("model", metavar="DIR", help="a Hugging Face directory of a BERT, or its name on the Hub")
+    size = compress.add_mutually_exclusive_group(required=True)
+    size.add_argument("--rank", type=int, help="the rank of every selected kernel")
+    size.add_argument("--params", type=float, help="the share of the selected kernels' parameters to keep, in (0, 1]")
+    compress.add_argument("--text", type=Path, required=True, metavar="FILE", help="UTF-8, a sentence a line; some")
+    compress.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the new checkpoint")
+    compress.add_argument("--report", type=Path, metavar="PAGE", help="an HTML page with figures (default OUT.html)")
+    compress.add_argument("--method", choices=(*ITERATIONS, *CLOSED_FORMS, "kronecker"), default="anderson")
+    compress.add_argument("--importance", choices=("fisher", "kronecker", "none"), default="fisher")
+    compress.add_argument("--include", default=r"^(bert/)?encoder/", help="regular expression of kernels (%(default)s)")
+    compress.add_argument("--exclude", help="regular expression of kernels that stay dense")
+    compress.add_argument("--batch-size", type=int, default=16, help="sentences at a time (%(default)s)")
+    compress.add_argument("--max-length", type=int, default=128, help="tokens per sentence at most (%(default)s)")
+    compress.add_argument("--seed", type=int, default=0, help="of the random directions in place of labels")
+    return root
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a command; 0 if it succeeded, 2 if something it was given cannot be used."""
+    options = parser().parse_args(argv)
+    try:
+        (run_demo if options.command == "demo" else run_compress)(options)
+    except (ValueError, OSError) as error:
+        print(f"bert-adapter: error: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    return 0
+
+
+def run_demo(options: argparse.Namespace) -> None:
+    from bert_adapter.demo import demo
+
+    demo(options.output, options.params, say)
+
+
+def run_compress(options: argparse.Namespace) -> None:
+    from bert_adapter.checkpoint import check_target, load, save
+    from bert_adapter.compress import compress, text_batches
+    from bert_adapter.report import as_text, kernel_table, summary, write_page
+
+    check_target(options.output)
+    texts = [line for line in options.text.read_text("utf-8").splitlines() if line.strip()]
+    if not texts:
+        raise ValueError(f"{options.text} holds no text; wanted a sentence a line")
+    if options.batch_size < 1 or options.max_length < 1:
+        raise ValueError(f"wanted batches and lengths of at least 1; got {options.batch_size}, {options.max_length}")
+    model = load(options.model)
+    say(f"{options.model}: compressing on {len(texts)} texts")
+    small, report = compress(
+        model,
+        text_batches(model, texts, options.batch_size, options.max_length),
+        rank=options.rank,
+        params=options.params,
+        method=options.method,
+        importance=options.importance,
+        include=options.include,
+        exclude=options.exclude,
+        seed=options.seed,
+    )
+    save(small, options.output)
+    page = options.report or options.output.with_name(options.output.name + ".html")
+    write_page(page, f"{options.model}, compressed", report, {})
+    say(f"{as_text(kernel_table(report.rows))}\n\n{summary(report)}\nsaved {options.output}; report: {page}")
+
+
+def say(text: str) -> None:
+    """Progress that a pipe or a log can hold too."""
+    print(text, flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    sys.exit(main())

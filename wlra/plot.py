@@ -1,0 +1,33 @@
+"""Figures, for those who would rather look than read. Needs matplotlib: pip install 'wlra[plot]'."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def convergence(losses: Mapping[str, Any], best: float | None = None, ax: "Axes | None" = None) -> "Axes":
+    """The axes, with the relative gap (loss - best) / best of every named course of losses against the iteration.
+
+    Args:
+      losses: by name, losses per iteration, entry 0 the start: `result.history.loss`; +inf ends a course.
+      best: the lowest loss known; if None, the lowest among `losses`.
+      ax: axes to draw on; new ones if None.
+    """
+    import matplotlib.pyplot as plt
+
+    if ax is None:
+        ax = plt.subplots(figsize=(6, 4), layout="constrained")[1]
+    courses = {name: np.asarray(course, np.float64) for name, course in losses.items()}
+    courses = {name: course[np.isfinite(course)] for name, course in courses.items()}
+    lowest = min(course.min() for course in courses.values()) if best is None else best
+    for name, course in courses.items():
+        gap = np.maximum((course - lowest) / lowest, 1e-7)
+        ax.plot(gap, label=name, marker="o" if len(gap) < 3 else None)
+    ax.set(xlabel="iteration", ylabel="loss above the best known, relative", yscale="log")
+    ax.grid(alpha=0.3)
+    ax.legend(fontsize="small")
+    return ax
