@@ -78,9 +78,11 @@ def check_name(name: str, value: Any, known: Collection[str]) -> str:
 
 def check_tol(tol: Any) -> Any:
     """The tolerance, which bounds a ratio in [0, 1]."""
-    if not is_traced(tol) and not (np.ndim(tol) == 0 and 0 <= float(tol) <= 1):
+    if is_traced(tol):
+        return tol
+    if not (np.ndim(tol) == 0 and 0 <= float(tol) <= 1):
         raise ValueError(f"tol bounds the stationarity, a number in [0, 1]; got {tol!r}")
-    return tol
+    return float(tol)
 
 
 def check_pair(start: Any, shape: tuple[int, ...], rank: int) -> tuple[Array, Array]:

@@ -107,9 +107,9 @@ def run(
     dtype = problem.target.dtype
     infinite = jnp.array(jnp.inf, dtype)
     never = jnp.full(max_iters + 1, jnp.inf, dtype)
-    factors, aux = method.init(problem, factors)
+    ready, aux = method.init(problem, factors)
     zero = jnp.array(0, jnp.int32)
-    start = State(factors, aux, factors, infinite, infinite, zero, zero, status, History(never, never))
+    start = State(ready, aux, factors, infinite, infinite, zero, zero, status, History(never, never))
     end = jax.lax.while_loop(lambda state: state.status == RUNNING, body, start)
     iterations = jnp.maximum(end.iteration - 1, 0)
     return Outcome(end.best, end.loss, end.stationarity, iterations, end.status, end.history)
@@ -127,7 +127,7 @@ def assess(problem: Problem, state: State, tol: Float[Array, ""], patience: Int[
     outcomes = [
         (~(jnp.isfinite(now) & jnp.isfinite(slope)), Status.NONFINITE),
         (slope <= tol, Status.CONVERGED),
-        (idle > patience, Status.STALLED),
+        (idle >= patience, Status.STALLED),
         (state.iteration >= max_iters, Status.MAX_ITERS if max_iters else Status.CLOSED_FORM),
     ]
     return state._replace(

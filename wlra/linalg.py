@@ -23,13 +23,13 @@ def gram_inverse(gram: Float[Array, "*b k k"]) -> Float[Array, "*b k k"]:
     accelerators are slow at it. Callers multiply a residual by the result, so the shift biases no solution.
     """
     unit, scale = unit_diagonal(gram)
-    eye = jnp.eye(gram.shape[-1], dtype=gram.dtype)
+    eye = jnp.broadcast_to(jnp.eye(gram.shape[-1], dtype=gram.dtype), gram.shape)
 
     def improving(state: tuple[Array, Array, Array, Array]) -> Bool[Array, ""]:
         """Whether the last step squared the defect, as all do until rounding errors are left; or it is still large."""
         _, defect, before, count = state
         size = jnp.sum(defect**2)
-        return ((size > 0.1) | (size < before / 4)) & (count < 64)
+        return ((before > 0.1) | (size < before / 4)) & (count < 64)
 
     def step(state: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
         inverse, defect, _, count = state
@@ -37,7 +37,7 @@ def gram_inverse(gram: Float[Array, "*b k k"]) -> Float[Array, "*b k k"]:
         return inverse, eye - unit @ inverse, jnp.sum(defect**2), count + 1
 
     largest = jnp.max(jnp.sum(jnp.abs(unit), axis=-1), axis=-1)[..., None, None]
-    first = jnp.broadcast_to(eye, gram.shape) / largest
+    first = eye / largest
     start = first, eye - unit @ first, jnp.array(jnp.inf, gram.dtype), jnp.array(0, jnp.int32)
     inverse, *_ = jax.lax.while_loop(improving, step, start)
     return inverse * (scale[..., :, None] * scale[..., None, :])
@@ -107,8 +107,11 @@ def balance(factors: Factors) -> Factors:
 def even_out(factors: Factors) -> Factors:
     """The same product, bit for bit, with each column of `left` as large as its row of `right` to a factor of two."""
     size_left, size_right = jnp.max(jnp.abs(factors.left), axis=0), jnp.max(jnp.abs(factors.right), axis=1)
-    shift = (jnp.frexp(size_right)[1] - jnp.frexp(size_left)[1]) // 2
-    shift = jnp.where((size_left > 0) & (size_right > 0), shift, 0)
+    (mantissa_left, exponent_left), (mantissa_right, exponent_right) = jnp.frexp(size_left), jnp.frexp(size_right)
+    both = (size_left > 0) & (size_right > 0)
+    ratio = jnp.log2(jnp.where(both, mantissa_right / jnp.where(both, mantissa_left, 1), 1))
+    exponent = jnp.where(both, exponent_right - exponent_left, 0)
+    shift = jnp.round((ratio + exponent.astype(ratio.dtype)) / 2).astype(exponent.dtype)
     return Factors(jnp.ldexp(factors.left, shift[None, :]), jnp.ldexp(factors.right, -shift[:, None]))
 
 

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 from wlra.accelerate import Extrapolation, not_above
 from wlra.driver import Method, choose
-from wlra.linalg import Factors, truncated_svd
+from wlra.linalg import Factors, balance, truncated_svd
 from wlra.problem import Problem, gradient, loss
 
 
@@ -36,7 +36,7 @@ def published(extrapolation: Extrapolation) -> Method:
     """
 
     def init(problem: Problem, factors: Factors) -> tuple[Factors, Completed]:
-        point = jnp.zeros_like(problem.target)
+        point, factors = jnp.zeros_like(problem.target), balance(factors)
         infinite = jnp.array(jnp.inf, point.dtype)
         return factors, Completed(extrapolation.init(point), point, factors, infinite)
 

@@ -198,10 +198,13 @@ def weighted(W, weights, pair, tol, patience, *, rank, method, start, scaling, p
     target_bad, weights_bad, empty = border.faults(W, weights)
     status = jnp.where(target_bad, Status.INVALID_TARGET, RUNNING)
     status = jnp.where(weights_bad | empty, Status.INVALID_WEIGHTS, status).astype(jnp.int32)
-    target, exponent = to_unit(jnp.where(jnp.isfinite(W), W, 0))
     weight, _ = to_unit(jnp.where(jnp.isfinite(weights) & (weights > 0), weights, 0))
+    finite = jnp.where(jnp.isfinite(W), W, 0)
+    target, exponent = to_unit(jnp.where(weight > 0, finite, 0))
     problem = Problem(target, weight)
-    first = from_unit(Factors(*pair), -exponent) if pair else STARTS[start](problem, rank)
+    first = (
+        from_unit(Factors(*pair), -exponent) if pair else STARTS[start](with_hidden(problem, finite, exponent), rank)
+    )
     scales = SCALINGS[scaling](weight)
     runner, steps = (stay, 0) if method in STARTS else (PROJECTIONS[projection][method], max_iters)
     outcome = run(scale(problem, scales), scale_factors(first, scales), runner, tol, patience, steps, status)
@@ -216,17 +219,27 @@ def kronecker(W, weights, pair, tol, patience, *, rank, max_iters, **unused) -> 
     status = jnp.where(jnp.all(jnp.isfinite(W)), RUNNING, Status.INVALID_TARGET)
     status = jnp.where(valid, status, Status.INVALID_WEIGHTS).astype(jnp.int32)
     target, exponent = to_unit(jnp.where(jnp.isfinite(W), W, 0))
-    row, row_inverse = psd_roots(to_unit(weights.row)[0])
-    col, col_inverse = psd_roots(to_unit(weights.col)[0])
+    (row, row_inverse), (col, col_inverse) = (
+        psd_roots(to_unit(jnp.where(jnp.isfinite(matrix), matrix, 0))[0]) for matrix in weights
+    )
     problem = Problem(row @ target @ col, jnp.ones_like(target))
     outcome = run(problem, truncated_svd(problem.target, rank), stay, tol, patience, 0, status)
     best = Factors(row_inverse @ outcome.factors.left, outcome.factors.right @ col_inverse)
     return to_result(outcome, best, exponent)
 
 
+def with_hidden(problem: Problem, finite: Float[Array, "m n"], exponent: Int[Array, ""]) -> Problem:
+    """The problem with the target's entries of weight 0 too, which svd and fwsvd look at.
+
+    Those 1000 times larger than all that count are taken for what NaN is there, a way to say that nothing is known.
+    """
+    target = jnp.ldexp(finite, -exponent)
+    return problem._replace(target=jnp.where(jnp.abs(target) <= 1024, target, 0))
+
+
 def to_result(outcome: Outcome, factors: Factors, exponent: Int[Array, ""]) -> Result:
     """The outcome in the caller's units."""
-    left, right = from_unit(even_out(factors), exponent)
+    left, right = even_out(from_unit(factors, exponent))
     return Result(left, right, *outcome[1:])
 
 

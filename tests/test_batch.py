@@ -1,0 +1,132 @@
+"""A batch has the results of its members, however it is cut into chunks."""
+
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import wlra
+from wlra.methods import METHODS, PUBLISHED
+from wlra.starts import STARTS
+
+BATCH, M, N, K = 4, 8, 6, 1
+EPS = float(np.finfo(np.float32).eps)
+TABLE: dict[str, Any] = {name: {"method": name} for name in (*STARTS, *METHODS)} | {
+    f"{name} by svd": {"method": name, "projection": "svd"} for name in PUBLISHED
+}
+
+
+def normal(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+W, WEIGHTS = normal(0, BATCH, M, N), np.exp(normal(1, BATCH, M, N))
+EASY = normal(2, M, K) @ normal(3, K, N)
+
+
+@jax.jit
+def solve_all(W, weights):
+    """One program for the whole table: it compiles in half the time of one for each method."""
+    return {name: wlra.solve(W, weights, K, **options) for name, options in TABLE.items()}
+
+
+map_all = jax.jit(jax.vmap(solve_all))
+
+
+@functools.cache
+def mapped():
+    return jax.tree.map(np.asarray, map_all(W, WEIGHTS))
+
+
+@functools.cache
+def looped():
+    members = [solve_all(*member) for member in zip(W, WEIGHTS, strict=True)]
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *members)
+
+
+@functools.cache
+def chunked(chunk):
+    return jax.tree.map(np.asarray, wlra.solve_batch(W, WEIGHTS, K, method="em", chunk=chunk))
+
+
+def assert_same_loss(got, wanted):
+    """The root of the loss is a relative distance: rounding in sums of a few terms moves it by some eps."""
+    np.testing.assert_allclose(np.sqrt(np.float64(got)), np.sqrt(np.float64(wanted)), rtol=0, atol=32 * EPS)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_mapping_gives_the_shapes_of_the_loop(name):
+    assert jax.tree.map(np.shape, mapped()[name]) == jax.tree.map(np.shape, looped()[name])
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_mapping_gives_the_first_losses_of_the_loop(name):
+    # Batched sums differ by rounding, which the first iterations do not yet amplify.
+    assert_same_loss(mapped()[name].history.loss[:, :4], looped()[name].history.loss[:, :4])
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_mapping_gives_the_last_losses_of_the_loop(name):
+    np.testing.assert_allclose(mapped()[name].loss, looped()[name].loss, rtol=1e-5)  # tol**2 over the curvature
+
+
+@pytest.mark.parametrize("name", ["als", *STARTS])
+def test_mapping_takes_the_iterations_of_the_loop(name):
+    # At most one more or less, where a stationarity meets tol up to rounding.
+    np.testing.assert_allclose(mapped()[name].iterations, looped()[name].iterations, atol=1)
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 2, 3])
+def test_chunks_give_the_losses_of_the_loop(chunk):
+    np.testing.assert_allclose(chunked(chunk).loss, looped()["em"].loss, rtol=1e-5)  # tol**2 over the curvature
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 2, 3])
+def test_chunks_come_back_in_order(chunk):
+    first = chunked(chunk).history.loss[:, 0]
+    assert_same_loss(first, looped()["em"].history.loss[:, 0])
+    assert len(set(first)) == BATCH
+
+
+def test_a_chunk_of_one_solves_as_if_alone():
+    np.testing.assert_allclose(chunked(1).iterations, looped()["em"].iterations, rtol=0.1)  # EM stalls at rounding
+
+
+def test_a_chunk_above_the_batch_is_the_batch():
+    jax.tree.map(np.testing.assert_array_equal, wlra.solve_batch(W, WEIGHTS, K, method="em", chunk=99), chunked(None))
+
+
+def test_finished_lanes_do_not_move():
+    ones = np.ones_like(W)
+    alone = map_all(np.stack([EASY] * BATCH), ones)["anderson"]
+    beside = map_all(np.stack([EASY, *W[1:]]), np.stack([ones[0], *WEIGHTS[1:]]))["anderson"]
+    assert beside.iterations[0] < beside.iterations[1:].min()
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[0], b[0]), beside, alone)
+
+
+@pytest.mark.parametrize("shape", [(), (BATCH, 1, 1), (1, M, N), (1, M, 1), (BATCH, 1, N)])
+def test_weights_broadcast_over_the_batch(shape):
+    weights = np.exp(normal(4, *shape))
+    got = wlra.solve_batch(W, weights, K, method="separable")
+    wanted = wlra.solve_batch(W, np.broadcast_to(weights, W.shape), K, method="separable")
+    jax.tree.map(np.testing.assert_array_equal, got, wanted)
+
+
+def test_every_problem_goes_on_from_its_own_pair():
+    before = wlra.solve_batch(W, WEIGHTS, K, method="separable")
+    result = wlra.solve_batch(W, WEIGHTS, K, method="em", start=(before.left, before.right))
+    assert_same_loss(result.history.loss[:, 0], before.loss)
+    assert (np.asarray(result.loss) < np.asarray(before.loss)).all()
+
+
+@jax.jit
+def statuses(W, weights):
+    return wlra.solve_batch(W, weights, K, method="separable").status
+
+
+def test_every_problem_has_its_own_status():
+    got = statuses(np.stack([EASY, W[1], W[2] * np.nan, W[3]]), np.stack([*WEIGHTS[:3], -WEIGHTS[3]]))
+    wanted = ["CONVERGED", "CLOSED_FORM", "INVALID_TARGET", "INVALID_WEIGHTS"]
+    assert [wlra.Status(int(status)).name for status in got] == wanted

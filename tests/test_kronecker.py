@@ -1,0 +1,154 @@
+"""Weights of rows and columns as wholes: the closed form is that of the formula."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+import reference
+from numpy.random import default_rng
+from reference import product
+
+import wlra
+from wlra import Kronecker, Status
+
+M, N, K = 10, 8, 3
+EPS32, EPS = (float(np.finfo(dtype).eps) for dtype in (np.float32, np.float64))
+
+
+def semidefinite(seed, size, rank=None):
+    factor = default_rng(seed).normal(size=(size, rank or 2 * size))
+    return factor @ factor.T
+
+
+W, ROW, COL = default_rng(0).normal(size=(M, N)), semidefinite(1, M), semidefinite(2, N)
+P, Q = default_rng(3).exponential(size=M), default_rng(4).exponential(size=N)
+SINGULAR = Kronecker(semidefinite(5, M, 6), semidefinite(6, N, 5))
+INDEFINITE, LOPSIDED = ROW - np.linalg.eigvalsh(ROW).mean() * np.eye(M), ROW + np.triu(ROW, 1)
+
+solve = functools.partial(wlra.solve, rank=K, method="kronecker")
+
+
+def assert_close(got, wanted, rtol):
+    assert np.linalg.norm(got - wanted) <= rtol * np.linalg.norm(wanted)
+
+
+def test_the_product_is_that_of_the_closed_form(x64):
+    got = solve(W, Kronecker(ROW, COL))
+    assert_close(product(got), reference.kronecker(W, ROW, COL, K), rtol=1e5 * EPS)  # roots of condition 10 and a gap
+
+
+def test_float32_gives_the_closed_form_to_its_own_precision():
+    got = solve(np.float32(W), Kronecker(np.float32(ROW), np.float32(COL)))
+    assert_close(product(got), reference.kronecker(W, ROW, COL, K), rtol=1e3 * EPS32)  # roots of condition 10 and a gap
+
+
+@pytest.mark.parametrize("weights", [Kronecker(ROW, COL), SINGULAR], ids=["regular", "singular"])
+def test_the_loss_is_the_error_as_defined(weights, x64):
+    got = solve(W, weights)
+    wanted = reference.kronecker_loss(W, weights.row, weights.col, product(got))
+    assert float(got.loss) == pytest.approx(wanted, rel=1e5 * EPS)  # condition of the roots
+
+
+def test_the_status_says_that_it_is_a_closed_form_at_its_minimum(x64):
+    got = solve(W, Kronecker(ROW, COL))
+    assert got.status == Status.CONVERGED
+    assert got.iterations == 0
+
+
+def test_no_other_product_of_that_rank_has_a_lower_loss(x64):
+    got, noise = solve(W, Kronecker(ROW, COL)), default_rng(7)
+    for size in (1e-1, 1e-3) * 10:
+        left = got.left + size * noise.normal(size=got.left.shape)
+        right = got.right + size * noise.normal(size=got.right.shape)
+        assert reference.kronecker_loss(W, ROW, COL, left @ right) > got.loss
+
+
+def test_diagonal_factors_are_separable_weights(x64):
+    got = solve(W, Kronecker(np.diag(P), np.diag(Q)))
+    assert_close(product(got), reference.separable(W, P, Q, K), rtol=1e4 * EPS)  # roots of condition 10
+
+
+def test_units_that_are_powers_of_two_change_no_bit_of_the_loss(x64):
+    wanted, got = solve(W, Kronecker(ROW, COL)), solve(2.0**9 * W, Kronecker(2.0**-30 * ROW, 2.0**11 * COL))
+    assert got.loss == wanted.loss
+    np.testing.assert_array_equal(product(got), 2.0**9 * product(wanted))
+
+
+def test_singular_factors_cost_no_more_than_their_closed_form(x64):
+    got = solve(W, SINGULAR)
+    wanted = reference.kronecker_loss(W, *SINGULAR, product=reference.kronecker(W, *SINGULAR, k=K))
+    assert float(got.loss) == pytest.approx(wanted, rel=1e5 * EPS)  # condition of the roots on their range
+
+
+def test_a_product_of_that_rank_is_recovered(x64):
+    target = reference.eckart_young(W, K)
+    assert_close(product(solve(target, Kronecker(ROW, COL))), target, rtol=1e4 * EPS)  # roots of condition 10
+
+
+def test_a_batch_has_the_results_of_its_members(x64):
+    targets = np.stack([W, 2 * W[::-1]])
+    weights = Kronecker(np.stack([ROW, np.diag(P)]), np.stack([COL, np.diag(Q)]))
+    got = wlra.solve_batch(targets, weights, K, method="kronecker")
+    for i in range(2):
+        wanted = reference.kronecker(targets[i], weights.row[i], weights.col[i], K)
+        assert_close(np.asarray(got.left[i] @ got.right[i]), wanted, rtol=1e5 * EPS)  # as for one
+
+
+def test_factors_broadcast_over_the_batch(x64):
+    targets, one = np.stack([W, 2 * W[::-1]]), Kronecker(ROW[None], COL[None])
+    both = Kronecker(np.stack([ROW, ROW]), np.stack([COL, COL]))
+    got, wanted = (wlra.solve_batch(targets, weights, K, method="kronecker") for weights in (one, both))
+    np.testing.assert_array_equal(got.loss, wanted.loss)
+
+
+REFUSED = {
+    "row indefinite": (
+        {"row": INDEFINITE},
+        "weights.row must be symmetric positive semi-definite and not zero, and is not",
+    ),
+    "row not symmetric": ({"row": LOPSIDED}, "weights.row must be symmetric"),
+    "col zero": ({"col": 0 * COL}, "weights.col must be symmetric positive semi-definite and not zero"),
+    "col NaN": ({"col": COL * np.nan}, "weights.col has 64 NaN or infinite entries, the first nan at"),
+    "row of another size": ({"row": COL}, "weights.row must broadcast to"),
+    "col a vector": ({"col": Q}, "weights.col must broadcast to"),
+    "complex col": ({"col": COL.astype(np.complex64)}, "weights.col must be real"),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), REFUSED.values(), ids=REFUSED)
+def test_factors_that_cannot_be_used_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        solve(np.float32(W), Kronecker(np.float32(ROW), np.float32(COL))._replace(**changes))
+
+
+def test_nan_in_the_target_is_refused_anywhere():
+    target = np.where(np.eye(M, N) > 0, np.nan, np.float32(W))
+    with pytest.raises(ValueError, match=r"W has 8 NaN or infinite entries, .* Kronecker weights skip no entry"):
+        solve(target, Kronecker(np.float32(ROW), np.float32(COL)))
+
+
+@jax.jit
+def traced(W, row, col):
+    return solve(W, Kronecker(row, col))
+
+
+BAD = {
+    "NaN target": ((W * np.nan, ROW, COL), Status.INVALID_TARGET),
+    "indefinite row": ((W, INDEFINITE, COL), Status.INVALID_WEIGHTS),
+    "lopsided row": ((W, LOPSIDED, COL), Status.INVALID_WEIGHTS),
+    "zero col": ((W, ROW, 0 * COL), Status.INVALID_WEIGHTS),
+    "NaN col": ((W, ROW, COL * np.nan), Status.INVALID_WEIGHTS),
+}
+
+
+@pytest.mark.parametrize(("arrays", "status"), BAD.values(), ids=BAD)
+def test_under_jit_a_status_says_the_same(arrays, status):
+    assert traced(*map(np.float32, arrays)).status == status
+
+
+@pytest.mark.parametrize(("arrays", "status"), BAD.values(), ids=BAD)
+def test_under_jit_bad_values_give_finite_factors(arrays, status):
+    result = traced(*map(np.float32, arrays))
+    assert np.isfinite(result.left).all()
+    assert np.isfinite(result.right).all()

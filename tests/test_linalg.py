@@ -1,0 +1,187 @@
+"""Factorisations hold what their first lines say, for singular matrices too, and never give NaN."""
+
+import jax
+import numpy as np
+import pytest
+import reference
+from reference import product
+
+from wlra.linalg import Factors, balance, even_out, gram_inverse, psd_roots, subspace_step, truncated_svd
+
+M, N, K = 12, 10, 3
+EPS32, EPS = (float(np.finfo(dtype).eps) for dtype in (np.float32, np.float64))
+rng = np.random.default_rng(0)
+TARGET, LEFT, RIGHT, GRADIENT = (rng.normal(size=shape) for shape in [(M, N), (M, K), (K, N), (M, N)])
+GAUGE = rng.normal(size=(K, K))
+
+inverse = jax.jit(gram_inverse)
+step = jax.jit(lambda gradient, left, right: subspace_step(gradient, Factors(left, right)))
+svd = jax.jit(truncated_svd, static_argnames="rank")
+balanced = jax.jit(lambda left, right: balance(Factors(left, right)))
+evened = jax.jit(lambda left, right: even_out(Factors(left, right)))
+roots = jax.jit(psd_roots)
+
+
+def assert_close(got, wanted, ulps, eps=EPS):
+    """Up to so many eps of the norm."""
+    assert np.linalg.norm(got - wanted) <= ulps * eps * np.linalg.norm(wanted)
+
+
+def graded(m, n, orders):
+    """A matrix with singular values from 1 down to 10**-orders."""
+    u, v = (np.linalg.qr(np.random.default_rng(size).normal(size=(size, min(m, n))))[0] for size in (m, n))
+    return (u * np.logspace(0, -orders, min(m, n))) @ v.T
+
+
+def test_gram_inverse_is_the_inverse_up_to_its_shift(x64):
+    gram = np.stack([RIGHT @ RIGHT.T, LEFT.T @ LEFT])
+    wanted = np.linalg.inv(gram)
+    for got, one in zip(inverse(gram), wanted, strict=True):
+        assert_close(got, one, ulps=1e3)  # the condition number, some 10, times the shift, k eps, and rounding
+
+
+@pytest.mark.parametrize("angle", [1, 1e-1, 1e-2, 1e-3, 1e-4])
+def test_gram_inverse_is_as_accurate_as_the_condition_allows(angle, x64):
+    for seed in range(10):
+        factor = RIGHT[:1] + angle * np.random.default_rng(seed).normal(size=(K, N))  # rows at about this angle
+        gram = factor @ factor.T
+        defect = np.linalg.norm(np.eye(K) - gram @ np.asarray(inverse(gram)))
+        assert defect <= 100 * K * EPS * np.linalg.cond(gram)  # the shift is K eps, and rounding is as large
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("kind", ["zero", "singular", "ones", "graded"])
+def test_gram_inverse_of_a_singular_matrix_is_finite(kind, dtype, x64):
+    factor = {"zero": 0 * RIGHT, "singular": np.vstack([RIGHT[:1]] * K), "ones": np.ones((K, N)), "graded": None}[kind]
+    factor = np.logspace(0, -20, K)[:, None] * RIGHT if factor is None else factor
+    gram = (factor @ factor.T).astype(dtype)
+    assert np.isfinite(inverse(gram)).all()
+
+
+def test_gram_inverses_of_a_batch_are_those_of_its_members(x64):
+    gram = np.stack([RIGHT @ RIGHT.T, np.zeros((K, K))])
+    # Each has its own shift: the zero matrix gets one of k eps, and the other knows nothing of it.
+    np.testing.assert_allclose(inverse(gram)[0], inverse(RIGHT @ RIGHT.T), rtol=64 * EPS)  # rounding of batched code
+    np.testing.assert_allclose(inverse(gram)[1], np.eye(K) / (K * EPS), rtol=64 * EPS)
+
+
+def test_subspace_step_projects_on_the_span_of_the_mapped_rows(x64):
+    Y = LEFT @ RIGHT + GRADIENT
+    U = np.linalg.qr(Y @ RIGHT.T)[0]
+    assert_close(product(step(GRADIENT, LEFT, RIGHT)), U @ U.T @ Y, ulps=1e4)  # two Gram matrices of condition 100
+
+
+def test_subspace_step_is_free_of_gauge(x64):
+    wanted = product(step(GRADIENT, LEFT, RIGHT))
+    got = step(GRADIENT, LEFT @ GAUGE, np.linalg.solve(GAUGE, RIGHT))
+    assert_close(product(got), wanted, ulps=1e6)  # the gauge squares into the Gram matrices' condition
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_subspace_step_leaves_the_best_approximation_as_it_is(dtype, x64):
+    u, s, vt = np.linalg.svd(TARGET)
+    left, right = (u[:, :K] * s[:K] @ GAUGE).astype(dtype), np.linalg.solve(GAUGE, vt[:K]).astype(dtype)
+    gradient = TARGET.astype(dtype) - left @ right
+    moved = step(gradient, left, right)
+    # The gradient is orthogonal to both factors up to rounding, which the Gram matrices' condition enlarges.
+    assert_close(moved.left, left, ulps=1e3, eps=float(np.finfo(dtype).eps))
+    assert_close(moved.right, right, ulps=1e3, eps=float(np.finfo(dtype).eps))
+
+
+def test_subspace_step_of_ill_conditioned_factors_is_finite_in_float32():
+    size, rank = 384, 150
+    left, right = graded(size, rank, 12).astype(np.float32), graded(rank, size, 12).astype(np.float32)
+    gradient = np.random.default_rng(1).normal(size=(size, size)).astype(np.float32)
+    moved = step(gradient, left, right)
+    assert np.isfinite(moved.left).all()
+    assert np.isfinite(moved.right).all()
+
+
+@pytest.mark.parametrize("zero", ["left", "right", "both"])
+def test_subspace_step_of_zeros_is_finite(zero):
+    left, right = (0 if zero in ("left", "both") else 1) * LEFT, (0 if zero in ("right", "both") else 1) * RIGHT
+    moved = step(*(array.astype(np.float32) for array in (GRADIENT, left, right)))
+    assert np.isfinite(moved.left).all()
+    assert np.isfinite(moved.right).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_truncated_svd_is_the_best_approximation(dtype, x64):
+    got = product(svd(TARGET.astype(dtype), rank=K))
+    assert_close(got, reference.eckart_young(TARGET, K), ulps=256, eps=float(np.finfo(dtype).eps))  # 1 over the gap
+
+
+def test_truncated_svd_shares_the_singular_values_evenly(x64):
+    left, right = svd(TARGET, rank=K)
+    wanted = np.linalg.svd(TARGET)[1][:K]
+    np.testing.assert_allclose(np.linalg.norm(left, axis=0) ** 2, wanted, rtol=256 * EPS)  # 1 over the gap
+    np.testing.assert_allclose(np.linalg.norm(right, axis=1) ** 2, wanted, rtol=256 * EPS)
+
+
+def test_truncated_svd_keeps_small_rows_and_columns_to_their_own_precision():
+    rows, columns = np.logspace(-6, 0, M), np.logspace(-6, 0, N)
+    matrix = (rows[:, None] * (LEFT @ RIGHT) * columns[None, :]).astype(np.float32)
+    error = product(svd(matrix, rank=K)) - matrix
+    for axis in (0, 1):  # LAPACK's own errors are a million eps here: eps of the largest row and column
+        assert (np.linalg.norm(error, axis=axis) <= 64 * EPS32 * np.linalg.norm(matrix, axis=axis)).all()
+
+
+def test_truncated_svd_of_zeros_is_zero():
+    left, right = svd(np.zeros((M, N), np.float32), rank=K)
+    np.testing.assert_array_equal(left @ right, 0)
+
+
+def test_balanced_factors_have_the_same_product_and_equal_diagonal_gram_matrices(x64):
+    left, right = balanced(LEFT, RIGHT)
+    values = np.linalg.svd(LEFT @ RIGHT)[1][:K]
+    assert_close(product((left, right)), LEFT @ RIGHT, ulps=64)  # orthogonal transformations
+    assert_close(left.T @ left, np.diag(values), ulps=64)
+    assert_close(right @ right.T, np.diag(values), ulps=64)
+
+
+@pytest.mark.parametrize("zero", ["left", "right", "both", "one component"])
+def test_balancing_gives_right_full_rank_and_keeps_the_product(zero):
+    keep = np.arange(K) > 0 if zero == "one component" else np.zeros(K)
+    left = (LEFT * keep).astype(np.float32) if zero != "right" else LEFT.astype(np.float32)
+    right = (RIGHT * keep[:, None]).astype(np.float32) if zero != "left" else RIGHT.astype(np.float32)
+    got = balanced(left, right)
+    assert np.linalg.matrix_rank(np.float64(got.right), tol=EPS32) == K
+    np.testing.assert_allclose(product(got), product((left, right)), atol=64 * EPS32)  # entries of about 1
+
+
+def test_evening_out_changes_no_bit_of_the_product(x64):
+    left, right = LEFT.astype(np.float32) * np.array([1e-10, 1, 1e5], np.float32), RIGHT.astype(np.float32)
+    np.testing.assert_array_equal(product(evened(left, right)), product((left, right)))
+
+
+def test_evened_out_components_are_equally_large_to_a_factor_of_two():
+    left, right = LEFT.astype(np.float32), RIGHT.astype(np.float32)
+    for exponents in np.random.default_rng(2).integers(-20, 20, (20, K)):
+        one, other = evened(np.ldexp(left, exponents), right)
+        ratio = np.abs(one).max(0) / np.abs(other).max(1)
+        assert ((ratio >= 1 / 2) & (ratio <= 2)).all()
+
+
+def test_evening_out_leaves_zero_components_alone():
+    left, right = LEFT.astype(np.float32) * np.array([0, 1, 1], np.float32), RIGHT.astype(np.float32)
+    assert not np.asarray(evened(left, right).left)[:, 0].any()
+    np.testing.assert_array_equal(evened(left, right).right[0], right[0])
+
+
+@pytest.mark.parametrize("rank", [N, K])
+def test_roots_of_a_semidefinite_matrix_square_to_it_and_invert_it_on_its_range(rank, x64):
+    factor = TARGET.T[:, :rank]
+    root, root_inverse = roots(factor @ factor.T)
+    range_ = np.linalg.qr(factor)[0]
+    assert_close(root @ root, factor @ factor.T, ulps=64)  # an eigendecomposition and two products
+    assert_close(root @ root_inverse, range_ @ range_.T, ulps=1e3)  # its root's condition number, some 10
+
+
+def test_roots_agree_with_numpy(x64):
+    for got, wanted in zip(roots(TARGET.T @ TARGET), reference.roots(TARGET.T @ TARGET), strict=True):
+        assert_close(got, wanted, ulps=1e4)  # condition numbers of some 100
+
+
+def test_roots_of_zeros_are_zero():
+    for root in roots(np.zeros((N, N), np.float32)):
+        np.testing.assert_array_equal(root, 0)

@@ -1,0 +1,352 @@
+"""The contract: what holds for every method. A method added to the registry takes part without a line here."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from reference import product
+
+import wlra
+from wlra.linalg import Factors
+from wlra.methods import METHODS, PUBLISHED
+from wlra.problem import Problem
+from wlra.starts import STARTS
+from wlra.sweeps import als
+
+CLOSED_FORMS = {name: {"method": name} for name in STARTS}
+ITERATIONS = {name: {"method": name} for name in METHODS} | {
+    f"{name} by svd": {"method": name, "projection": "svd"} for name in PUBLISHED
+}
+TABLE: dict[str, Any] = CLOSED_FORMS | ITERATIONS
+M, N, K = 16, 12, 2
+EPS = float(np.finfo(np.float32).eps)
+EXACT = 4 * K * (8 * EPS) ** 2  # the relative squared error that rounding K terms of an entry leaves, twice as large
+
+
+@functools.partial(jax.jit, static_argnames="rank")
+def solve_all(W, weights, start, rank):
+    """One program for the whole table: it compiles in half the time of one for each method."""
+    return {name: wlra.solve(W, weights, rank, start=start, **options) for name, options in TABLE.items()}
+
+
+def results(W, weights, start: Any = "separable", rank=K):
+    """The result of every method, from the factors of a closed form or from a pair."""
+    if isinstance(start, str):
+        blank = np.zeros((len(W), rank), W.dtype), np.zeros((rank, W.shape[1]), W.dtype)
+        start = solve_all(W, weights, blank, rank)[start][:2]
+    return jax.tree.map(np.asarray, solve_all(W, weights, start, rank))
+
+
+def normal(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+W, WEIGHTS = normal(0, M, N), np.exp(normal(1, M, N))
+PAIR = normal(2, M, K), normal(3, K, N)
+PLANTED = normal(4, M, K) @ normal(5, K, N)
+MASK = (np.random.default_rng(6).uniform(size=(M, N)) < 0.6).astype(np.float32)
+P, Q = np.exp(normal(7, M)), np.exp(normal(8, N))
+ROWS, COLUMNS = np.random.default_rng(9).permutation(M), np.random.default_rng(10).permutation(N)
+
+
+@functools.cache
+def example(start="separable"):
+    return results(W, WEIGHTS, PAIR if start == "pair" else start)
+
+
+@functools.cache
+def planted():
+    return results(PLANTED, WEIGHTS, PAIR)
+
+
+@functools.cache
+def planted_in_float64():
+    target = reference.eckart_young(PLANTED.T, K)  # the rank of a float32 product is K up to rounding only
+    return target, results(target, WEIGHTS.T.astype(np.float64))
+
+
+@functools.cache
+def completed():
+    return results(np.where(MASK > 0, PLANTED, np.float32(np.nan)), MASK)
+
+
+@functools.cache
+def again():
+    return results(W, WEIGHTS)
+
+
+@functools.cache
+def thirty_orders():
+    return results(W, WEIGHTS * np.logspace(-30, 0, M, dtype=np.float32)[:, None])
+
+
+@functools.cache
+def started_at(factor):
+    return results(W, WEIGHTS, (np.float32(factor) * PAIR[0], np.float32(factor) * PAIR[1]))
+
+
+@functools.cache
+def permuted():
+    return results(W[ROWS][:, COLUMNS], WEIGHTS[ROWS][:, COLUMNS])
+
+
+@functools.cache
+def transposed():
+    return results(W.T.astype(np.float64), WEIGHTS.T.astype(np.float64))
+
+
+@functools.cache
+def masked(fill):
+    return results(np.where(MASK > 0, W, np.float32(fill)), MASK)
+
+
+@functools.cache
+def equal_weights():
+    return results(W, np.ones_like(W), PAIR)
+
+
+@functools.cache
+def row_weights(zero):
+    weights = np.broadcast_to(np.where(np.arange(M) == zero, 0, P)[:, None], W.shape)
+    return results(W, weights), reference.fwsvd(W, weights, K)
+
+
+@functools.cache
+def separable_weights(zero):
+    row, col = np.where(np.arange(M) == zero, 0, P), np.where(np.arange(N) == zero, 0, Q)
+    return results(W, np.outer(row, col)), reference.separable(W, row, col, K)
+
+
+@functools.cache
+def in_units(target, weight):
+    return results(np.ldexp(W, target), np.ldexp(WEIGHTS, weight))
+
+
+@functools.cache
+def of_shape(m, n, rank):
+    W, weights = normal(11, m, n), np.exp(normal(12, m, n))
+    return W, weights, results(W, weights, rank=rank)
+
+
+@functools.cache
+def minimum():
+    """The loss at the end of exact alternating least squares in float64."""
+    left, right = PAIR
+    for _ in range(300):
+        left, right = reference.als(W, WEIGHTS, left, right)
+    return reference.loss(W, WEIGHTS, left @ right)
+
+
+def assert_same_loss(got, wanted, ulps=32):
+    """The root of the loss is a relative distance: rounding in sums of a few terms moves it by some eps."""
+    np.testing.assert_allclose(np.sqrt(np.float64(got)), np.sqrt(np.float64(wanted)), rtol=0, atol=ulps * EPS)
+
+
+def assert_same_product(got, wanted, ulps=256):
+    """Singular vectors are known to eps over the relative gap of their values, here 1/100 or more."""
+    assert np.linalg.norm(got - wanted) <= ulps * EPS * np.linalg.norm(wanted)
+
+
+def assert_finite(result):
+    assert all(np.isfinite(leaf).all() for leaf in result[:6])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "weights_dtype"),
+    [
+        ("float32", "float32"),
+        ("float64", "float64"),
+        ("float32", "float64"),
+        ("float64", "bfloat16"),
+        ("bfloat16", "bool"),
+        ("float16", "int32"),
+        ("int32", "float16"),
+    ],
+)
+@pytest.mark.parametrize("name", TABLE)
+def test_factors_have_the_dtype_of_the_target_and_all_else_the_widest_dtype(name, dtype, weights_dtype, x64):
+    arrays = jnp.zeros((M, N), dtype), jnp.zeros((M, N), weights_dtype)
+    result = jax.eval_shape(lambda W, weights: wlra.solve(W, weights, K, max_iters=7, **TABLE[name]), *arrays)
+    solver = "float64" if "float64" in (dtype, weights_dtype) else "float32"
+    factors = "float32" if dtype == "int32" else dtype
+    steps = (1 if name in CLOSED_FORMS else 8,)
+    assert [(leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(result)] == [
+        ((M, K), factors),
+        ((K, N), factors),
+        ((), solver),
+        ((), solver),
+        ((), "int32"),
+        ((), "int32"),
+        (steps, solver),
+        (steps, solver),
+    ]
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_the_loss_reported_is_the_loss_of_the_factors(name):
+    result = example()[name]
+    assert_same_loss(result.loss, reference.loss(W, WEIGHTS, product(result)))
+
+
+@pytest.mark.parametrize("start", [*STARTS, "pair"])
+@pytest.mark.parametrize("name", ITERATIONS)
+def test_no_result_is_worse_than_its_start(name, start):
+    before = PAIR[0] @ PAIR[1] if start == "pair" else product(example()[start])
+    allowed = np.sqrt(reference.loss(W, WEIGHTS, before)) + 32 * EPS  # rounding, as in assert_same_loss
+    assert np.sqrt(reference.loss(W, WEIGHTS, product(example(start)[name]))) <= allowed
+
+
+@pytest.mark.parametrize("name", ITERATIONS)
+def test_every_iteration_reaches_the_minimum_of_exact_least_squares(name):
+    # tol = 1e-4 bounds the excess by tol**2 over the curvature; EM stops 10 times earlier, at float32's idea of a fall.
+    np.testing.assert_allclose(example()[name].loss, minimum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["em", "als", "em by svd"])
+def test_iterations_without_acceleration_never_raise_the_loss(name):
+    losses = example("pair")[name].history.loss
+    assert (np.diff(np.sqrt(losses[np.isfinite(losses)])) <= 8 * EPS).all()  # rounding, as in assert_same_loss
+
+
+@pytest.mark.parametrize("rank", [K, 7])
+def test_a_sweep_of_als_is_exact_least_squares_for_every_row_then_every_column(rank, x64):
+    arrays = [jnp.asarray(array, jnp.float64) for array in (W, WEIGHTS, normal(13, M, rank), normal(14, rank, N))]
+    got = jax.jit(als)(Problem(*arrays[:2]), Factors(*arrays[2:]))
+    wanted = reference.als(*(np.asarray(array) for array in arrays))
+    # Gram matrices of condition 10^4 at most, in two solutions.
+    assert np.linalg.norm(product(got) - product(wanted)) <= 1e-8 * np.linalg.norm(W)
+
+
+@pytest.mark.parametrize("name", CLOSED_FORMS)
+def test_closed_forms_are_those_of_the_literature_on_equal_weights(name):
+    assert_same_product(product(equal_weights()[name]), reference.eckart_young(W, K))
+
+
+@pytest.mark.parametrize("name", ITERATIONS)
+def test_equal_weights_give_eckart_young_from_any_start(name):
+    wanted = reference.loss(W, np.ones_like(W), reference.eckart_young(W, K))
+    np.testing.assert_allclose(equal_weights()[name].loss, wanted, rtol=1e-6)  # tol**2 over the curvature, and rounding
+
+
+@pytest.mark.parametrize("zero", [None, 3])
+@pytest.mark.parametrize("name", [name for name in TABLE if name != "svd"])
+def test_row_weights_give_fwsvd_in_at_most_one_iteration(name, zero):
+    result, closed_form = row_weights(zero)
+    assert_same_product(product(result[name]), closed_form)
+    assert result[name].iterations <= 1
+
+
+@pytest.mark.parametrize("zero", [None, 3])
+@pytest.mark.parametrize("name", ["separable", *ITERATIONS])
+def test_separable_weights_give_their_closed_form_in_at_most_one_iteration(name, zero):
+    result, closed_form = separable_weights(zero)
+    assert_same_product(product(result[name]), closed_form)
+    assert result[name].iterations <= 1
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_a_target_of_the_rank_asked_for_is_recovered_from_any_start(name):
+    assert reference.loss(PLANTED, WEIGHTS, product(planted()[name])) <= EXACT
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_a_float64_target_is_recovered_to_float64_precision(name, x64):
+    target, result = planted_in_float64()
+    assert reference.loss(target, WEIGHTS.T, product(result[name])) <= EXACT * (np.finfo(np.float64).eps / EPS) ** 2
+
+
+@pytest.mark.parametrize("name", ITERATIONS)
+def test_entries_without_weight_are_completed(name):
+    # EM's rate is set by the share that is observed, 60 %: 200 iterations gain three digits, the others more.
+    error = np.linalg.norm(product(completed()[name]) - PLANTED) / np.linalg.norm(PLANTED)
+    assert error <= (3e-3 if name.startswith("em") else 1e-5)
+
+
+@pytest.mark.parametrize("units", [(10, -40), (-31, 60), (101, -101)])
+@pytest.mark.parametrize("name", TABLE)
+def test_units_that_are_powers_of_two_change_no_bit(name, units):
+    got, wanted = in_units(*units)[name], example()[name]
+    jax.tree.map(np.testing.assert_array_equal, got[2:], wanted[2:])
+    np.testing.assert_array_equal(product(got), np.ldexp(product(wanted), units[0]))
+    assert (np.frexp(got.left)[0] == np.frexp(wanted.left)[0]).all()
+    assert (np.frexp(got.right)[0] == np.frexp(wanted.right)[0]).all()
+
+
+@pytest.mark.parametrize("name", CLOSED_FORMS)
+def test_closed_forms_permute_with_rows_and_columns(name):
+    assert_same_product(product(permuted()[name]), product(example()[name])[ROWS][:, COLUMNS])
+
+
+@pytest.mark.parametrize("name", ITERATIONS)
+def test_iterations_permute_with_rows_and_columns(name):
+    # Sums in another order differ by rounding, which the first few iterations do not yet amplify.
+    assert_same_loss(permuted()[name].history.loss[:4], example()[name].history.loss[:4])
+
+
+@pytest.mark.parametrize("name", ITERATIONS)
+def test_the_transposed_problem_has_the_same_minimum(name, x64):
+    np.testing.assert_allclose(transposed()[name].loss, minimum(), rtol=1e-5)  # as before transposing
+
+
+def test_svd_transposes(x64):
+    assert_same_product(product(transposed()["svd"]).T, product(example()["svd"]))
+
+
+@pytest.mark.parametrize("name", ["separable", *ITERATIONS])
+def test_rows_and_columns_without_weight_are_zero_in_the_product(name):
+    got = product(separable_weights(3)[0][name])
+    assert not got[3].any()
+    assert not got[:, 3].any()
+
+
+@pytest.mark.parametrize("fill", [np.nan, np.inf, 1e30])
+@pytest.mark.parametrize("name", ["separable", *ITERATIONS])
+def test_targets_without_weight_change_no_bit(name, fill):
+    jax.tree.map(np.testing.assert_array_equal, masked(fill)[name], masked(0)[name])
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 3), (1, 1, 1)])
+@pytest.mark.parametrize("name", TABLE)
+def test_extreme_shapes_give_a_finite_result_whose_loss_is_as_reported(name, shape):
+    W, weights, result = of_shape(*shape)
+    assert_finite(result[name])
+    assert_same_loss(result[name].loss, reference.loss(W, weights, product(result[name])))
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 3), (1, 1, 1)])
+@pytest.mark.parametrize("name", TABLE)
+def test_full_rank_leaves_no_loss(name, shape):
+    W, weights, result = of_shape(*shape)
+    assert reference.loss(W, weights, product(result[name])) <= 2 * EXACT  # 3 terms an entry
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_two_runs_agree_in_every_bit(name):
+    jax.tree.map(np.testing.assert_array_equal, again()[name], example()[name])
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_columns_of_left_are_as_large_as_rows_of_right_to_a_factor_of_two(name):
+    for result in (example()[name], in_units(-31, 60)[name]):
+        ratio = np.abs(result.left).max(0) / np.abs(result.right).max(1)
+        assert ((ratio >= 1 / 2) & (ratio <= 2)).all()
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_weights_over_thirty_orders_of_magnitude_give_a_finite_result(name):
+    assert_finite(thirty_orders()[name])
+
+
+@pytest.mark.parametrize("name", ITERATIONS)
+def test_a_start_whose_product_overflows_gives_finite_factors(name):
+    assert_finite(started_at(1e30)[name][:2])
+
+
+@pytest.mark.parametrize("name", ITERATIONS)
+def test_a_start_of_zeros_is_no_dead_end(name):
+    # EM is still on its way after 200 iterations.
+    np.testing.assert_allclose(started_at(0)[name].loss, minimum(), rtol=1e-3)
