@@ -39,13 +39,10 @@ def best_rows(
 ) -> Float[Array, "m k"]:
     """Row i is the correction d_i with (basis diag(weight_i) basis') d_i = basis @ grad_i.
 
-    Rows are taken a few at a time: no more than about the size of `weight` is held besides (at least one row's k * n).
+    All Gram matrices are one product of 2mnk^2 operations; they and the products of pairs of basis rows are held, which
+    takes (m + n) k^2 numbers.
     """
-    m, k = len(weight), len(basis)
-
-    def row(pair: tuple[Float[Array, " n"], Float[Array, " k"]]) -> Float[Array, " k"]:
-        weight_row, right_side = pair
-        gram = (basis * weight_row[None, :]) @ basis.T
-        return gram_solve(gram, right_side)
-
-    return jax.lax.map(row, (weight, grad @ basis.T), batch_size=max(1, min(m, 4 * m // k)))
+    k, n = basis.shape
+    pairs = (basis[:, None, :] * basis[None, :, :]).reshape(k * k, n)
+    grams = (weight @ pairs.T).reshape(-1, k, k)
+    return jax.vmap(gram_solve)(grams, grad @ basis.T)

@@ -1,0 +1,195 @@
+"""What is captured multiplies out to the gradients of the kernels."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bert_adapter.apply import FACTORISED
+from bert_adapter.capture import capture
+from bert_adapter.model import module_for
+
+EPS = float(np.finfo(np.float32).eps)
+X = jnp.asarray(np.random.default_rng(1).normal(size=(3, 2, 7)), jnp.float32)
+CONFIG = {
+    "model_type": "bert",
+    "vocab_size": 50,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "max_position_embeddings": 12,
+}
+BATCH = {
+    "input_ids": np.random.default_rng(0).integers(0, 50, (3, 8), np.int32),
+    "attention_mask": np.array([[1] * 8, [1] * 5 + [0] * 3, [1] * 2 + [0] * 6], np.int32),
+    "token_type_ids": np.array([[0] * 4 + [1] * 4, [0] * 8, [0, 1] * 4], np.int32),
+}
+
+
+class Inner(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.tanh(nn.Dense(6, name="first")(x))
+
+
+class Net(nn.Module):
+    """A dense layer below another module, one for every step, and one for the whole."""
+
+    noise: float = 0.0
+
+    @nn.compact
+    def __call__(self, x, deterministic=True):
+        x = Inner(name="inner")(x)
+        x = nn.Dropout(self.noise, deterministic=deterministic)(x)
+        x = nn.tanh(nn.Dense(5, use_bias=False, name="steps")(x))
+        return nn.Dense(4, name="whole")(x.sum(axis=1))
+
+
+class Tied(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        tied = nn.Dense(7, name="tied")
+        return nn.Dense(4, name="once")(tied(nn.tanh(tied(x))))
+
+
+class ByKeyword(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(4, name="once")(inputs=x)
+
+
+NET, PATHS = Net(), frozenset({"inner/first", "steps", "whole"})
+
+
+def random_params(module, *inputs):
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(np.float32), shapes)
+
+
+def forward_of(module):
+    return lambda params, batch: module.apply({"params": params}, **batch)
+
+
+def objective(output):
+    return jnp.sum(jnp.sin(output))
+
+
+def kernel_at(params, path, name="kernel"):
+    for key in path.split("/"):
+        params = params[key]
+    return params[name]
+
+
+def assert_products_are_gradients(captured, gradients):
+    """Sums of at most 24 terms in float32, in two orders, behind some ten layers."""
+    for path, (inputs, deltas) in captured.items():
+        wanted = kernel_at(gradients, path)
+        got = np.einsum("bti,bto->io", np.asarray(inputs, np.float64), np.asarray(deltas, np.float64))
+        np.testing.assert_allclose(got, wanted, rtol=0, atol=1000 * EPS * np.max(np.abs(wanted)), err_msg=path)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return random_params(NET, X)
+
+
+@pytest.fixture(scope="module")
+def captured(params):
+    return capture(forward_of(NET), objective, params, {"x": X}, PATHS)
+
+
+def test_inputs_times_deltas_are_the_gradients_of_all_kernels(params, captured):
+    gradients = jax.grad(lambda params: objective(NET.apply({"params": params}, X)))(params)
+    assert set(captured) == PATHS
+    assert_products_are_gradients(captured, gradients)
+
+
+def test_inputs_are_what_enters_the_layer(captured):
+    np.testing.assert_array_equal(captured["inner/first"].inputs, X)
+
+
+def test_deltas_are_gradients_of_what_leaves_the_layer(params, captured):
+    output = np.asarray(NET.apply({"params": params}, X), np.float64)
+    wanted = np.cos(output)[:, None, :]  # the last layer's output is the model's
+    np.testing.assert_allclose(captured["whole"].deltas, wanted, rtol=0, atol=8 * EPS)  # one cosine of a few units
+
+
+def test_layer_that_sees_one_vector_per_example_has_one_time_step(captured):
+    assert (captured["whole"].inputs.shape, captured["whole"].deltas.shape) == ((3, 1, 5), (3, 1, 4))
+
+
+def test_only_the_layers_asked_for_are_captured(params, captured):
+    got = capture(forward_of(NET), objective, params, {"x": X}, frozenset({"steps"}))
+    assert set(got) == {"steps"}
+    jax.tree.map(np.testing.assert_array_equal, got["steps"], captured["steps"])
+
+
+def test_capture_can_be_compiled(params, captured):
+    got = jax.jit(lambda params, batch: capture(forward_of(NET), objective, params, batch, PATHS))(params, {"x": X})
+    for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(captured), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=100 * EPS)  # numbers of about one, fused otherwise
+
+
+def test_dropout_is_off_unless_asked_for(params, captured):
+    got = capture(forward_of(Net(noise=0.9)), objective, params, {"x": X}, PATHS)
+    jax.tree.map(np.testing.assert_array_equal, got, captured)
+
+
+def test_kernels_that_stayed_dense_are_captured_beside_factors(params):
+    rng = np.random.default_rng(2)
+    left, right = rng.normal(size=(6, 2)).astype(np.float32), rng.normal(size=(2, 5)).astype(np.float32)
+    small = params | {"steps": {"kernel": FACTORISED, "left": left, "right": right}}
+    dense = params | {"steps": {"kernel": left @ right}}
+    gradients = jax.grad(lambda params: objective(NET.apply({"params": params}, X)))(dense)
+    got = capture(forward_of(NET), objective, small, {"x": X}, PATHS - {"steps"})
+    assert_products_are_gradients(got, gradients)
+
+
+@pytest.mark.parametrize("path", ["inner", "steps/kernel", "nothing"])
+def test_path_of_no_dense_layer_is_named(params, path):
+    with pytest.raises(ValueError, match=rf"no dense layer is called under \['{path}'\]"):
+        capture(forward_of(NET), objective, params, {"x": X}, PATHS | {path})
+
+
+def test_layer_called_twice_is_named():
+    with pytest.raises(ValueError, match="dense layer 'tied' is called more than once"):
+        capture(forward_of(Tied()), objective, random_params(Tied(), X), {"x": X}, frozenset({"tied"}))
+
+
+def test_layer_called_twice_is_no_obstacle_to_others():
+    params = random_params(Tied(), X)
+    gradients = jax.grad(lambda params: objective(Tied().apply({"params": params}, X)))(params)
+    got = capture(forward_of(Tied()), objective, params, {"x": X}, frozenset({"once"}))
+    assert_products_are_gradients(got, gradients)
+
+
+def test_input_may_be_given_by_keyword():
+    params = random_params(ByKeyword(), X)
+    gradients = jax.grad(lambda params: objective(ByKeyword().apply({"params": params}, X)))(params)
+    got = capture(forward_of(ByKeyword()), objective, params, {"x": X}, frozenset({"once"}))
+    assert_products_are_gradients(got, gradients)
+
+
+def test_models_of_transformers_are_captured():
+    transformers: Any = pytest.importorskip("transformers")
+    if not hasattr(transformers, "FlaxBertForSequenceClassification"):
+        pytest.skip(f"transformers {transformers.__version__}")
+    model = transformers.FlaxBertForSequenceClassification(transformers.BertConfig(**CONFIG), _do_init=False)
+    params = random_params(
+        module_for(CONFIG | {"architectures": ["BertForSequenceClassification"]}), BATCH["input_ids"]
+    )
+    layer = "bert/encoder/layer/1"
+    paths = frozenset({f"{layer}/attention/self/key", f"{layer}/output/dense", "bert/pooler/dense", "classifier"})
+
+    def forward(params, batch):
+        return model(**batch, params=params).logits
+
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        got = jax.jit(lambda params: capture(forward, objective, params, BATCH, paths))(params)
+        gradients = jax.jit(jax.grad(lambda params: objective(forward(params, BATCH))))(params)
+    assert_products_are_gradients(got, gradients)

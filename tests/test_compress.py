@@ -1,0 +1,379 @@
+"""A model, texts and a budget in; a smaller model that saves, loads and runs, and a true report, out."""
+
+import functools
+import json
+from functools import partial
+from importlib.metadata import version
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+
+import bert_adapter
+import wlra
+from bert_adapter.apply import factorised
+from bert_adapter.checkpoint import Model, by_path, load, save
+from bert_adapter.compress import Report, as_model, forward, text_batches
+from bert_adapter.factorise import merge
+from bert_adapter.importance import measure_importance
+from bert_adapter.model import module_for
+from bert_adapter.select import parameter_count
+
+CONFIG = {
+    "architectures": ["BertModel"],
+    "model_type": "bert",
+    "vocab_size": 50,
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "max_position_embeddings": 24,
+}
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "fox", "dog", "runs", "far", "from", "it", "##s"]
+FILES = {
+    "vocab.txt": "\n".join(WORDS).encode(),
+    "tokenizer_config.json": b'{"tokenizer_class": "BertTokenizer", "do_lower_case": true}',
+}
+TEXTS = ["a dog runs", "a red fox runs far from it", "foxs", "red", "the dog runs from a dog", "far far far"]
+ATTENTION = [f"encoder/layer/0/attention/{name}" for name in ("output/dense", "self/key", "self/query", "self/value")]
+PATHS = [*ATTENTION, "encoder/layer/0/intermediate/dense", "encoder/layer/0/output/dense"]
+# All kernels are (16, 16), which breaks even at 8.
+compress = partial(bert_adapter.compress, progress=False)
+
+
+@functools.cache
+def model():
+    module, rng = module_for(CONFIG), np.random.default_rng(0)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    params = jax.tree.map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), shapes)
+    return Model(module, params, CONFIG, FILES)
+
+
+@functools.cache
+def batches():
+    return tuple(text_batches(model(), TEXTS, batch_size=6))
+
+
+@functools.cache
+def result(seed=0) -> tuple[Model, Report]:
+    return compress(model(), batches(), params=0.5, seed=seed)
+
+
+@functools.cache
+def measured():
+    return measure_importance(forward(model()), model().params, batches(), PATHS, progress=False)
+
+
+def untouchable():
+    pytest.fail("a batch was read before the arguments were checked")
+    yield
+
+
+def at(tree, path):
+    for name in path.split("/"):
+        tree = tree[name]
+    return tree
+
+
+def embed(model):
+    return jax.jit(forward(model))(model.params, batches()[0])
+
+
+def assert_same_params(got, wanted):
+    assert jax.tree.structure(got) == jax.tree.structure(wanted)
+    jax.tree.map(np.testing.assert_array_equal, got, wanted)
+
+
+def assert_same_loss(got, wanted):
+    """The root of the loss is a relative distance: rounding in sums of some hundred terms moves it by some eps."""
+    atol = 100 * float(np.finfo(np.float32).eps)
+    np.testing.assert_allclose(np.sqrt(np.float64(got)), np.sqrt(np.float64(wanted)), rtol=0, atol=atol)
+
+
+def flax_bert(name, **options) -> Any:
+    """Hugging Face's model with weights of its own; from version 5 on, transformers has none."""
+    transformers = pytest.importorskip("transformers")
+    reference = getattr(transformers, name, None) or pytest.skip(f"transformers {transformers.__version__}")
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        return reference(transformers.BertConfig(**CONFIG), input_shape=(1, 4), **options)
+
+
+def test_directory_is_compressed_saved_and_loaded_with_the_same_outputs(tmp_path):
+    save(model(), tmp_path / "dense")
+    texts = text_batches(load(tmp_path / "dense"), TEXTS)
+    small, _ = compress(tmp_path / "dense", texts, params=0.5)
+    save(small, tmp_path / "small")
+    np.testing.assert_array_equal(embed(load(tmp_path / "small")), embed(small))
+
+
+def test_directory_and_importance_measured_before_have_the_same_result_for_the_same_seed(tmp_path):
+    save(model(), tmp_path / "dense")
+    small, _ = compress(str(tmp_path / "dense"), untouchable(), params=0.5, measured=measured())
+    assert_same_params(small.params, result(seed=0)[0].params)
+
+
+def test_other_seed_has_another_result():
+    ours, theirs = (at(result(seed)[0].params, PATHS[0])["left"] for seed in (0, 1))
+    assert not np.array_equal(ours, theirs)
+
+
+def test_outputs_are_those_of_the_merged_model():
+    small, _ = result()
+    merged = small._replace(params=merge(small.params))
+    np.testing.assert_allclose(embed(small), embed(merged), rtol=0, atol=1e-5)  # unit rows, ten layers in float32
+
+
+def test_all_of_the_encoder_is_factorised_and_nothing_else():
+    small, report = result()
+    lefts = {path.removesuffix("/left") for path in by_path(small.params) if path.endswith("/left")}
+    assert lefts == {row.path for row in report.rows} == set(PATHS)
+
+
+def test_what_is_not_selected_is_untouched():
+    small, _ = result()
+    for name in ("embeddings", "pooler"):
+        assert_same_params(small.params[name], model().params[name])
+
+
+def test_module_and_files_are_kept():
+    small, _ = result()
+    assert (small.module, small.files) == (model().module, model().files)
+
+
+def test_model_given_is_left_alone():
+    result()
+    assert model().config == CONFIG
+    assert not any(path.endswith("/left") for path in by_path(model().params))
+
+
+def test_report_counts_the_parameters():
+    small, report = result()
+    saved = report.parameters_before - report.parameters_after
+    assert report.parameters_before == 6 * 16 * 16
+    assert saved == parameter_count(model().params) - parameter_count(small.params)
+
+
+def test_share_is_kept_to():
+    _, report = result()
+    assert report.parameters_after <= 0.5 * report.parameters_before
+
+
+def test_share_is_the_rank_that_it_allows():
+    step = partial(compress, model(), (), importance="none", method="svd")
+    assert_same_params(step(rank=4)[0].params, step(params=0.5)[0].params)
+
+
+@functools.cache
+def attention_alone() -> tuple[Model, Report]:
+    """The other two kernels are to have the rank 8, and stay dense."""
+    ranks = dict.fromkeys(PATHS, 8) | dict.fromkeys(ATTENTION, 4)
+    return compress(model(), (), rank=ranks, importance="kronecker", method="kronecker", measured=measured())
+
+
+def test_ranks_may_be_given_by_path():
+    small, _ = attention_alone()
+    assert {path: at(small.params, path)["left"].shape[1] for path in ATTENTION} == dict.fromkeys(ATTENTION, 4)
+
+
+def test_kernels_that_stay_dense_are_reported():
+    small, report = attention_alone()
+    assert report.dense == PATHS[4:]
+    assert at(small.params, PATHS[4])["kernel"] is at(model().params, PATHS[4])["kernel"]
+
+
+def test_section_has_no_kernels_that_stay_dense():
+    assert attention_alone()[0].config["low_rank"]["ranks"] == dict.fromkeys(ATTENTION, 4)
+
+
+def test_report_names_its_method_and_importance():
+    _, report = result()
+    assert (report.method, report.importance) == ("anderson", "fisher")
+
+
+def test_report_has_the_seconds_of_every_stage():
+    _, report = result()
+    assert list(report.seconds) == ["load", "importance", "solve"]
+    assert min(report.seconds.values()) >= 0
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_losses_are_those_of_the_fisher_information(path):
+    small, report = result()
+    (row,) = [row for row in report.rows if row.path == path]
+    product = reference.product((at(small.params, path)["left"], at(small.params, path)["right"]))
+    wanted = reference.loss(at(model().params, path)["kernel"], measured()[path].fisher, product)
+    assert_same_loss(row.loss["anderson"], wanted)
+
+
+def test_section_says_what_was_done_and_by_which_versions():
+    section = result()[0].config["low_rank"]
+    assert section == {
+        "schema": 1,
+        "ranks": dict.fromkeys(PATHS, 4),
+        "method": "anderson",
+        "importance": "fisher",
+        "seed": 0,
+        "versions": {"wlra": wlra.__version__, "jax": version("jax"), "flax": version("flax")},
+    }
+
+
+def test_section_is_json():
+    section = result()[0].config["low_rank"]
+    assert json.loads(json.dumps(section)) == section
+
+
+def test_rest_of_the_config_is_kept():
+    config = result()[0].config
+    assert {name: value for name, value in config.items() if name != "low_rank"} == CONFIG
+
+
+def test_loss_of_a_task_takes_the_place_of_random_directions():
+    with pytest.raises(ValueError, match="zero"):  # all weights are, for a loss that nothing matters to
+        compress(model(), batches(), rank=4, loss=lambda output, batch: 0 * output[:, 0])
+
+
+def test_without_importance_no_batch_is_read_and_the_svd_is_best():
+    _, report = compress(model(), untouchable(), rank=4, importance="none")
+    for row in report.rows:
+        kernel = at(model().params, row.path)["kernel"]
+        best = reference.loss(kernel, np.ones((16, 16)), reference.eckart_young(kernel, 4))
+        assert_same_loss(row.loss["anderson"], best)
+
+
+def test_kronecker_importance_has_the_loss_of_its_factors():
+    _, report = compress(model(), (), rank=4, importance="kronecker", method="kronecker", measured=measured())
+    for row in report.rows:
+        _, inputs, outputs = measured()[row.path]
+        kernel = at(model().params, row.path)["kernel"]
+        best = reference.kronecker(kernel, inputs, outputs, 4)
+        assert list(row.loss) == ["kronecker"]
+        assert_same_loss(row.loss["kronecker"], reference.kronecker_loss(kernel, inputs, outputs, best))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"rank": 4, "importance": "hessian"},
+            "importance must be one of 'fisher', 'kronecker', 'none'; got 'hessian'",
+        ),
+        ({"rank": 4, "importance": "kronecker"}, "both or neither; got 'kronecker' and 'anderson'"),
+        ({"rank": 4, "method": "kronecker"}, "both or neither; got 'fisher' and 'kronecker'"),
+        ({}, "wanted exactly one of rank and params"),
+        ({"rank": 4, "params": 0.5}, "wanted exactly one of rank and params"),
+        ({"params": 1.5}, r"share of the selected kernels' parameters to keep, in \(0, 1\]; got 1.5"),
+        ({"rank": 0}, "ranks must be integers of at least 1"),
+        ({"rank": {"pooler/dense": 4}}, "rank must name exactly the selected kernels"),
+        ({"rank": 4, "include": "decoder"}, "select none of"),
+        ({"rank": 4, "method": "lanczos"}, "method must be one of .*; got 'lanczos'"),
+        ({"rank": 4, "start": "zero"}, "start must be one of .*; got 'zero'"),
+        ({"rank": 4, "tol": -1.0}, r"tol .* in \[0, 1\]; got -1.0"),
+    ],
+)
+def test_bad_arguments_are_refused_before_work_starts(options, message):
+    with pytest.raises(ValueError, match=message):
+        compress(model(), untouchable(), **options)
+
+
+def test_no_batches_are_refused():
+    with pytest.raises(ValueError, match="no batches: wanted at least one"):
+        compress(model(), [], rank=4)
+
+
+def test_kernel_without_importance_is_named():
+    with pytest.raises(ValueError, match="pooler/dense"):  # no embedding depends on it
+        compress(model(), batches(), rank=4, include="pooler")
+
+
+def test_model_of_another_kind_is_refused():
+    with pytest.raises(ValueError, match="wanted a Model, a directory, or a transformers FlaxBert; got dict"):
+        compress({}, batches(), rank=4)
+
+
+def test_what_is_compressed_already_is_refused():
+    with pytest.raises(ValueError, match="6 of the selected kernels are factorised already"):
+        compress(result()[0], batches(), rank=2)
+
+
+def test_parts_may_be_compressed_one_after_the_other(tmp_path):
+    part, _ = attention_alone()
+    whole, _ = compress(part, (), rank=8, exclude="attention/", importance="none", method="svd")  # stay dense again
+    save(whole, tmp_path / "small")
+    assert load(tmp_path / "small").config["low_rank"]["ranks"] == dict.fromkeys(ATTENTION, 4)
+
+
+@pytest.mark.parametrize("architecture", ["BertModel", "BertForSequenceClassification"])
+def test_result_for_a_model_of_transformers_runs_on_it(architecture):
+    theirs = flax_bert(f"Flax{architecture}")
+    small, report = compress(theirs, (), rank=4, importance="none", method="svd")
+
+    @jax.jit
+    def run(params):
+        return theirs(**batches()[0], params=params)[0]
+
+    with factorised(), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        got, wanted = run(small.params), run(merge(small.params))
+    assert len(report.rows) == 6
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5)  # numbers of about one, ten layers in float32
+
+
+def test_model_of_transformers_is_our_module_on_its_parameters():
+    theirs = flax_bert("FlaxBertModel")
+    ours = as_model(theirs)
+    assert ours.module == model().module
+    assert_same_params(ours.params, theirs.params)
+
+
+def test_model_of_transformers_without_a_pooler_embeds():
+    ours = as_model(flax_bert("FlaxBertModel", add_pooling_layer=False))
+    assert embed(ours).shape == (6, 16)
+
+
+def test_model_of_transformers_with_pretraining_heads_is_read_or_refused():
+    theirs = flax_bert("FlaxBertForMaskedLM")
+    try:
+        ours = as_model(theirs)
+    except ValueError as error:
+        assert "FlaxBertForMaskedLM" in str(error)  # noqa: PT017
+    else:
+        assert embed(ours).shape == (6, 16)
+
+
+def test_batches_hold_every_text_once_the_longest_first():
+    encode = bert_adapter.tokenizer(model())
+    rows = [row[mask > 0].tolist() for batch in batches() for row, mask in zip(*unpacked(batch), strict=True)]
+    wanted = sorted(TEXTS, key=len, reverse=True)
+    assert rows == [encode([text])["input_ids"][0][encode([text])["attention_mask"][0] > 0].tolist() for text in wanted]
+
+
+def unpacked(batch):
+    return batch["input_ids"], batch["attention_mask"]
+
+
+def test_batches_have_the_size_asked_for():
+    assert [len(batch["input_ids"]) for batch in text_batches(model(), TEXTS, batch_size=4)] == [4, 2]
+
+
+def test_batches_of_pairs_know_which_is_which():
+    (batch,) = text_batches(model(), [("a dog", "runs"), ("red", "a fox runs far")])
+    assert batch["token_type_ids"][0, :7].tolist() == [0, 0, 0, 1, 1, 1, 1]  # [CLS] red [SEP] a fox runs far
+
+
+def test_real_model_is_near_itself_and_every_kernel_at_its_best(minilm_path):
+    """The attention of one layer: four kernels of one shape, so that little has to be compiled."""
+    nouns = ["dog", "child", "river", "engine", "teacher", "market", "song", "window"]
+    sentences = [f"The {noun} {verb} here." for noun in nouns for verb in ("waits", "grows", "turns", "sleeps")]
+    dense = load(minilm_path)
+    texts = text_batches(dense, sentences, batch_size=32)
+    small, report = compress(dense, texts, rank=48, include="encoder/layer/0/attention/", tol=1e-2)
+    for row in report.rows:
+        slack = 1 + 1e-4  # rounding in float32 of sums of a hundred thousand terms
+        assert row.loss["anderson"] <= slack * row.loss["separable"], row.path
+        assert row.loss["separable"] <= slack * row.loss["svd"], row.path
+    wanted, got = (np.asarray(jax.jit(forward(model))(model.params, texts[0])) for model in (dense, small))
+    assert len(report.rows) == 4
+    assert np.isfinite(got).all()
+    assert (got * wanted).sum(axis=1).mean() > 0.9  # one layer of six is a little off
