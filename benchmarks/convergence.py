@@ -126,6 +126,8 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         chosen = [row for row in rows if row["problem"] == name]
         wlra.plot.convergence({row["method"]: row["loss"] for row in chosen}, chosen[0]["best_known"], ax)
         ax.set_title(name)
+        ax.get_legend().remove()
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

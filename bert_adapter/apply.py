@@ -46,6 +46,11 @@ def is_dense(context: nn.module.InterceptorContext) -> bool:
     return isinstance(context.module, nn.Dense) and context.method_name == "__call__"
 
 
+def dense_inputs(args: tuple, kwargs: dict[str, Any]) -> Any:
+    """What a dense layer is called with."""
+    return args[0] if args else kwargs["inputs"]
+
+
 def two_products(next_fun: Callable, args: tuple, kwargs: dict[str, Any], context: Any) -> Any:
     """A dense layer whose parameters hold factors returns inputs @ left @ right + bias."""
     dense = context.module
@@ -58,7 +63,7 @@ def two_products(next_fun: Callable, args: tuple, kwargs: dict[str, Any], contex
 
     bias = dense.get_variable("params", "bias") if dense.use_bias else None
     left, right = (dense.get_variable("params", name) for name in ("left", "right"))
-    return product(*promote_dtype(*args, left, right, bias, dtype=dense.dtype, **kwargs))
+    return product(*promote_dtype(dense_inputs(args, kwargs), left, right, bias, dtype=dense.dtype))
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bert_adapter.apply import is_dense, two_products
+from bert_adapter.apply import dense_inputs, is_dense, two_products
 
 Batch = Mapping[str, Any]
 Forward = Callable[[Any, Batch], Any]
@@ -71,7 +71,7 @@ def intercepted(
     def interceptor(next_fun: Callable, args: tuple, kwargs: dict[str, Any], context: Any) -> Any:
         outputs = next_fun(*args, **kwargs)
         path = "/".join(context.module.path)
-        return touch(path, args[0], outputs) if is_dense(context) and path in paths else outputs
+        return touch(path, dense_inputs(args, kwargs), outputs) if is_dense(context) and path in paths else outputs
 
     with nn.intercept_methods(two_products), nn.intercept_methods(interceptor):
         return forward(params, batch)

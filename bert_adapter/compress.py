@@ -1,5 +1,6 @@
 """The one-liner: a model, some batches and a budget in; a smaller model and a report out."""
 
+import functools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,12 +12,14 @@ import jax
 import wlra
 from bert_adapter.apply import apply
 from bert_adapter.capture import Batch
-from bert_adapter.checkpoint import SCHEMA, Model, Texts, load, tokenizer
+from bert_adapter.checkpoint import SCHEMA, Model, Texts, load, low_rank, tokenizer
 from bert_adapter.factorise import Row, factorise
 from bert_adapter.importance import Importance, Loss, measure_importance
-from bert_adapter.model import module_for
+from bert_adapter.model import SentenceEmbedder, module_for
 from bert_adapter.select import choose_ranks, select_kernels
+from wlra.solve import check_options
 
+FLAX_BERTS = ("FlaxBertModel", "FlaxBertForSequenceClassification")
 WEIGHTS: dict[str, Callable[[Any, str], Any]] = {
     "fisher": lambda importance, path: importance[path].fisher,
     "kronecker": lambda importance, path: wlra.Kronecker(importance[path].inputs, importance[path].outputs),
@@ -53,7 +56,7 @@ def compress(
     batches: Iterable[Batch],
     *,
     rank: int | Mapping[str, int] | None = None,
-    params: float | None = None,
+    params: float | int | None = None,
     method: str = "anderson",
     importance: str = "fisher",
     loss: Loss | None = None,
@@ -87,6 +90,7 @@ def compress(
         raise ValueError(f"importance must be one of {', '.join(map(repr, WEIGHTS))}; got {importance!r}")
     if (importance == "kronecker") != (method == "kronecker"):
         raise ValueError(f"importance and method are 'kronecker' both or neither; got {importance!r} and {method!r}")
+    check_options(method, **options)
     began = time.perf_counter()
     dense = as_model(model)
     shapes = select_kernels(dense.params, include, exclude)
@@ -102,7 +106,7 @@ def compress(
     seconds = {"load": loaded - began, "importance": weighed - loaded, "solve": time.perf_counter() - weighed}
     section = {
         "schema": SCHEMA,
-        "ranks": {row.path: row.rank for row in rows if row.status != "DENSE"},
+        "ranks": low_rank(dense.config) | {row.path: row.rank for row in rows if row.status != "DENSE"},
         "method": method,
         "importance": importance,
         "seed": seed,
@@ -119,18 +123,29 @@ def as_model(model: Model | str | Path | Any) -> Model:
     if isinstance(model, str | Path):
         return load(model)
     name = type(model).__name__
-    if not (name.startswith("FlaxBert") and hasattr(model, "params") and hasattr(model, "config")):
-        raise ValueError(f"wanted a Model, a directory, or a transformers FlaxBert; got {name}")
+    if name not in FLAX_BERTS:
+        raise ValueError(f"wanted a Model, a directory, or one of transformers' {', '.join(FLAX_BERTS)}; got {name}")
     config = model.config.to_dict() | {"architectures": [name.removeprefix("Flax")]}
-    return Model(module_for(config), model.params, config, {})
+    module = module_for(config)
+    if isinstance(module, SentenceEmbedder):
+        module = module.clone(add_pooling_layer="pooler" in model.params)
+    return Model(module, model.params, config, {})
 
 
 def forward(model: Model) -> Callable[[Any, Batch], Any]:
-    """The function (params, batch) -> output of the model's module, dropout off; keys it does not take are ignored."""
+    """The function (params, batch) -> output of the model's module, dropout off; keys it does not take are ignored.
+
+    The same function for the same module, so that what is compiled for it once serves again.
+    """
+    return forward_of(model.module)
+
+
+@functools.cache
+def forward_of(module: Any) -> Callable[[Any, Batch], Any]:
     inputs = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 
     def run(params: Any, batch: Batch) -> Any:
-        return apply(model.module, params, **{name: batch[name] for name in inputs if name in batch})
+        return apply(module, params, **{name: batch[name] for name in inputs if name in batch})
 
     return run
 

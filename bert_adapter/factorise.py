@@ -14,6 +14,7 @@ import wlra
 from bert_adapter.apply import FACTORISED
 from bert_adapter.progress import track
 from bert_adapter.select import break_even
+from wlra import border
 
 CLOSED_FORMS = ("svd", "fwsvd", "separable")
 
@@ -57,19 +58,22 @@ def factorise(
     Returns:
       The parameters, and a row of the report for each path, in the order of `ranks`.
     """
-    flat: dict[str, Any] = dict(flatten_dict(params, sep="/"))
+    flat: dict[str, Any] = dict(flatten_dict(params, keep_empty_nodes=True, sep="/"))
     groups = defaultdict(list)
     rows: dict[str, Row] = {}
+    full: dict[str, Any] = {}
     for path, rank in ranks.items():
-        shape = tuple(flat[f"{path}/kernel"].shape)
+        kernel = flat[f"{path}/kernel"]
+        shape = tuple(kernel.shape)
         if rank < break_even(shape):
-            groups[shape, rank].append(path)
+            groups[shape, rank, str(kernel.dtype)].append(path)
+            full[path] = checked_weights(path, kernel, weights[path])
         else:
             rows[path] = Row(path, shape, rank, size(shape), size(shape), {}, 0, "DENSE", 0.0, [])
-    for (shape, rank), paths in track(sorted(groups.items()), "factorise", progress):
+    for (shape, rank, _), paths in track(sorted(groups.items()), "factorise", progress):
         kernels = np.stack([np.asarray(flat[f"{path}/kernel"]) for path in paths])
         began = time.perf_counter()
-        result, losses = solve_group(kernels, [weights[path] for path in paths], rank, method, options)
+        result, losses = solve_group(kernels, [full[path] for path in paths], rank, method, options)
         seconds = (time.perf_counter() - began) / len(paths)
         for i, path in enumerate(paths):
             del flat[f"{path}/kernel"]
@@ -98,20 +102,35 @@ def solve_group(
     """
     chunk = 1 if jax.default_backend() == "cpu" else None
     target = jnp.asarray(kernels)
-    stacked = None if weights[0] is None else jax.tree.map(lambda *arrays: jnp.stack(arrays), *weights)
+    stacked = jax.tree.map(lambda *arrays: jnp.stack(arrays), *weights)
     others = [name for name in CLOSED_FORMS if name != method and method != "kronecker"]
     solved = {name: wlra.solve_batch(target, stacked, rank, method=name, chunk=chunk).loss for name in others}
     result = wlra.solve_batch(target, stacked, rank, method=method, chunk=chunk, **options)
-    result, losses = jax.device_get((result, solved | {method: result.loss}))
-    return result, losses
+    solved[method] = result.loss
+    result, losses = jax.device_get((result, list(solved.values())))
+    return result, dict(zip(solved, losses, strict=True))
+
+
+def checked_weights(path: str, kernel: Any, weights: Any) -> Any:
+    """The kernel's weights at their full shape; what is wrong with them is said with the path."""
+    try:
+        if isinstance(weights, wlra.Kronecker):
+            border.check_kronecker_values(jnp.asarray(kernel), weights)
+            return weights
+        weights = border.check_weights(weights, kernel.shape)
+        border.check_values(jnp.asarray(kernel), weights)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return weights
 
 
 def merge(params: Any) -> dict[str, Any]:
     """The parameters with every pair of factors multiplied out into the kernel that it stands for."""
-    flat: dict[str, Any] = dict(flatten_dict(params, sep="/"))
+    flat: dict[str, Any] = dict(flatten_dict(params, keep_empty_nodes=True, sep="/"))
     for path in [path.removesuffix("/left") for path in flat if path.endswith("/left")]:
         left, right = flat.pop(f"{path}/left"), flat.pop(f"{path}/right")
-        product = np.asarray(left, np.float32) @ np.asarray(right, np.float32)
+        dtype = np.float64 if left.dtype == np.float64 else np.float32
+        product = np.asarray(left, dtype) @ np.asarray(right, dtype)
         flat[f"{path}/kernel"] = jnp.asarray(product).astype(left.dtype)
     return unflatten_dict(flat, sep="/")
 

@@ -1,7 +1,7 @@
 """How much each entry of a kernel matters: Fisher information, summed over the examples of all batches."""
 
 from collections.abc import Callable, Iterable
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -59,27 +59,35 @@ def measure_importance(
     Raises:
       ValueError: no batches, or paths that are no dense layers of the model.
     """
-    update = jax.jit(partial(add_batch, forward, loss, frozenset(paths)), donate_argnums=0)
+    sums, update = batch_functions(forward, loss, frozenset(paths))
     key = jax.random.key(seed)
     total: Importance | None = None
     for number, batch in enumerate(track(batches, "importance", progress)):
         arrays = {name: jnp.asarray(array) for name, array in batch.items()}
+        if total is None:
+            shapes = jax.eval_shape(sums, params, arrays, key)
+            total = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
         total = update(total, params, arrays, jax.random.fold_in(key, number))
     if total is None:
         raise ValueError("no batches: wanted at least one to measure the importance of the kernels on")
     return total
 
 
-def add_batch(
-    forward: Forward,
-    loss: Loss | None,
-    paths: frozenset[str],
-    total: Importance | None,
-    params: Any,
-    batch: Batch,
-    key: Any,
+@cache
+def batch_functions(forward: Forward, loss: Loss | None, paths: frozenset[str]) -> tuple[Callable, Callable]:
+    """The sums of one batch, and the compiled update of the total with them; compiled once for each model and loss."""
+    sums = partial(batch_sums, forward, loss, paths)
+
+    def update(total: Importance, params: Any, batch: Batch, key: Any) -> Importance:
+        return jax.tree.map(jnp.add, total, sums(params, batch, key))
+
+    return sums, jax.jit(update, donate_argnums=0)
+
+
+def batch_sums(
+    forward: Forward, loss: Loss | None, paths: frozenset[str], params: Any, batch: Batch, key: Any
 ) -> Importance:
-    """The sums with those of one more batch added."""
+    """The sums over the examples of one batch."""
 
     def objective(output: Any) -> Float[Array, ""]:
         return jnp.sum(random_projection(output, key) if loss is None else loss(output, batch))
@@ -87,8 +95,7 @@ def add_batch(
     with jax.default_matmul_precision("highest"):
         captured = capture(forward, objective, params, batch, paths)
         mask = batch.get("attention_mask")
-        new = {path: kernel_importance(pair, mask) for path, pair in captured.items()}
-    return new if total is None else jax.tree.map(jnp.add, total, new)
+        return {path: kernel_importance(pair, mask) for path, pair in captured.items()}
 
 
 def kernel_importance(captured: Captured, mask: Array | None) -> KernelImportance:
@@ -104,7 +111,7 @@ def kernel_importance(captured: Captured, mask: Array | None) -> KernelImportanc
     )
 
 
-def random_projection(output: Float[Array, "batch width"], key: Any) -> Float[Array, " batch"]:
+def random_projection(output: Any, key: Any) -> Float[Array, " batch"]:
     """Each row's component along a direction drawn evenly from the unit sphere."""
     if getattr(output, "ndim", None) != 2:
         raise ValueError(

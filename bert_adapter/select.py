@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from bert_adapter.checkpoint import by_path
+from wlra.border import check_count
 
 Shapes = dict[str, tuple[int, int]]
 
@@ -46,7 +47,7 @@ def break_even(shape: tuple[int, int]) -> float:
     return m * n / (m + n)
 
 
-def choose_ranks(shapes: Shapes, rank: int | Mapping[str, int] | None, params: float | None) -> dict[str, int]:
+def choose_ranks(shapes: Shapes, rank: Any, params: float | int | None) -> dict[str, int]:
     """The rank of every kernel: the same for all, or given by path, or the largest that keep a share of parameters.
 
     A rank at or above break-even, or above the kernel's own, stays in the plan: it means that the kernel stays dense.
@@ -61,15 +62,14 @@ def choose_ranks(shapes: Shapes, rank: int | Mapping[str, int] | None, params: f
             raise ValueError(
                 f"params is the share of the selected kernels' parameters to keep, in (0, 1]; got {params}"
             )
-        return {path: max(1, int(params * break_even(shape))) for path, shape in shapes.items()}
+        # A share such as 0.29 is not exact in binary: 28.999999999999996 means 29.
+        return {path: max(1, int(params * break_even(shape) * (1 + 1e-12))) for path, shape in shapes.items()}
     assert rank is not None
     ranks = dict(rank) if isinstance(rank, Mapping) else dict.fromkeys(shapes, rank)
     if ranks.keys() != shapes.keys():
         odd = sorted(ranks.keys() ^ shapes.keys())
         raise ValueError(f"rank must name exactly the selected kernels; these are missing or left over: {odd}")
-    if bad := {path: value for path, value in ranks.items() if not isinstance(value, int) or value < 1}:
-        raise ValueError(f"ranks must be integers of at least 1; got {bad}")
-    return ranks
+    return {path: check_count(f"rank of {path}", value, 1) for path, value in ranks.items()}
 
 
 def parameter_count(params: Any) -> int:

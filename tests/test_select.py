@@ -114,7 +114,7 @@ def test_share_outside_its_range_is_refused(share):
 
 @pytest.mark.parametrize("rank", [0, -3])
 def test_rank_below_one_is_named(rank):
-    with pytest.raises(ValueError, match=rf"ranks must be integers of at least 1; got {{'square': {rank}}}"):
+    with pytest.raises(ValueError, match=f"rank of square must be at least 1; got {rank}"):
         choose_ranks(SHAPES, {"wide": 2, "square": rank}, None)
 
 

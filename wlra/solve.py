@@ -17,6 +17,7 @@ from wlra.scaling import SCALINGS, scale, scale_factors, unscale_factors
 from wlra.starts import STARTS
 
 PROJECTIONS = {"subspace": METHODS, "svd": PUBLISHED}
+TOL, MAX_ITERS, PATIENCE = 1e-3, 200, 20
 
 
 class Result(NamedTuple):
@@ -47,9 +48,9 @@ def solve(
     start: str | tuple[Any, Any] = "separable",
     scaling: str = "separable",
     projection: str = "subspace",
-    tol: float | Float[Array, ""] = 1e-3,
-    max_iters: int = 200,
-    patience: int | Int[Array, ""] = 20,
+    tol: float | Float[Array, ""] = TOL,
+    max_iters: int = MAX_ITERS,
+    patience: int | Int[Array, ""] = PATIENCE,
 ) -> Result:
     """left @ right, of rank at most `rank`, has the least weighted squared distance from W that the method finds.
 
@@ -100,9 +101,9 @@ def solve_batch(
     start: str | tuple[Any, Any] = "separable",
     scaling: str = "separable",
     projection: str = "subspace",
-    tol: float | Float[Array, ""] = 1e-3,
-    max_iters: int = 200,
-    patience: int | Int[Array, ""] = 20,
+    tol: float | Float[Array, ""] = TOL,
+    max_iters: int = MAX_ITERS,
+    patience: int | Int[Array, ""] = PATIENCE,
     chunk: int | None = None,
 ) -> Result:
     """The results of `solve` on problems of one shape, stacked; problems that have converged do not move on.
@@ -135,14 +136,7 @@ def prepare(
 ) -> tuple[tuple, dict[str, Any]]:
     """The traced and the static arguments of the solver, checked."""
     rank = border.check_rank(rank, W.shape)
-    border.check_name("method", method, (*METHODS, *STARTS, "kronecker"))
-    border.check_name("scaling", scaling, SCALINGS)
-    border.check_name("projection", projection, PROJECTIONS)
-    if method in METHODS and method not in PROJECTIONS[projection]:
-        raise ValueError(f"method {method!r} projects nothing: projection must be 'subspace'; got {projection!r}")
-    max_iters = border.check_count("max_iters", max_iters, 1)
-    if not border.is_traced(patience):
-        patience = border.check_count("patience", patience, 1)
+    tol, max_iters, patience = check_options(method, start, scaling, projection, tol, max_iters, patience)
     if isinstance(weights, Kronecker) != (method == "kronecker"):
         raise ValueError(
             f"Kronecker weights have a closed form only: write method='kronecker'; got method={method!r}"
@@ -160,10 +154,30 @@ def prepare(
         start = method
     elif method in METHODS and not isinstance(start, str):
         pair, start = border.check_pair(start, W.shape, rank), "pair"
-    elif method in METHODS:
-        border.check_name("start", start, STARTS)
     static = {"rank": rank, "method": method, "start": start, "scaling": scaling, "projection": projection}
-    return (W, weights, pair, border.check_tol(tol), patience), static | {"max_iters": max_iters}
+    return (W, weights, pair, tol, patience), static | {"max_iters": max_iters}
+
+
+def check_options(
+    method: Any,
+    start: Any = "separable",
+    scaling: Any = "separable",
+    projection: Any = "subspace",
+    tol: Any = TOL,
+    max_iters: Any = MAX_ITERS,
+    patience: Any = PATIENCE,
+) -> tuple[Any, int, Any]:
+    """tol, max_iters and patience as the solver takes them, once every option is known to be usable."""
+    border.check_name("method", method, (*METHODS, *STARTS, "kronecker"))
+    border.check_name("scaling", scaling, SCALINGS)
+    border.check_name("projection", projection, PROJECTIONS)
+    if method in METHODS and method not in PROJECTIONS[projection]:
+        raise ValueError(f"method {method!r} projects nothing: projection must be 'subspace'; got {projection!r}")
+    if method in METHODS and isinstance(start, str):
+        border.check_name("start", start, STARTS)
+    if not border.is_traced(patience):
+        patience = border.check_count("patience", patience, 1)
+    return border.check_tol(tol), border.check_count("max_iters", max_iters, 1), patience
 
 
 STATIC = ("rank", "method", "start", "scaling", "projection", "max_iters")
