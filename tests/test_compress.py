@@ -289,7 +289,7 @@ def test_kernel_without_importance_is_named():
 
 
 def test_model_of_another_kind_is_refused():
-    with pytest.raises(ValueError, match="wanted a Model, a directory, or one of transformers' .*; got dict"):
+    with pytest.raises(ValueError, match=r"wanted a Model, a directory, or one of transformers' .*; got dict"):
         compress({}, batches(), rank=4)
 
 
