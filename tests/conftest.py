@@ -9,7 +9,7 @@ import pytest
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 if "JAX_COMPILATION_CACHE_DIR" in os.environ:  # compiling is the slow part, and nearly all of it is in short pieces
-    jax.config.update("jax_persistent_compilation_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 # jax.enable_x64 came when jax.experimental.enable_x64 went.
 enable_x64 = (jax if hasattr(jax, "enable_x64") else importlib.import_module("jax.experimental")).enable_x64
