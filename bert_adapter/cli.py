@@ -4,9 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from bert_adapter.factorise import CLOSED_FORMS
-
-ITERATIONS = ("anderson", "nesterov", "em", "als")
+from wlra.methods import METHODS
+from wlra.starts import STARTS
 
 EPILOG = """examples:
   bert-adapter demo
@@ -44,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     )
     compress.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the new checkpoint")
     compress.add_argument("--report", type=Path, metavar="PAGE", help="an HTML page with figures (default OUT.html)")
-    compress.add_argument("--method", choices=(*ITERATIONS, *CLOSED_FORMS, "kronecker"), default="anderson")
+    compress.add_argument("--method", choices=(*METHODS, *STARTS, "kronecker"), default="anderson")
     compress.add_argument("--importance", choices=("fisher", "kronecker", "none"), default="fisher")
     compress.add_argument("--include", default=r"^(bert/)?encoder/", help="regular expression of kernels (%(default)s)")
     compress.add_argument("--exclude", help="regular expression of kernels that stay dense")

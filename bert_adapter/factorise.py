@@ -15,8 +15,7 @@ from bert_adapter.apply import FACTORISED
 from bert_adapter.progress import track
 from bert_adapter.select import break_even
 from wlra import border
-
-CLOSED_FORMS = ("svd", "fwsvd", "separable")
+from wlra.starts import STARTS
 
 
 class Row(NamedTuple):
@@ -103,7 +102,7 @@ def solve_group(
     chunk = 1 if jax.default_backend() == "cpu" else None
     target = jnp.asarray(kernels)
     stacked = jax.tree.map(lambda *arrays: jnp.stack(arrays), *weights)
-    others = [name for name in CLOSED_FORMS if name != method and method != "kronecker"]
+    others = [name for name in STARTS if name != method and method != "kronecker"]
     solved = {name: wlra.solve_batch(target, stacked, rank, method=name, chunk=chunk).loss for name in others}
     result = wlra.solve_batch(target, stacked, rank, method=method, chunk=chunk, **options)
     solved[method] = result.loss
