@@ -8,7 +8,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int
 
 from wlra.driver import Method, choose
-from wlra.linalg import Factors, balance, gram_solve
+from wlra.linalg import Factors, balance, tiny_solve
 from wlra.problem import Problem, loss
 from wlra.sweeps import Sweep
 
@@ -18,13 +18,15 @@ class Extrapolation(NamedTuple):
 
     init: (x) -> memory
     step: (memory, x, g(x)) -> (next x, memory)
+    keep: (memory, condition) -> the memory, as good as new unless the condition holds
     """
 
     init: Callable[[Any], Any]
     step: Callable[[Any, Any, Any], tuple[Any, Any]]
+    keep: Callable[[Any, Bool[Array, ""]], Any]
 
 
-plain = Extrapolation(lambda point: (), lambda memory, point, image: (image, memory))
+plain = Extrapolation(lambda point: (), lambda memory, point, image: (image, memory), lambda memory, condition: memory)
 
 
 class Momentum(NamedTuple):
@@ -42,16 +44,22 @@ def nesterov_step(memory: Momentum, point: Any, image: Any) -> tuple[Any, Moment
     return unravel(now + weight * (now - before)), Momentum(image, count)
 
 
-nesterov = Extrapolation(lambda point: Momentum(point, jnp.array(0, jnp.int32)), nesterov_step)
+nesterov = Extrapolation(
+    lambda point: Momentum(point, jnp.array(0, jnp.int32)),
+    nesterov_step,
+    lambda memory, condition: memory._replace(count=jnp.where(condition, memory.count, 0)),
+)
 
 
 class Window(NamedTuple):
-    """The last few images and residuals g(x) - x; a slot that is not valid counts for nothing."""
+    """The last image and residual g(x) - x, and how both changed in the last few steps."""
 
-    images: Float[Array, "slots d"]
-    residuals: Float[Array, "slots d"]
-    valid: Bool[Array, " slots"]
-    oldest: Int[Array, ""]
+    image: Float[Array, " d"]
+    residual: Float[Array, " d"]
+    image_changes: Float[Array, "slots d"]
+    residual_changes: Float[Array, "slots d"]
+    gram: Float[Array, "slots slots"]
+    count: Int[Array, ""]
 
 
 SLOTS = 5  # more gain little on Fisher weights, and each costs 2 k (m + n) numbers
@@ -60,33 +68,35 @@ SLOTS = 5  # more gain little on Fisher weights, and each costs 2 k (m + n) numb
 def anderson_init(point: Any) -> Window:
     flat, _ = ravel_pytree(point)
     empty = jnp.zeros((SLOTS, flat.size), flat.dtype)
-    return Window(empty, empty, jnp.zeros(SLOTS, bool), jnp.array(0, jnp.int32))
+    return Window(flat, flat, empty, empty, jnp.zeros((SLOTS, SLOTS), flat.dtype), jnp.array(0, jnp.int32))
 
 
 def anderson_step(memory: Window, point: Any, image: Any) -> tuple[Any, Window]:
     """The next point is the combination sum_i a_i g(x_i), sum_i a_i = 1, whose residuals combine to the shortest.
 
-    Type II of Anderson 1965 (Walker & Ni 2011, eq. 2.1; Tuzhilina & Hastie 2021, sec. 3.2), over this pair and the last
-    SLOTS before it. Solved for the coefficients of the differences from this pair, with the relative shift of
-    `gram_solve`.
+    Type II of Anderson 1965 (Walker & Ni 2011, eq. 2.2; Tuzhilina & Hastie 2021, sec. 3.2), over this pair and the last
+    SLOTS before it. Solved for the coefficients of the changes from step to step, with the relative shift of
+    `tiny_solve`; one pass over each of the two windows.
     """
-    flat, unravel = ravel_pytree(image)
-    residual = flat - ravel_pytree(point)[0]
-    changes = jnp.where(memory.valid[:, None], residual[None, :] - memory.residuals, 0)
-    gram, slopes = changes @ changes.T, changes @ residual
-    coefficients = gram_solve(gram, slopes)
-    moves = jnp.where(memory.valid[:, None], flat[None, :] - memory.images, 0)
-    slot = memory.oldest
-    memory = Window(
-        memory.images.at[slot].set(flat),
-        memory.residuals.at[slot].set(residual),
-        memory.valid.at[slot].set(True),
-        (slot + 1) % SLOTS,
-    )
-    return unravel(flat - coefficients @ moves), memory
+    now, unravel = ravel_pytree(image)
+    residual = now - ravel_pytree(point)[0]
+    change, slot = residual - memory.residual, (memory.count - 1) % SLOTS
+    image_changes = memory.image_changes.at[slot].set(now - memory.image)
+    residual_changes = memory.residual_changes.at[slot].set(change)
+    products, slopes = residual_changes @ change, residual_changes @ residual
+    gram = memory.gram.at[slot, :].set(products).at[:, slot].set(products)
+    known = jnp.arange(SLOTS, dtype=jnp.int32) < memory.count
+    seen = jnp.where(known[:, None] & known[None, :], gram, 0)
+    coefficients = tiny_solve(seen, jnp.where(known, slopes, 0))
+    ahead = unravel(now - coefficients @ image_changes)
+    return ahead, Window(now, residual, image_changes, residual_changes, gram, memory.count + 1)
 
 
-anderson = Extrapolation(anderson_init, anderson_step)
+anderson = Extrapolation(
+    anderson_init,
+    anderson_step,
+    lambda memory, condition: memory._replace(count=jnp.where(condition, memory.count, 0)),
+)
 
 
 class Guard(NamedTuple):
@@ -111,10 +121,12 @@ def accelerated(sweep: Sweep, extrapolation: Extrapolation) -> Method:
 
     def step(problem: Problem, factors: Factors, guard: Guard) -> tuple[Factors, Guard]:
         now = loss(problem, factors)
-        image = sweep(problem, factors)
-        ahead, memory = extrapolation.step(guard.memory, factors, image)
-        back = guard._replace(memory=extrapolation.init(guard.safe))
-        return choose(not_above(now, guard.loss), (ahead, Guard(memory, image, now)), (guard.safe, back))
+        accepted = not_above(now, guard.loss)
+        point = choose(accepted, factors, guard.safe)
+        image = choose(accepted, sweep(problem, factors), guard.safe)
+        ahead, memory = extrapolation.step(guard.memory, point, image)
+        memory = extrapolation.keep(memory, accepted)
+        return choose(accepted, ahead, image), Guard(memory, image, jnp.where(accepted, now, guard.loss))
 
     return Method(init, step)
 

@@ -85,6 +85,20 @@ def check_tol(tol: Any) -> Any:
     return float(tol)
 
 
+def check_penalty(ridge: Any, nuclear: Any) -> tuple[Any, str]:
+    """The penalty and which of its two units it is in, "" if there is none."""
+    if ridge is not None and nuclear is not None:
+        raise ValueError(f"ridge and nuclear are one penalty in two units: give one; got {ridge!r} and {nuclear!r}")
+    for name, value, limit, wanted in (("ridge", ridge, 1, "in [0, 1]"), ("nuclear", nuclear, np.inf, ">= 0")):
+        if value is None or is_traced(value):
+            continue
+        if not (np.ndim(value) == 0 and 0 <= float(value) <= limit and np.isfinite(float(value))):
+            raise ValueError(f"{name} must be a finite number {wanted}; got {value!r}")
+    if ridge is not None:
+        return ridge, "ridge"
+    return (0.0, "") if nuclear is None else (nuclear, "nuclear")
+
+
 def check_pair(start: Any, shape: tuple[int, ...], rank: int) -> tuple[Array, Array]:
     """A warm start as two finite floating arrays (m, rank) and (rank, n)."""
     *batch, m, n = shape

@@ -1,7 +1,7 @@
 """The one loop: it evaluates, stops, remembers the best, and names the outcome."""
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from wlra.linalg import Factors
-from wlra.problem import Problem, loss, stationarity
+from wlra.problem import Problem, loss, row_stationarity, stationarity
 
 
 class Method(NamedTuple):
-    """What the loop runs: two pure functions of arrays. `aux` is any pytree whose shapes do not change.
+    """What a loop runs: two pure functions of arrays. `aux` is any pytree whose shapes do not change.
 
     init: (problem, factors) -> (factors, aux)
     step: (problem, factors, aux) -> (factors, aux)
@@ -51,7 +51,7 @@ ADVICE = {
     Status.INVALID_TARGET: "W has NaN or inf where the weight is positive: give those entries weight 0.",
     Status.INVALID_WEIGHTS: "The weights have NaN, inf or negative entries, or are all zero: clean them first.",
 }
-RUNNING = -1
+RUNNING, LEAVING = -1, -2
 
 
 class History(NamedTuple):
@@ -77,17 +77,47 @@ class State(NamedTuple):
     aux: Any
     best: Factors
     loss: Float[Array, ""]
-    stationarity: Float[Array, ""]
     iteration: Int[Array, ""]
+    entered: Int[Array, ""]
     idle: Int[Array, ""]
     status: Int[Array, ""]
     history: History
 
 
+def never(problem: Problem, state: State) -> Bool[Array, ""]:
+    """The condition of a last stage."""
+    return jnp.array(False)
+
+
+def after(iterations: int) -> Callable[[Problem, State], Bool[Array, ""]]:
+    """The condition that a solve has had so many iterations."""
+    return lambda problem, state: state.iteration >= iterations
+
+
+def crawling(pause: int) -> Callable[[Problem, State], Bool[Array, ""]]:
+    """The condition that in the last `pause` iterations of a stage the stationarity has not halved."""
+
+    def until(problem: Problem, state: State) -> Bool[Array, ""]:
+        slope = state.history.stationarity
+        age = state.iteration - jnp.arange(len(slope), dtype=jnp.int32)
+        recent = jnp.min(jnp.where((age >= 0) & (age < pause), slope, jnp.inf))
+        before = jnp.min(jnp.where((age >= pause) & (age <= state.iteration - state.entered), slope, jnp.inf))
+        return recent > before / 2
+
+    return until
+
+
+class Stage(NamedTuple):
+    """A method, and the condition on an evaluated state at which the next stage takes over."""
+
+    method: Method
+    until: Callable[[Problem, State], Bool[Array, ""]] = never
+
+
 def run(
     problem: Problem,
     factors: Factors,
-    method: Method,
+    stages: Sequence[Stage],
     tol: Float[Array, ""],
     patience: Int[Array, ""],
     max_iters: int,
@@ -95,24 +125,41 @@ def run(
 ) -> Outcome:
     """The factors returned have the lowest loss of all iterates, the start among them.
 
-    Stops when the stationarity is at most `tol`, when the loss has not fallen for `patience` iterations, when an
-    iterate is not finite, and after `max_iters` iterations. Does not begin unless `status` is RUNNING.
+    Stops when the stationarity is at most `tol`, when an iterate is not finite or the loss has not fallen for
+    `patience` iterations in the last stage, and after `max_iters` iterations. Does not begin unless `status` is
+    RUNNING. Each stage goes on from the best factors of the one before.
     """
+    dtype = problem.target.dtype
+    infinite, zero = jnp.array(jnp.inf, dtype), jnp.array(0, jnp.int32)
+    never = jnp.full(max_iters + 1, jnp.inf, dtype)
+    state = State(factors, (), factors, infinite, zero, zero, zero, status, History(never, never))
+    for place, stage in enumerate(stages, 1):
+        ready, aux = stage.method.init(problem, state.best)
+        state = state._replace(factors=ready, aux=aux, entered=state.iteration, idle=zero)
+        state = loop(problem, state, stage, tol, patience, max_iters)
+        if place < len(stages):
+            given_up = (state.status == Status.STALLED) | (state.status == Status.NONFINITE) | (state.status == LEAVING)
+            state = state._replace(status=jnp.where(given_up, RUNNING, state.status))
+    slope = jnp.where(state.iteration > 0, stationarity(problem, state.best), infinite)
+    iterations = jnp.maximum(state.iteration - 1, 0)
+    return Outcome(state.best, state.loss, slope, iterations, state.status, state.history)
+
+
+def loop(
+    problem: Problem, state: State, stage: Stage, tol: Float[Array, ""], patience: Int[Array, ""], max_iters: int
+) -> State:
+    """The state at the end of a stage."""
 
     def body(state: State) -> State:
         state = assess(problem, state, tol, patience, max_iters)
-        factors, aux = method.step(problem, state.factors, state.aux)
+        leaving = (state.status == RUNNING) & stage.until(problem, state)
+        state = state._replace(status=jnp.where(leaving, LEAVING, state.status))
+        # A loop inside the step waits for those of the evaluation: two at once can wait for each other on a CPU.
+        aux, _ = jax.lax.optimization_barrier((state.aux, state.status))
+        factors, aux = stage.method.step(problem, state.factors, aux)
         return state._replace(factors=factors, aux=aux, iteration=state.iteration + 1)
 
-    dtype = problem.target.dtype
-    infinite = jnp.array(jnp.inf, dtype)
-    never = jnp.full(max_iters + 1, jnp.inf, dtype)
-    ready, aux = method.init(problem, factors)
-    zero = jnp.array(0, jnp.int32)
-    start = State(ready, aux, factors, infinite, infinite, zero, zero, status, History(never, never))
-    end = jax.lax.while_loop(lambda state: state.status == RUNNING, body, start)
-    iterations = jnp.maximum(end.iteration - 1, 0)
-    return Outcome(end.best, end.loss, end.stationarity, iterations, end.status, end.history)
+    return jax.lax.while_loop(lambda state: state.status == RUNNING, body, state)
 
 
 def assess(problem: Problem, state: State, tol: Float[Array, ""], patience: Int[Array, ""], max_iters: int) -> State:
@@ -120,7 +167,7 @@ def assess(problem: Problem, state: State, tol: Float[Array, ""], patience: Int[
 
     A loss equal to the best but for rounding replaces it: the later iterate is the more stationary one.
     """
-    now, slope = loss(problem, state.factors), stationarity(problem, state.factors)
+    now, slope = loss(problem, state.factors), slope_above(problem, state.factors, tol)
     slack = 1 + 4 * jnp.finfo(now.dtype).eps
     better = now <= state.loss * slack
     idle = jnp.where(now < state.loss / slack, 0, state.idle + 1)
@@ -133,7 +180,6 @@ def assess(problem: Problem, state: State, tol: Float[Array, ""], patience: Int[
     return state._replace(
         best=choose(better, state.factors, state.best),
         loss=jnp.where(better, jnp.minimum(now, state.loss), state.loss),
-        stationarity=jnp.where(better, slope, state.stationarity),
         idle=idle,
         status=jnp.select([met for met, _ in outcomes], [jnp.int32(name) for _, name in outcomes], RUNNING),
         history=History(
@@ -141,6 +187,15 @@ def assess(problem: Problem, state: State, tol: Float[Array, ""], patience: Int[
             state.history.stationarity.at[state.iteration].set(slope),
         ),
     )
+
+
+def slope_above(problem: Problem, factors: Factors, tol: Float[Array, ""]) -> Float[Array, ""]:
+    """The stationarity where it is at most `tol`, else a lower bound above `tol` or the same.
+
+    The bound takes products that the step makes anyway, the stationarity one more.
+    """
+    bound = row_stationarity(problem, factors)
+    return jax.lax.cond(bound <= tol, lambda: stationarity(problem, factors), lambda: bound)
 
 
 def choose(condition: Bool[Array, ""], yes: Any, no: Any) -> Any:

@@ -1,10 +1,11 @@
 """Every factorisation of a matrix that the package makes."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 
 class Factors(NamedTuple):
@@ -14,16 +15,36 @@ class Factors(NamedTuple):
     right: Float[Array, "k n"]
 
 
-def gram_inverse(gram: Float[Array, "*b k k"]) -> Float[Array, "*b k k"]:
-    """The inverse of a Gram matrix whose unit-diagonal form is shifted by k * eps, the size of its rounding errors.
+def gram_inverse(gram: Float[Array, "k k"], ridge: Float[Array, ""] | float = 0.0) -> Float[Array, "k k"]:
+    """The inverse of gram + ridge, whose unit-diagonal form is shifted by k * eps, the size of its rounding errors.
 
-    Newton-Schulz, X <- X (2 - A X) (Schulz 1933; Ben-Israel & Cohen 1966): products alone, about log2(cond) + 4 steps
-    of 4k^3 operations, and the Gram matrices of balanced factors are nearly diagonal. A Cholesky factor takes fewer
-    operations and several times as long, within a loop of products: on a CPU its threads get in the way of theirs, and
-    accelerators are slow at it. Callers multiply a residual by the result, so the shift biases no solution.
+    Products alone: a Cholesky factor takes fewer operations and several times as long, within a loop of products; on a
+    CPU its threads get in the way of theirs, and accelerators are slow at it. Callers multiply a residual by the
+    result, so the shift biases no solution.
     """
-    unit, scale = unit_diagonal(gram)
-    eye = jnp.broadcast_to(jnp.eye(gram.shape[-1], dtype=gram.dtype), gram.shape)
+    unit, scale = unit_diagonal(gram + ridge * jnp.eye(len(gram), dtype=gram.dtype))
+    return by_halves(unit) * (scale[:, None] * scale[None, :])
+
+
+def by_halves(matrix: Float[Array, "k k"]) -> Float[Array, "k k"]:
+    """The inverse of a symmetric positive definite matrix from those of half its size (Strassen 1969, sec. 2)."""
+    half = len(matrix) // 2
+    if half < 16:
+        return newton_schulz(matrix)
+    corner, side = matrix[:half, :half], matrix[:half, half:]
+    first = by_halves(corner)
+    across = first @ side
+    rest = by_halves(matrix[half:, half:] - side.T @ across)
+    off = across @ rest
+    return jnp.block([[first + off @ across.T, -off], [-off.T, rest]])
+
+
+def newton_schulz(matrix: Float[Array, "k k"]) -> Float[Array, "k k"]:
+    """The inverse of a positive definite matrix by X <- X (2 - A X) (Schulz 1933; Ben-Israel & Cohen 1966).
+
+    About log2(cond) + 4 steps of 4k^3 operations, and the Gram matrices of balanced factors are nearly diagonal.
+    """
+    eye = jnp.eye(len(matrix), dtype=matrix.dtype)
 
     def improving(state: tuple[Array, Array, Array, Array]) -> Bool[Array, ""]:
         """Whether the last step squared the defect, as all do until rounding errors are left; or it is still large."""
@@ -34,60 +55,108 @@ def gram_inverse(gram: Float[Array, "*b k k"]) -> Float[Array, "*b k k"]:
     def step(state: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
         inverse, defect, _, count = state
         inverse = inverse + inverse @ defect
-        return inverse, eye - unit @ inverse, jnp.sum(defect**2), count + 1
+        return inverse, eye - matrix @ inverse, jnp.sum(defect**2), count + 1
 
-    largest = jnp.max(jnp.sum(jnp.abs(unit), axis=-1), axis=-1)[..., None, None]
-    first = eye / largest
-    start = first, eye - unit @ first, jnp.array(jnp.inf, gram.dtype), jnp.array(0, jnp.int32)
-    inverse, *_ = jax.lax.while_loop(improving, step, start)
-    return inverse * (scale[..., :, None] * scale[..., None, :])
+    first = eye / jnp.max(jnp.sum(jnp.abs(matrix), axis=1))
+    start = first, eye - matrix @ first, jnp.array(jnp.inf, matrix.dtype), jnp.array(0, jnp.int32)
+    return jax.lax.while_loop(improving, step, start)[0]
 
 
-def gram_solve(gram: Float[Array, "k k"], right_side: Float[Array, " k"]) -> Float[Array, " k"]:
+def gram_solve(
+    gram: Float[Array, "k k"], right_side: Float[Array, " k"], ridge: Float[Array, ""] | float = 0.0
+) -> Float[Array, " k"]:
     """The solution with the inverse of `gram_inverse`, by Cholesky: for many small systems with one right side each."""
-    unit, scale = unit_diagonal(gram)
+    unit, scale = unit_diagonal(gram + ridge * jnp.eye(len(gram), dtype=gram.dtype))
     return scale * jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(unit), True), scale * right_side)
 
 
-def unit_diagonal(gram: Float[Array, "*b k k"]) -> tuple[Float[Array, "*b k k"], Float[Array, "*b k"]]:
+def eliminated(gram: Float[Array, "k k"], ridge: Float[Array, ""] | float = 0.0) -> Float[Array, "k k"]:
+    """The inverse of `gram_inverse`, by Gauss-Jordan elimination in place: for many small matrices under vmap.
+
+    On a CPU, triangular solves with many right sides, one small matrix after another, spend their time on threads.
+    """
+    unit, scale = unit_diagonal(gram + ridge * jnp.eye(len(gram), dtype=gram.dtype))
+
+    def sweep(i: Int[Array, ""], matrix: Float[Array, "k k"]) -> Float[Array, "k k"]:
+        inverse = 1 / matrix[i, i]
+        pivot, column = (matrix[i] * inverse).at[i].set(inverse), matrix[:, i]
+        return (matrix.at[:, i].set(0) - column[:, None] * pivot[None, :]).at[i].set(pivot)
+
+    return jax.lax.fori_loop(0, len(gram), sweep, unit) * (scale[:, None] * scale[None, :])
+
+
+CHUNK = 2**26  # numbers that the Gram matrices and what they are made of may take: 256 MiB in float32
+
+
+def over_grams(function: Callable, weight: Float[Array, "m n"], basis: Float[Array, "k n"], *rows: Array) -> Array:
+    """function(basis diag(weight_i) basis', *rows_i) for each i, stacked.
+
+    The Gram matrices are one product of the weights with all pairs of basis rows. Where those would take more than
+    CHUNK numbers, (m + n) k^2, they are made in chunks of rows that do not.
+    """
+    k, n = basis.shape
+    if (len(weight) + n) * k * k <= CHUNK:
+        pairs = (basis[:, None, :] * basis[None, :, :]).reshape(k * k, n)
+        return jax.vmap(function)((weight @ pairs.T).reshape(-1, k, k), *rows)
+
+    def one(row: tuple[Array, ...]) -> Array:
+        return function((basis * row[0][None, :]) @ basis.T, *row[1:])
+
+    return jax.lax.map(one, (weight, *rows), batch_size=max(1, CHUNK // (k * (n + k))))
+
+
+def tiny_solve(gram: Float[Array, "k k"], right_side: Float[Array, " k"]) -> Float[Array, " k"]:
+    """The solution of `gram_solve` for a handful of unknowns, by elimination without a call to LAPACK.
+
+    In a loop of products, LAPACK's threads and XLA's keep each other waiting.
+    """
+    unit, scale = unit_diagonal(gram)
+    rows = jnp.concatenate([unit, (scale * right_side)[:, None]], axis=1)
+    for i in range(len(gram)):
+        pivot = rows[i] / rows[i, i]
+        rows = (rows - rows[:, i, None] * pivot[None, :]).at[i].set(pivot)
+    return scale * rows[:, -1]
+
+
+def unit_diagonal(gram: Float[Array, "k k"]) -> tuple[Float[Array, "k k"], Float[Array, " k"]]:
     """diag(scale) gram diag(scale) with a diagonal of ones (zeros stay), plus the shift; and scale."""
-    k, eps = gram.shape[-1], jnp.finfo(gram.dtype).eps
-    diagonal = jnp.diagonal(gram, axis1=-2, axis2=-1)
+    k, diagonal = len(gram), jnp.diagonal(gram)
     scale = 1 / jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1))
-    shift = jnp.broadcast_to(k * eps * jnp.eye(k, dtype=gram.dtype), gram.shape)
-    return gram * (scale[..., :, None] * scale[..., None, :]) + shift, scale
+    shift = k * jnp.finfo(gram.dtype).eps * jnp.eye(k, dtype=gram.dtype)
+    return gram * (scale[:, None] * scale[None, :]) + shift, scale
 
 
-def gram_inverses(factors: Factors) -> tuple[Float[Array, "k k"], Float[Array, "k k"]]:
-    """The inverses of left.T @ left and of right @ right.T."""
-    inverses = gram_inverse(jnp.stack([factors.left.T @ factors.left, factors.right @ factors.right.T]))
-    return inverses[0], inverses[1]
-
-
-def subspace_step(gradient: Float[Array, "m n"], factors: Factors) -> Factors:
+def subspace_step(gradient: Float[Array, "m n"], factors: Factors, penalty: Float[Array, ""] | float = 0.0) -> Factors:
     """The product is the projection of Y = left @ right + gradient onto the span of Y @ right.T.
 
     One step of orthogonal iteration (Golub & Van Loan 2013, sec. 8.2.4) that never forms Y and needs no QR: each factor
     moves by a least-squares correction, so factors that already are the best rank-k approximation of Y stay as they
-    are, in any gauge. Two products of 2mnk operations; rows and columns keep their own relative accuracy.
+    are, in any gauge. Two products of 2mnk operations; rows and columns keep their own relative accuracy. With a
+    penalty on the squares of the factors, ridge regression for one, then the other (Hastie et al. 2015, alg. 2.1).
     """
     left, right = factors
-    move = (gradient @ right.T) @ gram_inverses(factors)[1]
+    move = (gradient @ right.T - penalty * left) @ gram_inverse(right @ right.T, penalty)
     new_left = left + move
-    correction = new_left.T @ gradient - (new_left.T @ move) @ right
-    return Factors(new_left, right + gram_inverse(new_left.T @ new_left) @ correction)
+    correction = new_left.T @ gradient - (new_left.T @ move) @ right - penalty * right
+    return Factors(new_left, right + gram_inverse(new_left.T @ new_left, penalty) @ correction)
 
 
-def truncated_svd(matrix: Float[Array, "m n"], rank: int) -> Factors:
+def truncated_svd(matrix: Float[Array, "m n"], rank: int, penalty: Float[Array, ""] | float = 0.0) -> Factors:
     """The product is the best approximation of rank `rank` in the Frobenius norm (Eckart & Young 1936).
 
-    The singular values are shared evenly, left = U sqrt(S), right = sqrt(S) V'. A subspace step follows: an SVD is
+    With a penalty on the squares of the factors, singular values are less by it and not below zero (Cai, Candes & Shen
+    2010, thm. 2.1). They are shared evenly, left = U sqrt(S), right = sqrt(S) V'. A subspace step follows: an SVD is
     accurate relative to the largest singular value only, and small rows and columns deserve relative accuracy too.
     """
     u, s, vt = jnp.linalg.svd(matrix, full_matrices=False)
-    root = jnp.sqrt(s[:rank])
+    root = jnp.sqrt(jnp.maximum(s[:rank] - penalty, 0))
     factors = Factors(u[:, :rank] * root[None, :], root[:, None] * vt[:rank])
-    return subspace_step(matrix - factors.left @ factors.right, factors)
+    return subspace_step(matrix - factors.left @ factors.right, factors, penalty)
+
+
+def spectral_norm(matrix: Float[Array, "m n"]) -> Float[Array, ""]:
+    """The largest singular value."""
+    return jnp.linalg.svd(matrix, compute_uv=False)[0]
 
 
 def balance(factors: Factors) -> Factors:
@@ -102,6 +171,28 @@ def balance(factors: Factors) -> Factors:
     floor = jnp.finfo(s.dtype).eps * jnp.where(s[0] > 0, s[0], 1)
     root = jnp.sqrt(jnp.maximum(s, floor))
     return Factors(q_left @ (u * (s / root)[None, :]), (root[:, None] * vt) @ q_right.T)
+
+
+def orthonormal(matrix: Float[Array, "m k"]) -> tuple[Float[Array, "m k"], Float[Array, "k k"]]:
+    """Orthonormal columns and a square matrix whose product is the matrix."""
+    basis, mix = jnp.linalg.qr(matrix)
+    return basis, mix
+
+
+def psd_inverse(gram: Float[Array, "k k"]) -> Float[Array, "k k"]:
+    """The pseudo-inverse of a positive semi-definite matrix: solutions have the least norm."""
+    values, vectors = jnp.linalg.eigh(gram)
+    large = values > len(gram) * 16 * jnp.finfo(gram.dtype).eps * values[-1]
+    return (vectors * jnp.where(large, 1 / jnp.where(large, values, 1), 0)[None, :]) @ vectors.T
+
+
+def damped_solve(
+    matrix: Float[Array, "d d"], right_side: Float[Array, " d"], damping: Float[Array, ""]
+) -> Float[Array, " d"]:
+    """The solution for a positive semi-definite matrix plus the damping times its largest diagonal entry."""
+    shift = damping * jnp.max(jnp.diagonal(matrix))
+    lower = jnp.linalg.cholesky(matrix + shift * jnp.eye(len(matrix), dtype=matrix.dtype))
+    return jax.scipy.linalg.cho_solve((lower, True), right_side)
 
 
 def even_out(factors: Factors) -> Factors:

@@ -1,21 +1,51 @@
 """The registry: a method is one line here, and inherits the driver and every test of the contract."""
 
 from wlra.accelerate import accelerated, anderson, nesterov, plain
-from wlra.driver import Method
+from wlra.driver import Method, Stage, after, crawling
+from wlra.lbfgs import lbfgs
+from wlra.linalg import CHUNK, Factors
+from wlra.newton import newton
+from wlra.problem import Problem
 from wlra.published import published
 from wlra.sweeps import als, em
+from wlra.varpro import varpro
 
-stay = Method(lambda problem, factors: (factors, ()), lambda problem, factors, aux: (factors, aux))
+stay = [Stage(Method(lambda problem, factors: (factors, ()), lambda problem, factors, aux: (factors, aux)))]
 
-METHODS: dict[str, Method] = {
-    "em": accelerated(em, plain),
-    "nesterov": accelerated(em, nesterov),
-    "anderson": accelerated(em, anderson),
-    "als": accelerated(als, plain),
+
+def where_it_fits(method: Method, other: Method) -> Method:
+    """The method where the Gram matrices of all rows and columns take at most CHUNK numbers, else the other one."""
+
+    def choice(problem: Problem, factors: Factors) -> Method:
+        (m, n), k = problem.target.shape, factors.left.shape[1]
+        return method if (m + n) * k * k <= CHUNK else other
+
+    return Method(
+        lambda problem, factors: choice(problem, factors).init(problem, factors),
+        lambda problem, factors, aux: choice(problem, factors).step(problem, factors, aux),
+    )
+
+
+METHODS: dict[str, list[Stage]] = {
+    "em": [Stage(accelerated(em, plain))],
+    "nesterov": [Stage(accelerated(em, nesterov))],
+    "anderson": [Stage(accelerated(em, anderson))],
+    "als": [Stage(accelerated(als, plain))],
+    "als-anderson": [Stage(accelerated(als, anderson))],
+    "lbfgs": [Stage(lbfgs)],
+    "newton": [Stage(accelerated(em, anderson), after(5)), Stage(newton)],
+    "varpro": [Stage(varpro)],
+    "auto": [
+        Stage(accelerated(em, anderson), crawling(20)),
+        Stage(lbfgs, crawling(30)),
+        Stage(where_it_fits(newton, lbfgs)),
+    ],
 }
 
-PUBLISHED: dict[str, Method] = {
-    "em": published(plain),
-    "nesterov": published(nesterov),
-    "anderson": published(anderson),
+PENALISED = ("em", "nesterov", "anderson", "als", "als-anderson", "lbfgs")
+
+PUBLISHED: dict[str, list[Stage]] = {
+    "em": [Stage(published(plain))],
+    "nesterov": [Stage(published(nesterov))],
+    "anderson": [Stage(published(anderson))],
 }

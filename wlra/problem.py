@@ -5,49 +5,87 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from wlra.linalg import Factors, gram_inverses
+from wlra.linalg import Factors, gram_inverse
 
 
 class Problem(NamedTuple):
-    """Minimise sum_ij weight_ij (target_ij - (left @ right)_ij)**2 over `Factors` of a given rank."""
+    """Minimise sum_ij weight_ij (target_ij - (left @ right)_ij)**2 + penalty (||left||**2 + ||right||**2).
+
+    Over `Factors` of a given rank. The penalty is twice that of the nuclear norm of left @ right, which is the least
+    (||left||**2 + ||right||**2) / 2 of all its factorisations (Srebro, Rennie & Jaakkola 2005, lemma 1).
+    """
 
     target: Float[Array, "m n"]
     weight: Float[Array, "m n"]
+    penalty: Float[Array, ""] | float = 0.0
 
 
 def gradient(problem: Problem, factors: Factors) -> Float[Array, "m n"]:
-    """The weighted residual: minus half the derivative of the objective with respect to `left @ right`."""
+    """The weighted residual: minus half the derivative of the weighted error with respect to `left @ right`."""
     return problem.weight * (problem.target - factors.left @ factors.right)
 
 
+def slope_left(problem: Problem, factors: Factors) -> Float[Array, "m k"]:
+    """Minus half the derivative of the objective with respect to `left`."""
+    return gradient(problem, factors) @ factors.right.T - problem.penalty * factors.left
+
+
+def slope_right(problem: Problem, factors: Factors) -> Float[Array, "k n"]:
+    """Minus half the derivative of the objective with respect to `right`."""
+    return factors.left.T @ gradient(problem, factors) - problem.penalty * factors.right
+
+
 def loss(problem: Problem, factors: Factors) -> Float[Array, ""]:
-    """The weighted squared error relative to that of zero: 0 is exact, 1 no better than nothing."""
+    """The objective relative to that of zero: 0 is exact, 1 no better than nothing."""
     residual = problem.target - factors.left @ factors.right
-    error = jnp.sum(problem.weight * residual**2)
-    total = jnp.sum(problem.weight * problem.target**2)
-    return jnp.where(total > 0, error / jnp.where(total > 0, total, 1), error)
+    error = total(problem.weight * residual**2)
+    size = problem.penalty * (total(factors.left**2) + total(factors.right**2))
+    zero = total(problem.weight * problem.target**2)
+    return jnp.where(zero > 0, (error + size) / jnp.where(zero > 0, zero, 1), error + size)
 
 
 def stationarity(problem: Problem, factors: Factors) -> Float[Array, ""]:
     """The share of the gradient that rank-k matrices can follow: ||P_T(G)|| / ||G||, in [0, 1].
 
     G is the weighted residual and P_T(G) = P_U G + G P_V - P_U G P_V its projection onto the tangent space of the
-    matrices of rank k at left @ right (Vandereycken 2013, sec. 2.1). It does not change with the gauge of the factors,
-    nor with the units of target and weight. A fit that is exact up to rounding, whose gradient is noise, counts as 0.
+    matrices of rank k at left @ right (Vandereycken 2013, sec. 2.1). With a penalty, its derivative is subtracted, and
+    added to the Gram matrices in P_U and P_V.
+    It does not change with the gauge of the factors, nor with the units of target and weight. A fit that is exact up
+    to rounding, whose gradient is noise, counts as 0.
     """
     left, right = factors
-    grad = gradient(problem, factors)
-    along_right, along_left = grad @ right.T, left.T @ grad
-    inverse_left, inverse_right = gram_inverses(factors)
+    along_right, along_left = slope_left(problem, factors), slope_right(problem, factors)
+    inverse_left = gram_inverse(left.T @ left, problem.penalty)
+    inverse_right = gram_inverse(right @ right.T, problem.penalty)
     both = along_left @ right.T
     tangent = (
-        jnp.sum(along_right * (along_right @ inverse_right))
-        + jnp.sum(along_left * (inverse_left @ along_left))
-        - jnp.sum(both * (inverse_left @ both @ inverse_right))
+        total(along_right * (along_right @ inverse_right))
+        + total(along_left * (inverse_left @ along_left))
+        - total(both * (inverse_left @ both @ inverse_right))
     )
-    total = jnp.sum(grad**2)
-    ratio = jnp.sqrt(jnp.clip(tangent / jnp.where(total > 0, total, 1), 0, 1))
+    return share(problem, factors, tangent)
+
+
+def row_stationarity(problem: Problem, factors: Factors) -> Float[Array, ""]:
+    """A lower bound of the stationarity, from the half of the tangent space in which `right` stays: ||G P_V|| / ||G||.
+
+    An iteration has its products anyway.
+    """
+    along_right = slope_left(problem, factors)
+    inverse_right = gram_inverse(factors.right @ factors.right.T, problem.penalty)
+    return share(problem, factors, total(along_right * (along_right @ inverse_right)))
+
+
+def share(problem: Problem, factors: Factors, tangent: Float[Array, ""]) -> Float[Array, ""]:
+    """The root of a part of the gradient's squared norm over all of it; 0 for a fit that is exact up to rounding."""
+    whole = total(gradient(problem, factors) ** 2)
+    ratio = jnp.sqrt(jnp.clip(tangent / jnp.where(whole > 0, whole, 1), 0, 1))
     return jnp.where(loss(problem, factors) > rounding(factors), ratio, 0)
+
+
+def total(array: Float[Array, "m n"]) -> Float[Array, ""]:
+    """The sum of all entries, rows first: XLA runs these in parallel on a CPU."""
+    return jnp.sum(jnp.sum(array, axis=1))
 
 
 def rounding(factors: Factors) -> float:

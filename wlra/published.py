@@ -26,7 +26,7 @@ def complete(problem: Problem, factors: Factors) -> Float[Array, "m n"]:
 
 
 def published(extrapolation: Extrapolation) -> Method:
-    """The method Y <- complete(X), extrapolated; X <- the best rank-k approximation of Y.
+    """The method Y <- complete(X), extrapolated; X <- the best rank-k approximation of Y, shrunk by the penalty if any.
 
     Plain, it is EM (Srebro & Jaakkola 2003, sec. 3); with momentum and with Anderson's combination the accelerations
     of Tuzhilina & Hastie 2021 (sec. 3), whose Anderson iteration combines completed matrices as here. Completing is
@@ -43,10 +43,10 @@ def published(extrapolation: Extrapolation) -> Method:
     def step(problem: Problem, factors: Factors, aux: Completed) -> tuple[Factors, Completed]:
         now = loss(problem, factors)
         ahead, memory = extrapolation.step(aux.memory, aux.point, complete(problem, factors))
-        accepted = Completed(memory, ahead, factors, now)
+        accepted = not_above(now, aux.loss)
         back = complete(problem, aux.safe)
         rejected = aux._replace(memory=extrapolation.init(back), point=back)
-        aux = choose(not_above(now, aux.loss), accepted, rejected)
-        return truncated_svd(aux.point, factors.left.shape[1]), aux
+        aux = choose(accepted, Completed(memory, ahead, factors, now), rejected)
+        return truncated_svd(aux.point, factors.left.shape[1], problem.penalty), aux
 
     return Method(init, step)

@@ -47,7 +47,7 @@ def scale(problem: Problem, scaling: Scaling) -> Problem:
     """The same problem in variables sqrt(row col') * product; its weights are at most 1."""
     weight = divide(divide(problem.weight, scaling.row[:, None]), scaling.col[None, :])
     target = jnp.sqrt(scaling.row)[:, None] * problem.target * jnp.sqrt(scaling.col)[None, :]
-    return Problem(target, jnp.minimum(weight, 1))
+    return problem._replace(target=target, weight=jnp.minimum(weight, 1))
 
 
 def scale_factors(factors: Factors, scaling: Scaling) -> Factors:

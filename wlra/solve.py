@@ -5,14 +5,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from wlra import border
 from wlra.border import Kronecker
 from wlra.driver import RUNNING, History, Outcome, Status, run
-from wlra.linalg import Factors, even_out, psd_roots, truncated_svd
-from wlra.methods import METHODS, PUBLISHED, stay
-from wlra.problem import Problem
+from wlra.dual import duality_gap
+from wlra.linalg import Factors, balance, even_out, psd_roots, spectral_norm, truncated_svd
+from wlra.methods import METHODS, PENALISED, PUBLISHED, stay
+from wlra.problem import Problem, gradient
+from wlra.restarts import Restarts, random_starts, tally
 from wlra.scaling import SCALINGS, scale, scale_factors, unscale_factors
 from wlra.starts import STARTS
 
@@ -27,6 +30,8 @@ class Result(NamedTuple):
     of the gradient, in scaled variables, that a matrix of rank k can still follow (see `wlra.problem.stationarity`).
     `status` is a `wlra.Status`: `wlra.Status(int(result.status)).advice` says in a sentence what to do.
     `history` holds loss and stationarity of every iterate, entry 0 the start, +inf where no iteration came.
+    `gap`, with a penalty, bounds the relative distance of its objective from the lowest of all ranks (see
+    `wlra.dual.duality_gap`); +inf without, when nothing certifies it. `restarts` tells what random starts found.
     Each column of `left` is as large as its row of `right`, to a factor of two.
     """
 
@@ -37,6 +42,8 @@ class Result(NamedTuple):
     iterations: Int[Array, "*b"]
     status: Int[Array, "*b"]
     history: History
+    gap: Float[Array, "*b"]
+    restarts: Restarts | None = None
 
 
 def solve(
@@ -51,6 +58,10 @@ def solve(
     tol: float | Float[Array, ""] = TOL,
     max_iters: int = MAX_ITERS,
     patience: int | Int[Array, ""] = PATIENCE,
+    ridge: float | Float[Array, ""] | None = None,
+    nuclear: float | Float[Array, ""] | None = None,
+    restarts: int | None = None,
+    key: Array | None = None,
 ) -> Result:
     """left @ right, of rank at most `rank`, has the least weighted squared distance from W that the method finds.
 
@@ -62,9 +73,13 @@ def solve(
       weights: None (all equal), or non-negative and broadcasting to (m, n): (m, 1) per row, (1, n) per column, (m, n)
         per entry; or `Kronecker(row, col)`, for method="kronecker". Only their proportions matter.
       rank: k, in [1, min(m, n)].
-      method: iterations "anderson", "nesterov", "em" (each costs a few products of 2mnk operations) and "als" (exact
-        least squares for one factor, then the other: mnk(k + 1) operations twice, for weights that scaling cannot
-        help); closed forms "svd", "fwsvd", "separable", "kronecker" (one SVD, exact for their own kind of weights).
+      method: "auto" picks for you. First order, a few products of 2mnk operations an iteration: "anderson",
+        "nesterov", "em", and "lbfgs" (quasi-Newton on both factors). For weights that scaling cannot help: "als" and
+        "als-anderson" (exact least squares for one factor, then the other, 2mnk^2 operations for each), "newton"
+        (second order, for tight tolerances), "varpro" (damped Gauss-Newton with a dense Hessian, for targets mostly
+        unseen; min(m, n) k <= 4096). Closed forms, one SVD, exact for their own kind of weights only: "svd", "fwsvd",
+        "separable", "kronecker". "auto" begins as "anderson"; where the stationarity has not halved in 20 iterations
+        it goes on as "lbfgs", and where not in 30 of those as "newton", memory permitting.
       start: a closed form, or a pair (left, right) to go on from. Closed forms are their own start.
       scaling: "separable" removes from the weights what rows and columns explain, before iterating; "none" only divides
         them by their maximum. The problem solved is the same, its conditioning is not.
@@ -74,6 +89,14 @@ def solve(
         least curvature: on the Fisher weights of real kernels, 1e-3 leaves less than 1e-4.
       max_iters: stop after so many iterations.
       patience: stop after so many iterations without a lower loss.
+      nuclear: lambda >= 0 adds a penalty: the objective is sum weights (W - left @ right)**2 / 2 + lambda ||left @
+        right||_*, the rank is an upper bound, `loss` is the objective over that of zero, and `gap` certifies it. For
+        "em", "nesterov", "anderson", "als", "als-anderson", "lbfgs"; not invariant to scaling, so it takes "none".
+      ridge: the same penalty, as a share in [0, 1] of the least lambda whose solution is zero, ||weights * W||_2.
+        It equals lambda / 2 times the squares of both factors.
+      restarts: how many random starts, drawn with `key` and solved a few at a time, may be tried in place of `start`
+        until the lowest loss has been found twice; `result.restarts` tells how often each loss was found.
+      key: of `jax.random`, for restarts.
 
     Raises:
       ValueError: a shape, dtype, rank, name or value cannot be used. Under a caller's own jit the values are not known,
@@ -88,7 +111,13 @@ def solve(
       (True, 0.5)
     """
     W = border.check_target(W, batched=False)
-    inputs, static = prepare(W, weights, rank, method, start, scaling, projection, tol, max_iters, patience)
+    if restarts is not None:
+        start = random_starts(W, weights, rank, border.check_count("restarts", restarts, 1), key)
+        options = (method, "separable", scaling, projection, tol, max_iters, patience, ridge, nuclear)
+        inputs, static = prepare(W, weights, rank, *options)
+        return repeated(inputs, static | {"start": "pair"}, start)
+    options = (method, start, scaling, projection, tol, max_iters, patience, ridge, nuclear)
+    inputs, static = prepare(W, weights, rank, *options)
     return solve_arrays(*inputs, **static)
 
 
@@ -104,6 +133,8 @@ def solve_batch(
     tol: float | Float[Array, ""] = TOL,
     max_iters: int = MAX_ITERS,
     patience: int | Int[Array, ""] = PATIENCE,
+    ridge: float | Float[Array, ""] | None = None,
+    nuclear: float | Float[Array, ""] | None = None,
     chunk: int | None = None,
 ) -> Result:
     """The results of `solve` on problems of one shape, stacked; problems that have converged do not move on.
@@ -118,7 +149,8 @@ def solve_batch(
     """
     W = border.check_target(W, batched=True)
     chunk = len(W) if chunk is None else border.check_count("chunk", chunk, 1)
-    inputs, static = prepare(W, weights, rank, method, start, scaling, projection, tol, max_iters, patience)
+    options = (method, start, scaling, projection, tol, max_iters, patience, ridge, nuclear)
+    inputs, static = prepare(W, weights, rank, *options)
     return solve_chunks(*inputs, **static, chunk=min(chunk, len(W)))
 
 
@@ -133,6 +165,8 @@ def prepare(
     tol: Any,
     max_iters: Any,
     patience: Any,
+    ridge: Any = None,
+    nuclear: Any = None,
 ) -> tuple[tuple, dict[str, Any]]:
     """The traced and the static arguments of the solver, checked."""
     rank = border.check_rank(rank, W.shape)
@@ -149,13 +183,16 @@ def prepare(
     else:
         weights = border.check_weights(weights, W.shape)
         border.check_values(W, weights)
+    penalty, unit = border.check_penalty(ridge, nuclear)
+    if unit and method not in PENALISED:
+        raise ValueError(f"{unit} needs one of the methods {', '.join(map(repr, PENALISED))}; got {method!r}")
     pair = None
     if method in STARTS:
         start = method
     elif method in METHODS and not isinstance(start, str):
         pair, start = border.check_pair(start, W.shape, rank), "pair"
     static = {"rank": rank, "method": method, "start": start, "scaling": scaling, "projection": projection}
-    return (W, weights, pair, tol, patience), static | {"max_iters": max_iters}
+    return (W, weights, pair, tol, patience, penalty), static | {"max_iters": max_iters, "penalty_unit": unit}
 
 
 def check_options(
@@ -180,55 +217,92 @@ def check_options(
     return border.check_tol(tol), border.check_count("max_iters", max_iters, 1), patience
 
 
-STATIC = ("rank", "method", "start", "scaling", "projection", "max_iters")
+STATIC = ("rank", "method", "start", "scaling", "projection", "max_iters", "penalty_unit")
 
 
 @functools.partial(jax.jit, static_argnames=STATIC)
-def solve_arrays(W, weights, pair, tol, patience, **static) -> Result:
+def solve_arrays(W, weights, pair, tol, patience, penalty, **static) -> Result:
     """One problem, in float64 if any array is and in float32 else, with matrix products of full precision."""
     double = any(array.dtype == jnp.float64 for array in jax.tree.leaves((W, weights, pair)))
     dtype = jnp.float64 if double else jnp.float32
     target, weights, pair = jax.tree.map(lambda array: array.astype(dtype), (W, weights, pair))
     core = kronecker if static["method"] == "kronecker" else weighted
     with jax.default_matmul_precision("highest"):
-        result = core(target, weights, pair, jnp.asarray(tol, dtype), jnp.asarray(patience, jnp.int32), **static)
+        scalars = jnp.asarray(tol, dtype), jnp.asarray(patience, jnp.int32), jnp.asarray(penalty, dtype)
+        result = core(target, weights, pair, *scalars, **static)
     return result._replace(left=result.left.astype(W.dtype), right=result.right.astype(W.dtype))
 
 
 @functools.partial(jax.jit, static_argnames=(*STATIC, "chunk"))
-def solve_chunks(W, weights, pair, tol, patience, *, chunk, **static) -> Result:
+def solve_chunks(W, weights, pair, tol, patience, penalty, *, chunk, **static) -> Result:
     """Many problems of one shape, `chunk` at a time."""
 
     def one(arrays: tuple) -> Result:
-        return solve_arrays(*arrays, tol, patience, **static)
+        return solve_arrays(*arrays, tol, patience, penalty, **static)
 
     if chunk == len(W):
         return jax.vmap(one)((W, weights, pair))
     return jax.lax.map(one, (W, weights, pair), batch_size=None if chunk == 1 else chunk)
 
 
-def weighted(W, weights, pair, tol, patience, *, rank, method, start, scaling, projection, max_iters) -> Result:
+def repeated(inputs: tuple, static: dict[str, Any], starts: list[tuple[Array, Array]]) -> Result:
+    """The result of the lowest loss from random starts, which stop once it has been found twice."""
+    W, weights, _, tol, patience, penalty = inputs
+    losses, best = np.zeros(0), None
+    for pair in starts:
+        results = solve_from_each(W, weights, pair, tol, patience, penalty, **static)
+        losses = np.append(losses, np.where(np.isfinite(results.loss), results.loss, np.inf))
+        winner = int(np.argmin(losses[-len(results.loss) :]))
+        if best is None or losses[-len(results.loss) :][winner] < best.loss:
+            best = jax.tree.map(lambda leaf, winner=winner: leaf[winner], results)
+        found = tally(losses, float(jnp.finfo(results.loss.dtype).eps) ** (1 / 3))
+        if found.count[0] > 1:
+            break
+    return best._replace(restarts=found)
+
+
+@functools.partial(jax.jit, static_argnames=STATIC)
+def solve_from_each(W, weights, pairs, tol, patience, penalty, **static) -> Result:
+    """One problem from several starts at a time."""
+    return jax.vmap(lambda pair: solve_arrays(W, weights, pair, tol, patience, penalty, **static))(pairs)
+
+
+def weighted(
+    W, weights, pair, tol, patience, penalty, *, rank, method, start, scaling, projection, max_iters, penalty_unit
+) -> Result:
     """Weights of entries: unit scale, start, change of variables, iterations, and back."""
     target_bad, weights_bad, empty = border.faults(W, weights)
     status = jnp.where(target_bad, Status.INVALID_TARGET, RUNNING)
     status = jnp.where(weights_bad | empty, Status.INVALID_WEIGHTS, status).astype(jnp.int32)
-    weight, _ = to_unit(jnp.where(jnp.isfinite(weights) & (weights > 0), weights, 0))
+    weight, weight_exponent = to_unit(jnp.where(jnp.isfinite(weights) & (weights > 0), weights, 0))
     finite = jnp.where(jnp.isfinite(W), W, 0)
     target, exponent = to_unit(jnp.where(weight > 0, finite, 0))
     problem = Problem(target, weight)
     first = (
         from_unit(Factors(*pair), -exponent) if pair else STARTS[start](with_hidden(problem, finite, exponent), rank)
     )
-    scales = SCALINGS[scaling](weight)
-    runner, steps = (stay, 0) if method in STARTS else (PROJECTIONS[projection][method], max_iters)
-    outcome = run(scale(problem, scales), scale_factors(first, scales), runner, tol, patience, steps, status)
+    scales = SCALINGS["none" if penalty_unit else scaling](weight)
+    scaled = scale(problem, scales)
+    if penalty_unit == "ridge":
+        scaled = scaled._replace(penalty=penalty * spectral_norm(gradient(scaled, zero_like(first))))
+    elif penalty_unit == "nuclear":
+        in_units = jnp.ldexp(penalty, -exponent - weight_exponent)
+        scaled = scaled._replace(penalty=in_units / jnp.sqrt(scales.row[0]))
+    stages, steps = (stay, 0) if method in STARTS else (PROJECTIONS[projection][method], max_iters)
+    outcome = run(scaled, scale_factors(first, scales), stages, tol, patience, steps, status)
+    gap = duality_gap(scaled, balance(outcome.factors)) if penalty_unit else jnp.full_like(outcome.loss, jnp.inf)
     best = first if method in STARTS else unscale_factors(outcome.factors, scales)
-    return to_result(outcome, best, exponent)
+    return to_result(outcome, best, exponent, gap)
 
 
-def kronecker(W, weights, pair, tol, patience, *, rank, max_iters, **unused) -> Result:
+def zero_like(factors: Factors) -> Factors:
+    """Factors whose product is zero."""
+    return Factors(jnp.zeros_like(factors.left), jnp.zeros_like(factors.right))
+
+
+def kronecker(W, weights, pair, tol, patience, penalty, *, rank, max_iters, **unused) -> Result:
     """Weights of rows and columns as wholes: C^1/2 W G^1/2 has equal weights; unscale its SVD."""
-    del pair, unused, max_iters
+    del pair, penalty, unused, max_iters
     valid = border.semidefinite(weights.row) & border.semidefinite(weights.col)
     status = jnp.where(jnp.all(jnp.isfinite(W)), RUNNING, Status.INVALID_TARGET)
     status = jnp.where(valid, status, Status.INVALID_WEIGHTS).astype(jnp.int32)
@@ -239,7 +313,7 @@ def kronecker(W, weights, pair, tol, patience, *, rank, max_iters, **unused) -> 
     problem = Problem(row @ target @ col, jnp.ones_like(target))
     outcome = run(problem, truncated_svd(problem.target, rank), stay, tol, patience, 0, status)
     best = Factors(row_inverse @ outcome.factors.left, outcome.factors.right @ col_inverse)
-    return to_result(outcome, best, exponent)
+    return to_result(outcome, best, exponent, jnp.full_like(outcome.loss, jnp.inf))
 
 
 def with_hidden(problem: Problem, finite: Float[Array, "m n"], exponent: Int[Array, ""]) -> Problem:
@@ -251,10 +325,10 @@ def with_hidden(problem: Problem, finite: Float[Array, "m n"], exponent: Int[Arr
     return problem._replace(target=jnp.where(jnp.abs(target) <= 1024, target, 0))
 
 
-def to_result(outcome: Outcome, factors: Factors, exponent: Int[Array, ""]) -> Result:
+def to_result(outcome: Outcome, factors: Factors, exponent: Int[Array, ""], gap: Float[Array, ""]) -> Result:
     """The outcome in the caller's units."""
     left, right = even_out(from_unit(factors, exponent))
-    return Result(left, right, *outcome[1:])
+    return Result(left, right, *outcome[1:], gap)
 
 
 def to_unit(array: Float[Array, "m n"]) -> tuple[Float[Array, "m n"], Int[Array, ""]]:

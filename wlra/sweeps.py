@@ -2,10 +2,9 @@
 
 from collections.abc import Callable
 
-import jax
 from jaxtyping import Array, Float
 
-from wlra.linalg import Factors, gram_solve, subspace_step
+from wlra.linalg import Factors, gram_solve, over_grams, subspace_step
 from wlra.problem import Problem, gradient
 
 Sweep = Callable[[Problem, Factors], Factors]
@@ -18,7 +17,7 @@ def em(problem: Problem, factors: Factors) -> Factors:
     project Y on the matrices of rank k. Differs from the paper: the projection is onto the span of Y @ right.T, which
     `right` makes nearly optimal from one iteration to the next. Three products of 2mnk operations. Needs weights <= 1.
     """
-    return subspace_step(gradient(problem, factors), factors)
+    return subspace_step(gradient(problem, factors), factors, problem.penalty)
 
 
 def als(problem: Problem, factors: Factors) -> Factors:
@@ -28,21 +27,27 @@ def als(problem: Problem, factors: Factors) -> Factors:
     relative to its own size, so that rows with tiny weights are not pulled to zero, and rows with fewer weights than
     unknowns move no further than they must.
     """
-    left = factors.left + best_rows(problem.weight, gradient(problem, factors), factors.right)
-    half = Factors(left, factors.right)
-    right = factors.right + best_rows(problem.weight.T, gradient(problem, half).T, left.T).T
-    return Factors(left, right)
+    left = best_left(problem, factors)
+    return Factors(left, best_right(problem, Factors(left, factors.right)))
 
 
-def best_rows(
-    weight: Float[Array, "m n"], grad: Float[Array, "m n"], basis: Float[Array, "k n"]
+def best_left(problem: Problem, factors: Factors) -> Float[Array, "m k"]:
+    """The `left` of least objective for the `right` given."""
+    slope = gradient(problem, factors) @ factors.right.T - problem.penalty * factors.left
+    return factors.left + corrections(problem.weight, slope, factors.right, problem.penalty)
+
+
+def best_right(problem: Problem, factors: Factors) -> Float[Array, "k n"]:
+    """The `right` of least objective for the `left` given."""
+    slope = factors.left.T @ gradient(problem, factors) - problem.penalty * factors.right
+    return factors.right + corrections(problem.weight.T, slope.T, factors.left.T, problem.penalty).T
+
+
+def corrections(
+    weight: Float[Array, "m n"],
+    slope: Float[Array, "m k"],
+    basis: Float[Array, "k n"],
+    penalty: Float[Array, ""] | float,
 ) -> Float[Array, "m k"]:
-    """Row i is the correction d_i with (basis diag(weight_i) basis') d_i = basis @ grad_i.
-
-    All Gram matrices are one product of 2mnk^2 operations; they and the products of pairs of basis rows are held, which
-    takes (m + n) k^2 numbers.
-    """
-    k, n = basis.shape
-    pairs = (basis[:, None, :] * basis[None, :, :]).reshape(k * k, n)
-    grams = (weight @ pairs.T).reshape(-1, k, k)
-    return jax.vmap(gram_solve)(grams, grad @ basis.T)
+    """Row i is the correction d_i with (basis diag(weight_i) basis' + penalty) d_i = slope_i."""
+    return over_grams(lambda gram, slope: gram_solve(gram, slope, penalty), weight, basis, slope)
