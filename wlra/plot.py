@@ -31,3 +31,36 @@ def convergence(losses: Mapping[str, Any], best: float | None = None, ax: "Axes 
     ax.grid(alpha=0.3)
     ax.legend(fontsize="small")
     return ax
+
+
+def path(
+    values: Any, losses: Mapping[str, Any] | Any, xlabel: str = "rank", ylabel: str = "loss", ax: "Axes | None" = None
+) -> "Axes":
+    """The axes, with the losses along a path of ranks or penalties.
+
+    Args:
+      values: the ranks or penalties, (r,).
+      losses: an array or arrays by name: (r,), as the `loss` of `solve_path`; or (r, folds), as the `error` of
+        `select_rank`, drawn as means with standard errors.
+      xlabel, ylabel: names of the axes.
+      ax: axes to draw on; new ones if None.
+    """
+    import matplotlib.pyplot as plt
+
+    if ax is None:
+        ax = plt.subplots(figsize=(6, 4), layout="constrained")[1]
+    courses = losses if isinstance(losses, Mapping) else {"": losses}
+    order = np.argsort(np.asarray(values))
+    for name, course in courses.items():
+        course = np.asarray(course, np.float64)[order]
+        x = np.asarray(values)[order]
+        if course.ndim == 1:
+            ax.plot(x, course, marker="o", label=name)
+        else:
+            error = course.std(axis=1, ddof=1) / np.sqrt(course.shape[1])
+            ax.errorbar(x, course.mean(axis=1), error, marker="o", capsize=3, label=name)
+    ax.set(xlabel=xlabel, ylabel=ylabel, xscale="log" if np.min(np.asarray(values)) > 0 else "linear")
+    ax.grid(alpha=0.3)
+    if isinstance(losses, Mapping):
+        ax.legend(fontsize="small")
+    return ax

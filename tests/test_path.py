@@ -1,0 +1,119 @@
+"""Paths of ranks and penalties reach what single solves reach; hidden entries choose the planted rank."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+import reference
+
+import wlra
+import wlra.plot
+
+M, N, K = 24, 18, 2
+RNG = np.random.default_rng(0)
+PLANTED = RNG.normal(size=(M, K)) @ RNG.normal(size=(K, N))
+W = (PLANTED + 0.1 * RNG.normal(size=(M, N))).astype(np.float32)
+WEIGHTS = (np.exp(RNG.normal(size=(M, N))) * (RNG.uniform(size=(M, N)) < 0.9)).astype(np.float32)
+RANKS = [1, 3, 2]
+SHARES = [0.05, 0.5, 1.0]
+
+
+@functools.cache
+def of_ranks():
+    return jax.tree.map(np.asarray, wlra.solve_path(W, WEIGHTS, RANKS, tol=1e-4))
+
+
+@functools.cache
+def of_penalties():
+    return jax.tree.map(np.asarray, wlra.solve_path(W, WEIGHTS, rank=5, ridge=SHARES, method="lbfgs", tol=1e-4))
+
+
+@functools.cache
+def selection(seed):
+    return wlra.select_rank(W, WEIGHTS, RANKS, key=jax.random.key(seed), folds=3)
+
+
+def test_a_path_of_ranks_ends_where_single_solves_end():
+    for place, rank in enumerate(RANKS):
+        alone = wlra.solve(W, WEIGHTS, rank, tol=1e-4)
+        np.testing.assert_allclose(of_ranks().loss[place], alone.loss, rtol=1e-4)  # tol**2 over the curvature
+
+
+def test_factors_of_a_path_are_padded_with_zeros_to_the_largest_rank():
+    result = of_ranks()
+    assert result.left.shape == (3, M, 3)
+    assert result.right.shape == (3, 3, N)
+    for place, rank in enumerate(RANKS):
+        assert not result.left[place, :, rank:].any()
+        assert not result.right[place, rank:].any()
+
+
+def test_the_loss_of_each_entry_of_a_path_is_that_of_its_factors():
+    for loss, left, right in zip(*of_ranks()[2:3], *of_ranks()[:2], strict=True):
+        np.testing.assert_allclose(loss, reference.loss(W, WEIGHTS, left @ right), rtol=1e-4)  # float32 sums
+
+
+def test_a_path_of_penalties_is_certified_and_ends_at_zero():
+    result = of_penalties()
+    assert (result.gap <= 5e-3).all()  # tol = 1e-4 of the gradient, over the smallest penalty's share
+    assert (np.diff(result.loss) > 0).all()
+    np.testing.assert_allclose(result.loss[-1], 1, rtol=1e-4)
+    assert np.abs(result.left[-1] @ result.right[-1]).max() <= 1e-2 * np.abs(W).max()  # zero is reached in the limit
+
+
+def test_the_planted_rank_is_selected():
+    assert selection(0).rank == K
+    assert list(selection(0).ranks) == sorted(RANKS)
+    assert selection(0).error.shape == (3, 3)
+
+
+def test_the_error_of_a_selection_is_that_of_entries_not_seen():
+    worst = selection(0).error.mean(axis=1)
+    # Noise of 0.1 on a target of variance 2: hidden entries cannot be predicted better than that, nor much worse.
+    assert 0.1**2 / K / 3 <= worst[K - 1] <= 10 * 0.1**2 / K
+
+
+def test_the_same_key_deals_the_same_folds():
+    again = wlra.select_rank(W, WEIGHTS, RANKS, key=jax.random.key(0), folds=3)
+    np.testing.assert_array_equal(again.error, selection(0).error)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "give one of ranks, nuclear and ridge; got none of them"),
+        ({"ranks": [1], "nuclear": [1.0]}, "got ranks and nuclear"),
+        ({"ranks": []}, "ranks is empty"),
+        ({"ranks": [1], "rank": 2}, "no rank next to ranks; got rank=2"),
+        ({"nuclear": [1.0]}, "bound of the rank, next to nuclear; got rank=None"),
+        ({"ranks": [99]}, r"rank must be in \[1, 18\]"),
+        ({"ranks": [1], "start": "svd"}, "start cannot be given"),
+    ],
+)
+def test_a_path_that_cannot_be_followed_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        wlra.solve_path(W, WEIGHTS, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"folds": 1}, "folds must be at least 2; got 1"), ({"folds": 10**6}, "need as many entries of positive weight")],
+)
+def test_folds_that_cannot_be_dealt_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        wlra.select_rank(W, WEIGHTS, RANKS, key=jax.random.key(0), **options)
+
+
+def test_a_path_is_drawn_in_the_order_of_its_values():
+    pytest.importorskip("matplotlib").use("Agg")
+    axes = wlra.plot.path(RANKS, of_ranks().loss)
+    np.testing.assert_array_equal(axes.lines[0].get_xdata(), sorted(RANKS))
+    np.testing.assert_allclose(axes.lines[0].get_ydata(), of_ranks().loss[np.argsort(RANKS)])
+
+
+def test_a_selection_is_drawn_as_means_over_folds():
+    pytest.importorskip("matplotlib").use("Agg")
+    axes = wlra.plot.path(selection(0).ranks, {"hidden": selection(0).error}, ylabel="error")
+    np.testing.assert_allclose(axes.lines[0].get_ydata(), selection(0).error.mean(axis=1))
+    assert axes.get_ylabel() == "error"
