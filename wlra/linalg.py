@@ -5,7 +5,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.sparse import BCOO
 from jaxtyping import Array, Bool, Float, Int
+
+from wlra.sparse import Matrix, grams, is_sparse
 
 
 class Factors(NamedTuple):
@@ -23,18 +26,18 @@ def gram_inverse(gram: Float[Array, "k k"], ridge: Float[Array, ""] | float = 0.
     result, so the shift biases no solution.
     """
     unit, scale = unit_diagonal(gram + ridge * jnp.eye(len(gram), dtype=gram.dtype))
-    return by_halves(unit) * (scale[:, None] * scale[None, :])
+    return by_halves(unit, times=2) * (scale[:, None] * scale[None, :])
 
 
-def by_halves(matrix: Float[Array, "k k"]) -> Float[Array, "k k"]:
+def by_halves(matrix: Float[Array, "k k"], times: int) -> Float[Array, "k k"]:
     """The inverse of a symmetric positive definite matrix from those of half its size (Strassen 1969, sec. 2)."""
     half = len(matrix) // 2
-    if half < 16:
+    if times == 0 or half < 16:
         return newton_schulz(matrix)
     corner, side = matrix[:half, :half], matrix[:half, half:]
-    first = by_halves(corner)
+    first = by_halves(corner, times - 1)
     across = first @ side
-    rest = by_halves(matrix[half:, half:] - side.T @ across)
+    rest = by_halves(matrix[half:, half:] - side.T @ across, times - 1)
     off = across @ rest
     return jnp.block([[first + off @ across.T, -off], [-off.T, rest]])
 
@@ -88,12 +91,14 @@ def eliminated(gram: Float[Array, "k k"], ridge: Float[Array, ""] | float = 0.0)
 CHUNK = 2**26  # numbers that the Gram matrices and what they are made of may take: 256 MiB in float32
 
 
-def over_grams(function: Callable, weight: Float[Array, "m n"], basis: Float[Array, "k n"], *rows: Array) -> Array:
+def over_grams(function: Callable, weight: Matrix, basis: Float[Array, "k n"], *rows: Array) -> Array:
     """function(basis diag(weight_i) basis', *rows_i) for each i, stacked.
 
     The Gram matrices are one product of the weights with all pairs of basis rows. Where those would take more than
     CHUNK numbers, (m + n) k^2, they are made in chunks of rows that do not.
     """
+    if is_sparse(weight):
+        return jax.vmap(function)(grams(weight, basis), *rows)
     k, n = basis.shape
     if (len(weight) + n) * k * k <= CHUNK:
         pairs = (basis[:, None, :] * basis[None, :, :]).reshape(k * k, n)
@@ -126,7 +131,7 @@ def unit_diagonal(gram: Float[Array, "k k"]) -> tuple[Float[Array, "k k"], Float
     return gram * (scale[:, None] * scale[None, :]) + shift, scale
 
 
-def subspace_step(gradient: Float[Array, "m n"], factors: Factors, penalty: Float[Array, ""] | float = 0.0) -> Factors:
+def subspace_step(gradient: Matrix, factors: Factors, penalty: Float[Array, ""] | float = 0.0) -> Factors:
     """The product is the projection of Y = left @ right + gradient onto the span of Y @ right.T.
 
     One step of orthogonal iteration (Golub & Van Loan 2013, sec. 8.2.4) that never forms Y and needs no QR: each factor
@@ -141,17 +146,66 @@ def subspace_step(gradient: Float[Array, "m n"], factors: Factors, penalty: Floa
     return Factors(new_left, right + gram_inverse(new_left.T @ new_left, penalty) @ correction)
 
 
-def truncated_svd(matrix: Float[Array, "m n"], rank: int, penalty: Float[Array, ""] | float = 0.0) -> Factors:
+def truncated_svd(matrix: Matrix, rank: int, penalty: Float[Array, ""] | float = 0.0) -> Factors:
     """The product is the best approximation of rank `rank` in the Frobenius norm (Eckart & Young 1936).
 
     With a penalty on the squares of the factors, singular values are less by it and not below zero (Cai, Candes & Shen
     2010, thm. 2.1). They are shared evenly, left = U sqrt(S), right = sqrt(S) V'. A subspace step follows: an SVD is
     accurate relative to the largest singular value only, and small rows and columns deserve relative accuracy too.
     """
+    if is_sparse(matrix):
+        return iterated_svd(matrix, rank)
     u, s, vt = jnp.linalg.svd(matrix, full_matrices=False)
     root = jnp.sqrt(jnp.maximum(s[:rank] - penalty, 0))
     factors = Factors(u[:, :rank] * root[None, :], root[:, None] * vt[:rank])
     return subspace_step(matrix - factors.left @ factors.right, factors, penalty)
+
+
+def truncated_gram(matrix: Float[Array, "m n"], rank: int) -> Factors:
+    """The result of `truncated_svd`, but for singular values below sqrt(eps) of the largest, which squares lose.
+
+    Products, and an eigendecomposition on the shorter side: of a longer one over several devices, none is gathered.
+    """
+    if matrix.shape[0] < matrix.shape[1]:
+        left = jnp.linalg.eigh(matrix @ matrix.T)[1][:, -rank:]
+        factors = Factors(left, left.T @ matrix)
+    else:
+        right = jnp.linalg.eigh(matrix.T @ matrix)[1][:, -rank:].T
+        factors = Factors(matrix @ right.T, right)
+    return subspace_step(matrix - factors.left @ factors.right, factors)
+
+
+def iterated_svd(matrix: BCOO, rank: int, sweeps: int = 4) -> Factors:
+    """The product is about the best approximation of rank `rank`, from products of the matrix with a few vectors.
+
+    Orthogonal iteration on eight vectors more than the rank, normal ones of a fixed seed (Halko, Martinsson & Tropp
+    2011, alg. 4.4). The last products are with the matrix alone, so rows and columns without entries are zero.
+    """
+    m, n = matrix.shape
+    basis = jax.random.normal(jax.random.key(0), (n, min(rank + 8, m, n)), matrix.dtype)
+    for _ in range(sweeps):
+        image, _ = jnp.linalg.qr(matrix @ basis)
+        basis, mix = jnp.linalg.qr((image.T @ matrix).T)
+    u, s, _ = jnp.linalg.svd(mix)
+    root = jnp.sqrt(jnp.maximum(s[:rank], jnp.finfo(s.dtype).eps * jnp.where(s[0] > 0, s[0], 1)))
+    left = matrix @ (basis @ (u[:, :rank] / root[None, :]))
+    return Factors(left, gram_inverse(left.T @ left) @ (left.T @ matrix))
+
+
+def leading_components(matrix: Float[Array, "m n"], rank: int) -> Factors:
+    """The product is that of `truncated_svd`, but for components below sqrt(eps) of the largest, which are noise.
+
+    From one eigendecomposition of the smaller Gram matrix, which squares the singular values: several times as fast.
+    """
+    m, n = matrix.shape
+    if m > n:
+        turned = leading_components(matrix.T, rank)
+        return Factors(turned.right.T, turned.left.T)
+    _, vectors = jnp.linalg.eigh(matrix @ matrix.T)
+    basis = vectors[:, ::-1][:, :rank]
+    right = basis.T @ matrix
+    root = jnp.sqrt(jnp.sqrt(jnp.sum(right**2, axis=1)))
+    return Factors(basis * root[None, :], right / jnp.where(root > 0, root, 1)[:, None])
 
 
 def spectral_norm(matrix: Float[Array, "m n"]) -> Float[Array, ""]:

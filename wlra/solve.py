@@ -14,7 +14,7 @@ from wlra import border, devices
 from wlra.border import Kronecker
 from wlra.driver import RUNNING, History, Outcome, Status, run
 from wlra.dual import duality_gap
-from wlra.linalg import Factors, balance, even_out, psd_roots, spectral_norm, truncated_svd
+from wlra.linalg import Factors, balance, even_out, leading_components, psd_roots, spectral_norm, truncated_svd
 from wlra.methods import METHODS, PENALISED, PUBLISHED, stay
 from wlra.problem import Problem, gradient
 from wlra.restarts import Restarts, random_starts, tally
@@ -334,8 +334,11 @@ def weighted(
     finite = jnp.where(jnp.isfinite(W), W, 0)
     target, exponent = to_unit(jnp.where(weight > 0, finite, 0))
     problem = Problem(target, weight)
+    decompose = truncated_svd if method in STARTS or projection == "svd" else leading_components
     first = (
-        from_unit(Factors(*pair), -exponent) if pair else STARTS[start](with_hidden(problem, finite, exponent), rank)
+        from_unit(Factors(*pair), -exponent)
+        if pair
+        else STARTS[start](with_hidden(problem, finite, exponent), rank, decompose)
     )
     scales = (of_penalised(projection, scaling) if penalty_unit else SCALINGS[scaling])(weight)
     scaled = scale(problem, scales)

@@ -1,43 +1,51 @@
-"""Closed forms: one SVD each, exact for weights of a special shape and a start for all others."""
+"""Closed forms: one SVD each, exact for weights of a special shape and a start for all others.
+
+A start takes the decomposition to use: an exact one for its own sake, a quick one where iterations follow.
+"""
 
 from collections.abc import Callable
 
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from wlra import scaling
-from wlra.linalg import Factors, truncated_svd
+from wlra.linalg import Factors
 from wlra.problem import Problem
+from wlra.sparse import like, row_sum, values
 
-Start = Callable[[Problem, int], Factors]
+Decomposition = Callable[[Array, int], Factors]
+Start = Callable[[Problem, int, Decomposition], Factors]
 
 
-def svd(problem: Problem, rank: int) -> Factors:
+def svd(problem: Problem, rank: int, decompose: Decomposition) -> Factors:
     """Optimal if all weights are equal (Eckart & Young 1936)."""
-    return truncated_svd(problem.target, rank)
+    return decompose(problem.target, rank)
 
 
-def fwsvd(problem: Problem, rank: int) -> Factors:
+def fwsvd(problem: Problem, rank: int, decompose: Decomposition) -> Factors:
     """Optimal if each row has one weight; other weights are replaced by their row sums (Hsu et al. 2022, eq. 7).
 
     The row of a kernel (in, out) is an input, as in the paper.
     """
-    row = jnp.sum(problem.weight, axis=1)
-    return by_svd(problem, scaling.Scaling(row, jnp.ones_like(problem.target[0])), rank)
+    col = jnp.ones(problem.target.shape[1], problem.target.dtype)
+    return by_svd(problem, scaling.Scaling(row_sum(problem.weight), col), rank)
 
 
-def separable(problem: Problem, rank: int) -> Factors:
+def separable(problem: Problem, rank: int, decompose: Decomposition) -> Factors:
     """Optimal if weight_ij = p_i q_j (Irani & Anandan 2000, sec. 3); other weights are replaced by such a fit.
 
     Where the weight is 0 the target counts as 0: what it holds there is nobody's business.
     """
-    seen = problem._replace(target=jnp.where(problem.weight > 0, problem.target, 0))
-    return by_svd(seen, scaling.separable(problem.weight), rank)
+    seen = jnp.where(values(problem.weight) > 0, values(problem.target), 0)
+    return by_svd(
+        problem._replace(target=like(problem.target, seen)), scaling.separable(problem.weight), rank, decompose
+    )
 
 
-def by_svd(problem: Problem, scales: scaling.Scaling, rank: int) -> Factors:
+def by_svd(problem: Problem, scales: scaling.Scaling, rank: int, decompose: Decomposition) -> Factors:
     """The best approximation for the weights row col'."""
     target = scaling.scale(problem, scales).target
-    return scaling.unscale_factors(truncated_svd(target, rank), scales)
+    return scaling.unscale_factors(decompose(target, rank), scales)
 
 
 STARTS: dict[str, Start] = {"svd": svd, "fwsvd": fwsvd, "separable": separable}
