@@ -1,0 +1,208 @@
+"""How fast is each method on a kernel of BERT-base's shape with weights like Fisher information?
+
+768 x 3072, rank 150, float32, seeded (benchmarks/seeded.py). A time to a gap is that of a whole call with the fewest
+iterations that reach it, start and scaling included, compiling apart. Best known: the lowest loss of all runs, among
+them a long one in float64.
+"""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import wlra
+from benchmarks import peers, seeded
+from benchmarks.tables import Row, arguments, at_most, markdown, not_installed, number, row, with_gaps, write
+from benchmarks.timing import Measured, compiled, measure, measure_host, median_of, svd_seconds
+
+GAPS = (5e-3, 1e-3)
+ITERATIONS = {"anderson": 60, "nesterov": 60, "em": 60, "lbfgs": 60, "auto": 60, "als": 3, "newton": 7}
+TIMED = ("anderson", "nesterov", "lbfgs", "auto")  # to the gaps, each length a program of its own
+CLOSED = ("svd", "fwsvd", "separable")
+FULL = {"tol": 0.0, "patience": 10**6}
+
+
+def products(m: int, n: int, rank: int) -> float:
+    """The seconds of the three products of an iteration alone, the median of many runs."""
+    rng = np.random.default_rng(1)
+    left, right, G = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((m, rank), (rank, n), (m, n)))
+
+    def three(left: Any, right: Any, G: Any) -> Any:
+        return left @ right, G @ right.T, left.T @ G
+
+    with jax.default_matmul_precision("highest"):
+        return measure(three, left, right, G, runs=25).run_seconds
+
+
+def per_iteration(W: Any, weights: Any, rank: int, method: str, start: Any, runs: int) -> float:
+    """The seconds of one iteration: the difference between runs of 41 and of 1, the median of several pairs."""
+    calls = []
+    for iterations in (1, 41):
+        solve = partial(wlra.solve, rank=rank, method=method, start=start, max_iters=iterations, **FULL)
+        program, _, _ = compiled(solve, W, weights)
+        jax.block_until_ready(program(W, weights))
+        calls.append(partial(program, W, weights))
+    return float(np.median([(median_of(calls[1], 1) - median_of(calls[0], 1)) / 40 for _ in range(runs)]))
+
+
+def ours(W: np.ndarray, weights: np.ndarray, rank: int, runs: int, quick: bool) -> tuple[list[Row], dict[str, Any]]:
+    """A row for each method with a full run, and the histories of those that are timed to the gaps."""
+    rows, courses = [], {}
+    arrays = jnp.asarray(W), jnp.asarray(weights)
+    for method in (*CLOSED, *ITERATIONS):
+        iterations = min(ITERATIONS.get(method, 1), 6 if quick else 10**6)
+        solve = partial(wlra.solve, rank=rank, method=method, max_iters=iterations, **FULL)
+        cost = measure(solve, *arrays, runs=1 if method in ("als", "newton") else runs)
+        result = cost.value
+        courses[method] = np.asarray(result.history.loss, float)
+        label = method if method in CLOSED else f"{method}, {int(result.iterations)} iterations"
+        rows.append(row("fisher", label, float(result.loss), wlra.Status(int(result.status)).name, cost))
+        print(f"  {label:28s} loss {float(result.loss):.6f}  {cost.run_seconds:.3f} s", flush=True)
+    return rows, courses
+
+
+def others(W: np.ndarray, weights: np.ndarray, rank: int, quick: bool) -> tuple[list[Row], dict[str, peers.Course]]:
+    """A row for each peer, and the courses of the published iterations."""
+    rows, courses = [], {}
+    steps = 3 if quick else 30
+    for name, iterate in peers.PUBLISHED.items():
+        run = peers.course(iterate(W, weights, rank), W, weights, steps, cap=600)
+        courses[name] = run
+        cost = Measured(None, None, float(run.seconds[-1]), None)
+        rows.append(row("fisher", f"{name}, {steps} iterations", float(run.loss[-1]), "", cost))
+        print(f"  {name:28s} loss {run.loss[-1]:.6f}  {run.seconds[-1]:.1f} s", flush=True)
+    calls = {
+        "fwsvd, NumPy": partial(peers.fwsvd, W, weights, rank),
+        "randomized SVD, scikit-learn": partial(peers.randomized_svd, W, weights, rank),
+        "wv.lower_rank, 1 sweep": partial(peers.wv, W, weights, rank, 1),
+    }
+    for name, call in calls.items():
+        if quick and "wv" in name:
+            continue
+        try:
+            cost = measure_host(call, runs=1)
+        except ImportError as fault:
+            rows.append(not_installed("fisher", name, fault))
+            continue
+        left, right = cost.value
+        rows.append(row("fisher", name, peers.relative_loss(W, weights, left @ right), "", cost))
+        print(f"  {name:28s} loss {rows[-1]['loss']:.6f}  {cost.run_seconds:.2f} s", flush=True)
+    return rows, courses
+
+
+def seconds_to(W: np.ndarray, weights: np.ndarray, rank: int, method: str, course: Any, goal: float, runs: int) -> Any:
+    """The seconds of a whole call that reaches the goal, and its iterations; None if the course never does."""
+    reached = np.flatnonzero(course <= goal)
+    if not len(reached):
+        return None
+    iterations = max(int(reached[0]), 1)
+    solve = partial(wlra.solve, rank=rank, method=method, max_iters=iterations, **FULL)
+    return measure(solve, jnp.asarray(W), jnp.asarray(weights), runs=runs).run_seconds, iterations
+
+
+def best_known(W: np.ndarray, weights: np.ndarray, rank: int, iterations: int) -> float:
+    """The lowest loss of a long run in float64."""
+    with jax.enable_x64(True):
+        run = wlra.solve(W, weights, rank, tol=1e-8, max_iters=iterations, patience=100)
+        return float(run.loss)
+
+
+def draw(rows: list[Row], path: Path, lines: dict[str, tuple[Any, Any]], best: float, svd: float) -> None:
+    """Gap to the best known loss against time, in SVDs of the same matrix."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, ax = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for name, (seconds, losses) in lines.items():
+        style = "--" if "published" in name else "-"
+        ax.plot(np.asarray(seconds) / svd, np.maximum(np.asarray(losses) / best - 1, 1e-6), style, label=name)
+    for line in rows:
+        if line["loss"] is not None and "iterations" not in line["method"]:
+            ax.plot(line["run_seconds"] / svd, max(line["loss"] / best - 1, 1e-6), "x", label=line["method"])
+    ax.set(
+        xscale="log", yscale="log", xlabel="time, in numpy.linalg.svd of the same matrix", ylabel="gap to best known"
+    )
+    ax.axvline(1, color="gray", lw=0.8)
+    ax.grid(alpha=0.3)
+    ax.legend(fontsize="x-small")
+    figure.savefig(path, dpi=120)
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = arguments("fisher", __doc__).parse_args(argv)
+    m, n, rank, runs = (48, 96, 8, 1) if options.quick else (768, 3072, 150, 5)
+    W64, weights64 = seeded.fisher_like(m, n)
+    W, weights = W64.astype(np.float32), weights64.astype(np.float32)
+    svd = svd_seconds(W, runs)
+    rows, courses = ours(W, weights, rank, runs, options.quick)
+    best = min([best_known(W64, weights64, rank, 20 if options.quick else 400), *(float(r["loss"]) for r in rows)])
+    theirs, published = others(W, weights, rank, options.quick)
+    rows = with_gaps([line | {"best_known": best, "numpy_svd": svd} for line in rows + theirs])
+    head = ["method", "loss", "gap", "seconds", "in SVDs", "compile s", "peak MiB", "status"]
+    lines = []
+    for line in rows:
+        peak, took = line["peak_bytes"], line["run_seconds"]
+        cells = [number(line["loss"], ".6f"), number(line["gap"], ".1e"), number(took), number(took and took / svd)]
+        mib = number(peak and peak / 2**20, ".0f")
+        lines.append([line["method"], *cells, number(line["compile_seconds"]), mib, line["status"]])
+    print(f"\nOne `numpy.linalg.svd`: {svd:.3f} s; best known loss {best:.6f}\n\n{markdown(head, lines)}\n")
+
+    goals = {f"{gap:.1%}": best * (1 + gap) for gap in GAPS} | {
+        "Nesterov's 30": published["nesterov, NumPy, published"].loss[-1]
+    }
+    to = {
+        method: {
+            name: seconds_to(W, weights, rank, method, courses[method], goal, runs) for name, goal in goals.items()
+        }
+        for method in TIMED
+    }
+    cells = [
+        [
+            method,
+            *(f"{t[0]:.3f} s = {t[0] / svd:.2f} SVDs, {t[1]} iterations" if t else "never" for t in found.values()),
+        ]
+        for method, found in to.items()
+    ]
+    print(markdown(["to", *goals], cells) + "\n")
+    three = products(m, n, rank)
+    pair = wlra.solve(W, weights, rank, method="separable")[:2]
+    each = {method: per_iteration(W, weights, rank, method, pair, runs) for method in ("anderson", "em", "lbfgs")}
+    ratios = {method: seconds / three for method, seconds in each.items()}
+    print(markdown(["an iteration, in its three products"], [[f"{k}: {v:.2f}"] for k, v in ratios.items()]) + "\n")
+
+    def least(goal: str) -> float | None:
+        return min((found[goal][0] for found in to.values() if found[goal]), default=None)
+
+    half, tenth, passed = (least(goal) for goal in goals)
+    nesterov = published["nesterov, NumPy, published"].seconds[-1]
+    print(at_most("time to 0.5 %, in SVDs,", half and half / svd, 1))
+    print(at_most("time to 0.1 %, in SVDs,", tenth and tenth / svd, 2))
+    print(
+        at_most("time to pass the published Nesterov's 30 iterations, over theirs,", passed and passed / nesterov, 0.1)
+    )
+    print(at_most("one anderson iteration over its three products", ratios["anderson"], 1.5))
+    rows += [
+        row("fisher", f"{method} to {goal}", None, "", Measured(None, None, t[0], None), iterations=t[1], numpy_svd=svd)
+        for method, found in to.items()
+        for goal, t in found.items()
+        if t
+    ]
+    rows += [row("fisher", f"one iteration of {k}", None, "", in_its_three_products=v) for k, v in ratios.items()]
+    curves = {
+        method: (
+            np.linspace(0, 1, len(courses[method]))
+            * next(r["run_seconds"] for r in rows if r["method"].startswith(method)),
+            courses[method],
+        )
+        for method in TIMED
+    } | {name: (run.seconds, run.loss) for name, run in published.items()}
+    write(options, "fisher", rows, lambda rows, path: draw(rows, path, curves, best, svd))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""Seeded problems whose weights are known: like Fisher information, and the six families of the table of columns."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+DECAY = 0.35
+
+
+def target(rng: np.random.Generator, m: int, n: int) -> np.ndarray:
+    """Singular values (1 + i)**-0.35 between random orthonormal vectors."""
+    k = min(m, n)
+    left, right = np.linalg.qr(rng.normal(size=(m, k)))[0], np.linalg.qr(rng.normal(size=(n, k)))[0]
+    return (left * (1 + np.arange(k)) ** -DECAY) @ right.T
+
+
+def fisher_like(m: int, n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """A target, and weights exp(1.5 a_i + 1.5 b_j + 0.3 c_ij) of standard normal a, b and c."""
+    rng = np.random.default_rng(seed)
+    W = target(rng, m, n)
+    a, b, c = rng.normal(size=(m, 1)), rng.normal(size=(1, n)), rng.normal(size=(m, n))
+    return W, np.exp(1.5 * a + 1.5 * b + 0.3 * c)
+
+
+def spanning(exponent: np.ndarray, decades: float) -> np.ndarray:
+    """Weights whose logarithms are the exponents, stretched over so many decades."""
+    low, high = exponent.min(), exponent.max()
+    return 10 ** (decades * (exponent - low) / (high - low))
+
+
+def families(n: int, seed: int = 0) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """An n x n target, and for it weights of six kinds by name."""
+    rng = np.random.default_rng(seed)
+    W = target(rng, n, n)
+    a, b, c = rng.normal(size=(n, 1)), rng.normal(size=(1, n)), rng.normal(size=(n, n))
+    kinds: dict[str, Callable[[], np.ndarray]] = {
+        "Fisher-like, 4 decades": lambda: spanning(a + b + 0.2 * c, 4),
+        "Fisher-like, 12 decades": lambda: spanning(a + b + 0.2 * c, 12),
+        "12 decades + lognormal noise": lambda: spanning(a + b, 12) * np.exp(c),
+        "unstructured, 6 decades": lambda: 10 ** (6 * rng.uniform(size=(n, n))),
+        "half missing": lambda: (rng.uniform(size=(n, n)) < 0.5).astype(float),
+        "uniform": lambda: rng.uniform(size=(n, n)),
+    }
+    return W, {name: make() for name, make in kinds.items()}

@@ -1,0 +1,79 @@
+"""The rows of a benchmark as JSON lines and as Markdown, and the verdicts on its bars."""
+
+import argparse
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.timing import Measured, environment
+
+Row = dict[str, Any]
+
+
+def row(problem: str, method: str, loss: float | None, status: str, cost: Measured | None = None, **more: Any) -> Row:
+    """One line of the machine-readable file; what is not known is None."""
+    costs = cost._asdict() if cost else dict.fromkeys(Measured._fields)
+    costs.pop("value")
+    return {"problem": problem, "method": method, "loss": loss, "status": status} | costs | more
+
+
+def not_installed(problem: str, method: str, fault: ImportError) -> Row:
+    """The row of a peer that cannot be imported here."""
+    print(f"  {method}: not installed ({fault})", flush=True)
+    return row(problem, method, None, "not installed")
+
+
+def with_gaps(rows: list[Row]) -> list[Row]:
+    """The rows with the relative distance of each loss from the lowest of its problem."""
+    best: dict[str, float] = {}
+    for line in rows:
+        if line["loss"] is not None:
+            best[line["problem"]] = min(line["loss"], best.get(line["problem"], line["loss"]))
+    lows = [min(best[line["problem"]], line.get("best_known") or float("inf")) for line in rows]
+    return [
+        line | {"best_known": low, "gap": None if line["loss"] is None else line["loss"] / low - 1}
+        for line, low in zip(rows, lows, strict=True)
+    ]
+
+
+def markdown(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
+    """A table; None is an empty cell."""
+    cells = ["| " + " | ".join("" if cell is None else str(cell) for cell in line) + " |" for line in lines]
+    return "\n".join(["| " + " | ".join(head) + " |", "|---" * len(head) + "|", *cells])
+
+
+def number(value: float | None, form: str = ".3g") -> str:
+    """The value with a few digits; nothing for None."""
+    return "" if value is None else format(value, form)
+
+
+def bar(text: str, value: float | None, met: bool) -> str:
+    """The verdict on one bar, with the number it rests on."""
+    return f"bar: {text}: {'met' if met else 'NOT met'} ({number(value) or 'none'})"
+
+
+def at_most(text: str, value: float | None, limit: float) -> str:
+    """The verdict on a value that may not exceed a limit; None, a value never reached, exceeds all."""
+    return bar(f"{text} at most {number(limit)}", value, value is not None and value <= limit)
+
+
+def arguments(name: str, doc: str | None, data: str | None = None) -> argparse.ArgumentParser:
+    """The parser of a script: --quick, --output, and --data where it reads any."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(f"python -m benchmarks.{name}", description=doc, formatter_class=formatter)
+    parser.add_argument("--quick", action="store_true", help="a tiny run that takes seconds and proves nothing")
+    parser.add_argument("-o", "--output", type=Path, default=Path("benchmarks/results"), help="folder (%(default)s)")
+    if data:
+        parser.add_argument("--data", type=Path, required=True, metavar="DIR", help=data)
+    return parser
+
+
+def write(options: argparse.Namespace, name: str, rows: list[Row], draw: Callable[[list[Row], Path], None]) -> None:
+    """The rows as JSON lines, each with device and versions, and their figure; a quick run leaves results alone."""
+    name = f"{name}-quick" if options.quick else name
+    options.output.mkdir(parents=True, exist_ok=True)
+    where = environment()
+    lines = [json.dumps(line | where) + "\n" for line in rows]
+    (options.output / f"{name}.jsonl").write_text("".join(lines))
+    draw(rows, options.output / f"{name}.png")
