@@ -1,6 +1,7 @@
 """What others offer: the published iterations in NumPy, as simple as they are, and packages that may be missing.
 
-An iteration is a generator of products, the start first; dtypes are as given, and every step has a full LAPACK SVD.
+An iteration is a generator of products, the start first, zero or the best for equal weights. Dtypes are as given, and
+every step has a full LAPACK SVD.
 A package is a function of the problem that returns factors, and raises ImportError where it is not installed.
 """
 
@@ -59,33 +60,33 @@ def complete(W: np.ndarray, weights: np.ndarray, X: np.ndarray) -> np.ndarray:
     return X + weights * (W - X)
 
 
-def em(W: np.ndarray, weights: np.ndarray, k: int) -> Iterator[np.ndarray]:
+def em(W: np.ndarray, weights: np.ndarray, k: int, zero: bool = False) -> Iterator[np.ndarray]:
     """Srebro & Jaakkola 2003, sec. 3, with the weights over their maximum."""
     weights = weights / weights.max()
-    X = low_rank(W, k)
+    X = np.zeros_like(W) if zero else low_rank(W, k)
     while True:
         yield X
         X = low_rank(complete(W, weights, X), k)
 
 
-def nesterov(W: np.ndarray, weights: np.ndarray, k: int) -> Iterator[np.ndarray]:
+def nesterov(W: np.ndarray, weights: np.ndarray, k: int, zero: bool = False) -> Iterator[np.ndarray]:
     """Tuzhilina & Hastie 2021, sec. 3.1: the map of X + (t - 1) / (t + 2) (X - previous X), t = 1, 2, ..."""
     weights = weights / weights.max()
-    X = before = low_rank(W, k)
+    X = before = np.zeros_like(W) if zero else low_rank(W, k)
     for t in itertools.count(1):
         yield X
         ahead = X + W.dtype.type((t - 1) / (t + 2)) * (X - before)
         before, X = X, low_rank(complete(W, weights, ahead), k)
 
 
-def anderson(W: np.ndarray, weights: np.ndarray, k: int, depth: int = 3) -> Iterator[np.ndarray]:
+def anderson(W: np.ndarray, weights: np.ndarray, k: int, zero: bool = False, depth: int = 3) -> Iterator[np.ndarray]:
     """Tuzhilina & Hastie 2021, sec. 3.2: the best of the combinations of the last completed matrices, unguarded.
 
     Coefficients are theta / sum(theta), (R R') theta = 1 for the residuals R, each a completed matrix less the
     combination before. Ends where that system is singular, as theirs does.
     """
     weights = weights / weights.max()
-    X, mixed = low_rank(W, k), np.zeros_like(W)
+    X, mixed = np.zeros_like(W) if zero else low_rank(W, k), np.zeros_like(W)
     completed: list[np.ndarray] = []
     residuals: list[np.ndarray] = []
     while True:
@@ -103,7 +104,7 @@ def anderson(W: np.ndarray, weights: np.ndarray, k: int, depth: int = 3) -> Iter
         X = low_rank(mixed, k)
 
 
-PUBLISHED: dict[str, Callable[[np.ndarray, np.ndarray, int], Iterator[np.ndarray]]] = {
+PUBLISHED: dict[str, Callable[..., Iterator[np.ndarray]]] = {
     "em, NumPy, published": em,
     "nesterov, NumPy, published": nesterov,
     "anderson, NumPy, published": anderson,

@@ -13,8 +13,9 @@ import jax
 import numpy as np
 
 import wlra
+from benchmarks import peers
 from benchmarks.tables import Row, arguments, at_most, bar, markdown, row, write
-from benchmarks.timing import Measured, measure
+from benchmarks.timing import Measured, measure, svd_seconds
 
 HARD = {10: 11.6526069417, 25: 5.1671083173, 50: 0.878133788049, 75: 0.0367071485763}
 SOFT = {150: 17.0718870237, 100: 13.9353332423, 30: 5.6187060956, 5: 1.0658846549}
@@ -34,6 +35,7 @@ METHODS: dict[str, dict[str, dict[str, Any]]] = {
         "nesterov, published": {"method": "nesterov", "projection": "svd", "scaling": "none"},
         "anderson, published": {"method": "anderson", "projection": "svd", "scaling": "none"},
         "als-anderson": {"method": "als-anderson"},
+        "lbfgs": {"method": "lbfgs"},
         "newton": {"method": "newton"},
     },
     "soft": {
@@ -61,6 +63,16 @@ def solve(W: np.ndarray, weights: np.ndarray, kind: str, size: int, options: dic
     penalty = {} if kind == "hard" else {"nuclear": float(size)}
     full = {"start": zero, "tol": 1e-9, "max_iters": LIMIT, "patience": 50}
     return measure(partial(wlra.solve, rank=rank, **full, **penalty, **options), W, weights, runs=1)
+
+
+def twins(W: np.ndarray, weights: np.ndarray, size: int, cap: float) -> dict[str, tuple[Measured, np.ndarray]]:
+    """The cost and the losses of the published iterations in NumPy for a rank, from zero."""
+    runs = {}
+    for name, iterate in peers.PUBLISHED.items():
+        course = peers.course(iterate(W, weights, size, zero=True), W, weights, LIMIT, cap)
+        last = min(iterations(course.loss), len(course.loss) - 1)
+        runs[name] = Measured(None, None, float(course.seconds[last]), None), course.loss
+    return runs
 
 
 def draw(rows: list[Row], path: Path) -> None:
@@ -92,6 +104,7 @@ def main(argv: list[str] | None = None) -> None:
     with np.load(file) as arrays:
         W, weights = arrays["M"], arrays["W"]
     rows: list[Row] = []
+    svd = svd_seconds(W)
     with jax.enable_x64(True):
         to_their_unit = float(np.sum(weights * W**2)) / 2 / W.size
         cases = [("hard", size, best) for size, best in HARD.items()] + [("soft", s, best) for s, best in SOFT.items()]
@@ -103,9 +116,14 @@ def main(argv: list[str] | None = None) -> None:
                 taken = iterations(np.asarray(result.history.loss))
                 gap = float(result.gap) if kind == "soft" else None
                 status = wlra.Status(int(result.status)).name
-                more = {"iterations": taken, "optimum_error": objective / optimum - 1, "gap": gap}
+                more = {"iterations": taken, "optimum_error": objective / optimum - 1, "gap": gap, "numpy_svd": svd}
                 rows.append(row(f"{kind} {size}", method, objective, status, cost, **more))
                 print(f"  {kind} {size}: {method}: {taken} iterations, {cost.run_seconds:.2f} s", flush=True)
+            published = twins(W, weights, size, 1 if options.quick else 60) if kind == "hard" else {}
+            for name, (cost, losses) in published.items():
+                objective, taken = float(losses.min()) * to_their_unit, iterations(losses)
+                more = {"iterations": taken, "optimum_error": objective / optimum - 1, "gap": None, "numpy_svd": svd}
+                rows.append(row(f"{kind} {size}", name, objective, f"{len(losses) - 1} iterations", cost, **more))
     lines, verdicts = [], []
     for problem in dict.fromkeys(line["problem"] for line in rows):
         mine = {line["method"]: line for line in rows if line["problem"] == problem}

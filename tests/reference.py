@@ -16,10 +16,17 @@ def product(factors):
     return left @ right
 
 
-def eckart_young(W, k):
-    """The best approximation of rank k for equal weights."""
+def objective(W, weights, product, nuclear):
+    """sum weights (W - product)**2 / 2 + nuclear ||product||_*, over that of zero."""
+    W, weights, product = as_float64(W, weights, product)
+    zero = np.sum(weights * W**2)
+    return (np.sum(weights * (W - product) ** 2) + 2 * nuclear * np.linalg.svd(product)[1].sum()) / zero
+
+
+def eckart_young(W, k, nuclear=0.0):
+    """The best approximation of rank k for equal weights, with a penalty on the nuclear norm if any."""
     u, s, vt = np.linalg.svd(np.asarray(W, np.float64), full_matrices=False)
-    return (u[:, :k] * s[:k]) @ vt[:k]
+    return (u[:, :k] * np.maximum(s[:k] - nuclear, 0)) @ vt[:k]
 
 
 def separable(W, p, q, k):
@@ -61,36 +68,41 @@ def complete(W, weights, X):
     return weights * W + (1 - weights) * X
 
 
-def em_map(W, weights, X, k):
-    """Srebro & Jaakkola 2003, sec. 3."""
-    return eckart_young(complete(W, weights, X), k)
+def em_map(W, weights, X, k, nuclear=0.0):
+    """Srebro & Jaakkola 2003, sec. 3; with a penalty, soft-impute (Mazumder, Hastie & Tibshirani 2010, alg. 1)."""
+    return eckart_young(complete(W, weights, X), k, nuclear)
 
 
-def em(W, weights, k, steps):
-    """Every X, from the best for equal weights on, with the weights over their maximum."""
-    W, weights = as_float64(W, weights / np.max(weights))
+def unit_weights(W, weights, nuclear):
+    """The same problem with the weights over their maximum."""
+    return *as_float64(W, weights / np.max(weights)), nuclear / np.max(weights)
+
+
+def em(W, weights, k, steps, nuclear=0.0):
+    """Every X, from the best for equal weights and without penalty on."""
+    W, weights, nuclear = unit_weights(W, weights, nuclear)
     X = [eckart_young(W, k)]
     for _ in range(steps):
-        X.append(em_map(W, weights, X[-1], k))
+        X.append(em_map(W, weights, X[-1], k, nuclear))
     return X
 
 
-def nesterov(W, weights, k, steps):
+def nesterov(W, weights, k, steps, nuclear=0.0):
     """Tuzhilina & Hastie 2021, sec. 3.1: the map of X + (t - 1) / (t + 2) (X - previous X), t = 1, 2, ..."""
-    W, weights = as_float64(W, weights / np.max(weights))
+    W, weights, nuclear = unit_weights(W, weights, nuclear)
     X = [eckart_young(W, k)]
     for t in range(1, steps + 1):
         ahead = X[-1] if t == 1 else X[-1] + (t - 1) / (t + 2) * (X[-1] - X[-2])
-        X.append(em_map(W, weights, ahead, k))
+        X.append(em_map(W, weights, ahead, k, nuclear))
     return X
 
 
-def anderson(W, weights, k, steps, earlier=5):
+def anderson(W, weights, k, steps, nuclear=0.0, earlier=5):
     """Tuzhilina & Hastie 2021, sec. 3.2: the best of the combinations of the last completed matrices.
 
     Their coefficients are theta / sum(theta), (R R') theta = 1 for the residuals R, Y_t less the combination before.
     """
-    W, weights = as_float64(W, weights / np.max(weights))
+    W, weights, nuclear = unit_weights(W, weights, nuclear)
     X, Y, residuals, mixed = [eckart_young(W, k)], [], [], np.zeros_like(W)
     for _ in range(steps):
         Y = [*Y, complete(W, weights, X[-1])][-earlier - 1 :]
@@ -98,7 +110,7 @@ def anderson(W, weights, k, steps, earlier=5):
         R = np.array(residuals)
         theta = np.linalg.solve(R @ R.T, np.ones(len(R)))
         mixed = np.tensordot(theta / theta.sum(), np.array(Y), 1)
-        X.append(eckart_young(mixed, k))
+        X.append(eckart_young(mixed, k, nuclear))
     return X
 
 

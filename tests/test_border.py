@@ -60,8 +60,8 @@ REFUSED = {
     "rank above both axes": ({"rank": 5}, "rank must be in [1, 4] for W of shape (5, 4); got 5"),
     "unknown method": (
         {"method": "adam"},
-        "method must be one of 'em', 'nesterov', 'anderson', 'als', 'svd', 'fwsvd', 'separable', 'kronecker'; "
-        "got 'adam'",
+        "method must be one of 'em', 'nesterov', 'anderson', 'als', 'als-anderson', 'lbfgs', 'newton', 'varpro', "
+        "'auto', 'svd', 'fwsvd', 'separable', 'kronecker'; got 'adam'",
     ),
     "unknown start": ({"start": "random"}, "start must be one of 'svd', 'fwsvd', 'separable'; got 'random'"),
     "unknown scaling": ({"scaling": "max"}, "scaling must be one of 'separable', 'none'; got 'max'"),
@@ -98,6 +98,25 @@ REFUSED = {
     "NaN tol": ({"tol": float("nan")}, "tol bounds the stationarity, a number in [0, 1]; got nan"),
     "max_iters 0": ({"max_iters": 0}, "max_iters must be at least 1; got 0"),
     "patience 0": ({"patience": 0}, "patience must be at least 1; got 0"),
+    "a penalty in both units": (
+        {"ridge": 0.1, "nuclear": 2.0},
+        "ridge and nuclear are one penalty in two units: give one; got 0.1 and 2.0",
+    ),
+    "negative ridge": ({"ridge": -0.1}, "ridge must be a finite number in [0, 1]; got -0.1"),
+    "ridge above one": ({"ridge": 1.5}, "ridge must be a finite number in [0, 1]; got 1.5"),
+    "negative nuclear": ({"nuclear": -1.0}, "nuclear must be a finite number >= 0; got -1.0"),
+    "infinite nuclear": ({"nuclear": np.inf}, "nuclear must be a finite number >= 0; got inf"),
+    "a penalty for a method without": (
+        {"nuclear": 1.0, "method": "newton"},
+        "nuclear needs one of the methods 'em', 'nesterov', 'anderson', 'als', 'als-anderson', 'lbfgs'; got 'newton'",
+    ),
+    "a penalty for a closed form": ({"ridge": 0.1, "method": "svd"}, "ridge needs one of the methods 'em', "),
+    "restarts 0": ({"restarts": 0}, "restarts must be at least 1; got 0"),
+    "restarts without a key": ({"restarts": 5}, "restarts are random: give key=jax.random.key(seed)"),
+    "a Hessian too large": (
+        {"W": np.ones((70, 65), np.float32), "weights": None, "rank": 64, "method": "varpro"},
+        "method 'varpro' needs min(m, n) * rank <= 4096, for its dense Hessian; got 65 * 64 = 4160: use 'newton'",
+    ),
 }
 
 
@@ -155,6 +174,11 @@ def test_a_rank_that_a_caller_traces_is_refused():
 def test_a_name_that_is_not_a_string_is_refused():
     with pytest.raises(ValueError, match=re.escape("method must be one of 'em'; got ['em']")):
         border.check_name("method", ["em"], ["em"])
+
+
+def test_restarts_under_jit_are_refused():
+    with pytest.raises(ValueError, match="restarts stop at a loss found twice, which needs values: call outside of"):
+        jax.jit(lambda W: solve(W, WEIGHTS, K, restarts=5, key=jax.random.key(0)))(W)
 
 
 BAD = {

@@ -6,13 +6,36 @@ import pytest
 import reference
 from reference import product
 
-from wlra.linalg import Factors, balance, even_out, gram_inverse, psd_roots, subspace_step, truncated_svd
+from wlra import linalg
+from wlra.linalg import (
+    Factors,
+    balance,
+    eliminated,
+    even_out,
+    gram_inverse,
+    gram_solve,
+    over_grams,
+    psd_inverse,
+    psd_roots,
+    subspace_step,
+    tiny_solve,
+    truncated_svd,
+)
 
 M, N, K = 12, 10, 3
 EPS32, EPS = (float(np.finfo(dtype).eps) for dtype in (np.float32, np.float64))
 rng = np.random.default_rng(0)
 TARGET, LEFT, RIGHT, GRADIENT = (rng.normal(size=shape) for shape in [(M, N), (M, K), (K, N), (M, N)])
 GAUGE = rng.normal(size=(K, K))
+
+INVERSES = {
+    "gram_inverse": gram_inverse,
+    "eliminated": eliminated,
+    "gram_solve": lambda gram, ridge: jax.vmap(lambda side: gram_solve(gram, side, ridge))(np.eye(len(gram))),
+    "tiny_solve": lambda gram, ridge: jax.vmap(lambda side: tiny_solve(gram + ridge * np.eye(len(gram)), side))(
+        np.eye(len(gram))
+    ),
+}
 
 inverse = jax.jit(gram_inverse)
 step = jax.jit(lambda gradient, left, right: subspace_step(gradient, Factors(left, right)))
@@ -34,10 +57,43 @@ def graded(m, n, orders):
 
 
 def test_gram_inverse_is_the_inverse_up_to_its_shift(x64):
-    gram = np.stack([RIGHT @ RIGHT.T, LEFT.T @ LEFT])
-    wanted = np.linalg.inv(gram)
-    for got, one in zip(inverse(gram), wanted, strict=True):
-        assert_close(got, one, ulps=1e3)  # the condition number, some 10, times the shift, k eps, and rounding
+    for gram in (RIGHT @ RIGHT.T, LEFT.T @ LEFT):
+        # The condition number, some 10, times the shift, k eps, and rounding.
+        assert_close(inverse(gram), np.linalg.inv(gram), ulps=1e3)
+
+
+@pytest.mark.parametrize("ridge", [0.0, 0.5])
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [(name, size) for name in INVERSES for size in (1, 7, 37)][:-1],  # 37 is halved unevenly; the last is unrolled
+)
+def test_every_inverse_is_that_of_numpy(name, size, ridge, x64):
+    scales = np.logspace(-8, 8, size)  # rows of any units: only the unit-diagonal form counts
+    factor = np.random.default_rng(3).normal(size=(size, 2 * size)) * np.sqrt(scales)[:, None]
+    gram = factor @ factor.T
+    got = np.asarray(jax.jit(INVERSES[name])(gram, ridge * scales.min()))
+    wanted = np.linalg.inv(gram + ridge * scales.min() * np.eye(size))
+    units = np.sqrt(np.diagonal(gram))
+    # The condition number of the unit-diagonal form, some 100, times the shift, k eps, and rounding.
+    assert_close(units[:, None] * got * units, units[:, None] * wanted * units, ulps=1e5)
+
+
+def test_pseudo_inverses_are_those_of_numpy(x64):
+    gram = LEFT @ LEFT.T  # of rank K
+    assert_close(jax.jit(psd_inverse)(gram), np.linalg.pinv(gram, rcond=1e-10), ulps=1e4)  # condition 10
+
+
+@pytest.mark.parametrize("chunk", [1, 5])
+def test_gram_matrices_in_chunks_give_what_they_give_at_once(chunk, monkeypatch, x64):
+    weight = np.random.default_rng(4).uniform(size=(M, N))
+    wanted = np.stack([np.linalg.solve((RIGHT * row) @ RIGHT.T, side) for row, side in zip(weight, LEFT, strict=True)])
+
+    def together():
+        return np.asarray(over_grams(gram_solve, *map(jax.numpy.asarray, (weight, RIGHT, LEFT))))
+
+    assert_close(together(), wanted, ulps=1e5)  # the condition numbers, some 100, times the shift, k eps
+    monkeypatch.setattr(linalg, "CHUNK", chunk * K * (N + K))  # two chunks of 5 rows leave one of 2
+    assert_close(together(), wanted, ulps=1e5)
 
 
 @pytest.mark.parametrize("angle", [1, 1e-1, 1e-2, 1e-3, 1e-4])
@@ -61,8 +117,9 @@ def test_gram_inverse_of_a_singular_matrix_is_finite(kind, dtype, x64):
 def test_gram_inverses_of_a_batch_are_those_of_its_members(x64):
     gram = np.stack([RIGHT @ RIGHT.T, np.zeros((K, K))])
     # Each has its own shift: the zero matrix gets one of k eps, and the other knows nothing of it.
-    np.testing.assert_allclose(inverse(gram)[0], inverse(RIGHT @ RIGHT.T), rtol=64 * EPS)  # rounding of batched code
-    np.testing.assert_allclose(inverse(gram)[1], np.eye(K) / (K * EPS), rtol=64 * EPS)
+    got = jax.vmap(inverse)(gram)
+    np.testing.assert_allclose(got[0], inverse(RIGHT @ RIGHT.T), rtol=64 * EPS)  # rounding of batched code
+    np.testing.assert_allclose(got[1], np.eye(K) / (K * EPS), rtol=64 * EPS)
 
 
 def test_subspace_step_projects_on_the_span_of_the_mapped_rows(x64):

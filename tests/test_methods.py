@@ -183,6 +183,7 @@ def test_factors_have_the_dtype_of_the_target_and_all_else_the_widest_dtype(name
         ((), "int32"),
         (steps, solver),
         (steps, solver),
+        ((), solver),
     ]
 
 

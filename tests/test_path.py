@@ -109,11 +109,11 @@ def test_a_path_is_drawn_in_the_order_of_its_values():
     pytest.importorskip("matplotlib").use("Agg")
     axes = wlra.plot.path(RANKS, of_ranks().loss)
     np.testing.assert_array_equal(axes.lines[0].get_xdata(), sorted(RANKS))
-    np.testing.assert_allclose(axes.lines[0].get_ydata(), of_ranks().loss[np.argsort(RANKS)])
+    np.testing.assert_allclose(np.asarray(axes.lines[0].get_ydata()), of_ranks().loss[np.argsort(RANKS)])
 
 
 def test_a_selection_is_drawn_as_means_over_folds():
     pytest.importorskip("matplotlib").use("Agg")
     axes = wlra.plot.path(selection(0).ranks, {"hidden": selection(0).error}, ylabel="error")
-    np.testing.assert_allclose(axes.lines[0].get_ydata(), selection(0).error.mean(axis=1))
+    np.testing.assert_allclose(np.asarray(axes.lines[0].get_ydata()), selection(0).error.mean(axis=1))
     assert axes.get_ylabel() == "error"

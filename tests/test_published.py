@@ -21,6 +21,15 @@ def solve_all(W, weights):
     return {name: {steps: solve(method=name, max_iters=steps) for steps in (5, STEPS)} for name in reference.PUBLISHED}
 
 
+@jax.jit
+def solve_penalised(W, weights, nuclear):
+    """The same with a penalty."""
+    options = {"start": "svd", "scaling": "none", "projection": "svd", "tol": 0.0, "max_iters": STEPS}
+    return {
+        name: wlra.solve(W, weights, 2 * K, method=name, nuclear=nuclear, **options) for name in reference.PUBLISHED
+    }
+
+
 @functools.cache
 def results(dtype):
     return jax.tree.map(np.asarray, solve_all(W.astype(dtype), WEIGHTS.astype(dtype)))
@@ -57,3 +66,16 @@ def test_float32_follows_the_first_steps_of_the_published_iteration(name):
 @pytest.mark.parametrize("name", reference.PUBLISHED)
 def test_no_restart_is_due_in_these_steps(name):
     assert (np.diff(losses(name)) < 0).all()
+
+
+NUCLEAR = 0.5  # slow enough, at this rank, that no objective rises in 20 steps
+
+
+@pytest.mark.parametrize("name", reference.PUBLISHED)
+def test_with_a_penalty_every_step_is_that_of_soft_impute_and_its_accelerations(name, x64):
+    result = solve_penalised(W, WEIGHTS, NUCLEAR)[name]
+    X = reference.PUBLISHED[name](W, WEIGHTS, 2 * K, STEPS, NUCLEAR)
+    wanted = np.array([reference.objective(W, WEIGHTS, each, NUCLEAR) for each in X])
+    assert (np.diff(wanted) < 0).all()  # no restart is due
+    np.testing.assert_allclose(result.history.loss, wanted, rtol=1e-9)  # Anderson's weights lose some digits, as above
+    np.testing.assert_allclose(result.left @ result.right, X[-1], rtol=0, atol=1e-8 * np.abs(W).max())

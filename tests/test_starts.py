@@ -8,6 +8,7 @@ import pytest
 import reference
 
 import wlra
+from wlra.linalg import truncated_svd
 from wlra.problem import Problem
 from wlra.starts import STARTS
 
@@ -20,7 +21,7 @@ P, Q = rng.exponential(size=M), rng.exponential(size=N)
 
 @jax.jit
 def closed_forms(W, weights):
-    return {name: start(Problem(W, weights), K) for name, start in STARTS.items()}
+    return {name: start(Problem(W, weights), K, truncated_svd) for name, start in STARTS.items()}
 
 
 @functools.partial(jax.jit, static_argnames="start")

@@ -107,12 +107,13 @@ class Guard(NamedTuple):
     loss: Float[Array, ""]
 
 
-def accelerated(sweep: Sweep, extrapolation: Extrapolation) -> Method:
+def accelerated(sweep: Sweep, extrapolation: Extrapolation, waits: bool = False) -> Method:
     """The method that extrapolates the factors themselves and never goes on from a loss above the last accepted one.
 
     A point with a higher loss is given up for the plain image of the last accepted point, which the sweep guarantees
     to be no worse than that, and the memory starts afresh. The sweep does not depend on the gauge of the factors, so
-    successive factors can be combined; extrapolating k (m + n) numbers costs far less than the m n of their product.
+    successive factors can be combined; extrapolating k (m + n) numbers costs far less than the m n of their product. A
+    sweep with loops of its own waits for the evaluation, and gives up the products that the two share.
     """
 
     def init(problem: Problem, factors: Factors) -> tuple[Factors, Guard]:
@@ -123,7 +124,7 @@ def accelerated(sweep: Sweep, extrapolation: Extrapolation) -> Method:
         now = loss(problem, factors)
         accepted = not_above(now, guard.loss)
         point = choose(accepted, factors, guard.safe)
-        image = choose(accepted, sweep(problem, factors), guard.safe)
+        image = choose(accepted, sweep(problem, point if waits else factors), guard.safe)
         ahead, memory = extrapolation.step(guard.memory, point, image)
         memory = extrapolation.keep(memory, accepted)
         return choose(accepted, ahead, image), Guard(memory, image, jnp.where(accepted, now, guard.loss))

@@ -8,7 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.experimental.sparse import BCOO
 from jaxtyping import Array, Bool, Float
+
+from wlra.sparse import Matrix, Sparse, in_row_order, is_sparse, like, values
 
 
 class Kronecker(NamedTuple):
@@ -21,8 +24,11 @@ class Kronecker(NamedTuple):
     col: Any
 
 
-def check_target(W: Any, batched: bool) -> Array:
-    """`W` as a floating array with two axes, three if batched."""
+def check_target(W: Any, batched: bool) -> Array | Sparse:
+    """`W` as a floating array with two axes, three if batched; a sparse one with its entries in order of row."""
+    if isinstance(W, BCOO) and not batched:
+        W = in_row_order(W, "W")
+        return like(W, as_real(W.values, "W"))
     W = as_real(W, "W")
     wanted = "(batch, m, n)" if batched else "(m, n)"
     if W.ndim != 2 + batched or 0 in W.shape:
@@ -41,6 +47,22 @@ def check_weights(weights: Any, shape: tuple[int, ...]) -> Array:
             f"weight per row of W {shape}, or weights[None, :] for one per column"
         )
     return check_broadcast(weights, shape, "weights")
+
+
+def check_sparse_weights(weights: BCOO | None, W: Sparse) -> Matrix:
+    """`weights` with the entries that `W` stores, in its order; 1 for each if None."""
+    if weights is None:
+        return like(W, jnp.ones_like(W.values))
+    if weights.shape != W.shape:
+        raise ValueError(f"weights must have the shape of W, {W.shape}; got {weights.shape}")
+    ordered = in_row_order(weights, "weights")
+    if len(ordered.values) != len(W.values):
+        raise ValueError(f"weights must store the same {len(W.values)} entries as W; got {len(ordered.values)}")
+    other = np.flatnonzero((np.asarray(ordered.rows) != W.rows) | (np.asarray(ordered.cols) != W.cols))
+    if len(other):
+        place, wanted = ((int(matrix.rows[other[0]]), int(matrix.cols[other[0]])) for matrix in (ordered, W))
+        raise ValueError(f"weights must store the same entries as W; got one at {place} where W has {wanted}")
+    return like(W, as_real(ordered.values, "weights"))
 
 
 def check_kronecker(weights: Kronecker, shape: tuple[int, ...]) -> Kronecker:
@@ -115,23 +137,23 @@ def check_pair(start: Any, shape: tuple[int, ...], rank: int) -> tuple[Array, Ar
     return pair[0], pair[1]
 
 
-def check_values(W: Array, weights: Array) -> None:
+def check_values(W: Matrix | Array, weights: Matrix | Array) -> None:
     """Values are fit to be solved: finite where they count, weights not negative and not all zero.
 
     Under a caller's own jit the values are not known, and the solver's status says the same.
     """
-    if is_traced(W) or is_traced(weights):
+    target, weight = values(W), values(weights)
+    if is_traced(target) or is_traced(weight):
         return
-    target_bad, weights_bad, empty = faults(W, weights)
+    target_bad, weights_bad, empty = faults(target, weight)
     if weights_bad.any():
-        report(
-            "weights", weights, ~(jnp.isfinite(weights) & (weights >= 0)), "NaN, infinite or negative", "weights >= 0"
-        )
+        bad = ~(jnp.isfinite(weight) & (weight >= 0))
+        report("weights", weights, bad, "NaN, infinite or negative", "weights >= 0")
     if empty.any():
-        where = f" in problem {int(jnp.argmax(empty))} of the batch" if W.ndim == 3 else ""
+        where = f" in problem {int(jnp.argmax(empty))} of the batch" if target.ndim == 3 else ""
         raise ValueError(f"weights are all zero{where}; wanted at least one positive weight")
     if target_bad.any():
-        bad = ~jnp.isfinite(W) & (weights > 0)
+        bad = ~jnp.isfinite(target) & (weight > 0)
         report("W", W, bad, "NaN or infinite", "finite values, or weight 0 there", " where the weight is positive")
 
 
@@ -149,7 +171,7 @@ def check_kronecker_values(W: Array, weights: Kronecker) -> None:
 @jax.jit
 def faults(W: Array, weights: Array) -> tuple[Bool[Array, "..."], Bool[Array, "..."], Bool[Array, "..."]]:
     """Whether the target, then the weights, of each problem have values that cannot be used; and all weights zero."""
-    axes = (-2, -1)
+    axes = (-2, -1)[-W.ndim :]  # the entries of a sparse matrix have one
     positive = weights > 0
     return (
         jnp.any(~jnp.isfinite(W) & positive, axes),
@@ -169,19 +191,21 @@ def semidefinite(matrix: Float[Array, "*b n n"]) -> Bool[Array, "*b"]:
     return symmetric & (least >= -slack) & (size > 0)
 
 
-def report(name: str, array: Array, bad: Bool[Array, "..."], fault: str, wanted: str, where: str = "") -> None:
+def report(name: str, array: Matrix | Array, bad: Bool[Array, "..."], fault: str, wanted: str, where: str = "") -> None:
     """Raises a ValueError that names the first of the bad entries, if there are any."""
-    indices = np.argwhere(np.asarray(bad))
-    if len(indices):
-        first = tuple(int(i) for i in indices[0])
-        raise ValueError(
-            f"{name} has {len(indices)} {fault} entries{where}, the first {float(array[first])} at {first}; "
-            f"wanted {wanted}"
-        )
+    count = int(jnp.sum(bad))
+    if count:
+        first = tuple(int(i) for i in np.unravel_index(int(jnp.argmax(bad)), bad.shape))
+        value, place = float(values(array)[first]), first
+        if is_sparse(array):
+            place = int(array.rows[first]), int(array.cols[first])
+        raise ValueError(f"{name} has {count} {fault} entries{where}, the first {value} at {place}; wanted {wanted}")
 
 
 def as_real(value: Any, name: str) -> Array:
-    """The value as a floating array: integers and booleans are cast, complex numbers refused."""
+    """The value as a floating array: integers and booleans are cast, complex numbers and sparse matrices refused."""
+    if isinstance(value, BCOO):
+        raise ValueError(f"{name} must be dense here; got a BCOO of shape {value.shape}: wlra.solve takes it as W")
     array = jnp.asarray(value)
     if jnp.issubdtype(array.dtype, jnp.complexfloating):
         raise ValueError(f"{name} must be real; got dtype {array.dtype}")

@@ -30,8 +30,8 @@ METHODS: dict[str, list[Stage]] = {
     "em": [Stage(accelerated(em, plain))],
     "nesterov": [Stage(accelerated(em, nesterov))],
     "anderson": [Stage(accelerated(em, anderson))],
-    "als": [Stage(accelerated(als, plain))],
-    "als-anderson": [Stage(accelerated(als, anderson))],
+    "als": [Stage(accelerated(als, plain, waits=True))],
+    "als-anderson": [Stage(accelerated(als, anderson, waits=True))],
     "lbfgs": [Stage(lbfgs)],
     "newton": [Stage(accelerated(em, anderson), after(5)), Stage(newton)],
     "varpro": [Stage(varpro)],
@@ -43,6 +43,7 @@ METHODS: dict[str, list[Stage]] = {
 }
 
 PENALISED = ("em", "nesterov", "anderson", "als", "als-anderson", "lbfgs")
+SPARSE = PENALISED  # what they ask of the target is in wlra/sparse.py
 
 PUBLISHED: dict[str, list[Stage]] = {
     "em": [Stage(published(plain))],

@@ -146,7 +146,8 @@ def leading_arrays(weights: Array, left: Array, right: Array, *, rank: int) -> t
     def one(weights: Array, left: Array, right: Array) -> tuple[Array, Array]:
         scales = separable(weights / jnp.max(weights))
         ordered = balance(scale_factors(Factors(left, right), scales))
-        return tuple(unscale_factors(Factors(ordered.left[:, :rank], ordered.right[:rank]), scales))
+        cut = unscale_factors(Factors(ordered.left[:, :rank], ordered.right[:rank]), scales)
+        return cut.left, cut.right
 
     dtype = jnp.promote_types(jnp.promote_types(weights.dtype, left.dtype), jnp.float32)
     arrays = tuple(array.astype(dtype) for array in (weights, left, right))

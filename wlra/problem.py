@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from wlra.linalg import Factors, gram_inverse
+from wlra.sparse import Matrix, entries, like, values
 
 
 class Problem(NamedTuple):
@@ -15,14 +16,19 @@ class Problem(NamedTuple):
     (||left||**2 + ||right||**2) / 2 of all its factorisations (Srebro, Rennie & Jaakkola 2005, lemma 1).
     """
 
-    target: Float[Array, "m n"]
-    weight: Float[Array, "m n"]
+    target: Matrix
+    weight: Matrix
     penalty: Float[Array, ""] | float = 0.0
 
 
-def gradient(problem: Problem, factors: Factors) -> Float[Array, "m n"]:
+def residual(problem: Problem, factors: Factors) -> Float[Array, "..."]:
+    """What the factors leave of the target's values."""
+    return values(problem.target) - entries(problem.target, *factors)
+
+
+def gradient(problem: Problem, factors: Factors) -> Matrix:
     """The weighted residual: minus half the derivative of the weighted error with respect to `left @ right`."""
-    return problem.weight * (problem.target - factors.left @ factors.right)
+    return like(problem.target, values(problem.weight) * residual(problem, factors))
 
 
 def slope_left(problem: Problem, factors: Factors) -> Float[Array, "m k"]:
@@ -37,10 +43,10 @@ def slope_right(problem: Problem, factors: Factors) -> Float[Array, "k n"]:
 
 def loss(problem: Problem, factors: Factors) -> Float[Array, ""]:
     """The objective relative to that of zero: 0 is exact, 1 no better than nothing."""
-    residual = problem.target - factors.left @ factors.right
-    error = total(problem.weight * residual**2)
+    weight = values(problem.weight)
+    error = total(weight * residual(problem, factors) ** 2)
     size = problem.penalty * (total(factors.left**2) + total(factors.right**2))
-    zero = total(problem.weight * problem.target**2)
+    zero = total(weight * values(problem.target) ** 2)
     return jnp.where(zero > 0, (error + size) / jnp.where(zero > 0, zero, 1), error + size)
 
 
@@ -78,14 +84,14 @@ def row_stationarity(problem: Problem, factors: Factors) -> Float[Array, ""]:
 
 def share(problem: Problem, factors: Factors, tangent: Float[Array, ""]) -> Float[Array, ""]:
     """The root of a part of the gradient's squared norm over all of it; 0 for a fit that is exact up to rounding."""
-    whole = total(gradient(problem, factors) ** 2)
+    whole = total(values(gradient(problem, factors)) ** 2)
     ratio = jnp.sqrt(jnp.clip(tangent / jnp.where(whole > 0, whole, 1), 0, 1))
     return jnp.where(loss(problem, factors) > rounding(factors), ratio, 0)
 
 
-def total(array: Float[Array, "m n"]) -> Float[Array, ""]:
+def total(array: Float[Array, "*m n"]) -> Float[Array, ""]:
     """The sum of all entries, rows first: XLA runs these in parallel on a CPU."""
-    return jnp.sum(jnp.sum(array, axis=1))
+    return jnp.sum(jnp.sum(array, axis=-1))
 
 
 def rounding(factors: Factors) -> float:

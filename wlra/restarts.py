@@ -38,8 +38,12 @@ def random_starts(W: Array, weights: Any, rank: Any, count: int, key: Any) -> li
 
 
 def tally(losses: Float[np.ndarray, " r"], resolution: float) -> Restarts:
-    """The losses, those within the relative resolution of one another taken for one."""
+    """The losses, those within the relative resolution of one another taken for one.
+
+    And those below the resolution's cube, eps in `solve`: of exact fits, only rounding errors are left.
+    """
     ordered = np.sort(losses)
-    new = np.append(True, np.diff(ordered) > resolution * np.maximum(ordered[:-1], np.finfo(ordered.dtype).eps))
+    apart = resolution * np.maximum(ordered[:-1], resolution**3)
+    new = np.append(True, ordered[1:] > ordered[:-1] + apart)
     places = np.flatnonzero(new)
     return Restarts(ordered[places], np.diff(np.append(places, len(ordered))))

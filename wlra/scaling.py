@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from wlra.linalg import Factors
 from wlra.problem import Problem
+from wlra.sparse import Matrix, by_col, by_row, like, row_max, row_sum, values
 
 
 class Scaling(NamedTuple):
@@ -21,16 +22,16 @@ class Scaling(NamedTuple):
     col: Float[Array, " n"]
 
 
-def none(weight: Float[Array, "m n"], largest: float = 1.0) -> Scaling:
+def none(weight: Matrix, largest: float = 1.0) -> Scaling:
     """Weights keep their proportions: they are divided by their maximum, as EM needs them in [0, 1]."""
     m, n = weight.shape
-    return Scaling(jnp.full(m, jnp.max(weight) / largest), jnp.ones(n, weight.dtype))
+    return Scaling(jnp.full(m, jnp.max(values(weight)) / largest), jnp.ones(n, weight.dtype))
 
 
 LONGER = 1.6
 
 
-def longer(weight: Float[Array, "m n"]) -> Scaling:
+def longer(weight: Matrix) -> Scaling:
     """Weights keep their proportions, and are at most LONGER: proximal gradient steps so much longer than EM's.
 
     Those on a convex objective lower it for all factors below 2 (Beck & Teboulle 2009, lemma 2.3).
@@ -38,7 +39,7 @@ def longer(weight: Float[Array, "m n"]) -> Scaling:
     return none(weight, LONGER)
 
 
-def separable(weight: Float[Array, "m n"], sweeps: int = 8) -> Scaling:
+def separable(weight: Matrix, sweeps: int = 8) -> Scaling:
     """weight / (row col') lies in [0, 1], with the 4-norm of its positive entries about equal in all rows and columns.
 
     A Sinkhorn iteration (Sinkhorn & Knopp 1967) on the fourth powers: with the first, single entries far above 1 are
@@ -48,17 +49,18 @@ def separable(weight: Float[Array, "m n"], sweeps: int = 8) -> Scaling:
     m, n = weight.shape
     row, col = jnp.ones(m, weight.dtype), jnp.ones(n, weight.dtype)
     for _ in range(sweeps):
-        row = power_mean(divide(weight, col[None, :]))
-        col = power_mean(divide(weight, row[:, None]).T)
-    row = row * jnp.max(divide(divide(weight, row[:, None]), col[None, :]))
+        row = power_mean(like(weight, divide(values(weight), by_col(weight, col))))
+        col = power_mean(like(weight, divide(values(weight), by_row(weight, row))).T)
+    row = row * jnp.max(divide(divide(values(weight), by_row(weight, row)), by_col(weight, col)))
     return Scaling(row, col)
 
 
 def scale(problem: Problem, scaling: Scaling) -> Problem:
     """The same problem in variables sqrt(row col') * product."""
-    weight = divide(divide(problem.weight, scaling.row[:, None]), scaling.col[None, :])
-    target = jnp.sqrt(scaling.row)[:, None] * problem.target * jnp.sqrt(scaling.col)[None, :]
-    return problem._replace(target=target, weight=weight)
+    target, weight = problem.target, problem.weight
+    scaled = by_row(target, jnp.sqrt(scaling.row)) * values(target) * by_col(target, jnp.sqrt(scaling.col))
+    shares = divide(divide(values(weight), by_row(weight, scaling.row)), by_col(weight, scaling.col))
+    return problem._replace(target=like(target, scaled), weight=like(weight, shares))
 
 
 def scale_factors(factors: Factors, scaling: Scaling) -> Factors:
@@ -72,11 +74,11 @@ def unscale_factors(factors: Factors, scaling: Scaling) -> Factors:
     return Factors(left, divide(factors.right, jnp.sqrt(scaling.col)[None, :]))
 
 
-def power_mean(rows: Float[Array, "m n"]) -> Float[Array, " m"]:
+def power_mean(rows: Matrix) -> Float[Array, " m"]:
     """The fourth root of the mean fourth power of each row's positive entries; 0 for a row of zeros."""
-    largest = jnp.max(rows, axis=1)
-    count = jnp.maximum(jnp.sum(rows > 0, axis=1), 1).astype(rows.dtype)
-    mean = jnp.sum(divide(rows, largest[:, None]) ** 4, axis=1) / count
+    largest = row_max(rows)
+    count = jnp.maximum(row_sum(like(rows, (values(rows) > 0).astype(jnp.int32))), 1).astype(rows.dtype)
+    mean = row_sum(like(rows, divide(values(rows), by_row(rows, largest)) ** 4)) / count
     return largest * jnp.sqrt(jnp.sqrt(mean))
 
 
@@ -86,4 +88,4 @@ def divide(numerator: Float[Array, "..."], denominator: Float[Array, "..."]) -> 
     return jnp.where(positive, numerator / jnp.where(positive, denominator, 1), 0)
 
 
-SCALINGS: dict[str, Callable[[Float[Array, "m n"]], Scaling]] = {"separable": separable, "none": none}
+SCALINGS: dict[str, Callable[[Matrix], Scaling]] = {"separable": separable, "none": none}

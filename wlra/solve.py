@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.sparse import BCOO
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
@@ -15,10 +16,11 @@ from wlra.border import Kronecker
 from wlra.driver import RUNNING, History, Outcome, Status, run
 from wlra.dual import duality_gap
 from wlra.linalg import Factors, balance, even_out, leading_components, psd_roots, spectral_norm, truncated_svd
-from wlra.methods import METHODS, PENALISED, PUBLISHED, stay
+from wlra.methods import METHODS, PENALISED, PUBLISHED, SPARSE, stay
 from wlra.problem import Problem, gradient
 from wlra.restarts import Restarts, random_starts, tally
 from wlra.scaling import SCALINGS, Scaling, longer, none, scale, scale_factors, unscale_factors
+from wlra.sparse import Sparse, is_sparse, like, values
 from wlra.starts import STARTS
 
 PROJECTIONS = {"subspace": METHODS, "svd": PUBLISHED}
@@ -72,9 +74,11 @@ def solve(
 
     Args:
       W: (m, n). Integers are cast to float32; float16 and bfloat16 are solved in float32 and cast back. NaN and inf
-        are ignored where the weight is 0.
+        are ignored where the weight is 0. Or a sparse `jax.experimental.sparse.BCOO`, each entry once: what it does not
+        store has weight 0, and nothing is densified. For the methods that take a penalty, without `ridge`.
       weights: None (all equal), or non-negative and broadcasting to (m, n): (m, 1) per row, (1, n) per column, (m, n)
-        per entry; or `Kronecker(row, col)`, for method="kronecker". Only their proportions matter.
+        per entry; or `Kronecker(row, col)`, for method="kronecker". Only their proportions matter. With a
+        sparse W: None (1 for each stored entry), or a BCOO that stores the same entries.
       rank: k, in [1, min(m, n)].
       method: "auto" picks for you. First order, a few products of 2mnk operations an iteration: "anderson",
         "nesterov", "em", and "lbfgs" (quasi-Newton on both factors). For weights that scaling cannot help: "als" and
@@ -102,8 +106,8 @@ def solve(
         until the lowest loss has been found twice; `result.restarts` tells how often each loss was found.
       key: of `jax.random`, for restarts.
       mesh: devices that share W and weights, cut along the longer axis, with all memory and work in proportion; NumPy
-        arrays go to them in parts. For iterative methods without a penalty: what takes singular values of the whole
-        matrix needs it on one device, and the start is "separable" by way of a Gram matrix, or a pair.
+        arrays go to them in parts. For iterative methods without a penalty and with projection="subspace": what takes
+        singular values of the whole matrix needs it on one device.
 
     Raises:
       ValueError: a shape, dtype, rank, name or value cannot be used. Under a caller's own jit the values are not known,
@@ -117,17 +121,19 @@ def solve(
       >>> bool(result.loss < 1e-6), round(float((result.left @ result.right)[0, 1]), 3)
       (True, 0.5)
     """
+    if isinstance(W, BCOO):
+        refuse_filled(weights, method, projection, ridge, restarts, mesh)
     if mesh is not None:
-        refuse_whole(method, projection, ridge, nuclear, start, restarts, weights)
+        refuse_whole(method, projection, ridge, nuclear, restarts, weights)
         W, weights, start, plan = devices.cut(devices.check_mesh(mesh), W, weights, rank, start)
         options = (method, start, scaling, projection, tol, max_iters, patience)
         return solve_cut(*prepare(border.check_target(W, batched=False), weights, rank, *options), plan)
     W = border.check_target(W, batched=False)
     if restarts is not None:
-        start = random_starts(W, weights, rank, border.check_count("restarts", restarts, 1), key)
+        starts = random_starts(W, weights, rank, border.check_count("restarts", restarts, 1), key)
         options = (method, "separable", scaling, projection, tol, max_iters, patience, ridge, nuclear)
         inputs, static = prepare(W, weights, rank, *options)
-        return repeated(inputs, static | {"start": "pair"}, start)
+        return repeated(inputs, static | {"start": "pair"}, starts)
     options = (method, start, scaling, projection, tol, max_iters, patience, ridge, nuclear)
     inputs, static = prepare(W, weights, rank, *options)
     return solve_arrays(*inputs, **static)
@@ -169,12 +175,13 @@ def solve_batch(
     inputs, static = prepare(W, weights, rank, *options)
     if mesh is None:
         return solve_chunks(*inputs, **static, chunk=min(chunk, len(W)))
-    result = solve_dealt(*devices.deal(inputs[:3], mesh), *inputs[3:], **static, chunk=chunk, mesh=mesh)
+    own = min(chunk, -(-len(W) // mesh.size))
+    result = solve_dealt(*devices.deal(inputs[:3], mesh), *inputs[3:], **static, chunk=own, mesh=mesh)
     return result if len(result.left) == len(W) else jax.tree.map(lambda leaf: leaf[: len(W)], result)
 
 
 def prepare(
-    W: Array,
+    W: Array | Sparse,
     weights: Any,
     rank: Any,
     method: Any,
@@ -198,9 +205,10 @@ def prepare(
         )
     if isinstance(weights, Kronecker):
         weights = border.check_kronecker(weights, W.shape)
-        border.check_kronecker_values(W, weights)
+        border.check_kronecker_values(W, weights)  # pyright: ignore[reportArgumentType] a BCOO was refused
     else:
-        weights = border.check_weights(weights, W.shape)
+        sparse = is_sparse(W)
+        weights = border.check_sparse_weights(weights, W) if sparse else border.check_weights(weights, W.shape)
         border.check_values(W, weights)
     penalty, unit = border.check_penalty(ridge, nuclear)
     if unit and method not in PENALISED:
@@ -244,7 +252,11 @@ def solve_arrays(W, weights, pair, tol, patience, penalty, **static) -> Result:
     """One problem, in float64 if any array is and in float32 else, with matrix products of full precision."""
     double = any(array.dtype == jnp.float64 for array in jax.tree.leaves((W, weights, pair)))
     dtype = jnp.float64 if double else jnp.float32
-    target, weights, pair = jax.tree.map(lambda array: array.astype(dtype), (W, weights, pair))
+
+    def cast(array: Array) -> Array:
+        return array.astype(dtype) if jnp.issubdtype(array.dtype, jnp.floating) else array  # indices stay
+
+    target, weights, pair = jax.tree.map(cast, (W, weights, pair))
     core = kronecker if static["method"] == "kronecker" else weighted
     with jax.default_matmul_precision("highest"):
         scalars = jnp.asarray(tol, dtype), jnp.asarray(patience, jnp.int32), jnp.asarray(penalty, dtype)
@@ -269,29 +281,23 @@ def solve_dealt(W, weights, pair, tol, patience, penalty, *, chunk, mesh, **stat
     """Many problems of one shape, each device its own, `chunk` at a time."""
 
     def own(arrays: tuple, scalars: tuple) -> Result:
-        return solve_chunks(*arrays, *scalars, **static, chunk=min(chunk, len(arrays[0])))
+        return solve_chunks(*arrays, *scalars, **static, chunk=chunk)
 
     return devices.each_its_own(own, mesh)((W, weights, pair), (tol, patience, penalty))
 
 
 def solve_cut(inputs: tuple, static: dict[str, Any], plan: devices.Cut) -> Result:
     """One problem cut over the devices: the compiler makes every product and sum of parts."""
-    W, weights, pair, *scalars = inputs
-    if pair is None:
-        pair = devices.gram_start(W, weights, rank=static["rank"])
-    result = solve_arrays(W, weights, pair, *scalars, **static | {"start": "pair"})
-    left, right = devices.trim(Factors(result.left, result.right), plan)
+    result = solve_arrays(*inputs, **static)
+    left, right = devices.uncut(result.left, result.right, plan)
     return result._replace(left=left, right=right)
 
 
-def refuse_whole(
-    method: Any, projection: Any, ridge: Any, nuclear: Any, start: Any, restarts: Any, weights: Any
-) -> None:
+def refuse_whole(method: Any, projection: Any, ridge: Any, nuclear: Any, restarts: Any, weights: Any) -> None:
     """A mesh is not given with options that need the whole matrix on one device."""
     needs = {
         f"method={method!r}": method in (*STARTS, "kronecker"),
         f"projection={projection!r}": projection == "svd",
-        f"start={start!r}": isinstance(start, str) and start in STARTS and start != "separable",
         "ridge or nuclear": ridge is not None or nuclear is not None,
         "restarts": restarts is not None,
         "Kronecker weights": isinstance(weights, Kronecker),
@@ -301,20 +307,36 @@ def refuse_whole(
             raise ValueError(f"{name} needs the whole matrix on one device: it cannot be cut over a mesh")
 
 
+def refuse_filled(weights: Any, method: Any, projection: Any, ridge: Any, restarts: Any, mesh: Any) -> None:
+    """A sparse W is not given with dense weights, nor with options that need every entry."""
+    if weights is not None and not isinstance(weights, BCOO):
+        raise ValueError(f"weights of a sparse W must be None or a BCOO like it; got {type(weights).__name__}")
+    if method not in SPARSE:
+        raise ValueError(f"method must be one of {', '.join(map(repr, SPARSE))} for a sparse W; got {method!r}")
+    needs = {
+        f"projection={projection!r}": projection != "subspace",
+        "ridge, a share of a singular value,": ridge is not None,
+        "restarts": restarts is not None,
+        "a mesh": mesh is not None,
+    }
+    for name, given in needs.items():
+        if given:
+            raise ValueError(f"{name} needs a dense W; got a BCOO")
+
+
 def repeated(inputs: tuple, static: dict[str, Any], starts: list[tuple[Array, Array]]) -> Result:
     """The result of the lowest loss from random starts, which stop once it has been found twice."""
     W, weights, _, tol, patience, penalty = inputs
-    losses, best = np.zeros(0), None
+    losses, found = np.zeros(0), tally(np.full(1, np.inf), 0.0)
+    rounds: list[Result] = []
     for pair in starts:
-        results = solve_from_each(W, weights, pair, tol, patience, penalty, **static)
-        losses = np.append(losses, np.where(np.isfinite(results.loss), results.loss, np.inf))
-        winner = int(np.argmin(losses[-len(results.loss) :]))
-        if best is None or losses[-len(results.loss) :][winner] < best.loss:
-            best = jax.tree.map(lambda leaf, winner=winner: leaf[winner], results)
-        found = tally(losses, float(jnp.finfo(results.loss.dtype).eps) ** (1 / 3))
+        rounds.append(solve_from_each(W, weights, pair, tol, patience, penalty, **static))
+        losses = np.append(losses, np.nan_to_num(rounds[-1].loss, nan=np.inf))
+        found = tally(losses, float(jnp.finfo(rounds[-1].loss.dtype).eps) ** (1 / 3))
         if found.count[0] > 1:
             break
-    return best._replace(restarts=found)
+    place, winner = divmod(int(np.argmin(losses)), len(rounds[0].loss))
+    return jax.tree.map(lambda leaf: leaf[winner], rounds[place])._replace(restarts=found)
 
 
 @functools.partial(jax.jit, static_argnames=STATIC)
@@ -327,20 +349,21 @@ def weighted(
     W, weights, pair, tol, patience, penalty, *, rank, method, start, scaling, projection, max_iters, penalty_unit
 ) -> Result:
     """Weights of entries: unit scale, start, change of variables, iterations, and back."""
-    target_bad, weights_bad, empty = border.faults(W, weights)
+    numbers, weight = values(W), values(weights)
+    target_bad, weights_bad, empty = border.faults(numbers, weight)
     status = jnp.where(target_bad, Status.INVALID_TARGET, RUNNING)
     status = jnp.where(weights_bad | empty, Status.INVALID_WEIGHTS, status).astype(jnp.int32)
-    weight, weight_exponent = to_unit(jnp.where(jnp.isfinite(weights) & (weights > 0), weights, 0))
-    finite = jnp.where(jnp.isfinite(W), W, 0)
+    weight, weight_exponent = to_unit(jnp.where(jnp.isfinite(weight) & (weight > 0), weight, 0))
+    finite = jnp.where(jnp.isfinite(numbers), numbers, 0)
     target, exponent = to_unit(jnp.where(weight > 0, finite, 0))
-    problem = Problem(target, weight)
+    problem = Problem(like(W, target), like(W, weight))
     decompose = truncated_svd if method in STARTS or projection == "svd" else leading_components
     first = (
         from_unit(Factors(*pair), -exponent)
         if pair
         else STARTS[start](with_hidden(problem, finite, exponent), rank, decompose)
     )
-    scales = (of_penalised(projection, scaling) if penalty_unit else SCALINGS[scaling])(weight)
+    scales = (of_penalised(projection, scaling) if penalty_unit else SCALINGS[scaling])(problem.weight)
     scaled = scale(problem, scales)
     if penalty_unit == "ridge":
         scaled = scaled._replace(penalty=penalty * spectral_norm(gradient(scaled, zero_like(first))))
@@ -349,7 +372,8 @@ def weighted(
         scaled = scaled._replace(penalty=in_units / jnp.sqrt(scales.row[0]))
     stages, steps = (stay, 0) if method in STARTS else (PROJECTIONS[projection][method], max_iters)
     outcome = run(scaled, scale_factors(first, scales), stages, tol, patience, steps, status)
-    gap = duality_gap(scaled, balance(outcome.factors)) if penalty_unit else jnp.full_like(outcome.loss, jnp.inf)
+    certified = penalty_unit and not is_sparse(W)  # the gap takes a singular value of the gradient
+    gap = duality_gap(scaled, balance(outcome.factors)) if certified else jnp.full_like(outcome.loss, jnp.inf)
     best = first if method in STARTS else unscale_factors(outcome.factors, scales)
     return to_result(outcome, best, exponent, gap)
 
@@ -380,13 +404,13 @@ def kronecker(W, weights, pair, tol, patience, penalty, *, rank, max_iters, **un
     return to_result(outcome, best, exponent, jnp.full_like(outcome.loss, jnp.inf))
 
 
-def with_hidden(problem: Problem, finite: Float[Array, "m n"], exponent: Int[Array, ""]) -> Problem:
+def with_hidden(problem: Problem, finite: Float[Array, "..."], exponent: Int[Array, ""]) -> Problem:
     """The problem with the target's entries of weight 0 too, which svd and fwsvd look at.
 
     Those 1000 times larger than all that count are taken for what NaN is there, a way to say that nothing is known.
     """
     target = jnp.ldexp(finite, -exponent)
-    return problem._replace(target=jnp.where(jnp.abs(target) <= 1024, target, 0))
+    return problem._replace(target=like(problem.target, jnp.where(jnp.abs(target) <= 1024, target, 0)))
 
 
 def to_result(outcome: Outcome, factors: Factors, exponent: Int[Array, ""], gap: Float[Array, ""]) -> Result:
@@ -395,7 +419,7 @@ def to_result(outcome: Outcome, factors: Factors, exponent: Int[Array, ""], gap:
     return Result(left, right, *outcome[1:], gap)
 
 
-def to_unit(array: Float[Array, "m n"]) -> tuple[Float[Array, "m n"], Int[Array, ""]]:
+def to_unit(array: Float[Array, "*shape"]) -> tuple[Float[Array, "*shape"], Int[Array, ""]]:
     """The array over the power of two 2**exponent that brings its largest entry into [1/2, 1); no bit is lost."""
     exponent = jnp.frexp(jnp.max(jnp.abs(array)))[1]
     return jnp.ldexp(array, -exponent), exponent

@@ -6,14 +6,13 @@ A start takes the decomposition to use: an exact one for its own sake, a quick o
 from collections.abc import Callable
 
 import jax.numpy as jnp
-from jaxtyping import Array
 
 from wlra import scaling
 from wlra.linalg import Factors
 from wlra.problem import Problem
-from wlra.sparse import like, row_sum, values
+from wlra.sparse import Matrix, like, row_sum, values
 
-Decomposition = Callable[[Array, int], Factors]
+Decomposition = Callable[[Matrix, int], Factors]
 Start = Callable[[Problem, int, Decomposition], Factors]
 
 
@@ -28,7 +27,7 @@ def fwsvd(problem: Problem, rank: int, decompose: Decomposition) -> Factors:
     The row of a kernel (in, out) is an input, as in the paper.
     """
     col = jnp.ones(problem.target.shape[1], problem.target.dtype)
-    return by_svd(problem, scaling.Scaling(row_sum(problem.weight), col), rank)
+    return by_svd(problem, scaling.Scaling(row_sum(problem.weight), col), rank, decompose)
 
 
 def separable(problem: Problem, rank: int, decompose: Decomposition) -> Factors:
@@ -37,9 +36,8 @@ def separable(problem: Problem, rank: int, decompose: Decomposition) -> Factors:
     Where the weight is 0 the target counts as 0: what it holds there is nobody's business.
     """
     seen = jnp.where(values(problem.weight) > 0, values(problem.target), 0)
-    return by_svd(
-        problem._replace(target=like(problem.target, seen)), scaling.separable(problem.weight), rank, decompose
-    )
+    problem = problem._replace(target=like(problem.target, seen))
+    return by_svd(problem, scaling.separable(problem.weight), rank, decompose)
 
 
 def by_svd(problem: Problem, scales: scaling.Scaling, rank: int, decompose: Decomposition) -> Factors:

@@ -6,6 +6,7 @@ from jaxtyping import Array, Float
 
 from wlra.linalg import Factors, gram_solve, over_grams, subspace_step
 from wlra.problem import Problem, gradient
+from wlra.sparse import Matrix
 
 Sweep = Callable[[Problem, Factors], Factors]
 
@@ -44,7 +45,7 @@ def best_right(problem: Problem, factors: Factors) -> Float[Array, "k n"]:
 
 
 def corrections(
-    weight: Float[Array, "m n"],
+    weight: Matrix,
     slope: Float[Array, "m k"],
     basis: Float[Array, "k n"],
     penalty: Float[Array, ""] | float,

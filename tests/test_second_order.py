@@ -1,0 +1,131 @@
+"""Newton's method and damped Gauss-Newton have the derivatives of the reduced objective, and their rates."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+
+import wlra
+from wlra import newton, varpro
+from wlra.linalg import Factors
+from wlra.problem import Problem
+
+M, N, K = 10, 14, 2
+EPS = float(np.finfo(np.float64).eps)
+rng = np.random.default_rng(0)
+W, STEP = rng.normal(size=(M, N)), rng.normal(size=(M, K))
+LEFT = np.linalg.qr(rng.normal(size=(M, K)))[0]
+WEIGHTS = np.exp(rng.normal(size=(M, N)))
+HOLES = WEIGHTS * (rng.uniform(size=(M, N)) < 0.5)
+HOLES[:, 3] = np.eye(M)[4]  # a column with fewer observations than unknowns
+HOLES[:, 5] = 0
+
+
+def reduced(left):
+    """Half the objective as a function of `left` alone, by one dense least-squares solution a column."""
+
+    def column(weight, target):
+        side = left.T @ (weight * target)
+        return (target @ (weight * target) - side @ jnp.linalg.solve(left.T @ (weight[:, None] * left), side)) / 2
+
+    return jnp.sum(jax.vmap(column)(jnp.asarray(WEIGHTS.T), jnp.asarray(W.T)))
+
+
+@jax.jit
+def model_at(left):
+    problem = Problem(jnp.asarray(W), jnp.asarray(WEIGHTS))
+    around = newton.model(problem, newton.at_best(problem, Factors(left, jnp.zeros((K, N)))))
+    return around.factors.left, newton.curvature(around, newton.horizontal(around, jnp.asarray(STEP)))
+
+
+@jax.jit
+def gauss_newton(left, weight):
+    problem = Problem(jnp.asarray(W), weight)
+    factors = varpro.eliminate(problem, left)
+    return factors, varpro.hessian(problem, factors)
+
+
+@functools.cache
+def solved(method):
+    return jax.tree.map(np.asarray, wlra.solve(W, WEIGHTS, K, method=method, tol=1e-13, max_iters=60))
+
+
+@functools.cache
+def minimum(method):
+    """The loss where exact alternating least squares ends that begins with the factors of the method."""
+    left, right = solved(method)[:2]
+    for _ in range(100):
+        left, right = reference.als(W, WEIGHTS, left, right)
+    return reference.loss(W, WEIGHTS, left @ right)
+
+
+def test_curvature_is_the_derivative_of_the_gradient_of_the_reduced_objective(x64):
+    left, got = model_at(LEFT)
+    across = jnp.eye(M) - left @ left.T
+    bent = jax.jvp(jax.grad(reduced), (left,), (across @ STEP,))[1]
+    # Gram matrices of condition 10, in two solutions; the reduced gradient has no part within the span of `left`.
+    np.testing.assert_allclose(got, across @ bent, rtol=0, atol=1e4 * EPS * np.abs(bent).max())
+
+
+def test_newton_converges_quadratically(x64):
+    result = solved("newton")
+    slopes = result.history.stationarity[: result.iterations + 1]
+    assert result.status == wlra.Status.CONVERGED
+    assert result.iterations < 20
+    assert slopes[-1] <= 1e-13
+    small = np.flatnonzero(slopes[:-1] <= 1e-2)
+    # Near the minimum each slope is at most a constant, of the size of the conditions, times the square of the last.
+    assert (slopes[small + 1] <= np.maximum(100 * slopes[small] ** 2, 1e-13)).all()
+
+
+# Gauss-Newton judges its steps by the loss, whose rounding errors are those of a stationarity of sqrt(eps).
+@pytest.mark.parametrize(("method", "slope"), [("newton", 1e-12), ("varpro", 1e-7)])
+def test_second_order_methods_end_in_a_minimum(method, slope, x64):
+    result = solved(method)
+    assert reference.stationarity(W, WEIGHTS, *result[:2]) <= slope
+    assert result.loss == pytest.approx(minimum(method), rel=1e3 * EPS)  # flat to second order, and sums of 140 terms
+
+
+@functools.cache
+def crawled(method):
+    """What the method makes in 150 iterations of weights over many orders of magnitude that no scaling evens out."""
+    weights = np.exp(3 * np.random.default_rng(5).normal(size=(M, N)))
+    return jax.tree.map(np.asarray, wlra.solve(W, weights, K, method=method, tol=1e-11, max_iters=150))
+
+
+def test_auto_begins_as_anderson_and_ends_as_newton_where_that_crawls(x64):
+    auto, first_order = crawled("auto"), crawled("anderson")
+    # Until it crawls it is the same iteration, in another program: rounding, which the first steps do not yet amplify.
+    np.testing.assert_allclose(auto.history.loss[:5], first_order.history.loss[:5], rtol=1e-9)
+    assert auto.status == wlra.Status.CONVERGED
+    assert auto.iterations > 20 + 30  # both first-order stages have had their pause
+    assert first_order.status != wlra.Status.CONVERGED
+    assert auto.loss <= first_order.loss * (1 + 64 * EPS)  # sums of 140 terms
+
+
+def test_hessian_is_the_schur_complement_of_the_gauss_newton_matrix_of_both_factors(x64):
+    (left, right), got = gauss_newton(LEFT, jnp.asarray(HOLES))
+
+    def residual(left, right):
+        return (jnp.sqrt(HOLES) * (W - left @ right)).ravel()
+
+    by_left, by_right = (np.asarray(part) for part in jax.jacobian(residual, (0, 1))(left, right))
+    by_left, by_right = by_left.reshape(M * N, M * K), by_right.reshape(M * N, K * N)
+    across = np.eye(M * N) - by_right @ np.linalg.pinv(by_right)
+    wanted = by_left.T @ across @ by_left
+    # Steps within the span of `left` change nothing; what the Hessian holds for them is the method's own affair.
+    free = np.kron(np.eye(M) - np.asarray(left @ left.T), np.eye(K))
+    np.testing.assert_allclose(free @ got @ free, free @ wanted @ free, rtol=0, atol=1e-12 * np.abs(wanted).max())
+    np.testing.assert_allclose(free @ wanted @ free, wanted, rtol=0, atol=1e-12 * np.abs(wanted).max())  # rounding
+
+
+def test_columns_with_fewer_observations_than_unknowns_get_the_solution_of_least_norm(x64):
+    left, right = gauss_newton(LEFT, jnp.asarray(HOLES))[0]
+    root = np.sqrt(HOLES)
+    for j in range(N):
+        wanted = np.linalg.lstsq(root[:, j, None] * left, root[:, j] * W[:, j], rcond=None)[0]
+        # Gram matrices square a condition of 100 or less.
+        np.testing.assert_allclose(right[:, j], wanted, rtol=0, atol=1e5 * EPS * max(1, float(np.linalg.norm(wanted))))

@@ -1,0 +1,218 @@
+"""A sparse target is solved as the dense one whose other entries weigh nothing, and is never made dense."""
+
+import functools
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.sparse import BCOO
+
+import wlra
+from wlra import border
+from wlra.linalg import leading_components
+from wlra.methods import SPARSE
+from wlra.solve import prepare, solve_arrays
+from wlra.sparse import grams
+
+M, N, K = 37, 23, 3
+ITERS = 8
+rng = np.random.default_rng(0)
+MASK = (rng.uniform(size=(M, N)) < 0.5) & (np.arange(M) != 5)[:, None] & (np.arange(N) != 7)[None, :]
+W = rng.normal(size=(M, K)) @ rng.normal(size=(K, N)) + 0.3 * rng.normal(size=(M, N))
+WEIGHTS = np.where(MASK, np.exp(rng.normal(size=(M, N))), 0)
+WEIGHTS[tuple(np.argwhere(MASK)[4])] = 0  # stored, and of weight 0
+PAIR = rng.normal(size=(M, K)), rng.normal(size=(K, N))
+PLACES = np.argwhere(MASK)
+ENTRIES = len(PLACES)
+# With fewer entries than unknowns, what a row is given of the null space is rounding errors.
+assert all(np.sum(WEIGHTS > 0, axis=axis)[np.sum(MASK, axis=axis) > 0].min() > K for axis in (0, 1))
+SHUFFLED = rng.permutation(ENTRIES)
+
+
+def stored(array, order=None, places=PLACES, dtype: Any = np.float32):
+    """The array's entries at the places, in the order given."""
+    places = places if order is None else places[order]
+    return BCOO((jnp.asarray(array[tuple(places.T)], dtype), jnp.asarray(places.astype(np.int32))), shape=array.shape)
+
+
+def cache_size(program: Any) -> int:
+    return program._cache_size()
+
+
+def pair(dtype):
+    return PAIR[0].astype(dtype), PAIR[1].astype(dtype)
+
+
+def solve(W, weights, method, dtype: Any = np.float32, start=None, iters=ITERS, **options):
+    start = pair(dtype) if start is None else start
+    return wlra.solve(W, weights, K, method=method, start=start, tol=0.0, max_iters=iters, patience=1000, **options)
+
+
+@functools.cache
+def sparse_result(method):
+    return solve(stored(W), stored(WEIGHTS), method)
+
+
+@pytest.mark.parametrize("method", SPARSE)
+def test_every_iterate_is_that_of_the_dense_solver(method, x64):
+    dense = solve(W, WEIGHTS, method, float)
+    sparse = solve(stored(W, dtype=float), stored(WEIGHTS, dtype=float), method, float)
+    # Extrapolations divide by differences of iterates, which lose half the digits.
+    np.testing.assert_allclose(sparse.history.loss, dense.history.loss, rtol=1e-7)
+    np.testing.assert_allclose(sparse.history.stationarity, dense.history.stationarity, rtol=1e-6)
+    np.testing.assert_allclose(sparse.left @ sparse.right, dense.left @ dense.right, atol=1e-6)
+    assert sparse.status == dense.status
+
+
+@pytest.mark.parametrize("method", ["als", "anderson", "lbfgs"])
+def test_every_loss_is_that_of_the_dense_solver_in_float32(method):
+    dense = solve(W.astype(np.float32), WEIGHTS.astype(np.float32), method)
+    np.testing.assert_allclose(sparse_result(method).history.loss, dense.history.loss, rtol=3e-4)  # sqrt(eps)
+
+
+def test_a_nuclear_penalty_is_that_of_the_dense_solver_but_for_the_certificate(x64):
+    dense = solve(W, WEIGHTS, "als", float, nuclear=1.0)
+    sparse = solve(stored(W, dtype=float), stored(WEIGHTS, dtype=float), "als", float, nuclear=1.0)
+    np.testing.assert_allclose(sparse.history.loss, dense.history.loss, rtol=1e-7)
+    assert np.isinf(sparse.gap)
+
+
+def test_the_default_start_is_nearly_that_of_the_dense_solver_and_leads_to_its_loss(x64):
+    dense = solve(W, WEIGHTS, "als", float, "separable", 400)
+    sparse = solve(stored(W, dtype=float), stored(WEIGHTS, dtype=float), "als", float, "separable", 400)
+    first, last = sparse.history.loss[0] / dense.history.loss[0], sparse.loss / dense.loss
+    assert abs(first - 1) < 1e-2  # a few products with a few vectors
+    assert abs(last - 1) < 1e-6  # both have converged
+
+
+def test_the_start_of_a_matrix_of_low_rank_is_exact(x64):
+    low = np.where(MASK.any(axis=1)[:, None] & MASK.any(axis=0)[None, :], PAIR[0] @ PAIR[1], 0)
+    whole = stored(low, places=np.argwhere(np.ones((M, N))), dtype=float)
+    left, right = leading_components(border.check_target(whole, batched=False), K)
+    np.testing.assert_allclose(left @ right, low, atol=1e-10)
+    assert not left[5].any()
+    assert not right[:, 7].any()
+
+
+def test_gram_matrices_are_those_of_the_rows_and_the_columns(x64):
+    weight: Any = border.check_target(stored(WEIGHTS, dtype=float), batched=False)
+    left, right = PAIR
+    np.testing.assert_allclose(grams(weight, jnp.asarray(right)), np.einsum("ij,ki,li->jkl", WEIGHTS.T, right, right))
+    np.testing.assert_allclose(grams(weight.T, jnp.asarray(left.T)), np.einsum("ij,ik,il->jkl", WEIGHTS, left, left))
+
+
+def test_no_weights_are_weight_one_for_each_stored_entry():
+    without, ones = (solve(stored(W), weights, "als") for weights in (None, stored(np.ones((M, N)))))
+    np.testing.assert_array_equal(without.history.loss, ones.history.loss)
+
+
+def test_the_order_of_entries_changes_nothing():
+    shuffled = solve(stored(W, SHUFFLED), stored(WEIGHTS, SHUFFLED[::-1]), "als")
+    np.testing.assert_array_equal(shuffled.left, sparse_result("als").left)
+
+
+def test_what_is_stored_with_weight_zero_is_not_read():
+    hidden = np.where(WEIGHTS > 0, W, np.nan)
+    np.testing.assert_array_equal(solve(stored(hidden), stored(WEIGHTS), "als").left, sparse_result("als").left)
+
+
+@pytest.mark.parametrize("method", ["als", "anderson", "lbfgs"])
+def test_units_that_are_powers_of_two_change_no_bit(method):
+    left, right = pair(np.float32)
+    start = np.float32(2.0**4) * left, np.float32(2.0**3) * right
+    scaled = solve(stored(2.0**7 * W), stored(2.0**-9 * WEIGHTS), method, start=start)
+    np.testing.assert_array_equal(scaled.history.loss, sparse_result(method).history.loss)
+
+
+@pytest.mark.parametrize("method", ["als", "anderson", "lbfgs"])
+def test_rows_and_columns_without_entries_are_zero(method):
+    result = sparse_result(method)
+    assert not result.left[5].any()
+    assert not result.right[:, 7].any()
+
+
+@pytest.mark.parametrize("method", ["als", "anderson", "lbfgs"])
+def test_nothing_in_the_program_has_as_many_entries_as_the_matrix(method):
+    m, n = 997, 1009  # primes, so that no other size is a multiple of both
+    places = np.stack([np.arange(40) * 7, np.arange(40) * 5], axis=1)
+    matrix = stored(np.ones((m, n)), places=places)
+    options = ("separable", "separable", "subspace", 1e-3, 5, 5)
+    inputs, static = prepare(border.check_target(matrix, batched=False), None, K, method, *options)
+    text = solve_arrays.lower(*inputs, **static).compile().as_text() or ""
+    sizes = {int(np.prod([int(length) for length in shape.split(",")])) for shape in re.findall(r"\[([\d,]+)\]", text)}
+    assert max(sizes) >= m * K  # the factors are found
+    assert max(sizes) < m * n / 20
+
+
+def test_another_pattern_of_the_same_size_compiles_nothing():
+    sparse_result("als")
+    before = cache_size(solve_arrays)
+    moved = np.argwhere(np.ones((M, N)))[:ENTRIES]
+    solve(stored(W, places=moved), stored(np.ones((M, N)), places=moved), "als")
+    assert cache_size(solve_arrays) == before
+
+
+def test_padding_of_jax_is_no_entry():
+    matrix = stored(W)
+    padding = jnp.asarray([[M, N], [M, N]], jnp.int32)
+    padded = BCOO(
+        (jnp.append(matrix.data, jnp.zeros(2)), jnp.concatenate([matrix.indices, padding])), shape=matrix.shape
+    )
+    np.testing.assert_array_equal(solve(padded, None, "als").left, solve(matrix, None, "als").left)
+
+
+def changed(array, places=PLACES, **parts):
+    matrix = stored(array, places=places)
+    return BCOO((matrix.data, matrix.indices), shape=parts.get("shape", matrix.shape))
+
+
+TWICE = np.append(PLACES, PLACES[2:3], axis=0)
+OTHER = np.append(PLACES[1:], np.argwhere(~MASK)[:1], axis=0)
+NAN = np.where(WEIGHTS.max() == WEIGHTS, np.nan, W)
+REFUSED = {
+    "W stores 1 entries again": (stored(W, places=TWICE), None, {}),
+    "weights stores 1 entries again": (stored(W), stored(WEIGHTS, places=TWICE), {}),
+    "the same entries as W; got one at": (stored(W), stored(WEIGHTS, places=OTHER), {}),
+    f"the same {ENTRIES} entries as W; got {ENTRIES - 1}": (stored(W), stored(WEIGHTS, places=PLACES[1:]), {}),
+    "weights must have the shape of W": (stored(W), changed(WEIGHTS, shape=(M + 1, N)), {}),
+    "None or a BCOO like it; got ndarray": (stored(W), WEIGHTS, {}),
+    "weights must be dense here; got a BCOO": (W.astype(np.float32), stored(WEIGHTS), {}),
+    "W stores no entry": (stored(W, places=PLACES[:0]), None, {}),
+    "got shape .* n_dense=1": (BCOO.fromdense(jnp.ones((M, N)), n_dense=1), None, {}),
+    "indices >= 0; got .-3, ": (BCOO((jnp.ones(1), jnp.array([[-3, 0]], jnp.int32)), shape=(M, N)), None, {}),
+    "weights has 1 NaN, infinite or negative": (stored(W), stored(np.where(NAN != NAN, -1, WEIGHTS)), {}),
+    "W has 1 NaN or infinite entries": (stored(NAN), stored(WEIGHTS), {}),
+    "weights are all zero": (stored(W), stored(0 * WEIGHTS), {}),
+    "for a sparse W; got 'svd'": (stored(W), None, {"method": "svd"}),
+    "for a sparse W; got 'auto'": (stored(W), None, {"method": "auto"}),
+    "for a sparse W; got 'newton'": (stored(W), None, {"method": "newton"}),
+    "projection='svd' needs a dense W": (stored(W), None, {"projection": "svd"}),
+    "ridge, .* needs a dense W": (stored(W), None, {"ridge": 0.1}),
+    "restarts needs a dense W": (stored(W), None, {"restarts": 3}),
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_what_cannot_be_solved_is_refused(message):
+    W, weights, options = REFUSED[message]
+    with pytest.raises(ValueError, match=message):
+        wlra.solve(W, weights, K, **options)
+
+
+def test_an_entry_that_is_wrong_is_named_by_row_and_column():
+    row, col = np.argwhere(np.isnan(NAN))[0]
+    with pytest.raises(ValueError, match=re.escape(f"nan at ({row}, {col})")):
+        wlra.solve(stored(NAN), stored(WEIGHTS), K)
+
+
+def test_a_batch_is_refused():
+    with pytest.raises(ValueError, match="W must be dense here; got a BCOO"):
+        wlra.solve_batch(stored(W), None, K)
+
+
+def test_traced_indices_are_refused():
+    with pytest.raises(ValueError, match="its indices must be known"):
+        jax.jit(lambda W: wlra.solve(W, None, K))(stored(W))

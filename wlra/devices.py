@@ -1,0 +1,114 @@
+"""Problems over several devices: a batch dealt out to them, or one matrix cut along its longer axis."""
+
+import functools
+import importlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+from wlra import border
+from wlra.linalg import Factors
+
+AXIS = "devices"
+REPLICATED, FIRST = PartitionSpec(), PartitionSpec(AXIS)
+
+# jax.shard_map came when jax.experimental.shard_map went, and its check has another name there. It is off: it does not
+# know the types of a while loop whose state begins as constants.
+if hasattr(jax, "shard_map"):
+    shard_map = functools.partial(jax.shard_map, check_vma=False)
+else:
+    shard_map = functools.partial(importlib.import_module("jax.experimental.shard_map").shard_map, check_rep=False)
+
+
+class Cut(NamedTuple):
+    """How a matrix lies on the devices: with its longer axis second, which is cut and was padded from this length."""
+
+    mesh: Mesh
+    turned: bool
+    length: int
+
+
+def check_mesh(mesh: Any) -> Mesh:
+    """The mesh with all its devices on one axis, partitioned by the compiler whatever the types of its axes were."""
+    if not isinstance(mesh, Mesh):
+        raise ValueError(
+            f"mesh must be a jax.sharding.Mesh, such as jax.make_mesh((4,), ('devices',)); got {type(mesh).__name__}"
+        )
+    return Mesh(mesh.devices.ravel(), (AXIS,))
+
+
+def deal(arrays: Any, mesh: Mesh) -> Any:
+    """The arrays with their first axis split over the devices; the last problem is repeated until they divide it."""
+
+    def one(array: Array) -> Array:
+        short = -len(array) % mesh.size
+        padded = jnp.pad(array, ((0, short), *[(0, 0)] * (array.ndim - 1)), mode="edge") if short else array
+        return place(padded, NamedSharding(mesh, FIRST))
+
+    return jax.tree.map(one, arrays)
+
+
+def each_its_own(function: Callable, mesh: Mesh) -> Callable:
+    """The function of (arrays, scalars) run by each device on its own part of the arrays, waiting for no other."""
+    return shard_map(function, mesh=mesh, in_specs=(FIRST, REPLICATED), out_specs=FIRST)
+
+
+def cut(mesh: Mesh, W: Any, weights: Any, rank: Any, start: Any) -> tuple[Any, Any, Any, Cut]:
+    """Target, weights and start, if it is a pair, cut along the longer axis; what is added to divide it weighs zero.
+
+    Wide: from tall ones the compiler makes hundreds of exchanges an iteration, from wide ones three. Arrays of NumPy go
+    to the devices in parts, and none ever holds a whole one.
+    """
+    W = as_array(W)
+    shape = jax.eval_shape(lambda W: border.check_target(W, batched=False), W).shape
+    rank, plan = border.check_rank(rank, shape), Cut(mesh, shape[0] > shape[1], max(shape))
+    weights = np.ones((1, 1), np.float32) if weights is None else as_array(weights)
+    jax.eval_shape(lambda weights: border.check_weights(weights, shape), weights)
+    weights = (jnp if isinstance(weights, jax.Array) else np).broadcast_to(weights, shape)
+    if not isinstance(start, str):
+        border.check_pair(start, shape, rank)
+        left, right = turn(as_array(start[0]), as_array(start[1]), plan)
+        start = place(left, NamedSharding(mesh, REPLICATED)), part(right, plan)
+    W, weights = (part(array.T if plan.turned else array, plan) for array in (W, weights))
+    if plan.turned and not border.is_traced(W) and any(fault.any() for fault in border.faults(W, weights)):
+        border.check_values(W.T, weights.T)  # whose indices are the caller's
+    return W, weights, start, plan
+
+
+def uncut(left: Array, right: Array, plan: Cut) -> Factors:
+    """The factors as the caller's matrix lies, without the columns that were added."""
+    return Factors(*turn(left, right[:, : plan.length], plan))
+
+
+def turn(left: Any, right: Any, plan: Cut) -> tuple[Any, Any]:
+    """The factors of the matrix turned as in the plan."""
+    return (right.T, left.T) if plan.turned else (left, right)
+
+
+def as_array(value: Any) -> Any:
+    """The value as an array, of NumPy unless it is one of JAX."""
+    return value if isinstance(value, jax.Array) else np.asarray(value)
+
+
+def part(array: Any, plan: Cut) -> Array:
+    """The matrix with its columns cut over the devices, padded with zeros."""
+    short = -array.shape[1] % plan.mesh.size
+    if short:
+        array = (jnp if isinstance(array, jax.Array) else np).pad(array, ((0, 0), (0, short)))
+    return place(array, NamedSharding(plan.mesh, PartitionSpec(None, AXIS)))
+
+
+def place(array: Any, sharding: NamedSharding) -> Array:
+    """The array as the sharding says. Of an array of one process, each process gives its devices their parts."""
+    if border.is_traced(array):
+        return jax.lax.with_sharding_constraint(array, sharding)
+    if isinstance(array, jax.Array) and (sharding.is_fully_addressable or not array.is_fully_addressable):
+        return jax.device_put(array, sharding)
+    host = np.asarray(array)
+    host = host.astype(jax.dtypes.canonicalize_dtype(host.dtype), copy=False)
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
