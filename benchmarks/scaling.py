@@ -122,8 +122,16 @@ def report(rows: list[Row]) -> str:
     """All rows, the exponents, and the verdicts, in Markdown."""
     head = ["problem", "rank", "chunk", "loss", "seconds an iteration", "TFLOP/s", "peak, MiB", "compile, s"]
     body = [
-        [line["problem"], line["rank"], line["chunk"], f"{line['loss']:.6f}", number(line["seconds_per_iteration"])]
-        + [number(line["tflops"]), number((line["peak_bytes"] or 0) / 2**20, ".0f"), number(line["compile_seconds"])]
+        [
+            line["problem"],
+            line["rank"],
+            line["chunk"],
+            f"{line['loss']:.6f}",
+            number(line["seconds_per_iteration"]),
+            number(line["tflops"]),
+            number((line["peak_bytes"] or 0) / 2**20, ".0f"),
+            number(line["compile_seconds"]),
+        ]
         for line in rows
     ]
     slopes, verdicts = [], []

@@ -1,7 +1,7 @@
 """How long, and in how much memory, are a million ratings of 4000 users and 6000 items fitted at rank 20?
 
-A seeded problem like MovieLens 1M: popularity falls as a power of the rank, and ratings are 1 to 5, from a planted model
-of rank 8 with noise. Each method runs in a process of its own, whose peak memory it then is, JAX included.
+A seeded problem like MovieLens 1M: popularity falls as a power of the rank, and ratings are 1 to 5, from a planted
+model of rank 8 with noise. Each method runs in a process of its own, whose peak memory it then is, JAX included.
 """
 
 import argparse

@@ -82,9 +82,7 @@ def four() -> dict[str, Any]:
         "dealt als": eight,
         "dealt six": six,
         "dealt newton": dealt(mesh, "newton", 8)[0],
-        "dealt anderson": dealt(mesh, "anderson", 8)[0],
         "cut als": cut(mesh, "als"),
-        "cut newton": cut(mesh, "newton"),
         "cut anderson": cut(mesh, "anderson"),
         "collectives": collectives(mesh),
     }
