@@ -215,13 +215,21 @@ def balance(factors: Factors) -> Factors:
     no alternating iteration could ever revive, become a zero column of `left` and a unit row of `right`.
     """
     q_left, r_left = jnp.linalg.qr(factors.left)
-    # Zero is added to make one wait for the other: two batches of them at once can wait for each other on a CPU.
-    nothing = jnp.where(jnp.isfinite(r_left[0, 0]), 0, r_left[0, 0])
-    q_right, r_right = jnp.linalg.qr(factors.right.T + nothing)
-    u, s, vt = jnp.linalg.svd(r_left @ r_right.T)
+    q_right, r_right = jnp.linalg.qr(once(q_left, factors.right.T))
+    u, s, vt = jnp.linalg.svd(once(q_right, r_left @ r_right.T))
     floor = jnp.finfo(s.dtype).eps * jnp.where(s[0] > 0, s[0], 1)
     root = jnp.sqrt(jnp.maximum(s, floor))
     return Factors(q_left @ (u * (s / root)[None, :]), (root[:, None] * vt) @ q_right.T)
+
+
+def once(known: Float[Array, "..."], array: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The array, not before the other is known.
+
+    On a CPU, LAPACK on a batch waits in a thread for others to help: two at once can wait for each other for ever. XLA
+    drops an `optimization_barrier` before it schedules, but not the sum with a zero that only the data can tell.
+    """
+    first = known.ravel()[0]
+    return array + jnp.where(jnp.isfinite(first), 0, first)
 
 
 def orthonormal(matrix: Float[Array, "m k"]) -> tuple[Float[Array, "m k"], Float[Array, "k k"]]:
