@@ -140,7 +140,7 @@ def randomized_svd(W: np.ndarray, weights: np.ndarray, k: int, seed: int = 0) ->
 
 def wv(W: np.ndarray, weights: np.ndarray, k: int, sweeps: int, seed: int = 1) -> Pair:
     """wv.lower_rank: alternating least squares from a random start. It prints, and seeds NumPy's generator."""
-    from wv import lower_rank
+    from wv import lower_rank  # pyright: ignore[reportMissingImports]
 
     state = np.random.get_state()  # noqa: NPY002
     try:

@@ -2,10 +2,12 @@
 
 Square matrices of rank an eighth of their side, at most 512, and batches of 768 x 768 at rank 64, all with weights like
 Fisher information and from a random pair. The seconds of an iteration are the difference between a long and a short
-solve over that of their lengths; exponents are least-squares slopes between logarithms.
+solve over that of their lengths; exponents are least-squares slopes between logarithms. On a CPU, set
+OPENBLAS_NUM_THREADS=1: where LAPACK's threads and XLA's share the cores, batches take far longer to start.
 """
 
 import json
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,7 @@ def problem(key: Array, shape: tuple[int, ...], rank: int) -> tuple[Array, Array
 def per_iteration(solve: Any, arrays: tuple, operations: float, runs: int) -> Row:
     """What a long solve cost, and an iteration of it."""
     long = int(np.clip(WORK / operations, 2, 50)) + 1
+    runs = runs if operations * long > WORK / 2 else 5 * runs
     costs = [
         measure(partial(solve, max_iters=length, tol=0, patience=10**6), *arrays, runs=runs) for length in (1, long)
     ]
@@ -165,7 +168,8 @@ def main(argv: list[str] | None = None) -> None:
     with (options.output / f"{name}.jsonl").open("w") as file:
         for task in tasks:
             rows.append(line := task())
-            file.write(json.dumps(line | environment()) + "\n")
+            threads = {"openblas_threads": os.environ.get("OPENBLAS_NUM_THREADS")}
+            file.write(json.dumps(line | threads | environment()) + "\n")
             file.flush()
             print(f"  {line['problem']}: {line['seconds_per_iteration']:.3g} s an iteration", flush=True)
     draw(rows, options.output / f"{name}.png")
