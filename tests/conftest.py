@@ -15,6 +15,13 @@ if "JAX_COMPILATION_CACHE_DIR" in os.environ:  # compiling is the slow part, and
 enable_x64 = (jax if hasattr(jax, "enable_x64") else importlib.import_module("jax.experimental")).enable_x64
 
 
+@pytest.fixture(autouse=True, scope="module")
+def programs():
+    """Compiled programs go with the module that needed them: a process can map only so many pieces of memory."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def x64():
     """Arrays of the test are float64 unless they say otherwise; those of other tests are not."""

@@ -8,7 +8,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int
 
 from wlra.driver import Method, choose
-from wlra.linalg import Factors, balance, tiny_solve
+from wlra.linalg import Factors, tiny_solve
 from wlra.problem import Problem, loss
 from wlra.sweeps import Sweep
 
@@ -117,7 +117,6 @@ def accelerated(sweep: Sweep, extrapolation: Extrapolation, waits: bool = False)
     """
 
     def init(problem: Problem, factors: Factors) -> tuple[Factors, Guard]:
-        factors = balance(factors)
         return factors, Guard(extrapolation.init(factors), factors, jnp.array(jnp.inf, factors.left.dtype))
 
     def step(problem: Problem, factors: Factors, guard: Guard) -> tuple[Factors, Guard]:

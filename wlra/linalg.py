@@ -189,6 +189,7 @@ def leading_components(matrix: Matrix, rank: int) -> Factors:
     """The product is that of `truncated_svd`, but for components below sqrt(eps) of the largest, which are noise.
 
     From one eigendecomposition of the smaller Gram matrix, which squares the singular values: several times as fast.
+    Both factors have the same diagonal Gram matrix; components that are zero keep a tiny column of `left`.
     """
     if is_sparse(matrix):
         return iterated_svd(matrix, rank)
@@ -200,7 +201,8 @@ def leading_components(matrix: Matrix, rank: int) -> Factors:
     basis = vectors[:, ::-1][:, :rank]
     right = basis.T @ matrix
     root = jnp.sqrt(jnp.sqrt(jnp.sum(right**2, axis=1)))
-    return Factors(basis * root[None, :], right / jnp.where(root > 0, root, 1)[:, None])
+    root = jnp.maximum(root, jnp.finfo(root.dtype).eps * jnp.where(root[0] > 0, root[0], 1))
+    return Factors(basis * root[None, :], right / root[:, None])
 
 
 def spectral_norm(matrix: Float[Array, "m n"]) -> Float[Array, ""]:

@@ -44,13 +44,19 @@ def separable(weight: Matrix, sweeps: int = 8) -> Scaling:
 
     A Sinkhorn iteration (Sinkhorn & Knopp 1967) on the fourth powers: with the first, single entries far above 1 are
     left over, and it is the largest that sets the rate of EM. Exact after one sweep for weights of rank one; leaves
-    0/1 masks alone. Means are taken relative to the largest entry, so that nothing overflows.
+    0/1 masks alone. The first sweep takes means relative to the largest entry, so that nothing overflows; it leaves
+    entries of at most the fourth root of the longer side, and the others are products of their powers with vectors.
     """
-    m, n = weight.shape
-    row, col = jnp.ones(m, weight.dtype), jnp.ones(n, weight.dtype)
-    for _ in range(sweeps):
-        row = power_mean(like(weight, divide(values(weight), by_col(weight, col))))
-        col = power_mean(like(weight, divide(values(weight), by_row(weight, row))).T)
+    row = power_mean(weight)
+    col = power_mean(like(weight, divide(values(weight), by_row(weight, row))).T)
+    shares = divide(divide(values(weight), by_row(weight, row)), by_col(weight, col))
+    powers, seen = like(weight, shares**4), like(weight, (shares > 0).astype(shares.dtype))
+    row_count, col_count = row_sum(seen), row_sum(seen.T)
+    p, q = jnp.ones_like(row), jnp.ones_like(col)
+    for _ in range(sweeps - 1):
+        p = divide(powers @ divide(jnp.ones_like(q), q)[:, None], row_count[:, None])[:, 0]
+        q = divide(powers.T @ divide(jnp.ones_like(p), p)[:, None], col_count[:, None])[:, 0]
+    row, col = row * jnp.sqrt(jnp.sqrt(p)), col * jnp.sqrt(jnp.sqrt(q))
     row = row * jnp.max(divide(divide(values(weight), by_row(weight, row)), by_col(weight, col)))
     return Scaling(row, col)
 

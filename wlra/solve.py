@@ -371,7 +371,11 @@ def weighted(
         in_units = jnp.ldexp(penalty, -exponent - weight_exponent)
         scaled = scaled._replace(penalty=in_units / jnp.sqrt(scales.row[0]))
     stages, steps = (stay, 0) if method in STARTS else (PROJECTIONS[projection][method], max_iters)
-    outcome = run(scaled, scale_factors(first, scales), stages, tol, patience, steps, status)
+    begun = scale_factors(first, scales)
+    balanced = not pair and not penalty_unit and start == scaling == "separable"
+    outcome = run(
+        scaled, begun if balanced or method in STARTS else balance(begun), stages, tol, patience, steps, status
+    )
     certified = penalty_unit and not is_sparse(W)  # the gap takes a singular value of the gradient
     gap = duality_gap(scaled, balance(outcome.factors)) if certified else jnp.full_like(outcome.loss, jnp.inf)
     best = first if method in STARTS else unscale_factors(outcome.factors, scales)
