@@ -42,10 +42,10 @@ def model_at(left):
 
 
 @jax.jit
-def gauss_newton(left, weight):
+def gauss_newton(left, weight, ridge):
     problem = Problem(jnp.asarray(W), weight)
-    factors = varpro.eliminate(problem, left)
-    return factors, varpro.hessian(problem, factors)
+    factors, inverses = varpro.eliminate(problem, left, ridge)
+    return factors, varpro.hessian(problem, factors, inverses)
 
 
 @functools.cache
@@ -106,24 +106,26 @@ def test_auto_begins_as_anderson_and_ends_as_newton_where_that_crawls(x64):
     assert auto.loss <= first_order.loss * (1 + 64 * EPS)  # sums of 140 terms
 
 
-def test_hessian_is_the_schur_complement_of_the_gauss_newton_matrix_of_both_factors(x64):
-    (left, right), got = gauss_newton(LEFT, jnp.asarray(HOLES))
+@pytest.mark.parametrize("ridge", [0.0, 0.3])
+def test_hessian_is_the_schur_complement_of_the_gauss_newton_matrix_of_both_factors(ridge, x64):
+    (left, right), got = gauss_newton(LEFT, jnp.asarray(HOLES), ridge)
 
     def residual(left, right):
-        return (jnp.sqrt(HOLES) * (W - left @ right)).ravel()
+        return jnp.concatenate([(jnp.sqrt(HOLES) * (W - left @ right)).ravel(), ridge**0.5 * right.ravel()])
 
     by_left, by_right = (np.asarray(part) for part in jax.jacobian(residual, (0, 1))(left, right))
-    by_left, by_right = by_left.reshape(M * N, M * K), by_right.reshape(M * N, K * N)
-    across = np.eye(M * N) - by_right @ np.linalg.pinv(by_right)
+    by_left, by_right = by_left.reshape(-1, M * K), by_right.reshape(-1, K * N)
+    across = np.eye(len(by_right)) - by_right @ np.linalg.pinv(by_right)
     wanted = by_left.T @ across @ by_left
     # Steps within the span of `left` change nothing; what the Hessian holds for them is the method's own affair.
     free = np.kron(np.eye(M) - np.asarray(left @ left.T), np.eye(K))
     np.testing.assert_allclose(free @ got @ free, free @ wanted @ free, rtol=0, atol=1e-12 * np.abs(wanted).max())
-    np.testing.assert_allclose(free @ wanted @ free, wanted, rtol=0, atol=1e-12 * np.abs(wanted).max())  # rounding
+    if not ridge:
+        np.testing.assert_allclose(free @ wanted @ free, wanted, rtol=0, atol=1e-12 * np.abs(wanted).max())  # rounding
 
 
 def test_columns_with_fewer_observations_than_unknowns_get_the_solution_of_least_norm(x64):
-    left, right = gauss_newton(LEFT, jnp.asarray(HOLES))[0]
+    left, right = gauss_newton(LEFT, jnp.asarray(HOLES), 0.0)[0]
     root = np.sqrt(HOLES)
     for j in range(N):
         wanted = np.linalg.lstsq(root[:, j, None] * left, root[:, j] * W[:, j], rcond=None)[0]

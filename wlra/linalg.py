@@ -214,14 +214,17 @@ def balance(factors: Factors) -> Factors:
     """The same product with left.T @ left = right @ right.T diagonal, and `right` of full row rank.
 
     Both Gram matrices then have the condition number of the product, not its square. Components that are zero, which
-    no alternating iteration could ever revive, become a zero column of `left` and a unit row of `right`.
+    no alternating iteration could ever revive, become a zero column of `left` and a unit row of `right`. Factors whose
+    product overflows stay as they are.
     """
     q_left, r_left = jnp.linalg.qr(factors.left)
     q_right, r_right = jnp.linalg.qr(once(q_left, factors.right.T))
     u, s, vt = jnp.linalg.svd(once(q_right, r_left @ r_right.T))
     floor = jnp.finfo(s.dtype).eps * jnp.where(s[0] > 0, s[0], 1)
     root = jnp.sqrt(jnp.maximum(s, floor))
-    return Factors(q_left @ (u * (s / root)[None, :]), (root[:, None] * vt) @ q_right.T)
+    even = Factors(q_left @ (u * (s / root)[None, :]), (root[:, None] * vt) @ q_right.T)
+    finite = jnp.all(jnp.isfinite(even.left)) & jnp.all(jnp.isfinite(even.right))
+    return jax.tree.map(lambda balanced, given: jnp.where(finite, balanced, given), even, factors)
 
 
 def once(known: Float[Array, "..."], array: Float[Array, "..."]) -> Float[Array, "..."]:

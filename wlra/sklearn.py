@@ -158,7 +158,7 @@ def canonical(
     """Components that span the rows of `right`, in the gauge that `WLRA` promises, and the least loss they allow."""
     problem = Problem(to_unit(target)[0], to_unit(weight)[0])
     with jax.default_matmul_precision("highest"):
-        span = ordered(factors).right
+        span = ordered(Factors(to_unit(factors.left)[0], to_unit(factors.right)[0])).right
         best = ordered(Factors(coefficients(*problem[:2], span), span))
         return best.right, loss(problem, best)
 

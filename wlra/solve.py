@@ -24,7 +24,7 @@ from wlra.sparse import Sparse, is_sparse, like, values
 from wlra.starts import STARTS
 
 PROJECTIONS = {"subspace": METHODS, "svd": PUBLISHED}
-TOL, MAX_ITERS, PATIENCE = 1e-3, 200, 20
+TOL, MAX_ITERS, PATIENCE = 1e-3, 200, 30
 
 
 class Result(NamedTuple):

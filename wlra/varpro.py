@@ -9,17 +9,21 @@ from jaxtyping import Array, Float
 from wlra.driver import Method, choose
 from wlra.linalg import Factors, balance, damped_solve, orthonormal, psd_inverse
 from wlra.newton import turn, turned
-from wlra.problem import Problem, gradient, loss, total
+from wlra.problem import Problem, gradient, residual, total
 
 UNKNOWNS = 4096  # of the shorter factor at most: the Hessian has their square
+RIDGE, LEAST_RIDGE = 1e-3, 1e-6  # in mean weights: the first, and the last before none
+SETTLED = 1e-3  # the share by which a step lowers the objective before the ridge is lowered
+DAMPING = 1e-12  # the first, in losses of zero
 
 
 class Accepted(NamedTuple):
-    """The last point that lowered the loss, and the damping that has proved right."""
+    """The last `left` that lowered the objective, the damping that has proved right, and the ridge."""
 
-    factors: Factors
-    loss: Float[Array, ""]
+    left: Float[Array, "m k"]
+    objective: Float[Array, ""]
     damping: Float[Array, ""]
+    ridge: Float[Array, ""]
 
 
 def init(problem: Problem, factors: Factors) -> tuple[Factors, Accepted]:
@@ -31,64 +35,77 @@ def init(problem: Problem, factors: Factors) -> tuple[Factors, Accepted]:
             f"{min(m, n) * rank}: use 'newton', which never forms it"
         )
     inner, around = turn(problem, balance(factors))
-    factors = turned(eliminate(inner, around.left), problem)
-    infinite = jnp.array(jnp.inf, problem.target.dtype)
-    return factors, Accepted(factors, infinite, jnp.array(1e-12, problem.target.dtype))
+    factors, _ = eliminate(inner, around.left)
+    infinite, damping = (jnp.array(value, problem.target.dtype) for value in (jnp.inf, DAMPING))
+    return turned(factors, problem), Accepted(factors.left, infinite, damping, RIDGE * jnp.mean(problem.weight))
 
 
 def step(problem: Problem, factors: Factors, last: Accepted) -> tuple[Factors, Accepted]:
     """The damped step from the best point so far, on the Grassmannian.
 
     Algorithm 2 of Ruhe & Wedin 1980 with the damping of Levenberg and Marquardt, ten times less after a step that
-    lowered the loss and ten times more after one that did not (Okatani et al. 2011; Hong & Fitzgibbon 2015, RW2). The
-    longer axis is eliminated. Differs from the papers: the damping is in units of the loss of zero, and not below the
-    rounding errors of the Hessian; a step that overflows counts as one that did not lower the loss.
+    lowered the objective and ten times more after one that did not (Okatani et al. 2011; Hong & Fitzgibbon 2015, RW2).
+    The longer axis is eliminated. Differs from the papers: the damping is in units of the loss of zero, and not below
+    the rounding errors of the Hessian; a step that overflows counts as one that did not lower the objective; and at
+    first a ridge on `right` keeps columns with few observations from fitting them with huge coefficients, a valley
+    that most failures end in. It falls tenfold where the objective settles, and at last to none.
 
-    A unit that follows the Hessian, its trace or its diagonal blocks, finds the best known minimum of a structure from
-    motion in half as many of the starts; so does a first damping that is not small.
+    Steps are judged by the objective, whose rounding errors are those of a stationarity of sqrt(eps).
     """
-    now = loss(problem, factors)
-    lower = now < last.loss
-    point, best = choose(lower, (factors, now), (last.factors, last.loss))
-    inner, around = turn(problem, point)
-    curvature, slope = hessian(inner, around), (gradient(inner, around) @ around.right.T).ravel()
+    inner, trial = turn(problem, factors)
+    now = objective(inner, trial, last.ridge)
+    lower = now < last.objective
+    settled = lower & (last.objective - now < SETTLED * now) & (last.ridge > 0)
+    least = 2 * LEAST_RIDGE * jnp.mean(problem.weight)
+    ridge = jnp.where(settled, jnp.where(last.ridge > least, last.ridge / 10, 0), last.ridge)
+    around, inverses = eliminate(inner, jnp.where(lower, trial.left, last.left), ridge)
+    best = jnp.where(lower, objective(inner, around, ridge), last.objective)
+
+    curvature, slope = hessian(inner, around, inverses), (gradient(inner, around) @ around.right.T).ravel()
     unit = total(problem.weight * problem.target**2) / jnp.max(jnp.diagonal(curvature))
-    least = jnp.finfo(now.dtype).eps / unit
-    damping = jnp.clip(jnp.where(lower, last.damping / 10, last.damping * 10), least, 1e4)
+    damping = jnp.where(settled, DAMPING, jnp.where(lower, last.damping / 10, last.damping * 10))
+    damping = jnp.clip(damping, jnp.finfo(now.dtype).eps / unit, 1e4)
     move = damped_solve(curvature, slope, damping * unit).reshape(around.left.shape)
-    trial = eliminate(inner, around.left + move)
-    finite = jnp.all(jnp.isfinite(trial.left)) & jnp.all(jnp.isfinite(trial.right))
-    return choose(finite, turned(trial, problem), point), Accepted(point, best, damping)
+    ahead, _ = eliminate(inner, around.left + move, ridge)
+    finite = jnp.all(jnp.isfinite(ahead.left)) & jnp.all(jnp.isfinite(ahead.right))
+    return turned(choose(finite, ahead, around), problem), Accepted(around.left, best, damping, ridge)
 
 
-def eliminate(problem: Problem, left: Float[Array, "m k"]) -> Factors:
-    """The span of `left` with an orthonormal basis, and for it the best `right` of minimum norm."""
+def objective(problem: Problem, factors: Factors, ridge: Float[Array, ""]) -> Float[Array, ""]:
+    """The weighted error plus the ridge times the squares of `right`."""
+    return total(problem.weight * residual(problem, factors) ** 2) + ridge * total(factors.right**2)
+
+
+def eliminate(
+    problem: Problem, left: Float[Array, "m k"], ridge: Float[Array, ""] | float = 0.0
+) -> tuple[Factors, Float[Array, "n k k"]]:
+    """The span of `left` with an orthonormal basis, and for it the best `right`, of minimum norm if there are several.
+
+    And for each column the pseudo-inverse of basis' diag(weight_j) basis + ridge.
+    """
     basis, _ = orthonormal(left)
-    grams, sides = normal_equations(problem, basis)
-    return Factors(basis, jax.vmap(lambda gram, side: psd_inverse(gram) @ side)(grams, sides).T)
-
-
-def normal_equations(problem: Problem, left: Float[Array, "m k"]) -> tuple[Float[Array, "n k k"], Float[Array, "n k"]]:
-    """left' diag(weight_j) left and left' diag(weight_j) target_j, for each column."""
     m, k = left.shape
-    pairs = (left[:, :, None] * left[:, None, :]).reshape(m, k * k)
-    return (problem.weight.T @ pairs).reshape(-1, k, k), (problem.weight * problem.target).T @ left
+    pairs = (basis[:, :, None] * basis[:, None, :]).reshape(m, k * k)
+    grams = (problem.weight.T @ pairs).reshape(-1, k, k) + ridge * jnp.eye(k, dtype=left.dtype)[None]
+    inverses = jax.vmap(psd_inverse)(grams)
+    sides = (problem.weight * problem.target).T @ basis
+    return Factors(basis, jnp.einsum("jkl,jl->kj", inverses, sides)), inverses
 
 
-def hessian(problem: Problem, factors: Factors) -> Float[Array, "d d"]:
-    """sum_j (D_j - D_j left (left' D_j left)^+ left' D_j) kron (right_j right_j'), D_j = diag(weight_j).
+def hessian(problem: Problem, factors: Factors, inverses: Float[Array, "n k k"]) -> Float[Array, "d d"]:
+    """sum_j (D_j - D_j left inverse_j left' D_j) kron (right_j right_j'), D_j = diag(weight_j).
 
     Plus a multiple of (left left') kron I. Steps within the span of the orthonormal `left` change nothing and the slope
-    has none, so this only makes the Hessian regular there.
+    has none, so this only makes the Hessian regular there. Two products of 2 m^2 n k^2 operations.
     """
     left, right = factors
     (m, k), n = left.shape, right.shape[1]
-    grams, _ = normal_equations(problem, left)
-    halves = jnp.einsum("ij,ik,jkl->jil", problem.weight, left, jax.vmap(psd_inverse)(grams))
-    spread = jnp.einsum("jil,hj,hl->ihj", halves, problem.weight, left).reshape(m * m, n)
+    weight = problem.weight
+    crossed = (left[:, None, :, None] * left[None, :, None, :]).reshape(m * m, k * k)
+    spread = (crossed @ inverses.reshape(n, k * k).T).reshape(m, m, n) * weight[:, None] * weight[None]
     pairs = (right[:, None, :] * right[None, :, :]).reshape(k * k, n)
-    lost = (spread @ pairs.T).reshape(m, m, k, k)
-    own = (problem.weight @ pairs.T).reshape(m, k, k)
+    lost = (spread.reshape(m * m, n) @ pairs.T).reshape(m, m, k, k)
+    own = (weight @ pairs.T).reshape(m, k, k)
     eye = jnp.eye(m, dtype=left.dtype)
     within = (left @ left.T)[:, :, None, None] * jnp.eye(k, dtype=left.dtype)[None, None]
     full = eye[:, :, None, None] * own[:, None] - lost + jnp.max(jnp.abs(own)) * within
