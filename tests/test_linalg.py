@@ -242,3 +242,21 @@ def test_roots_agree_with_numpy(x64):
 def test_roots_of_zeros_are_zero():
     for root in roots(np.zeros((N, N), np.float32)):
         np.testing.assert_array_equal(root, 0)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 9])
+def test_chunks_give_what_all_at_once_give_from_one_loop(size):
+    numbers = np.arange(7, dtype=np.float32)
+    vectors = rng.normal(size=(7, 2)).astype(np.float32)
+    calls = []
+
+    def one(arrays):
+        number, vector = arrays
+        calls.append(number)
+        return number * vector, number
+
+    compute = jax.jit(lambda *arrays: linalg.in_chunks(one, arrays, size)).lower(numbers, vectors).compile()
+    products, same = compute(numbers, vectors)
+    np.testing.assert_array_equal(products, numbers[:, None] * vectors)
+    np.testing.assert_array_equal(same, numbers)
+    assert len(calls) == 1  # no chunk of another size

@@ -1,7 +1,7 @@
 """Every factorisation of a matrix that the package makes."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -115,7 +115,27 @@ def over_grams(function: Callable, weight: Matrix, basis: Float[Array, "k n"], *
     def one(row: tuple[Array, ...]) -> Array:
         return function((basis * row[0][None, :]) @ basis.T, *row[1:])
 
-    return jax.lax.map(one, (weight, *rows), batch_size=max(1, CHUNK // (k * (n + k))))
+    return in_chunks(one, (weight, *rows), max(1, CHUNK // (k * (n + k))))
+
+
+def in_chunks(function: Callable, arrays: Any, size: int) -> Any:
+    """The function of the i-th of each array for every i, stacked, computed for at most `size` of them at a time.
+
+    The last is repeated until chunks of one size hold all. `jax.lax.map` has one of another size in the end, which a
+    CPU may compute beside the others; if both call LAPACK for a batch, each can wait for the other's thread for ever.
+    """
+    count = len(jax.tree.leaves(arrays)[0])
+    if size == 1:
+        return jax.lax.map(function, arrays)
+    steps = -(-count // size)
+    size = -(-count // steps)
+
+    def cut(array: Array) -> Array:
+        padding = jnp.repeat(array[-1:], steps * size - count, axis=0)
+        return jnp.concatenate([array, padding]).reshape(steps, size, *array.shape[1:])
+
+    chunks = jax.lax.map(jax.vmap(function), jax.tree.map(cut, arrays))
+    return jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:])[:count], chunks)
 
 
 def tiny_solve(gram: Float[Array, "k k"], right_side: Float[Array, " k"]) -> Float[Array, " k"]:

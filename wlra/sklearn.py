@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from wlra import border
 from wlra.driver import Status
-from wlra.linalg import Factors, balance, psd_roots
+from wlra.linalg import Factors, balance, in_chunks, psd_roots
 from wlra.problem import Problem, loss
 from wlra.solve import MAX_ITERS, PATIENCE, TOL, solve, to_unit
 
@@ -197,4 +197,4 @@ def coefficients(
 
     with jax.default_matmul_precision("highest"):
         chunk = max(1, CHUNK // components.size)
-        return jax.lax.map(row, (target, weight), batch_size=min(chunk, len(target)))
+        return in_chunks(row, (target, weight), chunk)

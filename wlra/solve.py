@@ -15,7 +15,16 @@ from wlra import border, devices
 from wlra.border import Kronecker
 from wlra.driver import RUNNING, History, Outcome, Status, run
 from wlra.dual import duality_gap
-from wlra.linalg import Factors, balance, even_out, leading_components, psd_roots, spectral_norm, truncated_svd
+from wlra.linalg import (
+    Factors,
+    balance,
+    even_out,
+    in_chunks,
+    leading_components,
+    psd_roots,
+    spectral_norm,
+    truncated_svd,
+)
 from wlra.methods import METHODS, PENALISED, PUBLISHED, SPARSE, stay
 from wlra.problem import Problem, gradient
 from wlra.restarts import Restarts, random_starts, tally
@@ -273,7 +282,7 @@ def solve_chunks(W, weights, pair, tol, patience, penalty, *, chunk, **static) -
 
     if chunk == len(W):
         return jax.vmap(one)((W, weights, pair))
-    return jax.lax.map(one, (W, weights, pair), batch_size=None if chunk == 1 else chunk)
+    return in_chunks(one, (W, weights, pair), chunk)
 
 
 @functools.partial(jax.jit, static_argnames=(*STATIC, "chunk", "mesh"))

@@ -25,8 +25,8 @@ def als(problem: Problem, factors: Factors) -> Factors:
     """Each row of `left`, then each column of `right`, minimises the objective with the other factor fixed.
 
     Srebro & Jaakkola 2003, sec. 2. Differs from the paper: rows move by a correction whose Gram matrix is shifted
-    relative to its own size, so that rows with tiny weights are not pulled to zero, and rows with fewer weights than
-    unknowns move no further than they must.
+    relative to its own size, so that rows with tiny weights are not pulled to zero. Rows with fewer weights than
+    unknowns may also move where nothing that counts changes.
     """
     left = best_left(problem, factors)
     return Factors(left, best_right(problem, Factors(left, factors.right)))
