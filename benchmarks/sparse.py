@@ -19,6 +19,7 @@ import numpy as np
 from jax.experimental.sparse import BCOO
 
 import wlra
+from benchmarks.tables import at_most, markdown
 from benchmarks.timing import environment
 
 USERS, ITEMS, RATINGS, PLANTED, RANK = 4000, 6000, 1_000_000, 8, 20
@@ -91,15 +92,43 @@ def main() -> None:
     if options.only:
         print(json.dumps(measure(options.only, options.iterations) | environment()))
         return
-    options.output.mkdir(parents=True, exist_ok=True)
+    rows = []
     for method in METHODS:
         command = [sys.executable, "-m", "benchmarks.sparse", "--only", method, "--iterations", str(options.iterations)]
-        line = subprocess.run(command, capture_output=True, text=True, check=True, timeout=SECONDS).stdout.splitlines()[
-            -1
+        printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=SECONDS).stdout
+        rows.append(json.loads(printed.splitlines()[-1]))
+        print(f"  {method}: {rows[-1]['seconds']:.1f} s", flush=True)
+    options.output.mkdir(parents=True, exist_ok=True)
+    (options.output / "sparse.jsonl").write_text("".join(json.dumps(line) + "\n" for line in rows))
+    print("\n" + report(rows))
+
+
+def report(rows: list[dict[str, Any]]) -> str:
+    """The rows in Markdown, and the verdict on memory."""
+    head = [
+        "method",
+        "iterations",
+        "loss",
+        "s an iteration",
+        "s in all",
+        "compile s",
+        "peak MiB",
+        "of it before solving",
+    ]
+    body = [
+        [
+            line["method"],
+            line["iterations"],
+            f"{line['loss']:.5f}",
+            f"{line['seconds_per_iteration']:.2f}",
+            f"{line['seconds']:.1f}",
+            f"{line['compile_seconds']:.1f}",
+            f"{line['peak_mib']:.0f}",
+            f"{line['before_mib']:.0f}",
         ]
-        print(line, flush=True)
-        with (options.output / "sparse.jsonl").open("a") as file:
-            file.write(line + "\n")
+        for line in rows
+    ]
+    return f"{markdown(head, body)}\n\n{at_most('peak MiB', max(line['peak_mib'] for line in rows), 1024)}"
 
 
 if __name__ == "__main__":

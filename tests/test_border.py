@@ -245,3 +245,23 @@ def test_half_precision_is_solved_in_single_and_cast_back():
     np.testing.assert_array_equal(got.left, jnp.asarray(wanted.left, jnp.bfloat16))
     np.testing.assert_array_equal(got.right, jnp.asarray(wanted.right, jnp.bfloat16))
     assert got.loss == wanted.loss
+
+
+PAIR, BAD_PAIR = (jnp.asarray(LEFT), jnp.asarray(RIGHT)), (jnp.asarray(LEFT) * np.nan, jnp.asarray(RIGHT))
+ROOTS = Kronecker(jnp.eye(M), jnp.eye(N))
+KNOWN = {
+    "all": lambda: solve(jnp.asarray(W), WEIGHTS, K, start=PAIR),
+    "the start": lambda W: solve(W, WEIGHTS, K, start=PAIR),
+    "the factors of Kronecker weights": lambda W: solve(W, ROOTS, K, method="kronecker"),
+}
+
+
+@pytest.mark.parametrize("call", KNOWN.values(), ids=KNOWN)
+def test_arrays_may_be_known_under_jit(call):
+    arrays = () if call is KNOWN["all"] else (W,)
+    assert np.isfinite(jax.jit(call)(*arrays).loss)
+
+
+def test_known_arrays_are_looked_at_under_jit():
+    with pytest.raises(ValueError, match="start's left has 10 NaN or infinite entries"):
+        jax.jit(lambda W: solve(W, WEIGHTS, K, start=BAD_PAIR))(W)

@@ -1,7 +1,8 @@
 """What callers pass becomes arrays of the right shape and dtype, or a ValueError that says why not."""
 
+import functools
 import operator
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import jax
@@ -98,6 +99,17 @@ def check_name(name: str, value: Any, known: Collection[str]) -> str:
     return value
 
 
+def at_once(function: Callable[..., None]) -> Callable[..., None]:
+    """The function computed while a caller traces: of arrays that are known, it may ask what they hold."""
+
+    @functools.wraps(function)
+    def known(*arguments: Any) -> None:
+        with jax.ensure_compile_time_eval():
+            function(*arguments)
+
+    return known
+
+
 def check_tol(tol: Any) -> Any:
     """The tolerance, which bounds a ratio in [0, 1]."""
     if is_traced(tol):
@@ -132,15 +144,22 @@ def check_pair(start: Any, shape: tuple[int, ...], rank: int) -> tuple[Array, Ar
         if value.shape != wanted:
             raise ValueError(f"start's {name} must have shape {wanted}; got {value.shape}")
         if not is_traced(value):
-            report(f"start's {name}", value, ~jnp.isfinite(value), "NaN or infinite", "finite values")
+            check_finite(f"start's {name}", value)
         pair.append(value)
     return pair[0], pair[1]
 
 
+@at_once
+def check_finite(name: str, array: Array) -> None:
+    """No entry is NaN or infinite."""
+    report(name, array, ~jnp.isfinite(array), "NaN or infinite", "finite values")
+
+
+@at_once
 def check_values(W: Matrix | Array, weights: Matrix | Array) -> None:
     """Values are fit to be solved: finite where they count, weights not negative and not all zero.
 
-    Under a caller's own jit the values are not known, and the solver's status says the same.
+    Under a caller's own jit the values of what it traces are not known, and the solver's status says the same.
     """
     target, weight = values(W), values(weights)
     if is_traced(target) or is_traced(weight):
@@ -157,13 +176,14 @@ def check_values(W: Matrix | Array, weights: Matrix | Array) -> None:
         report("W", W, bad, "NaN or infinite", "finite values, or weight 0 there", " where the weight is positive")
 
 
+@at_once
 def check_kronecker_values(W: Array, weights: Kronecker) -> None:
     """Values are finite, and both factors symmetric and positive semi-definite up to rounding."""
     if any(map(is_traced, (W, *weights))):
         return
     report("W", W, ~jnp.isfinite(W), "NaN or infinite", "finite values: Kronecker weights skip no entry")
     for name, matrix in weights._asdict().items():
-        report(f"weights.{name}", matrix, ~jnp.isfinite(matrix), "NaN or infinite", "finite values")
+        check_finite(f"weights.{name}", matrix)
         if not semidefinite(matrix).all():
             raise ValueError(f"weights.{name} must be symmetric positive semi-definite and not zero, and is not")
 
