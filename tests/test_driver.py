@@ -102,16 +102,19 @@ def error(factor):
 def test_other_values_and_tolerances_compile_nothing_new(scripted):
     traces = scripted("counted", [1, 2])
     wlra.solve(W, WEIGHTS, K, method="counted", max_iters=3, tol=1e-4, patience=20)
+    first = len(traces)
+    assert first > 0
     wlra.solve(2 * W, 1 / WEIGHTS, K, method="counted", max_iters=3, tol=0.5, patience=3)
     wlra.solve(W[::-1], WEIGHTS, K, method="counted", max_iters=3, tol=0.0, patience=7)
-    assert traces == ["counted"]
+    assert len(traces) == first
 
 
 def test_another_length_of_the_history_compiles_anew(scripted):
     traces = scripted("counted twice", [1, 2])
     wlra.solve(W, WEIGHTS, K, method="counted twice", max_iters=3)
+    first = len(traces)
     wlra.solve(W, WEIGHTS, K, method="counted twice", max_iters=4)
-    assert len(traces) == 2
+    assert len(traces) > first
 
 
 def test_the_history_begins_with_the_start():

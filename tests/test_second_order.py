@@ -91,9 +91,9 @@ def test_second_order_methods_end_in_a_minimum(method, slope, x64):
 
 @functools.cache
 def crawled(method):
-    """What the method makes in 150 iterations of weights over many orders of magnitude that no scaling evens out."""
+    """What the method makes in 250 iterations of weights over many orders of magnitude that no scaling evens out."""
     weights = np.exp(3 * np.random.default_rng(5).normal(size=(M, N)))
-    return jax.tree.map(np.asarray, wlra.solve(W, weights, K, method=method, tol=1e-11, max_iters=150))
+    return jax.tree.map(np.asarray, wlra.solve(W, weights, K, method=method, tol=1e-11, max_iters=250))
 
 
 def test_auto_begins_as_anderson_and_ends_as_newton_where_that_crawls(x64):
@@ -101,7 +101,7 @@ def test_auto_begins_as_anderson_and_ends_as_newton_where_that_crawls(x64):
     # Until it crawls it is the same iteration, in another program: rounding, which the first steps do not yet amplify.
     np.testing.assert_allclose(auto.history.loss[:5], first_order.history.loss[:5], rtol=1e-9)
     assert auto.status == wlra.Status.CONVERGED
-    assert auto.iterations > 20 + 30  # both first-order stages have had their pause
+    assert auto.iterations > 12 + 100  # both first-order stages have had their pause
     assert first_order.status != wlra.Status.CONVERGED
     assert auto.loss <= first_order.loss * (1 + 64 * EPS)  # sums of 140 terms
 

@@ -134,7 +134,7 @@ def run(
     never = jnp.full(max_iters + 1, jnp.inf, dtype)
     state = State(factors, (), factors, infinite, zero, zero, zero, status, History(never, never))
     for place, stage in enumerate(stages, 1):
-        ready, aux = stage.method.init(problem, state.best)
+        ready, aux = begin(stage.method, problem, state)
         state = state._replace(factors=ready, aux=aux, entered=state.iteration, idle=zero)
         state = loop(problem, state, stage, tol, patience, max_iters)
         if place < len(stages):
@@ -143,6 +143,13 @@ def run(
     slope = jnp.where(state.iteration > 0, stationarity(problem, state.best), infinite)
     iterations = jnp.maximum(state.iteration - 1, 0)
     return Outcome(state.best, state.loss, slope, iterations, state.status, state.history)
+
+
+def begin(method: Method, problem: Problem, state: State) -> tuple[Factors, Any]:
+    """What the method's `init` makes of the best factors; if the solve has ended, zeros at no cost."""
+    shapes = jax.eval_shape(method.init, problem, state.best)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return jax.lax.cond(state.status == RUNNING, lambda: method.init(problem, state.best), lambda: zeros)
 
 
 def loop(

@@ -36,8 +36,8 @@ METHODS: dict[str, list[Stage]] = {
     "newton": [Stage(accelerated(em, anderson), after(5)), Stage(newton)],
     "varpro": [Stage(varpro)],
     "auto": [
-        Stage(accelerated(em, anderson), crawling(20)),
-        Stage(lbfgs, crawling(30)),
+        Stage(accelerated(em, anderson), crawling(12)),
+        Stage(lbfgs, crawling(100)),
         Stage(where_it_fits(newton, lbfgs)),
     ],
 }

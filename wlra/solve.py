@@ -94,8 +94,8 @@ def solve(
         "als-anderson" (exact least squares for one factor, then the other, 2mnk^2 operations for each), "newton"
         (second order, for tight tolerances), "varpro" (damped Gauss-Newton with a dense Hessian, for targets mostly
         unseen; min(m, n) k <= 4096). Closed forms, one SVD, exact for their own kind of weights only: "svd", "fwsvd",
-        "separable", "kronecker". "auto" begins as "anderson"; where the stationarity has not halved in 20 iterations
-        it goes on as "lbfgs", and where not in 30 of those as "newton", memory permitting.
+        "separable", "kronecker". "auto" begins as "anderson"; where the stationarity has not halved in 12 iterations
+        it goes on as "lbfgs", and where not in 100 of those as "newton", memory permitting.
       start: a closed form, or a pair (left, right) to go on from. Closed forms are their own start.
       scaling: "separable" removes from the weights what rows and columns explain, before iterating; "none" only divides
         them by their maximum. The problem solved is the same, its conditioning is not.
