@@ -117,23 +117,26 @@ def verdicts(rows: list[Row]) -> list[str]:
 
 
 def draw(rows: list[Row], path: Path) -> None:
-    """Iterations of each method, a group of bars for each problem."""
+    """Iterations of each method on each problem."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    problems = list(dict.fromkeys(line["problem"] for line in rows))
-    figure, ax = plt.subplots(figsize=(10, 4), layout="constrained")
-    methods = list(dict.fromkeys(line["method"] for line in rows))
-    for place, method in enumerate(methods):
-        points = [(problems.index(r["problem"]) + 0.13 * place, r["iterations"]) for r in rows if r["method"] == method]
-        ax.bar(*zip(*points, strict=True), width=0.12, label=method)
-    theirs = [THEIRS[problem][2] for problem in problems]
-    ax.plot(np.arange(len(problems)) + 0.26, theirs, "k_", ms=30, label="their Anderson")
-    ax.set(xticks=np.arange(len(problems)) + 0.26, xticklabels=problems, yscale="log", ylabel="iterations")
-    ax.legend(fontsize="x-small")
-    figure.savefig(path, dpi=120)
+    problems = list(by_problem(rows))
+    figure, ax = plt.subplots(figsize=(9, 4.5), layout="constrained")
+    for method in dict.fromkeys(line["method"] for line in rows):
+        points = [(problems.index(r["problem"]), r["iterations"]) for r in rows if r["method"] == method]
+        best = method in OURS.values()
+        marker = "*" if best else "x" if "NumPy" in method else "o"
+        ax.plot(*zip(*points, strict=True), marker, ms=13 if best else 6, alpha=0.8, label=method)
+    ax.plot(
+        range(len(problems)), [THEIRS[problem][2] for problem in problems], "k_", ms=30, label="their Anderson in R"
+    )
+    ax.set(xticks=range(len(problems)), xticklabels=problems, yscale="log", ylabel="iterations")
+    ax.grid(alpha=0.3)
+    figure.legend(loc="outside right center", fontsize="small")
+    figure.savefig(path, dpi=110)
 
 
 def main(argv: list[str] | None = None) -> None:
