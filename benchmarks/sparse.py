@@ -6,7 +6,6 @@ model of rank 8 with noise. Each method runs in a process of its own, whose peak
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -20,7 +19,7 @@ from jax.experimental.sparse import BCOO
 
 import wlra
 from benchmarks.tables import at_most, markdown
-from benchmarks.timing import environment
+from benchmarks.timing import environment, process_peak_bytes
 
 USERS, ITEMS, RATINGS, PLANTED, RANK = 4000, 6000, 1_000_000, 8, 20
 METHODS = ("als", "anderson", "lbfgs")
@@ -50,7 +49,7 @@ def popular(rng: np.random.Generator, count: int) -> np.ndarray:
 
 def measure(method: str, iterations: int) -> dict[str, Any]:
     """One method's loss, times and memory; an iteration is the difference between a long and a short solve."""
-    W, empty = ratings(), peak_mib()
+    W, empty = ratings(), process_peak_bytes()
 
     def seconds(count: int) -> tuple[wlra.Result, float]:
         began = time.perf_counter()
@@ -59,7 +58,7 @@ def measure(method: str, iterations: int) -> dict[str, Any]:
 
     _, first = seconds(iterations)
     result, long = seconds(iterations)
-    peak = peak_mib()
+    peak = process_peak_bytes()
     seconds(1)
     _, short = seconds(1)
     return {
@@ -72,14 +71,9 @@ def measure(method: str, iterations: int) -> dict[str, Any]:
         "compile_seconds": first - long,
         "seconds": long,
         "seconds_per_iteration": (long - short) / (iterations - 1),
-        "peak_mib": peak,
-        "before_mib": empty,
+        "peak_mib": peak / 2**20,
+        "before_mib": empty / 2**20,
     }
-
-
-def peak_mib() -> float:
-    """The most memory that this process has held so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def main() -> None:
