@@ -161,9 +161,7 @@ def loop(
         state = assess(problem, state, tol, patience, max_iters)
         leaving = (state.status == RUNNING) & stage.until(problem, state)
         state = state._replace(status=jnp.where(leaving, LEAVING, state.status))
-        # A loop inside the step waits for those of the evaluation: two at once can wait for each other on a CPU.
-        aux, _ = jax.lax.optimization_barrier((state.aux, state.status))
-        factors, aux = stage.method.step(problem, state.factors, aux)
+        factors, aux = stage.method.step(problem, state.factors, state.aux)
         return state._replace(factors=factors, aux=aux, iteration=state.iteration + 1)
 
     return jax.lax.while_loop(lambda state: state.status == RUNNING, body, state)

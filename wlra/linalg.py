@@ -170,8 +170,9 @@ def subspace_step(gradient: Matrix, factors: Factors, penalty: Float[Array, ""] 
     left, right = factors
     move = (gradient @ right.T - penalty * left) @ gram_inverse(right @ right.T, penalty)
     new_left = left + move
-    correction = new_left.T @ gradient - (new_left.T @ move) @ right - penalty * right
-    return Factors(new_left, right + gram_inverse(new_left.T @ new_left, penalty) @ correction)
+    inverse = gram_inverse(new_left.T @ new_left, penalty)
+    solver = new_left @ inverse
+    return Factors(new_left, right + solver.T @ gradient - (solver.T @ move + penalty * inverse) @ right)
 
 
 def truncated_svd(matrix: Float[Array, "m n"], rank: int, penalty: Float[Array, ""] | float = 0.0) -> Factors:
