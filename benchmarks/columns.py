@@ -128,6 +128,9 @@ def verdicts(rows: list[Row]) -> list[str]:
             )
     for gap in (1e-3, 1e-6):
         best, took = fastest(fixed, gap), auto["seconds_to"].get(f"{gap:.0e}")
+        if best is None and took is not None:
+            texts.append(bar(f"{name}: auto gets to {gap:.0e} and no fixed method does, seconds", took, True))
+            continue
         ratio = took / best if took is not None and best is not None else None
         texts.append(
             bar(f"{name}: auto over the best fixed method to {gap:.0e}, at most 1.5", ratio, (ratio or 9) <= 1.5)
