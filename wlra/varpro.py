@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from wlra.driver import Method, choose
-from wlra.linalg import Factors, damped_solve, orthonormal, psd_inverse
+from wlra.linalg import Factors, balance, damped_solve, orthonormal, psd_inverse
 from wlra.newton import turn, turned
 from wlra.problem import Problem, gradient, residual, total
 
@@ -34,7 +34,7 @@ def init(problem: Problem, factors: Factors) -> tuple[Factors, Accepted]:
             f"method 'varpro' needs min(m, n) * rank <= {UNKNOWNS}, for its dense Hessian; got {min(m, n)} * {rank} = "
             f"{min(m, n) * rank}: use 'newton', which never forms it"
         )
-    inner, around = turn(problem, factors)
+    inner, around = turn(problem, balance(factors))
     factors, _ = eliminate(inner, around.left)
     infinite, damping = (jnp.array(value, problem.target.dtype) for value in (jnp.inf, DAMPING))
     return turned(factors, problem), Accepted(factors.left, infinite, damping, RIDGE * jnp.mean(problem.weight))
