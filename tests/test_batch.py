@@ -131,3 +131,34 @@ def test_every_problem_has_its_own_status():
     got = statuses(np.stack([EASY, W[1], W[2] * np.nan, W[3]]), np.stack([*WEIGHTS[:3], -WEIGHTS[3]]))
     wanted = ["CONVERGED", "CLOSED_FORM", "INVALID_TARGET", "INVALID_WEIGHTS"]
     assert [wlra.Status(int(status)).name for status in got] == wanted
+
+
+@pytest.mark.parametrize("method", ["separable", "svd", "em", "nesterov", "anderson", "als"])
+def test_ranks_of_their_own_are_those_of_single_solves(method):
+    rng = np.random.default_rng(3)
+    W, weights = rng.normal(size=(3, 9, 7)).astype(np.float32), np.exp(rng.normal(size=(3, 9, 7))).astype(np.float32)
+    ranks = [1, 4, 2]
+    batch = wlra.solve_batch(W, weights, 4, method=method, ranks=ranks, max_iters=5)
+    for i, rank in enumerate(ranks):
+        alone = wlra.solve(W[i], weights[i], rank, method=method, max_iters=5)
+        np.testing.assert_allclose(batch.loss[i], alone.loss, rtol=2e-3)  # five steps apart in rounding
+        assert not np.any(batch.left[i][:, rank:])
+        assert not np.any(batch.right[i][rank:])
+        product = np.asarray(batch.left[i] @ batch.right[i])
+        assert np.linalg.matrix_rank(product, tol=1e-4) == rank
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ranks": [1, 2]}, r"ranks must be \(3,\) whole numbers; got int64 of shape \(2,\)"),
+        ({"ranks": [1.0, 2.0, 3.0]}, "whole numbers; got float64"),
+        ({"ranks": [0, 2, 3]}, "from 1 to rank, 3; got 0 to 3"),
+        ({"ranks": [1, 2, 4]}, "from 1 to rank, 3; got 1 to 4"),
+        ({"ranks": [1, 2, 3], "method": "newton"}, "ranks needs .*; got 'subspace' and 'newton'"),
+        ({"ranks": [1, 2, 3], "projection": "svd"}, "ranks needs projection='subspace'"),
+    ],
+)
+def test_ranks_that_cannot_be_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        wlra.solve_batch(np.ones((3, 9, 7), np.float32), None, 3, **options)

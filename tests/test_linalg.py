@@ -116,10 +116,10 @@ def test_gram_inverse_of_a_singular_matrix_is_finite(kind, dtype, x64):
 
 def test_gram_inverses_of_a_batch_are_those_of_its_members(x64):
     gram = np.stack([RIGHT @ RIGHT.T, np.zeros((K, K))])
-    # Each has its own shift: the zero matrix gets one of k eps, and the other knows nothing of it.
+    # What is zero has no part in anything: ones stand for it, and the other knows nothing of them.
     got = jax.vmap(inverse)(gram)
     np.testing.assert_allclose(got[0], inverse(RIGHT @ RIGHT.T), rtol=64 * EPS)  # rounding of batched code
-    np.testing.assert_allclose(got[1], np.eye(K) / (K * EPS), rtol=64 * EPS)
+    np.testing.assert_allclose(got[1], np.eye(K) / (1 + K * EPS), rtol=64 * EPS)
 
 
 def test_subspace_step_projects_on_the_span_of_the_mapped_rows(x64):

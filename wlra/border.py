@@ -176,6 +176,16 @@ def check_values(W: Matrix | Array, weights: Matrix | Array) -> None:
         report("W", W, bad, "NaN or infinite", "finite values, or weight 0 there", " where the weight is positive")
 
 
+def check_ranks(ranks: Any, batch: int, rank: int) -> Array:
+    """Whole numbers (batch,), from 1 to `rank`."""
+    numbers = np.asarray(ranks)
+    if numbers.shape != (batch,) or not np.issubdtype(numbers.dtype, np.integer):
+        raise ValueError(f"ranks must be ({batch},) whole numbers; got {numbers.dtype} of shape {numbers.shape}")
+    if numbers.min() < 1 or numbers.max() > rank:
+        raise ValueError(f"ranks must be from 1 to rank, {rank}; got {numbers.min()} to {numbers.max()}")
+    return jnp.asarray(numbers, jnp.int32)
+
+
 @at_once
 def check_kronecker_values(W: Array, weights: Kronecker) -> None:
     """Values are finite, and both factors symmetric and positive semi-definite up to rounding."""

@@ -152,11 +152,14 @@ def tiny_solve(gram: Float[Array, "k k"], right_side: Float[Array, " k"]) -> Flo
 
 
 def unit_diagonal(gram: Float[Array, "k k"]) -> tuple[Float[Array, "k k"], Float[Array, " k"]]:
-    """diag(scale) gram diag(scale) with a diagonal of ones (zeros stay), plus the shift; and scale."""
+    """diag(scale) gram diag(scale) with a diagonal of ones, plus the shift; and scale.
+
+    Ones in place of zeros too: what is not there has no part in anything, and the condition number none of it.
+    """
     k, diagonal = len(gram), jnp.diagonal(gram)
     scale = 1 / jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1))
-    shift = k * jnp.finfo(gram.dtype).eps * jnp.eye(k, dtype=gram.dtype)
-    return gram * (scale[:, None] * scale[None, :]) + shift, scale
+    shift = k * jnp.finfo(gram.dtype).eps + jnp.where(diagonal > 0, 0, 1)
+    return gram * (scale[:, None] * scale[None, :]) + jnp.diag(shift), scale
 
 
 def subspace_step(gradient: Matrix, factors: Factors, penalty: Float[Array, ""] | float = 0.0) -> Factors:

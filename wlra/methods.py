@@ -42,7 +42,8 @@ METHODS: dict[str, list[Stage]] = {
     ],
 }
 
-PENALISED = ("em", "nesterov", "anderson", "als", "als-anderson", "lbfgs")
+SWEEPS = ("em", "nesterov", "anderson", "als", "als-anderson")  # they leave components that are zero as they are
+PENALISED = (*SWEEPS, "lbfgs")
 SPARSE = PENALISED  # what they ask of the target is in wlra/sparse.py
 
 PUBLISHED: dict[str, list[Stage]] = {

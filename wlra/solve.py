@@ -25,7 +25,7 @@ from wlra.linalg import (
     spectral_norm,
     truncated_svd,
 )
-from wlra.methods import METHODS, PENALISED, PUBLISHED, SPARSE, stay
+from wlra.methods import METHODS, PENALISED, PUBLISHED, SPARSE, SWEEPS, stay
 from wlra.problem import Problem, gradient
 from wlra.restarts import Restarts, random_starts, tally
 from wlra.scaling import SCALINGS, Scaling, longer, none, scale, scale_factors, unscale_factors
@@ -162,6 +162,7 @@ def solve_batch(
     patience: int | Int[Array, ""] = PATIENCE,
     ridge: float | Float[Array, ""] | None = None,
     nuclear: float | Float[Array, ""] | None = None,
+    ranks: Any = None,
     chunk: int | None = None,
     mesh: Mesh | None = None,
 ) -> Result:
@@ -170,6 +171,9 @@ def solve_batch(
     Args:
       W: (batch, m, n).
       weights: None, or broadcasting to (batch, m, n), or `Kronecker` of (batch, m, m) and (batch, n, n).
+      ranks: (batch,), in [1, rank]: each problem's own, beyond which columns of `left` and rows of `right` are zero.
+        One program serves all; each costs what `rank` does. For "em", "nesterov", "anderson", "als", "als-anderson"
+        with projection="subspace", and the closed forms but "kronecker".
       chunk: how many problems are solved at a time, all if None. Bounds the memory, and changes no result but for
         rounding. A chunk runs until its slowest problem is done: on a CPU, chunk=1 is fastest.
       mesh: devices that share the batch, `chunk` problems at a time on each; none waits for another. Of several
@@ -181,11 +185,11 @@ def solve_batch(
     chunk = len(W) if chunk is None else border.check_count("chunk", chunk, 1)
     options = (method, start, scaling, projection, tol, max_iters, patience, ridge, nuclear)
     mesh = None if mesh is None else devices.check_mesh(mesh)
-    inputs, static = prepare(W, weights, rank, *options)
+    inputs, static = prepare(W, weights, rank, *options, ranks=ranks)
     if mesh is None:
         return solve_chunks(*inputs, **static, chunk=min(chunk, len(W)))
     own = min(chunk, -(-len(W) // mesh.size))
-    result = solve_dealt(*devices.deal(inputs[:3], mesh), *inputs[3:], **static, chunk=own, mesh=mesh)
+    result = solve_dealt(*devices.deal(inputs[:4], mesh), *inputs[4:], **static, chunk=own, mesh=mesh)
     return result if len(result.left) == len(W) else jax.tree.map(lambda leaf: leaf[: len(W)], result)
 
 
@@ -202,6 +206,7 @@ def prepare(
     patience: Any,
     ridge: Any = None,
     nuclear: Any = None,
+    ranks: Any = None,
 ) -> tuple[tuple, dict[str, Any]]:
     """The traced and the static arguments of the solver, checked."""
     rank = border.check_rank(rank, W.shape)
@@ -222,13 +227,20 @@ def prepare(
     penalty, unit = border.check_penalty(ridge, nuclear)
     if unit and method not in PENALISED:
         raise ValueError(f"{unit} needs one of the methods {', '.join(map(repr, PENALISED))}; got {method!r}")
+    if ranks is not None:
+        if method not in (*STARTS, *SWEEPS) or projection != "subspace":
+            able = ", ".join(map(repr, (*STARTS, *SWEEPS)))
+            raise ValueError(
+                f"ranks needs projection='subspace' and one of the methods {able}; got {projection!r} and {method!r}"
+            )
+        ranks = border.check_ranks(ranks, W.shape[0], rank)
     pair = None
     if method in STARTS:
         start = method
     elif method in METHODS and not isinstance(start, str):
         pair, start = border.check_pair(start, W.shape, rank), "pair"
     static = {"rank": rank, "method": method, "start": start, "scaling": scaling, "projection": projection}
-    return (W, weights, pair, tol, patience, penalty), static | {"max_iters": max_iters, "penalty_unit": unit}
+    return (W, weights, pair, ranks, tol, patience, penalty), static | {"max_iters": max_iters, "penalty_unit": unit}
 
 
 def check_options(
@@ -257,7 +269,7 @@ STATIC = ("rank", "method", "start", "scaling", "projection", "max_iters", "pena
 
 
 @functools.partial(jax.jit, static_argnames=STATIC)
-def solve_arrays(W, weights, pair, tol, patience, penalty, **static) -> Result:
+def solve_arrays(W, weights, pair, own, tol, patience, penalty, **static) -> Result:
     """One problem, in float64 if any array is and in float32 else, with matrix products of full precision."""
     double = any(array.dtype == jnp.float64 for array in jax.tree.leaves((W, weights, pair)))
     dtype = jnp.float64 if double else jnp.float32
@@ -269,30 +281,30 @@ def solve_arrays(W, weights, pair, tol, patience, penalty, **static) -> Result:
     core = kronecker if static["method"] == "kronecker" else weighted
     with jax.default_matmul_precision("highest"):
         scalars = jnp.asarray(tol, dtype), jnp.asarray(patience, jnp.int32), jnp.asarray(penalty, dtype)
-        result = core(target, weights, pair, *scalars, **static)
+        result = core(target, weights, pair, own, *scalars, **static)
     return result._replace(left=result.left.astype(W.dtype), right=result.right.astype(W.dtype))
 
 
 @functools.partial(jax.jit, static_argnames=(*STATIC, "chunk"))
-def solve_chunks(W, weights, pair, tol, patience, penalty, *, chunk, **static) -> Result:
+def solve_chunks(W, weights, pair, own, tol, patience, penalty, *, chunk, **static) -> Result:
     """Many problems of one shape, `chunk` at a time."""
 
     def one(arrays: tuple) -> Result:
         return solve_arrays(*arrays, tol, patience, penalty, **static)
 
     if chunk == len(W):
-        return jax.vmap(one)((W, weights, pair))
-    return in_chunks(one, (W, weights, pair), chunk)
+        return jax.vmap(one)((W, weights, pair, own))
+    return in_chunks(one, (W, weights, pair, own), chunk)
 
 
 @functools.partial(jax.jit, static_argnames=(*STATIC, "chunk", "mesh"))
-def solve_dealt(W, weights, pair, tol, patience, penalty, *, chunk, mesh, **static) -> Result:
+def solve_dealt(W, weights, pair, own, tol, patience, penalty, *, chunk, mesh, **static) -> Result:
     """Many problems of one shape, each device its own, `chunk` at a time."""
 
-    def own(arrays: tuple, scalars: tuple) -> Result:
+    def part(arrays: tuple, scalars: tuple) -> Result:
         return solve_chunks(*arrays, *scalars, **static, chunk=chunk)
 
-    return devices.each_its_own(own, mesh)((W, weights, pair), (tol, patience, penalty))
+    return devices.each_its_own(part, mesh)((W, weights, pair, own), (tol, patience, penalty))
 
 
 def solve_cut(inputs: tuple, static: dict[str, Any], plan: devices.Cut) -> Result:
@@ -335,11 +347,11 @@ def refuse_filled(weights: Any, method: Any, projection: Any, ridge: Any, restar
 
 def repeated(inputs: tuple, static: dict[str, Any], starts: list[tuple[Array, Array]]) -> Result:
     """The result of the lowest loss from random starts, which stop once it has been found twice."""
-    W, weights, _, tol, patience, penalty = inputs
+    W, weights, _, own, tol, patience, penalty = inputs
     losses, found = np.zeros(0), tally(np.full(1, np.inf), 0.0)
     rounds: list[Result] = []
     for pair in starts:
-        rounds.append(solve_from_each(W, weights, pair, tol, patience, penalty, **static))
+        rounds.append(solve_from_each(W, weights, pair, own, tol, patience, penalty, **static))
         losses = np.append(losses, np.nan_to_num(rounds[-1].loss, nan=np.inf))
         found = tally(losses, float(jnp.finfo(rounds[-1].loss.dtype).eps) ** (1 / 3))
         if found.count[0] > 1:
@@ -349,13 +361,13 @@ def repeated(inputs: tuple, static: dict[str, Any], starts: list[tuple[Array, Ar
 
 
 @functools.partial(jax.jit, static_argnames=STATIC)
-def solve_from_each(W, weights, pairs, tol, patience, penalty, **static) -> Result:
+def solve_from_each(W, weights, pairs, own, tol, patience, penalty, **static) -> Result:
     """One problem from several starts at a time."""
-    return jax.vmap(lambda pair: solve_arrays(W, weights, pair, tol, patience, penalty, **static))(pairs)
+    return jax.vmap(lambda pair: solve_arrays(W, weights, pair, own, tol, patience, penalty, **static))(pairs)
 
 
 def weighted(
-    W, weights, pair, tol, patience, penalty, *, rank, method, start, scaling, projection, max_iters, penalty_unit
+    W, weights, pair, own, tol, patience, penalty, *, rank, method, start, scaling, projection, max_iters, penalty_unit
 ) -> Result:
     """Weights of entries: unit scale, start, change of variables, iterations, and back."""
     numbers, weight = values(W), values(weights)
@@ -372,6 +384,7 @@ def weighted(
         if pair
         else STARTS[start](with_hidden(problem, finite, exponent), rank, decompose)
     )
+    first = leading(first, own)
     scales = (of_penalised(projection, scaling) if penalty_unit else SCALINGS[scaling])(problem.weight)
     scaled = scale(problem, scales)
     if penalty_unit == "ridge":
@@ -382,9 +395,8 @@ def weighted(
     stages, steps = (stay, 0) if method in STARTS else (PROJECTIONS[projection][method], max_iters)
     begun = scale_factors(first, scales)
     balanced = not pair and not penalty_unit and start == scaling == "separable"
-    outcome = run(
-        scaled, begun if balanced or method in STARTS else balance(begun), stages, tol, patience, steps, status
-    )
+    ready = begun if balanced or method in STARTS else leading(balance(begun), own)
+    outcome = run(scaled, ready, stages, tol, patience, steps, status)
     certified = penalty_unit and not is_sparse(W)  # the gap takes a singular value of the gradient
     gap = duality_gap(scaled, balance(outcome.factors)) if certified else jnp.full_like(outcome.loss, jnp.inf)
     best = first if method in STARTS else unscale_factors(outcome.factors, scales)
@@ -396,14 +408,22 @@ def of_penalised(projection: str, scaling: str) -> Callable[[Float[Array, "m n"]
     return longer if (projection, scaling) == ("svd", "separable") else none
 
 
+def leading(factors: Factors, own: Int[Array, ""] | None) -> Factors:
+    """The factors with zeros beyond a rank of their own, which the sweeps and gradients leave there."""
+    if own is None:
+        return factors
+    kept = jnp.arange(factors.left.shape[1], dtype=own.dtype) < own
+    return Factors(jnp.where(kept[None, :], factors.left, 0), jnp.where(kept[:, None], factors.right, 0))
+
+
 def zero_like(factors: Factors) -> Factors:
     """Factors whose product is zero."""
     return Factors(jnp.zeros_like(factors.left), jnp.zeros_like(factors.right))
 
 
-def kronecker(W, weights, pair, tol, patience, penalty, *, rank, max_iters, **unused) -> Result:
+def kronecker(W, weights, pair, own, tol, patience, penalty, *, rank, max_iters, **unused) -> Result:
     """Weights of rows and columns as wholes: C^1/2 W G^1/2 has equal weights; unscale its SVD."""
-    del pair, penalty, unused, max_iters
+    del pair, own, penalty, unused, max_iters
     valid = border.semidefinite(weights.row) & border.semidefinite(weights.col)
     status = jnp.where(jnp.all(jnp.isfinite(W)), RUNNING, Status.INVALID_TARGET)
     status = jnp.where(valid, status, Status.INVALID_WEIGHTS).astype(jnp.int32)
