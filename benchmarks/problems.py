@@ -25,14 +25,15 @@ def fisher_cases(rank: int = 75) -> list[Case]:
     model = bert_adapter.load(minilm())
     batches = bert_adapter.text_batches(model, sentences("calibration"))
     paths = {f"encoder/layer/0/{name}": name for name in LAYER_0}
-    measured = bert_adapter.measure_importance(bert_adapter.forward(model), model.params, batches, paths)
+    run = bert_adapter.forward(model)
+    measured = bert_adapter.measure_importance(run, model.params, batches, paths, statistics=["fisher"])
     layer = model.params["encoder"]["layer"]["0"]
     cases = []
     for path, name in paths.items():
         part = layer
         for key in name.split("/"):
             part = part[key]
-        cases.append(Case(name, np.array(part["kernel"]), np.asarray(measured[path].fisher), rank))
+        cases.append(Case(name, np.array(part["kernel"]), np.asarray(measured[path].fisher).sum(axis=0), rank))
     return cases
 
 

@@ -4,12 +4,16 @@ from bert_adapter.apply import FACTORISED, apply, factorised
 from bert_adapter.checkpoint import Model, load, save, tokenizer
 from bert_adapter.compress import Report, as_model, compress, forward, text_batches
 from bert_adapter.factorise import factorise, merge
-from bert_adapter.importance import measure_importance
+from bert_adapter.importance import Importance, load_importance, measure_importance, save_importance
+from bert_adapter.plan import Plan, plan
 from bert_adapter.select import choose_ranks, select_kernels
+from bert_adapter.weights import measure_signal, reliability
 
 __all__ = [
     "FACTORISED",
+    "Importance",
     "Model",
+    "Plan",
     "Report",
     "apply",
     "as_model",
@@ -19,9 +23,14 @@ __all__ = [
     "factorised",
     "forward",
     "load",
+    "load_importance",
     "measure_importance",
+    "measure_signal",
     "merge",
+    "plan",
+    "reliability",
     "save",
+    "save_importance",
     "select_kernels",
     "text_batches",
     "tokenizer",

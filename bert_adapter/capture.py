@@ -15,20 +15,22 @@ Forward = Callable[[Any, Batch], Any]
 
 
 class Captured(NamedTuple):
-    """A dense layer's inputs x, and the gradients delta of a scalar with respect to its outputs."""
+    """A model's output, what enters its dense layers, and how a gradient of the output reaches what leaves them.
 
-    inputs: Float[Array, "batch time in"]
-    deltas: Float[Array, "batch time out"]
+    deltas: (gradient of a scalar with respect to the output) -> its gradients with respect to the layers' outputs.
+    """
+
+    output: Any
+    inputs: dict[str, Float[Array, "batch time in"]]
+    deltas: Callable[[Any], dict[str, Float[Array, "batch time out"]]]
 
 
-def capture(
-    forward: Forward, objective: Callable[[Any], Float[Array, ""]], params: Any, batch: Batch, paths: frozenset[str]
-) -> dict[str, Captured]:
+def capture(forward: Forward, params: Any, batch: Batch, paths: frozenset[str]) -> Captured:
     """x and delta of every dense layer in `paths`: the kernel's gradient is sum_bt outer(x_bt, delta_bt).
 
-    `forward(params, batch)` runs a Linen model; `objective` makes a scalar of its output. Every layer's output gets a
-    zero added, and the gradient with respect to that zero is delta, so one backward pass serves all layers and no
-    gradient of a kernel is formed. Without dropout, unless `forward` asks for it. Holds the activations of one batch.
+    `forward(params, batch)` runs a Linen model. Every layer's output gets a zero added, and the gradient with respect
+    to that zero is delta, so one backward pass serves all layers and no gradient of a kernel is formed; each call of
+    `deltas` is one. Without dropout, unless `forward` asks for it. Holds the activations of one batch.
 
     Raises:
       ValueError: a path is not a dense layer that `forward` calls, or it is called more than once.
@@ -46,17 +48,22 @@ def capture(
         raise ValueError(f"no dense layer is called under {missing}; there are {sorted(shapes)}")
     zeros = {path: jnp.zeros(shape.shape, shape.dtype) for path, shape in shapes.items()}
 
-    def perturbed(perturbations: dict[str, Array]) -> tuple[Float[Array, ""], dict[str, Array]]:
+    def perturbed(perturbations: dict[str, Array]) -> tuple[Any, dict[str, Array]]:
         seen: dict[str, Array] = {}
 
         def perturb(path: str, inputs: Array, outputs: Array) -> Array:
             seen[path] = inputs
             return outputs + perturbations[path]
 
-        return objective(intercepted(forward, params, batch, paths, perturb)), seen
+        return intercepted(forward, params, batch, paths, perturb), seen
 
-    deltas, inputs = jax.grad(perturbed, has_aux=True)(zeros)
-    return {path: Captured(with_time(inputs[path]), with_time(deltas[path])) for path in sorted(paths)}
+    output, pull, inputs = jax.vjp(perturbed, zeros, has_aux=True)
+
+    def deltas(gradient: Any) -> dict[str, Float[Array, "batch time out"]]:
+        (found,) = pull(gradient)
+        return {path: with_time(found[path]) for path in sorted(paths)}
+
+    return Captured(output, {path: with_time(inputs[path]) for path in sorted(paths)}, deltas)
 
 
 def intercepted(

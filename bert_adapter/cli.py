@@ -4,14 +4,18 @@ import argparse
 import sys
 from pathlib import Path
 
+from bert_adapter.plan import UNITS
+from bert_adapter.weights import SIGNALS
 from wlra.methods import METHODS
 from wlra.starts import STARTS
 
 EPILOG = """examples:
   bert-adapter demo
       compress all-MiniLM-L6-v2 to half its encoder and compare methods on held-out sentences
-  bert-adapter compress bert-base-uncased --params 0.5 --text my-sentences.txt -o bert-half
-      keep half of every encoder kernel, weighted by what your sentences make matter
+  bert-adapter compress bert-base-uncased --budget 0.5 --text my-sentences.txt -o bert-half
+      keep half of the encoder kernels' parameters, where your sentences make them matter
+  bert-adapter compress bert-base-uncased --budget 0.7 --of bytes --multiple-of 8 --text my-sentences.txt -o bert-70
+      keep 70 % of the whole checkpoint's bytes, at ranks that are multiples of 8
   bert-adapter compress ./my-model --rank 96 --text my-sentences.txt -o small --include 'intermediate|output/dense'
       rank 96 in the feed-forward and output kernels only
 
@@ -31,20 +35,41 @@ def parser() -> argparse.ArgumentParser:
 
     demo = commands.add_parser("demo", help="compress a real model that comes along, and compare methods")
     demo.add_argument("-o", "--output", type=Path, default=Path("bert-adapter-demo"), help="directory (%(default)s)")
-    demo.add_argument("--params", type=float, default=0.5, help="share of the kernels' parameters kept (%(default)s)")
+    demo.add_argument("--budget", type=float, default=0.5, help="share of the kernels' parameters kept (%(default)s)")
 
     compress = commands.add_parser("compress", help="compress a checkpoint of your own", formatter_class=formatter)
     compress.add_argument("model", metavar="DIR", help="a Hugging Face directory of a BERT, or its name on the Hub")
     size = compress.add_mutually_exclusive_group(required=True)
     size.add_argument("--rank", type=int, help="the rank of every selected kernel")
-    size.add_argument("--params", type=float, help="the share of the selected kernels' parameters to keep, in (0, 1]")
+    size.add_argument("--budget", type=float, help="the share to keep, in (0, 1], of what --of names")
+    compress.add_argument(
+        "--of",
+        choices=UNITS,
+        default="kernels",
+        help="what the budget is a share of: the parameters of the selected kernels (%(default)s), of the whole model, "
+        "its bytes, or the operations of its dense layers for a token",
+    )
+    compress.add_argument(
+        "--uniform", action="store_true", help="keep the same share of every kernel, not more where it matters more"
+    )
+    compress.add_argument("--multiple-of", type=int, default=1, metavar="N", help="ranks are multiples of N")
     compress.add_argument(
         "--text", type=Path, required=True, metavar="FILE", help="UTF-8, a sentence a line; hundreds will do"
     )
     compress.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the new checkpoint")
     compress.add_argument("--report", type=Path, metavar="PAGE", help="an HTML page with figures (default OUT.html)")
-    compress.add_argument("--method", choices=(*METHODS, *STARTS, "kronecker"), default="anderson")
-    compress.add_argument("--importance", choices=("fisher", "kronecker", "none"), default="fisher")
+    compress.add_argument(
+        "--importance",
+        choices=[name for name in SIGNALS if name != "fisher"],
+        default="eigenbasis",
+        help="what an error is weighted by (%(default)s)",
+    )
+    compress.add_argument(
+        "--method", choices=(*METHODS, *STARTS, "kronecker"), help="of the solver (the one that fits the importance)"
+    )
+    compress.add_argument(
+        "--measured", type=Path, metavar="FILE", help="keep what was measured in FILE, and go on from it"
+    )
     compress.add_argument("--include", default=r"^(bert/)?encoder/", help="regular expression of kernels (%(default)s)")
     compress.add_argument("--exclude", help="regular expression of kernels that stay dense")
     compress.add_argument("--batch-size", type=int, default=16, help="sentences at a time (%(default)s)")
@@ -67,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
 def run_demo(options: argparse.Namespace) -> None:
     from bert_adapter.demo import demo
 
-    demo(options.output, options.params, say)
+    demo(options.output, options.budget, say)
 
 
 def run_compress(options: argparse.Namespace) -> None:
@@ -87,9 +112,13 @@ def run_compress(options: argparse.Namespace) -> None:
         model,
         text_batches(model, texts, options.batch_size, options.max_length),
         rank=options.rank,
-        params=options.params,
+        budget=options.budget,
+        of=options.of,
+        uniform=options.uniform,
+        multiple_of=options.multiple_of,
         method=options.method,
         importance=options.importance,
+        file=options.measured,
         include=options.include,
         exclude=options.exclude,
         seed=options.seed,

@@ -14,17 +14,15 @@ from bert_adapter.apply import apply
 from bert_adapter.capture import Batch
 from bert_adapter.checkpoint import SCHEMA, Model, Texts, load, low_rank, tokenizer
 from bert_adapter.factorise import Row, factorise
-from bert_adapter.importance import Importance, Loss, measure_importance
-from bert_adapter.model import SentenceEmbedder, module_for
+from bert_adapter.importance import Importance, Loss
+from bert_adapter.model import SentenceEmbedder, SequenceClassifier, module_for
+from bert_adapter.plan import check_budget, plan
 from bert_adapter.select import choose_ranks, select_kernels
+from bert_adapter.weights import SIGNALS, measure_signal, reliabilities, solver_weights
+from wlra.border import check_name
 from wlra.solve import check_options
 
 FLAX_BERTS = ("FlaxBertModel", "FlaxBertForSequenceClassification")
-WEIGHTS: dict[str, Callable[[Any, str], Any]] = {
-    "fisher": lambda importance, path: importance[path].fisher,
-    "kronecker": lambda importance, path: wlra.Kronecker(importance[path].inputs, importance[path].outputs),
-    "none": lambda importance, path: None,
-}
 
 
 class Report(NamedTuple):
@@ -34,6 +32,8 @@ class Report(NamedTuple):
     method: str
     importance: str
     seconds: dict[str, float]
+    predicted: float | None = None
+    reliability: dict[str, float] = {}  # noqa: RUF012 of a NamedTuple, which no one can change
 
     @property
     def parameters_before(self) -> int:
@@ -55,15 +55,20 @@ def compress(
     model: Model | str | Path | Any,
     batches: Iterable[Batch],
     *,
+    budget: float | None = None,
+    of: str = "kernels",
+    uniform: bool = False,
+    multiple_of: int = 1,
     rank: int | Mapping[str, int] | None = None,
-    params: float | int | None = None,
-    method: str = "anderson",
-    importance: str = "fisher",
+    importance: str = "eigenbasis",
+    method: str | None = None,
+    shrink: float | None = None,
     loss: Loss | None = None,
     measured: Importance | None = None,
     include: str = r"^(bert/)?encoder/",
     exclude: str | None = None,
     seed: int = 0,
+    file: str | Path | None = None,
     progress: bool = True,
     **options: Any,
 ) -> tuple[Model, Report]:
@@ -74,36 +79,81 @@ def compress(
         FlaxBertForSequenceClassification.
       batches: what the importance is measured on, mappings of arrays (batch, ...) with "input_ids", "attention_mask"
         and what else the module takes; see `text_batches`. Not the rows that the result will be judged on.
-      rank: of every selected kernel, or by path. Or instead:
-      params: the share of the selected kernels' parameters to keep, in (0, 1]; each kernel keeps that share.
-      method: of `wlra.solve`; `options` (tol, max_iters, ...) go there too.
-      importance: "fisher" (a weight per entry), "kronecker" (needs method="kronecker"), "none".
-      loss: (output, batch) -> (batch,), each example's loss. If None, no labels are needed: see `measure_importance`.
-      measured: what `measure_importance` returned for these kernels, to use instead of measuring on `batches`.
+      budget, of: the share of the selected kernels' parameters to keep, in (0, 1], or of what else `plan` knows. It
+        gives each kernel its rank, a multiple of `multiple_of`, by what that saves; with `uniform`, each kernel keeps
+        the same share.
+      rank: instead of a budget, of every selected kernel, or by path.
+      importance: "eigenbasis", a weight per entry in the coordinates where the Fisher information is nearest diagonal;
+        "fisher", a weight per entry, of the gradients of `loss`; "exact", the same of the model's own predictive
+        distribution; "kronecker", the correlations of inputs and of output gradients; "activation", of inputs alone;
+        "row", a weight per input; "none".
+      method: of `wlra.solve`, by default the one that fits the importance; `options` (tol, max_iters, ...) go there.
+      shrink: how far weights per entry are drawn towards their separable fit, in [0, 1]; if None, as far as they are
+        noise: see `reliability`.
+      loss: (output, batch) -> (batch,), each example's loss with its label. If None, no labels are needed: the
+        gradients are those of the model's own predictive distribution; see `measure_importance`.
+      measured: what `measure_signal` returned for these kernels, to use instead of measuring on `batches`.
       include, exclude: regular expressions that select kernels by path; by default all of the encoder.
       seed: of the random directions that stand in for labels.
+      file: what was measured is kept there, and a run that was killed goes on from it; see `measure_importance`.
 
     Raises:
       ValueError: before work starts, for a name, rank or share that cannot be; or when a batch does not fit.
     """
-    if importance not in WEIGHTS:
-        raise ValueError(f"importance must be one of {', '.join(map(repr, WEIGHTS))}; got {importance!r}")
-    if (importance == "kronecker") != (method == "kronecker"):
-        raise ValueError(f"importance and method are 'kronecker' both or neither; got {importance!r} and {method!r}")
+    check_name("importance", importance, SIGNALS)
+    signal = SIGNALS[importance]
+    method = method or signal.method
+    if (signal.method == "kronecker") != (method == "kronecker"):
+        raise ValueError(
+            f"method 'kronecker' is for importance 'kronecker' and 'activation', and they for it; "
+            f"got {method!r} and {importance!r}"
+        )
+    if measured is None and importance in ("fisher", "exact") and (importance == "fisher") != (loss is not None):
+        wanted = "'fisher' needs loss=, of examples with labels" if loss is None else "'exact' takes no loss"
+        raise ValueError(f"importance {wanted}: write importance='exact' without labels, 'fisher' with them")
+    if (rank is None) == (budget is None):
+        raise ValueError(f"wanted exactly one of rank and budget; got rank={rank!r}, budget={budget!r}")
     check_options(method, **options)
+    check_budget(budget, of, shrink)
     began = time.perf_counter()
     dense = as_model(model)
     shapes = select_kernels(dense.params, include, exclude)
-    ranks = choose_ranks(shapes, rank, params)
+    ranks = None if rank is None else choose_ranks(shapes, rank)
     loaded = time.perf_counter()
     if measured is None and importance != "none":
-        measured = measure_importance(
-            forward(dense), dense.params, batches, shapes, loss=loss, seed=seed, progress=progress
+        measured = measure_signal(
+            forward(dense),
+            dense.params,
+            batches,
+            shapes,
+            importance,
+            loss=loss or predictive(dense),
+            seed=seed,
+            file=file,
+            progress=progress,
         )
     weighed = time.perf_counter()
-    weights = {path: WEIGHTS[importance](measured, path) for path in shapes}
+    predicted = None
+    if ranks is None:
+        assert budget is not None
+        chosen: dict[str, Any] = {
+            "of": of,
+            "signal": importance,
+            "shrink": shrink,
+            "uniform": uniform,
+            "multiple_of": multiple_of,
+        }
+        planned = plan(dense.params, measured, budget, **chosen)
+        ranks, predicted = planned.ranks, planned.predicted
+    plotted = time.perf_counter()
+    weights = solver_weights(measured, importance, shapes, shrink)
     small, rows = factorise(dense.params, weights, ranks, method=method, progress=progress, **options)
-    seconds = {"load": loaded - began, "importance": weighed - loaded, "solve": time.perf_counter() - weighed}
+    seconds = {
+        "load": loaded - began,
+        "importance": weighed - loaded,
+        "plan": plotted - weighed,
+        "solve": time.perf_counter() - plotted,
+    }
     section = {
         "schema": SCHEMA,
         "ranks": low_rank(dense.config) | {row.path: row.rank for row in rows if row.status != "DENSE"},
@@ -113,7 +163,13 @@ def compress(
         "versions": {package.__name__: package.__version__ for package in (wlra, jax, flax)},
     }
     compressed = dense._replace(params=small, config=dense.config | {"low_rank": section})
-    return compressed, Report(rows, method, importance, seconds)
+    return compressed, Report(rows, method, importance, seconds, predicted, reliabilities(measured, shapes))
+
+
+def predictive(model: Model) -> str:
+    """The distribution that the model's output stands for: of classes, or around an embedding or a value."""
+    classes = isinstance(model.module, SequenceClassifier) and model.module.config.num_labels > 1
+    return "categorical" if classes else "gaussian"
 
 
 def as_model(model: Model | str | Path | Any) -> Model:

@@ -14,8 +14,15 @@ from bert_adapter.fidelity import Fidelity, compare, embed
 from bert_adapter.importance import measure_importance
 from bert_adapter.report import as_text, fidelity_table, summary, write_json, write_page
 from bert_adapter.select import select_kernels
+from bert_adapter.weights import measure_signal
 
-METHODS = ("svd", "fwsvd", "anderson")
+CASES = {  # how `compress` is asked for each, its default last
+    "svd": {"importance": "none", "uniform": True},
+    "fwsvd": {"importance": "row", "uniform": True},
+    "fisher": {"importance": "exact", "uniform": True},
+    "eigenbasis, uniform": {"uniform": True},
+    "eigenbasis": {},
+}
 
 
 def sentences(name: str) -> list[str]:
@@ -34,24 +41,28 @@ def minilm() -> Path:
     return Path(package.get_model_path())
 
 
-def demo(directory: Path, params: float, say: Callable[[str], None]) -> tuple[Report, dict[str, Fidelity]]:
+def demo(directory: Path, budget: float, say: Callable[[str], None]) -> tuple[Report, dict[str, Fidelity]]:
     """`directory` holds the compressed checkpoint, loaded back and run, and a report as a page and as JSON."""
     model = load(minilm())
     calibration, heldout = sentences("calibration"), sentences("heldout")
     shapes = select_kernels(model.params)
-    say(f"all-MiniLM-L6-v2: {len(shapes)} encoder kernels, to be reduced to {params:.0%} of their parameters")
+    say(f"all-MiniLM-L6-v2: {len(shapes)} encoder kernels, to be reduced to {budget:.0%} of their parameters")
     dense = embed(model, heldout)
 
     say(f"measuring what matters: Fisher information from {len(calibration)} sentences, without labels")
     batches = text_batches(model, calibration)
-    measured = measure_importance(forward(model), model.params, batches, shapes)
+    entries = measure_importance(forward(model), model.params, batches, shapes, statistics=("fisher", "rows"))
+    rotated = measure_signal(forward(model), model.params, batches, shapes, "eigenbasis")
 
     fidelities = {"dense": compare(dense, dense)}
-    for method in METHODS:
-        say(f"compressing with {method}")
-        small, report = compress(model, batches, params=params, method=method, measured=measured)
-        fidelities[method] = compare(dense, embed(small, heldout))
-        say(f"  mean cosine {fidelities[method].cosine:.3f}, Spearman {fidelities[method].spearman:.3f}")
+    small, report = model, None
+    for name, options in CASES.items():
+        say(f"compressing with {name}")
+        measured = rotated if name.startswith("eigenbasis") else entries
+        small, report = compress(model, batches, budget=budget, measured=measured, **options)
+        fidelities[name] = compare(dense, embed(small, heldout))
+        say(f"  mean cosine {fidelities[name].cosine:.3f}, Spearman {fidelities[name].spearman:.3f}")
+    assert report is not None
 
     checkpoint = directory / "checkpoint"
     save(small, checkpoint)

@@ -14,12 +14,15 @@ import wlra
 from bert_adapter.apply import FACTORISED
 from bert_adapter.progress import track
 from bert_adapter.select import break_even
+from bert_adapter.weights import Basis, Rotated
 from wlra import border
+from wlra.methods import METHODS, SWEEPS
 from wlra.starts import STARTS
 
 
 class Row(NamedTuple):
-    """What became of one kernel. Losses are relative weighted squared errors, by method; empty if it stays dense."""
+    """What became of one kernel. Losses are relative weighted squared errors, of the closed form that the method begins
+    with and of the method; empty if it stays dense."""
 
     path: str
     shape: tuple[int, int]
@@ -44,13 +47,14 @@ def factorise(
 ) -> tuple[dict[str, Any], list[Row]]:
     """The parameters with 'kernel' (in, out) replaced by 'left' (in, k) and 'right' (k, out) where `ranks` says so.
 
-    Biases and all else are untouched, and the factors have the kernel's dtype. Kernels of one shape and rank are solved
+    Biases and all else are untouched, and the factors have the kernel's dtype. Kernels of one shape are solved
     together: one transfer to the device, one batch, one transfer back. A rank at or above break-even, mn / (m + n),
     leaves its kernel dense.
 
     Args:
       params: nested dicts, with the kernels under `path + "/kernel"`.
-      weights: by path, as `wlra.solve` takes them: None, an array, or `wlra.Kronecker`.
+      weights: by path, as `wlra.solve` takes them: None, an array, or `wlra.Kronecker`; or `Rotated`, in whose
+        coordinates the kernel is then factorised.
       ranks: by path.
       method: as `wlra.solve` takes it, and `options` likewise (tol, max_iters, ...).
 
@@ -61,53 +65,76 @@ def factorise(
     groups = defaultdict(list)
     rows: dict[str, Row] = {}
     full: dict[str, Any] = {}
+    bases: dict[str, Basis] = {}
+    together = method in (*SWEEPS, *STARTS) and options.get("projection", "subspace") == "subspace"
     for path, rank in ranks.items():
         kernel = flat[f"{path}/kernel"]
         shape = tuple(kernel.shape)
         if rank < break_even(shape):
-            groups[shape, rank, str(kernel.dtype)].append(path)
-            full[path] = checked_weights(path, kernel, weights[path])
+            chosen = weights[path]
+            if isinstance(chosen, Rotated):
+                chosen, bases[path] = chosen
+                kernel = rotate(kernel, bases[path])
+            groups[shape, None if together else rank, str(kernel.dtype)].append(path)
+            full[path] = kernel, checked_weights(path, kernel, chosen)
         else:
             rows[path] = Row(path, shape, rank, size(shape), size(shape), {}, 0, "DENSE", 0.0, [])
-    for (shape, rank, _), paths in track(sorted(groups.items()), "factorise", progress):
-        kernels = np.stack([np.asarray(flat[f"{path}/kernel"]) for path in paths])
+    for (shape, *_), paths in track(sorted(groups.items(), key=str), "factorise", progress):
+        kernels, group = zip(*(full.pop(path) for path in paths), strict=True)
         began = time.perf_counter()
-        result, losses = solve_group(kernels, [full[path] for path in paths], rank, method, options)
+        result = solve_group(np.stack(kernels), list(group), [ranks[path] for path in paths], method, options)
         seconds = (time.perf_counter() - began) / len(paths)
         for i, path in enumerate(paths):
-            del flat[f"{path}/kernel"]
-            flat |= {f"{path}/kernel": FACTORISED, f"{path}/left": result.left[i], f"{path}/right": result.right[i]}
+            left, right = result.left[i][:, : ranks[path]], result.right[i][: ranks[path]]
+            if path in bases:
+                left, right = rotate_back(left, right, bases[path])
+            dtype = flat[f"{path}/kernel"].dtype
+            flat |= {f"{path}/left": left.astype(dtype), f"{path}/right": right.astype(dtype)}
+            flat[f"{path}/kernel"] = FACTORISED
+            history = [float(value) for value in result.history.loss[i][: result.iterations[i] + 1]]
+            losses = {options.get("start", "separable"): history[0]} if method in METHODS else {}
             rows[path] = Row(
                 path,
                 shape,
-                rank,
+                ranks[path],
                 size(shape),
-                rank * sum(shape),
-                {name: float(loss[i]) for name, loss in losses.items()},
+                ranks[path] * sum(shape),
+                losses | {method: float(result.loss[i])},
                 int(result.iterations[i]),
                 wlra.Status(int(result.status[i])).name,
                 seconds,
-                [float(value) for value in result.history.loss[i][: result.iterations[i] + 1]],
+                history,
             )
     return unflatten_dict(flat, sep="/"), [rows[path] for path in ranks]
 
 
-def solve_group(
-    kernels: np.ndarray, weights: list[Any], rank: int, method: str, options: dict[str, Any]
-) -> tuple[wlra.Result, dict[str, np.ndarray]]:
-    """The solutions of kernels of one shape, on the host, and their losses by method, closed forms first.
+def rotate(kernel: Any, basis: Basis) -> np.ndarray:
+    """The kernel's coordinates, in float32."""
+    with jax.default_matmul_precision("highest"):
+        return np.asarray(basis.inputs.T @ jnp.asarray(kernel, jnp.float32) @ basis.outputs)
 
-    On a CPU one at a time, since a batch runs until its slowest member is done; elsewhere all at once.
+
+def rotate_back(left: Any, right: Any, basis: Basis) -> tuple[np.ndarray, np.ndarray]:
+    """Factors of the kernel from factors of its coordinates."""
+    with jax.default_matmul_precision("highest"):
+        return np.asarray(basis.inputs @ left), np.asarray(right @ basis.outputs.T)
+
+
+def solve_group(
+    kernels: np.ndarray, weights: list[Any], ranks: list[int], method: str, options: dict[str, Any]
+) -> wlra.Result:
+    """The solutions of kernels of one shape, on the host, with zeros beyond each one's rank.
+
+    One compiled program for all ranks. On a CPU one at a time, since a batch runs until its slowest member is done;
+    elsewhere all at once.
     """
     chunk = 1 if jax.default_backend() == "cpu" else None
-    target = jnp.asarray(kernels)
+    own = ranks if len(set(ranks)) > 1 else None
     stacked = jax.tree.map(lambda *arrays: jnp.stack(arrays), *weights)
-    others = [name for name in STARTS if name != method and method != "kronecker"]
-    solved = {name: wlra.solve_batch(target, stacked, rank, method=name, chunk=chunk).loss for name in others}
-    result = wlra.solve_batch(target, stacked, rank, method=method, chunk=chunk, **options)
-    solved[method] = result.loss
-    result, losses = jax.device_get((result, list(solved.values())))
-    return result, dict(zip(solved, losses, strict=True))
+    result = wlra.solve_batch(
+        jnp.asarray(kernels), stacked, max(ranks), method=method, ranks=own, chunk=chunk, **options
+    )
+    return jax.device_get(result)
 
 
 def checked_weights(path: str, kernel: Any, weights: Any) -> Any:

@@ -1,32 +1,104 @@
 """How much each entry of a kernel matters: Fisher information, summed over the examples of all batches."""
 
-from collections.abc import Callable, Iterable
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import cache, partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
-from bert_adapter.capture import Batch, Captured, Forward, capture
+from bert_adapter.capture import Batch, Forward, capture
+from bert_adapter.files import writing
 from bert_adapter.progress import track
 
 Loss = Callable[[Any, Batch], Float[Array, " batch"]]
+Gradients = Loss | str  # or a key of DISTRIBUTIONS
+SCHEMA = 1  # of the file
+SAVE_EVERY = 60.0  # seconds between two states of a file that is measured into
 
 
-class KernelImportance(NamedTuple):
-    """Sums over examples, for a kernel (in, out) with inputs x and output gradients delta per time step.
+class Sums(NamedTuple):
+    """Sums over examples, for a kernel (in, out) with inputs x and output gradients delta; None if not measured.
 
-    fisher: the squared gradient, sum_b (sum_t x_bt delta_bt')**2.
+    fisher: the squared gradient, sum_b (sum_t x_bt delta_bt')**2, over every other example and over the rest: how far
+      the halves differ tells how far their sum can be trusted. In the eigenbasis, if there is one.
+    rows: of the squared gradient, its sums over the outputs.
     inputs, outputs: sum_bt x_bt x_bt' and sum_bt delta_bt delta_bt', without padding: the Kronecker factors.
     """
 
-    fisher: Float[Array, "in out"]
+    fisher: Float[Array, "2 in out"] | None = None
+    rows: Float[Array, " in"] | None = None
+    inputs: Float[Array, "in in"] | None = None
+    outputs: Float[Array, "out out"] | None = None
+
+
+STATISTICS = Sums._fields
+
+
+class Basis(NamedTuple):
+    """Orthonormal columns: the coordinates of a kernel are inputs.T @ kernel @ outputs."""
+
     inputs: Float[Array, "in in"]
     outputs: Float[Array, "out out"]
 
 
-Importance = dict[str, KernelImportance]
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["sums", "bases"],
+    meta_fields=["examples", "tokens", "batches", "gradients", "seed"],
+)
+@dataclass(frozen=True)
+class Importance:
+    """What was measured, by kernel, and on how much. `a + b` is what both together would have given.
+
+    tokens: time steps that are no padding, if an attention mask tells; else as many as examples.
+    gradients: of whose loss: "labels", or of the model's own "categorical" or "gaussian" predictive distribution.
+    bases: by kernel, the coordinates that `fisher` is measured in; empty for those of the kernel.
+    """
+
+    sums: dict[str, Sums]
+    examples: int
+    tokens: int
+    batches: int
+    gradients: str
+    seed: int
+    bases: dict[str, Basis]
+
+    def __getitem__(self, path: str) -> Sums:
+        return self.sums[path]
+
+    def __add__(self, other: "Importance") -> "Importance":
+        if (odd := signature(self)) != (even := signature(other)):
+            raise ValueError(f"wanted two measurements of the same; got {odd} and {even}")
+        same = jax.tree.map(lambda a, b: bool(np.array_equal(a, b)), self.bases, other.bases)
+        if not all(jax.tree.leaves(same)):
+            raise ValueError("wanted measurements in one eigenbasis; got two: measure both with the same `bases`")
+        return replace(
+            self,
+            sums=jax.tree.map(jnp.add, self.sums, other.sums),
+            examples=self.examples + other.examples,
+            tokens=self.tokens + other.tokens,
+            batches=self.batches + other.batches,
+        )
+
+
+def signature(importance: Importance) -> dict[str, Any]:
+    """What two measurements have in common that can be added or continued; the directions drawn may differ."""
+    shapes = {path: {name: np.shape(array) for name, array in named(sums)} for path, sums in importance.sums.items()}
+    return {"gradients": importance.gradients, "in_eigenbasis": bool(importance.bases), "sums": shapes}
+
+
+def named(sums: Sums) -> list[tuple[str, Array]]:
+    """What was measured of a kernel, with its name."""
+    return [(name, array) for name, array in sums._asdict().items() if array is not None]
 
 
 def measure_importance(
@@ -35,11 +107,14 @@ def measure_importance(
     batches: Iterable[Batch],
     paths: Iterable[str],
     *,
-    loss: Loss | None = None,
+    loss: Gradients = "gaussian",
+    statistics: Iterable[str] = ("fisher", "inputs", "outputs"),
+    bases: Mapping[str, Basis] | None = None,
     seed: int = 0,
+    file: str | Path | None = None,
     progress: bool = True,
 ) -> Importance:
-    """The exact per-example Fisher information of every kernel in `paths`, from one backward pass a batch.
+    """The exact per-example Fisher information of every kernel in `paths`, from one pass over the batches.
 
     Per example, not per batch: the square of a sum of gradients is not the sum of their squares (Kunstner et al. 2019
     on which Fisher this is; Martens & Grosse 2015 on the Kronecker factors).
@@ -48,74 +123,238 @@ def measure_importance(
       forward: (params, batch) -> output; no dropout.
       batches: mappings of arrays with a leading batch axis. A key "attention_mask" (batch, time) marks padding by 0.
       paths: dense layers, by the paths of their parameters ("encoder/layer/0/attention/self/query").
-      loss: (output, batch) -> (batch,), each example's loss: the empirical Fisher of a task. If None, no labels are
-        needed: the output (batch, width), an embedding, is projected on a random unit vector for each example, whose
-        squared gradient is, in expectation, what a squared error of the output feels (Gauss-Newton).
-      seed: of those vectors.
+      loss: whose gradients. A function (output, batch) -> (batch,), each example's loss with its label: the empirical
+        Fisher. Or the model's own predictive distribution, without labels: "categorical", the output (batch, classes)
+        being logits, sums over all classes c the squared gradient of -log p_c, times p_c, one backward pass each;
+        "gaussian", the output (batch, width) being an embedding or the value of a regression, projects it on a random
+        direction for each example, whose squared gradient is, in expectation, what half the squared error of the
+        output feels (Gauss-Newton).
+      statistics: which of "fisher", "rows", "inputs" and "outputs" (see `Sums`). "inputs" alone needs no backward pass.
+      bases: by path, the coordinates for "fisher"; see `eigenbases`.
+      seed: of the random directions.
+      file: a safetensors file that holds what was measured so far, once a minute and in the end. If it is there
+        already, as many batches are skipped as it has seen: a run that was killed goes on.
 
-    Memory: the activations of one batch, batch * in * out numbers for the largest kernel, and the sums,
-    in * out + in**2 + out**2 numbers per kernel, however many examples there are.
+    Memory: the activations of one batch, batch * in * out numbers for the largest kernel, and the sums, at most
+    2 in * out + in**2 + out**2 numbers per kernel, however many examples there are.
 
     Raises:
-      ValueError: no batches, or paths that are no dense layers of the model.
+      ValueError: no batches, paths that are no dense layers of the model, unknown names, or a file of something else.
     """
-    sums, update = batch_functions(forward, loss, frozenset(paths))
+    wanted = tuple(name for name in STATISTICS if name in set(statistics))
+    if unknown := set(statistics) - set(STATISTICS):
+        raise ValueError(f"statistics must be of {', '.join(map(repr, STATISTICS))}; got {sorted(unknown)}")
+    if not (callable(loss) or loss in DISTRIBUTIONS):
+        raise ValueError(f"loss must be a function or one of {', '.join(map(repr, DISTRIBUTIONS))}; got {loss!r}")
+    fixed = dict(bases or {})
+    gradients = "labels" if callable(loss) else loss
+    sums, update = batch_functions(forward, loss, frozenset(paths), wanted)
     key = jax.random.key(seed)
     total: Importance | None = None
+    saved = time.monotonic()
     for number, batch in enumerate(track(batches, "importance", progress)):
         arrays = {name: jnp.asarray(array) for name, array in batch.items()}
         if total is None:
-            shapes = jax.eval_shape(sums, params, arrays, key)
-            total = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
-        total = update(total, params, arrays, jax.random.fold_in(key, number))
+            shapes = jax.eval_shape(sums, params, arrays, key, 0, fixed)
+            empty = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+            total = continued(Importance(empty, 0, 0, 0, gradients, seed, fixed), file)
+        if number < total.batches:
+            continue
+        added = update(total.sums, params, arrays, jax.random.fold_in(key, number), total.examples, fixed)
+        count = len(next(iter(arrays.values())))
+        total = replace(
+            total,
+            sums=added,
+            examples=total.examples + count,
+            tokens=total.tokens + int(np.sum(batch.get("attention_mask", count))),
+            batches=number + 1,
+        )
+        if file is not None and time.monotonic() - saved > SAVE_EVERY:
+            save_importance(total, file)
+            saved = time.monotonic()
     if total is None:
         raise ValueError("no batches: wanted at least one to measure the importance of the kernels on")
+    if file is not None:
+        save_importance(total, file)
     return total
 
 
-@cache
-def batch_functions(forward: Forward, loss: Loss | None, paths: frozenset[str]) -> tuple[Callable, Callable]:
-    """The sums of one batch, and the compiled update of the total with them; compiled once for each model and loss."""
-    sums = partial(batch_sums, forward, loss, paths)
+def continued(fresh: Importance, file: str | Path | None) -> Importance:
+    """What the file holds, if that is the beginning of what is to be measured; without a file, the fresh one."""
+    if file is None or not Path(file).exists():
+        return fresh
+    found = load_importance(file)
+    if (signature(found), found.seed) != (signature(fresh), fresh.seed):
+        raise ValueError(f"{file} holds another measurement, {signature(found)}; wanted {signature(fresh)}")
+    return found
 
-    def update(total: Importance, params: Any, batch: Batch, key: Any) -> Importance:
-        return jax.tree.map(jnp.add, total, sums(params, batch, key))
+
+@cache
+def batch_functions(
+    forward: Forward, loss: Gradients, paths: frozenset[str], statistics: tuple[str, ...]
+) -> tuple[Callable, Callable]:
+    """The sums of one batch, and the compiled update of the total with them; compiled once for each model and loss."""
+    sums = partial(batch_sums, forward, loss, paths, statistics)
+
+    def update(total: Any, params: Any, batch: Batch, key: Any, seen: Any, bases: Any) -> Any:
+        return jax.tree.map(jnp.add, total, sums(params, batch, key, seen, bases))
 
     return sums, jax.jit(update, donate_argnums=0)
 
 
 def batch_sums(
-    forward: Forward, loss: Loss | None, paths: frozenset[str], params: Any, batch: Batch, key: Any
-) -> Importance:
-    """The sums over the examples of one batch."""
-
-    def objective(output: Any) -> Float[Array, ""]:
-        return jnp.sum(random_projection(output, key) if loss is None else loss(output, batch))
-
+    forward: Forward,
+    loss: Gradients,
+    paths: frozenset[str],
+    statistics: tuple[str, ...],
+    params: Any,
+    batch: Batch,
+    key: Any,
+    seen: Any,
+    bases: Mapping[str, Basis],
+) -> dict[str, Sums]:
+    """The sums over the examples of one batch, which come after `seen` others."""
     with jax.default_matmul_precision("highest"):
-        captured = capture(forward, objective, params, batch, paths)
+        captured = capture(forward, params, batch, paths)
         mask = batch.get("attention_mask")
-        return {path: kernel_importance(pair, mask) for path, pair in captured.items()}
+        inputs = {path: unpadded(array, mask) for path, array in captured.inputs.items()}
+        total = {path: Sums() for path in inputs}
+        if "inputs" in statistics:
+            total = {path: Sums(inputs=jnp.einsum("bti,btj->ij", x, x)) for path, x in inputs.items()}
+        if not set(statistics) - {"inputs"}:
+            return total
+        turned = {path: x @ bases[path].inputs if path in bases else x for path, x in inputs.items()}
+
+        def along(gradient: Any) -> dict[str, Sums]:
+            """The sums for one gradient of the output, an example's in each row."""
+            deltas = {path: delta.astype(jnp.float32) for path, delta in captured.deltas(gradient).items()}
+            return {
+                path: gradient_sums(turned[path], delta, seen, bases.get(path), statistics)
+                for path, delta in deltas.items()
+            }
+
+        def step(before: dict[str, Sums], gradient: Any) -> tuple[dict[str, Sums], None]:
+            return jax.tree.map(jnp.add, before, along(gradient)), None
+
+        gradients = output_gradients(loss, captured.output, batch, key)
+        shapes = jax.eval_shape(along, jax.tree.map(lambda leaf: leaf[0], gradients))
+        zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+        found, _ = jax.lax.scan(step, zeros, gradients)
+        return {path: found[path]._replace(inputs=total[path].inputs) for path in total}
 
 
-def kernel_importance(captured: Captured, mask: Array | None) -> KernelImportance:
-    """One batch's sums for one kernel. Padding has no gradient, so only the inputs' factor needs the mask."""
-    inputs, deltas = (array.astype(jnp.float32) for array in captured)
+def unpadded(inputs: Float[Array, "batch time in"], mask: Array | None) -> Float[Array, "batch time in"]:
+    """float32, with zeros for padding. The gradients of padding are zero as they are."""
+    inputs = inputs.astype(jnp.float32)
     if mask is not None and inputs.shape[:2] == mask.shape:
         inputs = inputs * mask.astype(inputs.dtype)[:, :, None]
-    gradients = jnp.einsum("bti,bto->bio", inputs, deltas)
-    return KernelImportance(
-        fisher=jnp.sum(gradients**2, axis=0),
-        inputs=jnp.einsum("bti,btj->ij", inputs, inputs),
-        outputs=jnp.einsum("bto,btp->op", deltas, deltas),
-    )
+    return inputs
 
 
-def random_projection(output: Any, key: Any) -> Float[Array, " batch"]:
-    """Each row's component along a direction drawn evenly from the unit sphere."""
+def gradient_sums(
+    inputs: Float[Array, "batch time in"],
+    deltas: Float[Array, "batch time out"],
+    seen: Any,
+    basis: Basis | None,
+    statistics: tuple[str, ...],
+) -> Sums:
+    """One batch's sums for one kernel, whose inputs are in the coordinates of the basis already."""
+    fisher = rows = outputs = None
+    if "outputs" in statistics:
+        outputs = jnp.einsum("bto,btp->op", deltas, deltas)
+    if basis is not None:
+        deltas = deltas @ basis.outputs
+    if "fisher" in statistics:
+        gradients = jnp.einsum("bti,bto->bio", inputs, deltas)
+        odd = (jnp.arange(len(inputs), dtype=jnp.int32) + seen) % 2
+        halves = jnp.stack([1 - odd, odd]).astype(gradients.dtype)
+        fisher = jnp.einsum("hb,bio->hio", halves, gradients**2)
+    if "rows" in statistics:  # from products of the time steps, without a gradient (in, out)
+        alike = jnp.einsum("bto,bso->bts", deltas, deltas)
+        rows = jnp.sum(inputs * (alike @ inputs), axis=(0, 1))
+    return Sums(fisher, rows, None, outputs)
+
+
+def output_gradients(loss: Gradients, output: Any, batch: Batch, key: Any) -> Any:
+    """Gradients with respect to the output, stacked: the squares of what they reach are summed over the stack."""
+    if callable(loss):
+        return jax.tree.map(lambda leaf: leaf[None], jax.grad(lambda output: jnp.sum(loss(output, batch)))(output))
     if getattr(output, "ndim", None) != 2:
         raise ValueError(
             f"without a loss the model's output must be one array (batch, width); got {jax.tree.map(jnp.shape, output)}"
         )
+    return DISTRIBUTIONS[loss](output, key)
+
+
+def categorical(logits: Float[Array, "batch classes"], key: Any) -> Float[Array, "classes batch classes"]:
+    """sqrt(p_c) (e_c - p) for every class c: squares sum to the expectation over labels that the model would draw."""
+    del key
+    p = jax.nn.softmax(logits)
+    eye = jnp.eye(logits.shape[1], dtype=p.dtype)
+    return jnp.sqrt(p.T)[:, :, None] * (eye[:, None, :] - p[None])
+
+
+def gaussian(output: Float[Array, "batch width"], key: Any) -> Float[Array, "1 batch width"]:
+    """Each row v is drawn evenly from the sphere of radius sqrt(width): v v' is the identity in expectation."""
     directions = jax.random.normal(key, output.shape, output.dtype)
-    return jnp.sum(output * directions, axis=1) / jnp.linalg.norm(directions, axis=1)
+    radius = jnp.sqrt(jnp.array(output.shape[1], output.dtype))
+    return (radius * directions / jnp.linalg.norm(directions, axis=1, keepdims=True))[None]
+
+
+DISTRIBUTIONS = {"categorical": categorical, "gaussian": gaussian}
+
+
+def eigenbases(importance: Importance) -> dict[str, Basis]:
+    """By kernel, the eigenvectors of its Kronecker factors: the coordinates in which the Fisher is nearest diagonal.
+
+    George et al. 2018, sec. 3 (EKFAC). A second pass of `measure_importance` with these as `bases` measures the
+    diagonal there.
+
+    Raises:
+      ValueError: the factors "inputs" and "outputs" were not measured.
+    """
+
+    def vectors(path: str, gram: Any) -> Float[Array, "n n"]:
+        if gram is None:
+            raise ValueError(f"{path}: an eigenbasis needs the statistics 'inputs' and 'outputs'; measure them first")
+        return jnp.asarray(np.linalg.eigh(np.asarray(gram))[1][:, ::-1])
+
+    return {
+        path: Basis(vectors(path, sums.inputs), vectors(path, sums.outputs)) for path, sums in importance.sums.items()
+    }
+
+
+def save_importance(importance: Importance, file: str | Path) -> None:
+    """The file, in safetensors, holds what `load_importance` reads, or, if anything fails, what it held before."""
+    arrays = {f"{path}:{name}": array for path, sums in importance.sums.items() for name, array in named(sums)}
+    for path, basis in importance.bases.items():
+        arrays |= {f"{path}:basis_{name}": array for name, array in basis._asdict().items()}
+    fields = {name: getattr(importance, name) for name in ("examples", "tokens", "batches", "gradients", "seed")}
+    about = {"schema": SCHEMA, "paths": list(importance.sums), **fields}
+    with writing(Path(file)) as temporary:
+        contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        save_file(contiguous, temporary, metadata={"importance": json.dumps(about)})
+
+
+def load_importance(file: str | Path) -> Importance:
+    """What `save_importance` wrote.
+
+    Raises:
+      ValueError: the file is no safetensors file, or holds something else.
+    """
+    try:
+        with safe_open(file, "numpy") as content:
+            about = json.loads((content.metadata() or {}).get("importance", "{}"))
+            arrays = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
+    except Exception as error:  # safetensors has an exception of its own
+        raise ValueError(f"{file}: wanted a file of save_importance: {error}") from error
+    if about.pop("schema", None) != SCHEMA:
+        raise ValueError(f"{file}: wanted a file of save_importance, of schema {SCHEMA}; got {sorted(arrays)[:3]}")
+    paths = about.pop("paths")
+    sums = {path: Sums(*(arrays.get(f"{path}:{name}") for name in STATISTICS)) for path in paths}
+    bases = {
+        path: Basis(*(arrays[f"{path}:basis_{name}"] for name in Basis._fields))
+        for path in paths
+        if f"{path}:basis_inputs" in arrays
+    }
+    return Importance(jax.tree.map(jnp.asarray, sums), bases=jax.tree.map(jnp.asarray, bases), **about)

@@ -3,8 +3,6 @@
 import html
 import io
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +12,7 @@ import numpy as np
 from bert_adapter.compress import Report
 from bert_adapter.factorise import Row
 from bert_adapter.fidelity import Fidelity
+from bert_adapter.files import write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -133,7 +132,7 @@ def write_page(path: Path, title: str, report: Report, fidelities: Mapping[str, 
     seconds = [["stage", "seconds"], *([name, f"{value:.1f}"] for name, value in report.seconds.items())]
     parts += ["<h2>Kernels</h2>", f"<div class=wide>{as_html(kernel_table(report.rows))}</div>", as_html(seconds)]
     head = f"<!doctype html><meta charset=utf-8><title>{html.escape(title)}</title><style>{STYLE}</style>"
-    write_whole(path, head + "\n".join(parts))
+    write_text(path, head + "\n".join(parts))
 
 
 def write_json(path: Path, report: Report, fidelities: Mapping[str, Fidelity]) -> None:
@@ -141,7 +140,7 @@ def write_json(path: Path, report: Report, fidelities: Mapping[str, Fidelity]) -
     rows = [row._asdict() for row in report.rows]
     content: dict[str, Any] = report._asdict() | {"rows": rows}
     content |= {"fidelity": {name: value._asdict() for name, value in fidelities.items()}}
-    write_whole(path, json.dumps(content, indent=1))
+    write_text(path, json.dumps(content, indent=1))
 
 
 def as_html(table: list[list[str]]) -> str:
@@ -157,17 +156,3 @@ def as_svg(figure: "Figure") -> str:
     figure.savefig(buffer, format="svg")
     plt.close(figure)
     return buffer.getvalue()[buffer.getvalue().index("<svg") :]
-
-
-def write_whole(path: Path, text: str) -> None:
-    """The file holds the text, or what it held before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -47,24 +47,14 @@ def break_even(shape: tuple[int, int]) -> float:
     return m * n / (m + n)
 
 
-def choose_ranks(shapes: Shapes, rank: Any, params: float | int | None) -> dict[str, int]:
-    """The rank of every kernel: the same for all, or given by path, or the largest that keep a share of parameters.
+def choose_ranks(shapes: Shapes, rank: int | Mapping[str, int]) -> dict[str, int]:
+    """The rank of every kernel: the same for all, or given by path.
 
     A rank at or above break-even, or above the kernel's own, stays in the plan: it means that the kernel stays dense.
 
     Raises:
-      ValueError: not exactly one of `rank` and `params` is given, or a rank or share is out of range.
+      ValueError: a rank is out of range, or the paths are not those of the kernels.
     """
-    if (rank is None) == (params is None):
-        raise ValueError(f"wanted exactly one of rank and params; got rank={rank!r}, params={params!r}")
-    if params is not None:
-        if not 0 < params <= 1:
-            raise ValueError(
-                f"params is the share of the selected kernels' parameters to keep, in (0, 1]; got {params}"
-            )
-        # A share such as 0.29 is not exact in binary: 28.999999999999996 means 29.
-        return {path: max(1, int(params * break_even(shape) * (1 + 1e-12))) for path, shape in shapes.items()}
-    assert rank is not None
     ranks = dict(rank) if isinstance(rank, Mapping) else dict.fromkeys(shapes, rank)
     if ranks.keys() != shapes.keys():
         odd = sorted(ranks.keys() ^ shapes.keys())

@@ -1,6 +1,6 @@
 """What is captured multiplies out to the gradients of the kernels."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bert_adapter import capture as module
 from bert_adapter.apply import FACTORISED
-from bert_adapter.capture import capture
 from bert_adapter.model import module_for
 
 EPS = float(np.finfo(np.float32).eps)
@@ -73,6 +73,18 @@ def random_params(module, *inputs):
 
 def forward_of(module):
     return lambda params, batch: module.apply({"params": params}, **batch)
+
+
+class Pair(NamedTuple):
+    inputs: Any
+    deltas: Any
+
+
+def capture(forward, objective, params, batch, paths):
+    """What enters each layer, and the gradients of the objective of the output with respect to what leaves it."""
+    captured = module.capture(forward, params, batch, paths)
+    deltas = captured.deltas(jax.grad(objective)(captured.output))
+    return {path: Pair(captured.inputs[path], deltas[path]) for path in deltas}
 
 
 def objective(output):

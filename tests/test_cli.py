@@ -42,7 +42,7 @@ def test_a_checkpoint_is_compressed_with_a_report_beside_it(minilm_path, text, t
     ("options", "message"),
     [
         (["--rank", "16", "--text", "nowhere.txt"], "nowhere.txt"),
-        (["--params", "1.5", "--text", "TEXT"], "in (0, 1]; got 1.5"),
+        (["--budget", "1.5", "--text", "TEXT"], "in (0, 1]; got 1.5"),
         (["--rank", "16", "--text", "TEXT", "--include", "nothing"], "select none"),
         (["--rank", "16", "--text", "TEXT", "-o", "FOREIGN"], "wanted a new or empty directory"),
     ],

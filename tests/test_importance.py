@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bert_adapter import importance
 from bert_adapter.apply import FACTORISED, apply
-from bert_adapter.importance import measure_importance
+from bert_adapter.importance import Basis, eigenbases, load_importance, measure_importance, save_importance
 from bert_adapter.model import Bert, config_from_dict, module_for
 
 CONFIG = {
@@ -78,6 +79,12 @@ def cross_entropy(logits, batch):
     return -jnp.take_along_axis(jax.nn.log_softmax(logits), batch["labels"][:, None], axis=1)[:, 0]
 
 
+def fisher_of(sums):
+    """Of both halves."""
+    assert sums.fisher is not None
+    return np.asarray(sums.fisher, np.float64).sum(axis=0)
+
+
 def at(tree, path):
     for key in path.split("/"):
         tree = tree[key]
@@ -97,9 +104,9 @@ def assert_near(got, wanted, relative):
 
 
 def assert_same_but_for_rounding(got, wanted):
-    assert got.keys() == wanted.keys()
-    for path, triple in wanted.items():
-        for ours, theirs in zip(got[path], triple, strict=True):
+    assert got.sums.keys() == wanted.sums.keys()
+    for path, sums in wanted.sums.items():
+        for ours, theirs in zip(jax.tree.leaves(got[path]), jax.tree.leaves(sums), strict=True):
             assert_near(ours, theirs, relative=100 * EPS)  # other sums of some ten layers in float32
 
 
@@ -130,11 +137,13 @@ def states(params):
 
 @pytest.mark.parametrize("path", PATHS)
 def test_fisher_is_the_sum_of_squared_gradients_of_the_examples(measured, truth, path):
-    assert_near(measured[path].fisher, at(truth, path)["kernel"], relative=1e-5)  # some hundred roundings in float32
+    assert_near(
+        fisher_of(measured[path]), at(truth, path)["kernel"], relative=1e-5
+    )  # some hundred roundings in float32
 
 
 def test_exactly_the_paths_asked_for_are_measured(measured):
-    assert set(measured) == set(PATHS)
+    assert set(measured.sums) == set(PATHS)
 
 
 @pytest.mark.parametrize("layer", [0, 1])
@@ -197,7 +206,7 @@ def test_kernels_that_stayed_dense_are_measured_beside_factors():
 def test_sums_of_a_bfloat16_model_are_float32():
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), random_params(Net(), X))
     got = measure(partial(run_net, Net()), params, [{"x": X.astype(jnp.bfloat16)}], ["first"])
-    assert {leaf.dtype for leaf in jax.tree.leaves(got)} == {jnp.dtype(jnp.float32)}
+    assert {leaf.dtype for leaf in jax.tree.leaves(got.sums)} == {jnp.dtype(jnp.float32)}
 
 
 def test_without_labels_an_output_of_one_number_gives_its_own_squared_gradient():
@@ -205,18 +214,18 @@ def test_without_labels_an_output_of_one_number_gives_its_own_squared_gradient()
     module = net(width=1)
     wanted = sum_of_squares(lambda params, batch: module.apply({"params": params}, **batch)[0, 0], params, {"x": X})
     got = measure(partial(run_net, module), params, [{"x": X}], ["first"])
-    assert_near(got["first"].fisher, wanted["first"]["kernel"], relative=100 * EPS)  # two layers in float32
+    assert_near(fisher_of(got["first"]), wanted["first"]["kernel"], relative=100 * EPS)  # two layers in float32
 
 
-def test_without_labels_the_expectation_is_the_mean_over_the_coordinates_of_the_output():
+def test_without_labels_the_expectation_is_the_sum_over_the_coordinates_of_the_output():
     copies, params = 20_000, random_params(Net(), X)
     exact = [
         sum_of_squares(lambda params, batch, i=i: net().apply({"params": params}, **batch)[0, i], params, {"x": X})
         for i in range(3)
     ]
-    wanted = np.mean([tree["first"]["kernel"] for tree in exact], axis=0)
+    wanted = np.sum([tree["first"]["kernel"] for tree in exact], axis=0)
     batch = {"x": np.concatenate([X] * copies)}
-    got = np.asarray(measure(partial(run_net, Net()), params, [batch], ["first"])["first"].fisher) / copies
+    got = fisher_of(measure(partial(run_net, Net()), params, [batch], ["first"])["first"]) / copies
     # A squared projection's deviation is below sqrt(2) of its mean; five deviations of the mean of 20000.
     np.testing.assert_allclose(got, wanted, rtol=5 * np.sqrt(2 / copies))
 
@@ -246,7 +255,7 @@ def test_with_a_loss_the_seed_does_not_matter():
         measure(partial(run_net, Net()), params, [{"x": X}], ["first"], loss=lambda output, _: output[:, 0], seed=seed)
         for seed in (0, 1)
     )
-    jax.tree.map(np.testing.assert_array_equal, first, second)
+    jax.tree.map(np.testing.assert_array_equal, first.sums, second.sums)
 
 
 def test_without_labels_an_output_that_is_no_embedding_is_refused():
@@ -264,3 +273,148 @@ def test_no_batches_are_refused():
 def test_path_of_no_dense_layer_is_named():
     with pytest.raises(ValueError, match=r"no dense layer is called under \['second'\]"):
         measure(partial(run_net, Net()), random_params(Net(), X), [{"x": X}], ["first", "second"])
+
+
+def of_three_classes(loss):
+    return partial(measure, partial(run_net, Net()), loss=loss)
+
+
+def test_rows_are_the_sums_of_the_squared_gradients_over_the_outputs():
+    params = random_params(Net(), X)
+    for loss in ("gaussian", "categorical", lambda output, _: jnp.sum(jnp.sin(output), axis=1)):
+        got = of_three_classes(loss)(params, [{"x": X}], ["first"], statistics=("rows", "fisher"))["first"]
+        assert_near(got.rows, np.asarray(got.fisher).sum(axis=(0, 2)), relative=100 * EPS)  # two ways to add
+
+
+def test_categorical_is_the_expectation_over_the_labels_that_the_model_would_draw():
+    params = random_params(Net(), X)
+    p = np.asarray(jax.nn.softmax(run_net(Net(), params, {"x": X})), np.float64)
+    wanted = 0.0
+    for c in range(3):
+
+        def surprise(params, batch, c=c):
+            return -jax.nn.log_softmax(run_net(Net(), params, batch))[0, c]
+
+        ones = jax.vmap(jax.grad(surprise), in_axes=(None, 0))(params, {"x": jnp.asarray(X)[:, None]})
+        wanted = wanted + np.einsum("b,bio->io", p[:, c], np.asarray(ones["first"]["kernel"], np.float64) ** 2)
+    got = of_three_classes("categorical")(params, [{"x": X}], ["first"])["first"]
+    assert_near(fisher_of(got), wanted, relative=100 * EPS)  # two layers in float32
+
+
+def test_fisher_in_a_basis_is_that_of_the_turned_gradients():
+    params = random_params(Net(), X)
+    rng = np.random.default_rng(3)
+    bases = {"first": Basis(*(jnp.asarray(np.linalg.qr(rng.normal(size=(n, n)))[0], jnp.float32) for n in (5, 4)))}
+    loss = of_three_classes(lambda output, _: jnp.sum(jnp.sin(output), axis=1))
+    plain = partial(loss, params, paths=["first"], statistics=("fisher",))
+    got = fisher_of(plain([{"x": X[:1]}], bases=bases)["first"])
+    gradient = jax.grad(lambda params: jnp.sum(jnp.sin(run_net(Net(), params, {"x": X[:1]}))))(params)
+    turned = bases["first"].inputs.T @ gradient["first"]["kernel"] @ bases["first"].outputs
+    assert_near(got, np.square(np.float64(turned)), relative=100 * EPS)  # products of five in float32
+
+
+def test_eigenbases_diagonalise_the_factors(measured):
+    bases = eigenbases(measured)
+    for path, basis in bases.items():
+        for vectors, factor in zip(basis, measured[path][-2:], strict=True):
+            turned = np.linalg.multi_dot([np.asarray(array, np.float64) for array in (vectors.T, factor, vectors)])
+            scale = np.max(np.abs(turned))
+            np.testing.assert_allclose(turned - np.diag(np.diag(turned)), 0, atol=100 * EPS * scale)
+            assert np.all(np.diff(np.diag(turned)) <= 100 * EPS * scale)  # the largest first
+
+
+def test_halves_are_every_other_example_across_batches():
+    params = random_params(Net(), X)
+    of = partial(of_three_classes(lambda output, _: output[:, 0]), params, paths=["first"], statistics=("fisher",))
+    singles = [fisher_of(of([{"x": X[i : i + 1]}])["first"]) for i in range(3)]
+    got: Any = of([{"x": X[:1]}, {"x": X[1:]}])["first"].fisher
+    assert_near(got[0], singles[0] + singles[2], relative=20 * EPS)
+    assert_near(got[1], singles[1], relative=20 * EPS)
+
+
+def test_two_measurements_add_up_to_that_of_both(params, measured):
+    first, second = (
+        measure(partial(run, MODULE), params, [{n: a[half] for n, a in BATCH.items()}], PATHS, loss=cross_entropy)
+        for half in (slice(0, 2), slice(2, 4))
+    )
+    both = first + second
+    assert_same_but_for_rounding(both, measured)
+    assert (both.examples, both.tokens, both.batches) == (4, 22, 2)
+
+
+def test_measurements_of_something_else_do_not_add_up(params, measured):
+    other = measure(partial(run, MODULE), params, [BATCH], PATHS[:1], loss=cross_entropy)
+    with pytest.raises(ValueError, match="wanted two measurements of the same"):
+        _ = measured + other
+
+
+def test_measurements_in_two_bases_do_not_add_up():
+    params = random_params(Net(), X)
+    eye = Basis(jnp.eye(5), jnp.eye(4))
+    one, two = (
+        measure(partial(run_net, Net()), params, [{"x": X}], ["first"], bases={"first": basis}, statistics=["fisher"])
+        for basis in (eye, Basis(eye.inputs[::-1], eye.outputs))
+    )
+    with pytest.raises(ValueError, match="in one eigenbasis"):
+        _ = one + two
+
+
+def test_file_gives_back_what_was_measured(measured, tmp_path):
+    save_importance(measured, tmp_path / "sums.safetensors")
+    again = load_importance(tmp_path / "sums.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, again, measured)
+
+
+def test_a_run_that_was_killed_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    params, file = random_params(Net(), X), tmp_path / "sums.safetensors"
+    monkeypatch.setattr(importance, "SAVE_EVERY", 0.0)
+    batches = [{"x": X}, {"x": X + 1}, {"x": X - 1}]
+
+    def killed():
+        yield from batches[:2]
+        raise KeyboardInterrupt
+
+    of = partial(measure, partial(run_net, Net()), params, paths=["first"])
+    with pytest.raises(KeyboardInterrupt):
+        of(killed(), file=file)
+    assert load_importance(file).batches == 2
+    got = of(batches, file=file)
+    jax.tree.map(np.testing.assert_array_equal, got, of(batches))
+    jax.tree.map(np.testing.assert_array_equal, load_importance(file), got)
+
+
+def test_file_of_another_measurement_is_refused(tmp_path):
+    params, file = random_params(Net(), X), tmp_path / "sums.safetensors"
+    of = partial(measure, partial(run_net, Net()), params, [{"x": X}])
+    of(["first"], file=file)
+    with pytest.raises(ValueError, match="holds another measurement"):
+        of(["last"], file=file)
+
+
+def test_file_that_is_none_of_ours_is_refused(tmp_path):
+    file = tmp_path / "notes.txt"
+    file.write_text("no tensors")
+    with pytest.raises(ValueError, match="wanted a file of save_importance"):
+        load_importance(file)
+
+
+def test_inputs_alone_need_no_backward_pass():
+    def forward(params, batch):
+        return jax.lax.stop_gradient(run_net(Net(), params, batch)).astype(jnp.int32)  # nothing to go back from
+
+    got = measure(forward, random_params(Net(), X), [{"x": X}], ["first"], statistics=["inputs"])["first"]
+    tokens = X.reshape(-1, 5).astype(np.float64)
+    assert_near(got.inputs, tokens.T @ tokens, relative=20 * EPS)  # six terms
+    assert (got.fisher, got.rows, got.outputs) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"statistics": ["hessian"]}, r"statistics must be of 'fisher', .*; got \['hessian'\]"),
+        ({"loss": "poisson"}, "loss must be a function or one of 'categorical', 'gaussian'; got 'poisson'"),
+    ],
+)
+def test_unknown_names_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        measure(partial(run_net, Net()), random_params(Net(), X), [{"x": X}], ["first"], **options)

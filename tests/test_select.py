@@ -74,55 +74,28 @@ def test_factors_of_the_break_even_rank_hold_as_many_numbers_as_the_kernel(shape
 
 
 def test_one_rank_is_for_all():
-    assert choose_ranks(SHAPES, 2, None) == {"wide": 2, "square": 2}
+    assert choose_ranks(SHAPES, 2) == {"wide": 2, "square": 2}
 
 
 def test_ranks_may_be_given_by_path():
-    assert choose_ranks(SHAPES, {"square": 3, "wide": 1}, None) == {"square": 3, "wide": 1}
+    assert choose_ranks(SHAPES, {"square": 3, "wide": 1}) == {"square": 3, "wide": 1}
 
 
 def test_ranks_beyond_break_even_stay_in_the_plan():
-    assert choose_ranks(SHAPES, 100, None) == {"wide": 100, "square": 100}
-
-
-@pytest.mark.parametrize("share", [0.01, 0.1, 0.29, 1 / 3, 0.5, 0.7, 0.99, 1.0])
-@pytest.mark.parametrize("shape", [(200, 200), (384, 1536), (7, 3)])
-def test_share_gives_the_largest_rank_that_keeps_to_it(share, shape):
-    rank = choose_ranks({"a": shape}, None, share)["a"]
-    budget = share * shape[0] * shape[1] * (1 + 1e-12)  # the product is rounded, and 0.29 is not a float
-    assert rank == 1 or rank * sum(shape) <= budget
-    assert (rank + 1) * sum(shape) > budget
-
-
-def test_smallest_share_keeps_rank_one():
-    assert choose_ranks(SHAPES, None, 1e-9) == {"wide": 1, "square": 1}
-
-
-@pytest.mark.parametrize(("rank", "share"), [(None, None), (2, 0.5)], ids=["none", "both"])
-def test_exactly_one_budget_is_wanted(rank, share):
-    with pytest.raises(ValueError, match=rf"wanted exactly one of rank and params; got rank={rank}, params={share}"):
-        choose_ranks(SHAPES, rank, share)
-
-
-@pytest.mark.parametrize("share", [0.0, -0.5, 1.001, float("nan")])
-def test_share_outside_its_range_is_refused(share):
-    with pytest.raises(
-        ValueError, match=rf"share of the selected kernels' parameters to keep, in \(0, 1\]; got {share}"
-    ):
-        choose_ranks(SHAPES, None, share)
+    assert choose_ranks(SHAPES, 100) == {"wide": 100, "square": 100}
 
 
 @pytest.mark.parametrize("rank", [0, -3])
 def test_rank_below_one_is_named(rank):
     with pytest.raises(ValueError, match=f"rank of square must be at least 1; got {rank}"):
-        choose_ranks(SHAPES, {"wide": 2, "square": rank}, None)
+        choose_ranks(SHAPES, {"wide": 2, "square": rank})
 
 
 @pytest.mark.parametrize("ranks", [{"wide": 2}, {"wide": 2, "square": 2, "round": 2}], ids=["missing", "left over"])
 def test_ranks_by_path_fit_the_selection_exactly(ranks):
     odd = "square" if len(ranks) == 1 else "round"
     with pytest.raises(ValueError, match=rf"missing or left over: \['{odd}'\]"):
-        choose_ranks(SHAPES, ranks, None)
+        choose_ranks(SHAPES, ranks)
 
 
 def test_every_number_is_counted():

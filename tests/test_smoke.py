@@ -1,5 +1,7 @@
 """The adapter from end to end, with any supported transformers: load, tokenize, compress, run, save, load, run."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,7 +35,8 @@ def test_checkpoint_is_loaded_compressed_run_saved_loaded_and_run_again(tmp_path
     dense = bert_adapter.load(tmp_path / "dense")
     texts = bert_adapter.text_batches(dense, ["A red fox runs.", "far"])
     # Separable alone: as its own method it needs no compiled loop.
-    small, report = bert_adapter.compress(dense, texts, rank=4, include="bert/.*/attention/", method="separable")
+    options: Any = {"method": "separable", "importance": "exact"}
+    small, report = bert_adapter.compress(dense, texts, rank=4, include="bert/.*/attention/", **options)
     logits = bert_adapter.apply(small.module, small.params, **texts[0])
     bert_adapter.save(small, tmp_path / "small")
     again = bert_adapter.load(tmp_path / "small")

@@ -1,0 +1,193 @@
+"""Ranks go where a parameter saves the most predicted loss."""
+
+from functools import partial
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import wlra
+from bert_adapter.importance import Basis, Importance, Sums
+from bert_adapter.plan import lower_hull, plan, squared_singular_values
+from bert_adapter.weights import Rotated
+
+RNG = np.random.default_rng(0)
+SHAPES = {"wide": (6, 14), "tall": (12, 5), "square": (8, 8)}
+KERNELS = {path: RNG.normal(size=shape).astype(np.float32) for path, shape in SHAPES.items()}
+PARAMS: dict[str, Any] = {
+    "encoder": {
+        path: {"kernel": kernel, "bias": np.zeros(kernel.shape[1], np.float32)} for path, kernel in KERNELS.items()
+    },
+    "head": {"kernel": np.zeros((5, 3), np.float32)},
+}
+PATHS = [f"encoder/{path}" for path in SHAPES]
+# Separable, so that what is predicted is what is lost.
+ROWS = {path: RNG.uniform(0.1, 4, shape[0]) for path, shape in SHAPES.items()}
+COLS = {path: RNG.uniform(0.1, 4, shape[1]) for path, shape in SHAPES.items()}
+EXAMPLES = 7
+
+
+def importance(**fields):
+    sums = {f"encoder/{path}": Sums(**{name: jnp.asarray(of(path)) for name, of in fields.items()}) for path in SHAPES}
+    return Importance(sums, EXAMPLES, 3 * EXAMPLES, 1, "labels", 0, {})
+
+
+FISHER = importance(fisher=lambda path: np.stack([np.outer(ROWS[path], COLS[path]) / 2] * 2))
+of = partial(plan, PARAMS, FISHER, signal="fisher")
+
+
+def best(path, rank):
+    """The least weighted squared error of a rank, by the closed form in float64."""
+    scaled = np.sqrt(ROWS[path])[:, None] * np.float64(KERNELS[path]) * np.sqrt(COLS[path])
+    return np.sum(np.linalg.svd(scaled, compute_uv=False)[rank:] ** 2)
+
+
+def cost(path, rank):
+    return min(rank * sum(SHAPES[path]), np.prod(SHAPES[path]))
+
+
+def loss(path, rank):
+    return 0.0 if rank * sum(SHAPES[path]) >= np.prod(SHAPES[path]) else best(path, rank) / 2 / EXAMPLES
+
+
+def dense(path, rank):
+    shape = SHAPES[path.removeprefix("encoder/")]
+    return rank * sum(shape) >= np.prod(shape)
+
+
+def totals(ranks):
+    paths = {path.removeprefix("encoder/"): rank for path, rank in ranks.items()}
+    return sum(cost(*item) for item in paths.items()), sum(loss(*item) for item in paths.items())
+
+
+WHOLE = sum(np.prod(shape) for shape in SHAPES.values())
+
+
+def test_predicted_loss_is_half_the_weighted_error_of_an_example():
+    for budget in (0.3, 0.6, 0.9, 1.0):
+        found = of(budget)
+        np.testing.assert_allclose(found.predicted, totals(found.ranks)[1], rtol=1e-4, atol=1e-4)  # float32 sums
+
+
+@pytest.mark.parametrize("budget", [0.26, 0.31, 0.5, 0.64, 0.77, 0.9, 1.0])
+@pytest.mark.parametrize("uniform", [False, True])
+def test_budget_is_kept_to(budget, uniform):
+    found = of(budget, uniform=uniform)
+    numbers, _ = totals(found.ranks)
+    assert found.share == pytest.approx(numbers / WHOLE)
+    assert numbers <= budget * WHOLE * (1 + 1e-9)
+
+
+def test_at_the_corners_of_the_curve_no_ranks_of_the_same_cost_predict_less():
+    every = np.stack(np.meshgrid(*(np.arange(1, -(-np.prod(s) // sum(s)) + 1) for s in SHAPES.values())), -1)
+    others = np.array([totals(dict(zip(PATHS, ranks, strict=True))) for ranks in every.reshape(-1, len(SHAPES))])
+    curve = of(0.5).curve
+    for share, predicted in list(zip(curve.share, curve.predicted, strict=True))[len(SHAPES) - 1 :: 2]:
+        least = np.min(others[others[:, 0] <= share * WHOLE * (1 + 1e-9), 1])
+        np.testing.assert_allclose(predicted, least, rtol=1e-4, atol=1e-4)  # sums in float32
+
+
+def test_planned_predicts_no_more_than_uniform():
+    for budget in (0.3, 0.5, 0.75):
+        assert of(budget).predicted <= of(budget, uniform=True).predicted * (1 + 1e-4)
+
+
+def test_whole_budget_keeps_all_dense():
+    found = of(1.0)
+    assert (found.share, found.predicted) == (1.0, 0.0)
+    assert all(dense(path, rank) for path, rank in found.ranks.items())
+
+
+def test_curve_falls_from_the_smallest_plan_to_the_whole():
+    curve = of(0.5).curve
+    assert np.all(np.diff(curve.share) > 0)
+    assert np.all(np.diff(curve.predicted) <= 0)
+    assert curve.share[-1] == pytest.approx(1)
+    assert curve.predicted[-1] == pytest.approx(0, abs=1e-5 * curve.predicted[0])
+
+
+def test_every_point_of_the_curve_is_the_plan_of_its_budget():
+    curve = of(0.5).curve
+    for share, predicted in list(zip(curve.share, curve.predicted, strict=True))[len(SHAPES) - 1 :: 5]:
+        found = of(float(share))
+        assert found.share == pytest.approx(share)
+        assert found.predicted == pytest.approx(predicted, rel=1e-4, abs=1e-4)
+
+
+def test_ranks_are_multiples_within_limits_or_dense():
+    found = of(0.6, multiple_of=2, minimum=2, maximum=4)
+    assert all(dense(path, rank) or (rank % 2 == 0 and 2 <= rank <= 4) for path, rank in found.ranks.items())
+
+
+def test_patterns_select():
+    assert set(plan(PARAMS, FISHER, 0.5, signal="fisher", include="wide|tall", exclude="tall").ranks) == {
+        "encoder/wide"
+    }
+
+
+@pytest.mark.parametrize(
+    ("unit", "whole"),
+    [
+        ("kernels", WHOLE),
+        ("parameters", WHOLE + 14 + 5 + 8 + 15),
+        ("bytes", 4 * (WHOLE + 14 + 5 + 8 + 15)),
+        ("flops", 2 * (WHOLE + 15)),
+    ],
+)
+def test_share_is_of_what_the_budget_names(unit, whole):
+    found = of(0.7, of=unit)
+    numbers, _ = totals(found.ranks)
+    price = {"bytes": 4, "flops": 2}.get(unit, 1)
+    fixed = whole - price * WHOLE
+    assert found.share == pytest.approx((price * numbers + fixed) / whole)
+    assert found.share <= 0.7
+
+
+@pytest.mark.parametrize("tall", [False, True])
+def test_singular_values_are_those_of_the_coordinates_with_equal_weights(tall):
+    kernel = KERNELS["wide"].astype(np.float64)
+    m, n = kernel.shape
+    row, col = (np.cov(RNG.normal(size=(size, 3 * size))) for size in (m, n))
+    weights = wlra.Kronecker(row, col)
+    turned = [np.linalg.qr(RNG.normal(size=(size, size)))[0] for size in (m, n)]
+    rotated = Rotated(jnp.asarray(np.outer(ROWS["wide"], COLS["wide"])), Basis(*map(jnp.asarray, turned)))
+    if tall:
+        kernel, weights = kernel.T, wlra.Kronecker(col, row)
+        rotated = Rotated(rotated.weights.T, Basis(rotated.basis.outputs, rotated.basis.inputs))
+    for value, k in ((weights, 2), (weights, 5)):
+        got = np.sum(squared_singular_values(kernel.astype(np.float32), value)[k:])
+        cut = np.linalg.svd(np.linalg.cholesky(value.row).T @ kernel @ np.linalg.cholesky(value.col), compute_uv=False)
+        np.testing.assert_allclose(got, np.sum(cut[k:] ** 2), rtol=1e-3)
+    coordinates = np.asarray(rotated.basis.inputs).T @ kernel @ np.asarray(rotated.basis.outputs)
+    cut = np.linalg.svd(np.sqrt(np.asarray(rotated.weights, np.float64)) * coordinates, compute_uv=False)
+    np.testing.assert_allclose(
+        squared_singular_values(kernel.astype(np.float32), rotated), cut**2, rtol=1e-3, atol=1e-3
+    )
+
+
+def test_hull_is_that_of_all_lines_between_points():
+    x, y = np.sort(RNG.uniform(size=30)), RNG.uniform(size=30)
+    corners = lower_hull(x, y)
+    line = np.interp(x, x[corners], y[corners])
+    assert np.all(line <= y + 1e-12)
+    assert np.all(np.diff(np.diff(y[corners]) / np.diff(x[corners])) > 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"budget": 0.0}, r"share of the kernels to keep, in \(0, 1\]; got 0.0"),
+        ({"budget": 1.5, "of": "bytes"}, r"share of the bytes to keep, in \(0, 1\]; got 1.5"),
+        ({"budget": 0.01}, r"the smallest ranks take 0.\d+ of the kernels; got 0.01"),
+        ({"budget": 0.5, "of": "layers"}, "of must be one of 'kernels', .*; got 'layers'"),
+        ({"budget": 0.5, "shrink": 2.0}, r"separable fit in the weights, in \[0, 1\]; got 2.0"),
+        ({"budget": 0.5, "multiple_of": 0}, "multiple_of must be at least 1; got 0"),
+        ({"budget": 0.5, "minimum": 4, "maximum": 2}, "maximum must be at least 4; got 2"),
+        ({"budget": 0.5, "signal": "kronecker"}, r"importance 'kronecker' needs \['inputs', 'outputs'\] of encoder/"),
+        ({"budget": 0.5, "signal": "magic"}, "importance must be one of .*; got 'magic'"),
+    ],
+)
+def test_what_cannot_be_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        plan(PARAMS, FISHER, **{"signal": "fisher"} | options)

@@ -1,0 +1,102 @@
+"""Signals become the weights of the solver, drawn towards their separable fit as far as they are noise."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import wlra
+from bert_adapter.importance import Basis, Importance, Sums
+from bert_adapter.weights import SIGNALS, Rotated, reliability, separable_fit, solver_weights
+
+RNG = np.random.default_rng(0)
+SHAPE = (30, 20)
+HALVES = jnp.asarray(RNG.gamma(1.0, size=(2, *SHAPE)), jnp.float32)
+SUMS = Sums(HALVES, jnp.arange(1.0, 31.0), jnp.eye(30), jnp.eye(20))
+BASIS = Basis(jnp.eye(30), jnp.eye(20))
+
+
+def importance(sums=SUMS, **bases):
+    return Importance({"a": sums}, 10, 10, 1, "labels", 0, bases)
+
+
+def weights(signal, shrink: float | None = 0.0, **options):
+    return solver_weights(importance(**options), signal, {"a": SHAPE}, shrink)["a"]
+
+
+def noisy(truth, examples):
+    """Two halves of an estimate of the truth: means of exponential variables, whose variance is the square."""
+    return jnp.asarray(truth * RNG.gamma(examples / 2, 2 / examples, size=(2, *truth.shape)) / 2, jnp.float32)
+
+
+def test_separable_fit_has_the_sums_of_rows_and_columns():
+    fisher = np.asarray(HALVES[0], np.float64)
+    fit = np.asarray(separable_fit(HALVES[0]), np.float64)
+    np.testing.assert_allclose(fit.sum(axis=0), fisher.sum(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(fit.sum(axis=1), fisher.sum(axis=1), rtol=1e-5)
+    assert np.linalg.matrix_rank(fit, tol=1e-4) == 1
+
+
+@pytest.mark.parametrize("examples", [4, 32, 256])
+def test_reliability_is_the_share_of_the_deviation_that_is_real(examples):
+    """Truth and noise are known: a lognormal field of spread 0.5 around row and column effects."""
+    rows, cols = np.exp(RNG.normal(size=200)), np.exp(RNG.normal(size=300))
+    truth = np.outer(rows, cols) * np.exp(0.5 * RNG.normal(size=(200, 300)))
+    halves = noisy(truth, examples)
+    fit = np.asarray(separable_fit(halves[0] + halves[1]), np.float64)
+    real, all_of_it = np.sum((truth / fit - 1) ** 2), np.sum((np.asarray(halves.sum(axis=0)) / fit - 1) ** 2)
+    np.testing.assert_allclose(reliability(halves), real / all_of_it, atol=0.03)  # 60000 entries
+
+
+def test_what_is_separable_but_for_noise_has_no_reliability():
+    truth = np.outer(np.exp(RNG.normal(size=200)), np.exp(RNG.normal(size=300)))
+    assert reliability(noisy(truth, 16)) < 0.03
+    assert reliability(jnp.asarray(np.stack([truth, truth]), jnp.float32)) <= 1
+
+
+def test_more_examples_are_more_reliable():
+    truth = np.exp(RNG.normal(size=(100, 100)))
+    values = [reliability(noisy(truth, examples)) for examples in (2, 8, 32, 128)]
+    assert values == sorted(values)
+
+
+@pytest.mark.parametrize("signal", ["fisher", "exact"])
+def test_diagonal_is_the_sum_of_both_halves(signal):
+    np.testing.assert_allclose(weights(signal), HALVES[0] + HALVES[1], rtol=1e-6)
+
+
+def test_shrink_blends_with_the_separable_fit():
+    fisher = HALVES[0] + HALVES[1]
+    np.testing.assert_allclose(weights("fisher", 1.0), separable_fit(fisher), rtol=1e-5)
+    np.testing.assert_allclose(weights("fisher", 0.25), 0.75 * fisher + 0.25 * separable_fit(fisher), rtol=1e-5)
+
+
+def test_shrink_is_by_default_what_is_not_reliable():
+    np.testing.assert_allclose(weights("fisher", None), weights("fisher", 1 - reliability(HALVES)), rtol=1e-5)
+
+
+def test_eigenbasis_has_its_coordinates():
+    got = weights("eigenbasis", a=BASIS)
+    assert isinstance(got, Rotated)
+    assert got.basis is BASIS
+    np.testing.assert_allclose(got.weights, HALVES[0] + HALVES[1], rtol=1e-6)
+
+
+def test_other_signals_are_what_the_solver_takes():
+    np.testing.assert_array_equal(weights("row"), np.arange(1.0, 31.0)[:, None])
+    assert weights("none") is None
+    for signal in ("kronecker", "activation"):
+        got = weights(signal)
+        assert isinstance(got, wlra.Kronecker)
+        assert (got.row.shape, got.col.shape) == ((30, 30), (20, 20))
+
+
+@pytest.mark.parametrize("signal", [name for name in SIGNALS if name != "none"])
+def test_what_was_not_measured_is_named(signal):
+    with pytest.raises(ValueError, match=f"importance '{signal}' needs .* of a, which were not measured"):
+        weights(signal, sums=Sums())
+
+
+@pytest.mark.parametrize(("signal", "bases"), [("fisher", {"a": BASIS}), ("eigenbasis", {})])
+def test_fisher_in_other_coordinates_is_refused(signal, bases):
+    with pytest.raises(ValueError, match=f"importance '{signal}' wants the Fisher information .*; got the other"):
+        weights(signal, **bases)
