@@ -18,6 +18,8 @@ EPILOG = """examples:
       keep 70 % of the whole checkpoint's bytes, at ranks that are multiples of 8
   bert-adapter compress ./my-model --rank 96 --text my-sentences.txt -o small --include 'intermediate|output/dense'
       rank 96 in the feed-forward and output kernels only
+  bert-adapter finetune bert-half --data train.tsv --dev dev.tsv --teacher bert-base-uncased-on-the-task -o bert-tuned
+      train it on labelled rows, drawn to what a dense model says about them
 
 then, in Python:
   import bert_adapter
@@ -75,6 +77,23 @@ def parser() -> argparse.ArgumentParser:
     compress.add_argument("--batch-size", type=int, default=16, help="sentences at a time (%(default)s)")
     compress.add_argument("--max-length", type=int, default=128, help="tokens per sentence at most (%(default)s)")
     compress.add_argument("--seed", type=int, default=0, help="of the random directions in place of labels")
+
+    tune = commands.add_parser("finetune", help="train a checkpoint on labelled rows", formatter_class=formatter)
+    tune.add_argument("model", metavar="DIR", help="a directory, dense or compressed, or a name on the Hub")
+    rows = "tab-separated, with a heading: one or two columns of text and 'label', a class 0, 1, ... or a value"
+    tune.add_argument("--data", type=Path, required=True, metavar="FILE", help=f"the rows to train on: {rows}")
+    tune.add_argument("--dev", type=Path, metavar="FILE", help="other rows, to score the model on before and after")
+    tune.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the new checkpoint")
+    tune.add_argument("--teacher", metavar="DIR", help="a dense model of the same task, whose outputs are followed too")
+    tune.add_argument("--distil", type=float, default=0.5, help="the teacher's share of the loss (%(default)s)")
+    tune.add_argument("--epochs", type=int, default=3, help="passes over the rows (%(default)s)")
+    tune.add_argument("--learning-rate", type=float, default=5e-5, help="the highest, of AdamW (%(default)s)")
+    tune.add_argument("--batch-size", type=int, default=32, help="rows at a time (%(default)s)")
+    tune.add_argument("--max-length", type=int, default=128, help="tokens of a row at most (%(default)s)")
+    tune.add_argument("--seed", type=int, default=0, help="of the order of the rows, dropout and a new head")
+    tune.add_argument(
+        "--state", type=Path, metavar="FILE", help="keep the state in FILE once a minute, and go on from it"
+    )
     return root
 
 
@@ -82,8 +101,8 @@ def main(argv: list[str] | None = None) -> int:
     """Runs a command; 0 if it succeeded, 2 if something it was given cannot be used."""
     options = parser().parse_args(argv)
     try:
-        (run_demo if options.command == "demo" else run_compress)(options)
-    except (ValueError, OSError) as error:
+        {"demo": run_demo, "compress": run_compress, "finetune": run_finetune}[options.command](options)
+    except (ValueError, OSError, FloatingPointError) as error:
         print(f"bert-adapter: error: {error}", file=sys.stderr)  # noqa: T201
         return 2
     return 0
@@ -127,6 +146,47 @@ def run_compress(options: argparse.Namespace) -> None:
     page = options.report or options.output.with_name(options.output.name + ".html")
     write_page(page, f"{options.model}, compressed", report, {})
     say(f"{as_text(kernel_table(report.rows))}\n\n{summary(report)}\nsaved {options.output}; report: {page}")
+
+
+def run_finetune(options: argparse.Namespace) -> None:
+    from bert_adapter.checkpoint import check_target, load, save
+    from bert_adapter.finetune import finetune, with_head
+    from bert_adapter.model import SequenceClassifier
+    from bert_adapter.rows import labelled_batches, read_rows
+    from bert_adapter.score import score
+
+    check_target(options.output)
+    if options.batch_size < 1 or options.max_length < 1:
+        raise ValueError(f"wanted batches and lengths of at least 1; got {options.batch_size}, {options.max_length}")
+    rows = read_rows(options.data)
+    dev = read_rows(options.dev) if options.dev else None
+    model = load(options.model)
+    if not isinstance(model.module, SequenceClassifier):
+        labels = int(rows.labels.max()) + 1 if rows.labels.dtype.kind == "i" else 1
+        say(f"{options.model} embeds: it gets a new head of {labels} output{'s' * (labels > 1)}")
+        model = with_head(model, labels, seed=options.seed)
+    elif dev:
+        say(f"before: {figures(score(model, dev, max_length=options.max_length))}")
+    teacher = load(options.teacher) if options.teacher else None
+    trained, losses = finetune(
+        model,
+        labelled_batches(model, rows, options.batch_size, options.max_length),
+        teacher=teacher,
+        distil=options.distil,
+        epochs=options.epochs,
+        learning_rate=options.learning_rate,
+        seed=options.seed,
+        file=options.state,
+    )
+    save(trained, options.output)
+    say(f"mean loss of each epoch: {', '.join(f'{loss:.4f}' for loss in losses)}")
+    if dev:
+        say(f"after: {figures(score(trained, dev, max_length=options.max_length))}")
+    say(f"saved {options.output}")
+
+
+def figures(scores: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
 
 
 def say(text: str) -> None:

@@ -1,0 +1,266 @@
+"""Training moves dense and factorised parameters alike, and goes on where it was stopped."""
+
+import importlib
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bert_adapter.apply import apply
+from bert_adapter.checkpoint import Model, by_path, load, save
+from bert_adapter.cli import main
+from bert_adapter.factorise import factorise
+from bert_adapter.finetune import distillation, finetune, task_loss, with_head
+from bert_adapter.model import module_for
+from bert_adapter.rows import Rows, labelled_batches, read_rows
+from bert_adapter.score import of_classes, of_values, score
+
+CONFIG = {
+    "architectures": ["BertModel"],
+    "model_type": "bert",
+    "vocab_size": 20,
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "max_position_embeddings": 16,
+}
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "fox", "dog", "runs", "far", "from", "it"]
+FILES = {
+    "vocab.txt": "\n".join(WORDS).encode(),
+    "tokenizer_config.json": b'{"tokenizer_class": "BertTokenizer", "do_lower_case": true}',
+}
+RNG = np.random.default_rng(0)
+# Red things are of class 1.
+TEXTS = [" ".join(RNG.choice(WORDS[5:], size=6)) for _ in range(40)]
+ROWS = Rows(TEXTS, np.array(["red" in text for text in TEXTS], np.int32))
+KEY = "bert/encoder/layer/0/attention/self/key"
+train = partial(finetune, progress=False, learning_rate=2e-2)
+
+
+def embedder():
+    module, rng = module_for(CONFIG), np.random.default_rng(0)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    params = jax.tree.map(lambda leaf: rng.normal(0, 0.2, leaf.shape).astype(np.float32), shapes)
+    return Model(module, params, CONFIG, FILES)
+
+
+training = importlib.import_module("bert_adapter.finetune")  # the package has the function under that name
+MODEL = with_head(embedder(), 2)
+BATCHES = labelled_batches(MODEL, ROWS, batch_size=8)
+
+
+def small():
+    params, _ = factorise(MODEL.params, {KEY: None}, {KEY: 4}, method="svd", progress=False)
+    return MODEL._replace(params=params, config=MODEL.config | {"low_rank": {"schema": 1, "ranks": {KEY: 4}}})
+
+
+@pytest.mark.parametrize("model", [MODEL, small()], ids=["dense", "factorised"])
+def test_a_rule_is_learnt(model):
+    trained, losses = train(model, BATCHES, epochs=20)
+    assert losses[-1] < 0.3 < losses[0]
+    assert score(trained, ROWS)["accuracy"] > 0.9
+    moved = jax.tree.map(lambda a, b: not np.array_equal(a, b), trained.params, jax.device_get(model.params))
+    assert all(jax.tree.leaves(moved))
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(trained.params))
+
+
+def test_factors_that_were_trained_are_saved_and_loaded(tmp_path):
+    trained, _ = train(small(), BATCHES, epochs=1)
+    save(trained, tmp_path / "small")
+    jax.tree.map(np.testing.assert_array_equal, load(tmp_path / "small").params, trained.params)
+
+
+def test_the_command_line_trains_scores_and_saves(tmp_path, capsys):
+    save(embedder(), tmp_path / "dense")
+    lines = [f"{text}\t{label}" for text, label in zip(TEXTS, ROWS.labels, strict=True)]
+    (tmp_path / "rows.tsv").write_text("sentence\tlabel\n" + "\n".join(lines), "utf-8")
+    common = ["--data", str(tmp_path / "rows.tsv"), "--dev", str(tmp_path / "rows.tsv"), "--batch-size", "8"]
+    assert main(["finetune", str(tmp_path / "dense"), *common, "--epochs", "1", "-o", str(tmp_path / "once")]) == 0
+    again = ["--teacher", str(tmp_path / "once"), "--state", str(tmp_path / "state"), "-o", str(tmp_path / "twice")]
+    assert main(["finetune", str(tmp_path / "once"), *common, "--epochs", "1", *again]) == 0
+    printed = capsys.readouterr().out
+    assert "a new head of 2 outputs" in printed
+    assert printed.count("after: accuracy 0.") + printed.count("after: accuracy 1.") == 2
+    assert printed.count("before: ") == 1  # a new head has nothing to say yet
+    assert load(tmp_path / "twice").module.config.num_labels == 2
+    assert main(["finetune", str(tmp_path / "once"), "--data", "nowhere.tsv", "-o", str(tmp_path / "x")]) == 2
+
+
+def test_model_given_is_left_alone():
+    before = jax.tree.map(np.array, MODEL.params)
+    train(MODEL, BATCHES, epochs=1)
+    jax.tree.map(np.testing.assert_array_equal, MODEL.params, before)
+
+
+def test_a_run_that_was_killed_ends_where_another_one_does(tmp_path, monkeypatch):
+    file = tmp_path / "state.safetensors"
+    whole, losses = train(MODEL, BATCHES, epochs=2)
+    monkeypatch.setattr(training, "SAVE_EVERY", 0.0)
+    saved = training.save_state
+
+    def killed(state, history, file):
+        saved(state, history, file)
+        if state.step == 7:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "save_state", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(MODEL, BATCHES, epochs=2, file=file)
+    assert file.exists()
+    again, later = train(MODEL, BATCHES, epochs=2, file=file)
+    jax.tree.map(np.testing.assert_array_equal, again.params, whole.params)
+    assert later == losses
+    assert not file.exists()
+
+
+def test_state_of_another_training_is_refused(tmp_path):
+    file = tmp_path / "state.safetensors"
+    params = jax.tree.map(jnp.asarray, MODEL.params)
+    state = training.State(params, training.adamw(1e-3, 1, 5, 0.01).init(params), 3)
+    training.save_state(state, np.zeros(5, np.float32), file)
+    with pytest.raises(ValueError, match="the state of another training, of 5 steps"):
+        train(MODEL, BATCHES, epochs=2, file=file)
+    file.write_text("no tensors")
+    with pytest.raises(ValueError, match="wanted the state of a training"):
+        train(MODEL, BATCHES, epochs=2, file=file)
+
+
+def test_seed_decides():
+    first, second, other = (train(MODEL, BATCHES, epochs=1, seed=seed)[1] for seed in (0, 0, 1))
+    assert first == second != other
+
+
+def test_one_step_is_adamws():
+    """Dropout is off in this module; the first rate of a warm-up of one step is 0, the second the whole."""
+    still = MODEL._replace(
+        module=module_for(MODEL.config | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0})
+    )
+    batch = BATCHES[0]
+    trained, _ = finetune(still, [batch], epochs=2, warmup=0.5, learning_rate=1e-3, weight_decay=0.1, progress=False)
+
+    def objective(params):
+        weights = batch["weights"]
+        output = apply(still.module, params, *(batch[n] for n in ("input_ids", "attention_mask", "token_type_ids")))
+        return jnp.sum(weights * task_loss(output, batch)) / jnp.sum(weights)
+
+    gradients = jax.jit(jax.grad(objective))(still.params)
+    norm = float(np.sqrt(sum(float(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(gradients))))
+    for path, gradient in by_path(gradients).items():
+        g = np.asarray(gradient, np.float64) * min(1, 1 / norm)  # twice the same: means without bias are g and g**2
+        start = np.asarray(by_path(still.params)[path], np.float64)
+        decay = 0.1 * start if start.ndim > 1 else 0.0
+        wanted = start - 1e-3 * (g / (np.abs(g) + 1e-8) + decay)
+        clear = np.abs(g) > 1e-5  # where rounding does not decide the sign
+        np.testing.assert_allclose(by_path(trained.params)[path][clear], wanted[clear], rtol=0, atol=2e-5)
+
+
+def test_a_teacher_alone_is_followed():
+    teacher, _ = train(MODEL, BATCHES, epochs=20)
+    other = with_head(embedder(), 2, seed=5)
+    labels = [{**batch, "labels": 1 - batch["labels"]} for batch in BATCHES]  # which count for nothing
+    taught, _ = train(other, labels, teacher=teacher, distil=1.0, epochs=20)
+    assert score(taught, ROWS)["accuracy"] > 0.9
+
+
+def test_distillation_is_zero_for_a_copy_and_its_gradient_that_of_soft_labels():
+    logits, wanted = RNG.normal(size=(2, 5, 3)).astype(np.float32)
+    np.testing.assert_allclose(distillation(jnp.asarray(wanted), jnp.asarray(wanted), 2.0), 0, atol=1e-6)
+    got = jax.grad(lambda logits: jnp.sum(distillation(logits, jnp.asarray(wanted), 2.0)))(jnp.asarray(logits))
+    soft = np.asarray(jax.nn.softmax(logits / 2) - jax.nn.softmax(wanted / 2), np.float64)
+    np.testing.assert_allclose(got, 2 * soft, atol=1e-6)
+    np.testing.assert_allclose(distillation(jnp.ones((2, 1)), jnp.zeros((2, 1)), 2.0), [0.5, 0.5])
+
+
+def test_regression_has_half_the_squared_error():
+    got = task_loss(jnp.asarray([[1.0], [3.0]]), {"labels": np.array([2.0, 3.0], np.float32)})
+    np.testing.assert_allclose(got, [0.5, 0.0])
+
+
+def test_head_keeps_the_encoder_and_its_pooler():
+    jax.tree.map(np.testing.assert_array_equal, MODEL.params["bert"], embedder().params)
+    assert MODEL.params["classifier"]["kernel"].shape == (16, 2)
+    with pytest.raises(ValueError, match="a head already, of 2 labels"):
+        with_head(MODEL, 3)
+
+
+def test_head_on_an_encoder_without_a_pooler_gets_a_new_one(tmp_path):
+    bare = embedder()
+    params = {name: part for name, part in bare.params.items() if name != "pooler"}
+    got = with_head(Model(bare.module.clone(add_pooling_layer=False), params, CONFIG, FILES), 1)
+    save(got, tmp_path / "headed")
+    assert load(tmp_path / "headed").params["bert"]["pooler"]["dense"]["kernel"].shape == (16, 16)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batches": []}, "no batches: wanted at least one"),
+        ({"epochs": 0}, r"epochs must be in \[1, 1000000\]; got 0"),
+        ({"learning_rate": -1.0}, "learning_rate must be in"),
+        ({"distil": 2.0}, "distil must be in"),
+    ],
+)
+def test_what_cannot_be_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        train(MODEL, **{"batches": BATCHES} | options)
+
+
+def test_rows_are_read_as_they_stand(tmp_path):
+    file = tmp_path / "rows.tsv"
+    file.write_text('sentence1\tsentence2\tlabel\na "red\tfox\t2.5\r\nit\tdog\t0\n', "utf-8")
+    rows = read_rows(file)
+    assert list(rows.texts) == [('a "red', "fox"), ("it", "dog")]
+    np.testing.assert_array_equal(rows.labels, np.array([2.5, 0], np.float32))
+    file.write_text("label\tsentence\n1\ta fox\n0\tit\n", "utf-8")
+    rows = read_rows(file)
+    assert (list(rows.texts), rows.labels.tolist(), rows.labels.dtype) == (["a fox", "it"], [1, 0], np.int32)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a\tb\n1\t2\n", r"wanted a heading of one or two columns of text and 'label'; got \['a', 'b'\]"),
+        ("sentence\tlabel\nfox\n", "line 2: wanted 2 columns; got 1"),
+        ("sentence\tlabel\nfox\tyes\n", "wanted a number in the column 'label'.*'yes'"),
+        ("sentence\tlabel\n", "wanted rows below the heading"),
+    ],
+)
+def test_rows_that_cannot_be_read_are_named(text, message, tmp_path):
+    file = tmp_path / "rows.tsv"
+    file.write_text(text, "utf-8")
+    with pytest.raises(ValueError, match=message):
+        read_rows(file)
+
+
+def test_batches_hold_every_row_once_with_its_label():
+    batches = labelled_batches(MODEL, Rows(TEXTS[:11], ROWS.labels[:11]), batch_size=4)
+    assert [len(batch["labels"]) for batch in batches] == [4, 4, 4]
+    assert sum(batch["weights"].sum() for batch in batches) == 11
+    red = WORDS.index("red")
+    for batch in batches:
+        np.testing.assert_array_equal((batch["input_ids"] == red).any(axis=1), batch["labels"] == 1)
+
+
+def test_scores_are_those_of_scikit_learn():
+    metrics, stats = pytest.importorskip("sklearn.metrics"), pytest.importorskip("scipy.stats")
+    for classes in (2, 4):
+        a, b = RNG.integers(0, classes, (2, 60))
+        got = of_classes(a, b)
+        assert got["accuracy"] == pytest.approx(metrics.accuracy_score(b, a))
+        assert got["matthews"] == pytest.approx(metrics.matthews_corrcoef(b, a))
+    assert of_classes(np.ones(5, int), np.array([1, 0, 1, 1, 0])) == {"accuracy": 0.6, "matthews": 0.0}
+    x, y = RNG.normal(size=(2, 40))
+    assert of_values(x, y)["pearson"] == pytest.approx(stats.pearsonr(x, y).statistic)
+    assert of_values(x, y)["spearman"] == pytest.approx(stats.spearmanr(x, y).statistic)
+
+
+def test_embedder_is_scored_by_cosines_of_pairs():
+    pairs = Rows(
+        [("a red fox", "a red fox"), ("a dog", "it runs far"), ("far", "far")], np.array([1, 0, 1], np.float32)
+    )
+    assert score(embedder(), pairs)["pearson"] > 0.9
+    with pytest.raises(ValueError, match="scored by the cosines of pairs"):
+        score(embedder(), ROWS)
