@@ -66,7 +66,7 @@ def factorise(
     rows: dict[str, Row] = {}
     full: dict[str, Any] = {}
     bases: dict[str, Basis] = {}
-    together = method in (*SWEEPS, *STARTS) and options.get("projection", "subspace") == "subspace"
+    together = method in (*SWEEPS, *STARTS, "kronecker") and options.get("projection", "subspace") == "subspace"
     for path, rank in ranks.items():
         kernel = flat[f"{path}/kernel"]
         shape = tuple(kernel.shape)

@@ -148,6 +148,17 @@ def test_ranks_of_their_own_are_those_of_single_solves(method):
         assert np.linalg.matrix_rank(product, tol=1e-4) == rank
 
 
+def test_ranks_of_their_own_are_those_of_single_solves_for_kronecker_weights():
+    rng = np.random.default_rng(4)
+    W = rng.normal(size=(3, 9, 7)).astype(np.float32)
+    row, col = (np.stack([np.cov(rng.normal(size=(n, 40))) for _ in range(3)]).astype(np.float32) for n in (9, 7))
+    batch = wlra.solve_batch(W, wlra.Kronecker(row, col), 4, method="kronecker", ranks=[1, 4, 2])
+    for i, rank in enumerate((1, 4, 2)):
+        alone = wlra.solve(W[i], wlra.Kronecker(row[i], col[i]), rank, method="kronecker")
+        np.testing.assert_allclose(batch.loss[i], alone.loss, rtol=1e-4)  # roots of matrices in float32
+        assert not np.any(batch.left[i][:, rank:])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

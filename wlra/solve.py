@@ -173,7 +173,7 @@ def solve_batch(
       weights: None, or broadcasting to (batch, m, n), or `Kronecker` of (batch, m, m) and (batch, n, n).
       ranks: (batch,), in [1, rank]: each problem's own, beyond which columns of `left` and rows of `right` are zero.
         One program serves all; each costs what `rank` does. For "em", "nesterov", "anderson", "als", "als-anderson"
-        with projection="subspace", and the closed forms but "kronecker".
+        with projection="subspace", and the closed forms.
       chunk: how many problems are solved at a time, all if None. Bounds the memory, and changes no result but for
         rounding. A chunk runs until its slowest problem is done: on a CPU, chunk=1 is fastest.
       mesh: devices that share the batch, `chunk` problems at a time on each; none waits for another. Of several
@@ -228,8 +228,8 @@ def prepare(
     if unit and method not in PENALISED:
         raise ValueError(f"{unit} needs one of the methods {', '.join(map(repr, PENALISED))}; got {method!r}")
     if ranks is not None:
-        if method not in (*STARTS, *SWEEPS) or projection != "subspace":
-            able = ", ".join(map(repr, (*STARTS, *SWEEPS)))
+        if method not in (*STARTS, "kronecker", *SWEEPS) or projection != "subspace":
+            able = ", ".join(map(repr, (*STARTS, "kronecker", *SWEEPS)))
             raise ValueError(
                 f"ranks needs projection='subspace' and one of the methods {able}; got {projection!r} and {method!r}"
             )
@@ -423,7 +423,7 @@ def zero_like(factors: Factors) -> Factors:
 
 def kronecker(W, weights, pair, own, tol, patience, penalty, *, rank, max_iters, **unused) -> Result:
     """Weights of rows and columns as wholes: C^1/2 W G^1/2 has equal weights; unscale its SVD."""
-    del pair, own, penalty, unused, max_iters
+    del pair, penalty, unused, max_iters
     valid = border.semidefinite(weights.row) & border.semidefinite(weights.col)
     status = jnp.where(jnp.all(jnp.isfinite(W)), RUNNING, Status.INVALID_TARGET)
     status = jnp.where(valid, status, Status.INVALID_WEIGHTS).astype(jnp.int32)
@@ -432,7 +432,7 @@ def kronecker(W, weights, pair, own, tol, patience, penalty, *, rank, max_iters,
         psd_roots(to_unit(jnp.where(jnp.isfinite(matrix), matrix, 0))[0]) for matrix in weights
     )
     problem = Problem(row @ target @ col, jnp.ones_like(target))
-    outcome = run(problem, truncated_svd(problem.target, rank), stay, tol, patience, 0, status)
+    outcome = run(problem, leading(truncated_svd(problem.target, rank), own), stay, tol, patience, 0, status)
     best = Factors(row_inverse @ outcome.factors.left, outcome.factors.right @ col_inverse)
     return to_result(outcome, best, exponent, jnp.full_like(outcome.loss, jnp.inf))
 
