@@ -1,0 +1,157 @@
+"""What does it cost to measure what matters, beside a plain training gradient, and to compress a real model?
+
+A BERT of BERT-base's shape with seeded random parameters: the time of one batch for each signal, in plain gradients of
+the loss with respect to all parameters on the same batch, by turns in the same process. Then all-MiniLM-L6-v2 from the
+first call to the checkpoint on the disk, compiling included, half of its encoder kept.
+"""
+
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import bert_adapter
+from benchmarks.tables import Row, arguments, at_most, markdown, number, row, write
+from benchmarks.timing import Measured, timed
+from bert_adapter.finetune import task_loss
+from bert_adapter.importance import batch_functions, eigenbases
+from bert_adapter.model import module_for
+from bert_adapter.weights import SIGNALS
+
+BASE = {"architectures": ["BertForSequenceClassification"], "model_type": "bert", "num_labels": 2}
+SMALL = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96, "vocab_size": 99}
+LIMIT = 1.5
+
+
+def sample(config: dict[str, Any], batch: int, length: int) -> tuple[bert_adapter.Model, dict[str, Any]]:
+    """A seeded random model and a batch for it."""
+    module, rng = module_for(config), np.random.default_rng(0)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.02, leaf.shape), jnp.float32), shapes)
+    ids = rng.integers(0, module.config.vocab_size, (batch, length))
+    arrays = {"input_ids": ids, "attention_mask": np.ones_like(ids), "labels": rng.integers(0, 2, batch)}
+    model = bert_adapter.Model(module, params, config, {})
+    return model, {name: jnp.asarray(array, jnp.int32) for name, array in arrays.items()}
+
+
+def passes(model: bert_adapter.Model, batch: dict[str, Any]) -> tuple[dict[str, tuple[Any, int | None]], Any]:
+    """By name, a call without arguments that makes one pass over the batch, and the peak memory of it in bytes.
+
+    And the bases of the second pass.
+    """
+    forward = bert_adapter.forward(model)
+    paths = frozenset(bert_adapter.select_kernels(model.params))
+    key = jax.random.key(0)
+
+    @jax.jit
+    def gradient(params: Any, batch: Any) -> Any:
+        with jax.default_matmul_precision("highest"):
+            return jax.grad(lambda params: jnp.sum(task_loss(forward(params, batch), batch)))(params)
+
+    def compiled(function: Any, *inputs: Any) -> tuple[Any, int | None]:
+        program = function.lower(*inputs).compile()
+        memory = program.memory_analysis()
+        peak = memory.temp_size_in_bytes + memory.output_size_in_bytes if memory else None
+        return lambda: jax.block_until_ready(program(*inputs)), peak
+
+    calls = {"gradient of all parameters": compiled(gradient, model.params, batch)}
+    bases: dict[str, Any] = {}
+    for name, statistics in {
+        "fisher": ("fisher",),
+        "row": ("rows",),
+        "activation": ("inputs",),
+        "kronecker": ("inputs", "outputs"),
+        "eigenbasis, second pass": ("fisher",),
+    }.items():
+        sums, _ = batch_functions(forward, task_loss, paths, statistics)
+        if "second" in name:
+            first, _ = batch_functions(forward, task_loss, paths, ("inputs", "outputs"))
+            factors = jax.jit(partial(first, seen=0, bases={}))(model.params, batch, key)
+            found = bert_adapter.Importance(factors, 1, 1, 1, "labels", 0, {})
+            bases = eigenbases(found)
+        calls[name] = compiled(jax.jit(sums), model.params, batch, key, 0, bases)
+    return calls, bases
+
+
+def end_to_end(examples: int) -> dict[str, float]:
+    """The seconds of each stage of a compression, from the model's files to the new ones."""
+    from bert_adapter.demo import minilm, sentences
+
+    began = time.perf_counter()
+    model = bert_adapter.load(minilm())
+    texts = np.resize(sentences("calibration") + sentences("heldout"), examples).tolist()  # the first ones again
+    batches = bert_adapter.text_batches(model, texts)
+    seconds = {"load": time.perf_counter() - began}
+    small, report = bert_adapter.compress(model, batches, budget=0.5)
+    seconds |= {name: report.seconds[name] for name in ("importance", "plan", "solve")}
+    with tempfile.TemporaryDirectory() as folder:
+        _, seconds["save"] = timed(lambda: bert_adapter.save(small, Path(folder) / "small"))
+    return seconds
+
+
+def draw(rows: list[Row], path: Path) -> None:
+    """Bars of both tables."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.5), layout="constrained")
+    for ax, name, label in zip(
+        axes, ("pass", "compress"), ("one pass, in plain gradients", "seconds of a compression"), strict=True
+    ):
+        lines = [line for line in rows if line["problem"] == name]
+        values = [line.get("in_gradients") or line["run_seconds"] for line in lines]
+        bars = ax.barh([line["method"] for line in lines], values)
+        ax.bar_label(bars, fmt="%.2f" if name == "pass" else "%.0f", padding=3)
+        ax.set(xlabel=label, xlim=(0, 1.15 * max(values)))
+        ax.invert_yaxis()
+    figure.savefig(path, dpi=120)
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = arguments("importance", __doc__).parse_args(argv)
+    config, batch, length, turns = (BASE | SMALL, 4, 16, 2) if options.quick else (BASE, 16, 32, 5)
+    model, arrays = sample(config, batch, length)
+    calls, bases = passes(model, arrays)
+    found = {name: call() for name, (call, _) in calls.items()}
+    fisher = found["eigenbasis, second pass"]
+    sums = {path: sums._replace(fisher=fisher[path].fisher) for path, sums in found["kronecker"].items()}
+    measured = bert_adapter.Importance(sums, batch, batch * length, 1, "labels", 0, bases)
+    _, planning = timed(lambda: bert_adapter.plan(model.params, measured, 0.5))
+    del found, fisher
+    times = [{name: timed(call)[1] for name, (call, _) in calls.items()} for _ in range(turns)]
+    median = {name: float(np.median([turn[name] for turn in times])) for name in calls}
+    plain = median["gradient of all parameters"]
+    median["eigenbasis, both passes"] = median["kronecker"] + median["eigenbasis, second pass"]
+    rows = []
+    for name, seconds in median.items():
+        peak = calls[name][1] if name in calls else None
+        cost = Measured(None, None, seconds, peak)
+        rows.append(row("pass", name, None, "", cost, in_gradients=seconds / plain))
+    head = ["one pass over a batch", "in plain gradients", "peak MiB"]
+    cells = [
+        [line["method"], f"{line['in_gradients']:.2f}", number((line["peak_bytes"] or 0) / 2**20 or None, ".0f")]
+        for line in rows
+    ]
+    print(f"{batch} rows of {length} tokens\n\n{markdown(head, cells)}\n")
+    for name in SIGNALS:
+        if name in median or name == "eigenbasis":
+            key = "eigenbasis, both passes" if name == "eigenbasis" else name
+            print(at_most(f"{name} over a plain gradient", median[key] / plain, LIMIT))
+    print(at_most("ranks for all budgets, once that is measured, seconds,", planning, 5))
+    rows.append(row("plan", "eigenbasis", None, "", Measured(None, None, planning, None)))
+    seconds = end_to_end(32 if options.quick else 512)
+    rows += [row("compress", name, None, "", Measured(None, None, value, None)) for name, value in seconds.items()]
+    print("\n" + markdown(["stage", "seconds"], [[name, f"{value:.1f}"] for name, value in seconds.items()]) + "\n")
+    print(at_most("a compression of all-MiniLM-L6-v2, seconds,", sum(seconds.values()), 180))
+    write(options, "importance", rows, draw)
+
+
+if __name__ == "__main__":
+    main()
