@@ -145,7 +145,7 @@ def run_compress(options: argparse.Namespace) -> None:
     save(small, options.output)
     page = options.report or options.output.with_name(options.output.name + ".html")
     write_page(page, f"{options.model}, compressed", report, {})
-    say(f"{as_text(kernel_table(report.rows))}\n\n{summary(report)}\nsaved {options.output}; report: {page}")
+    say(f"{as_text(kernel_table(report))}\n\n{summary(report)}\nsaved {options.output}; report: {page}")
 
 
 def run_finetune(options: argparse.Namespace) -> None:

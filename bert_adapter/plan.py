@@ -67,7 +67,7 @@ def plan(
 
     Args:
       params: nested dicts, with dense kernels.
-      importance: what `measure_importance` returned, with what the signal needs.
+      importance: what `measure_signal` returned, or `measure_importance` with what the signal needs; None for "none".
       budget: the share to keep, in (0, 1].
       of: "kernels", the parameters of the selected kernels; "parameters", those of the whole model; "bytes", their
         size in memory, where kernels may have several dtypes; "flops", the operations for a token in all dense layers,
@@ -149,7 +149,7 @@ def squared_singular_values(kernel: Float[np.ndarray, "m n"], weights: Any) -> F
         row, col = np.asarray(weights.row), np.asarray(weights.col)
     else:
         full = np.broadcast_to(1.0 if weights is None else np.asarray(weights, np.float64), kernel.shape)
-        row, col = full.sum(axis=1), full.sum(axis=0) / full.sum()
+        row, col = full.sum(axis=1), full.sum(axis=0) / (full.sum() or 1)
     if kernel.shape[0] > kernel.shape[1]:
         kernel, row, col = kernel.T, col, row
     if row.ndim == 1:

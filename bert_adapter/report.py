@@ -26,21 +26,25 @@ td + td { text-align: right; } svg { max-width: 100%; height: auto; } .wide { ov
 
 
 def summary(report: Report) -> str:
-    """One paragraph: parameters before and after, and what stays dense."""
+    """One paragraph: parameters before and after, what that is predicted to cost, and what stays dense."""
     before, after = report.parameters_before, report.parameters_after
     text = (
         f"{len(report.rows)} kernels, {before:,} parameters, became {after:,} ({after / before:.1%}) "
         f"by {report.method} with importance {report.importance!r} in {sum(report.seconds.values()):.0f} s."
     )
+    if report.predicted is not None and report.importance not in ("activation", "row", "none"):
+        text += f" The mean loss is predicted to rise by {report.predicted:.3g}, to second order."
     if report.dense:
         text += f" {len(report.dense)} stay dense, since factors of their rank would not be smaller: {report.dense}."
     return text
 
 
-def kernel_table(rows: list[Row]) -> list[list[str]]:
+def kernel_table(report: Report) -> list[list[str]]:
     """A heading and a line of text cells for each kernel."""
+    rows, trusted = report.rows, report.reliability
     methods = list(dict.fromkeys(name for row in rows for name in row.loss))
-    heading = ["kernel", "shape", "rank", "before", "after", *methods, "iterations", "status", "seconds"]
+    known = ["reliability"] if trusted else []
+    heading = ["kernel", "shape", "rank", "before", "after", *known, *methods, "iterations", "status", "seconds"]
     return [heading] + [
         [
             row.path,
@@ -48,6 +52,7 @@ def kernel_table(rows: list[Row]) -> list[list[str]]:
             str(row.rank),
             f"{row.parameters_before:,}",
             f"{row.parameters_after:,}",
+            *([f"{trusted[row.path]:.2f}"] if trusted else []),
             *(f"{row.loss[name]:.4f}" if name in row.loss else "" for name in methods),
             str(row.iterations),
             row.status,
@@ -130,7 +135,7 @@ def write_page(path: Path, title: str, report: Report, fidelities: Mapping[str, 
         if any(len(row.history) > 1 for row in report.rows):
             parts += ["<h2>Convergence</h2>", as_svg(convergence_figure(report.rows, report.method))]
     seconds = [["stage", "seconds"], *([name, f"{value:.1f}"] for name, value in report.seconds.items())]
-    parts += ["<h2>Kernels</h2>", f"<div class=wide>{as_html(kernel_table(report.rows))}</div>", as_html(seconds)]
+    parts += ["<h2>Kernels</h2>", f"<div class=wide>{as_html(kernel_table(report))}</div>", as_html(seconds)]
     head = f"<!doctype html><meta charset=utf-8><title>{html.escape(title)}</title><style>{STYLE}</style>"
     write_text(path, head + "\n".join(parts))
 

@@ -32,6 +32,7 @@ def test_a_checkpoint_is_compressed_with_a_report_beside_it(minilm_path, text, t
     assert small.config["low_rank"]["ranks"] == {KEY: 16}
     page = (tmp_path / "small.html").read_text("utf-8")
     assert KEY in page
+    assert "<th>reliability</th>" in page
     assert page.count("<svg") == 2  # losses and convergence
     texts = sentences("heldout")[:10]
     fidelity = compare(embed(bert_adapter.load(minilm_path), texts), embed(small, texts))

@@ -166,6 +166,11 @@ def test_singular_values_are_those_of_the_coordinates_with_equal_weights(tall):
     )
 
 
+def test_a_kernel_that_nothing_depends_on_gets_the_smallest_rank():
+    nothing = Importance(FISHER.sums | {"encoder/wide": Sums(fisher=jnp.zeros((2, 6, 14)))}, 1, 1, 1, "labels", 0, {})
+    assert plan(PARAMS, nothing, 0.5, signal="fisher").ranks["encoder/wide"] == 1
+
+
 def test_hull_is_that_of_all_lines_between_points():
     x, y = np.sort(RNG.uniform(size=30)), RNG.uniform(size=30)
     corners = lower_hull(x, y)
