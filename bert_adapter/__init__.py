@@ -4,6 +4,7 @@ from bert_adapter.apply import FACTORISED, apply, factorised
 from bert_adapter.checkpoint import Model, load, save, tokenizer
 from bert_adapter.compress import Report, as_model, compress, forward, text_batches
 from bert_adapter.factorise import factorise, merge
+from bert_adapter.fidelity import loss_increase
 from bert_adapter.finetune import finetune, with_head
 from bert_adapter.importance import Importance, load_importance, measure_importance, save_importance
 from bert_adapter.plan import Plan, plan
@@ -30,6 +31,7 @@ __all__ = [
     "labelled_batches",
     "load",
     "load_importance",
+    "loss_increase",
     "measure_importance",
     "measure_signal",
     "merge",

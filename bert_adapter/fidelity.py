@@ -1,12 +1,16 @@
 """How near a compressed sentence embedder stays to the dense one, on texts of one's own."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
+from bert_adapter.capture import Batch
 from bert_adapter.checkpoint import Model, Texts, tokenizer
 from bert_adapter.compress import forward
+from bert_adapter.finetune import distillation
+from bert_adapter.importance import Loss
 
 
 class Fidelity(NamedTuple):
@@ -40,6 +44,25 @@ def compare(dense: np.ndarray, other: np.ndarray) -> Fidelity:
         cosine=float(np.mean(np.sum(dense * other, axis=1))),
         spearman=spearman((dense @ dense.T)[pairs], (other @ other.T)[pairs]),
     )
+
+
+def loss_increase(dense: Model, small: Model, batches: Iterable[Batch], loss: Loss | None = None) -> float:
+    """How much higher the small model's mean loss is: what `plan` predicts, measured on rows of one's own.
+
+    (output, batch) -> (batch,) is the loss of labelled rows. If None, it is the expected one if labels were drawn from
+    what the dense model predicts: between classes, the divergence of the predictions; else half the squared distance
+    of the outputs. "weights", if a batch has any, weigh its examples.
+    """
+    runs = [(jax.jit(forward(model)), jax.device_put(model.params)) for model in (dense, small)]
+    total = count = 0.0
+    for batch in batches:
+        before, after = (run(params, batch) for run, params in runs)
+        each = distillation(after, before, 1.0) if loss is None else loss(after, batch) - loss(before, batch)
+        weights = np.asarray(batch.get("weights", np.ones(len(each))), float)
+        total, count = total + float(np.sum(weights * np.asarray(each))), count + float(np.sum(weights))
+    if not count:
+        raise ValueError("no batches: wanted at least one to measure the loss on")
+    return total / count
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float:

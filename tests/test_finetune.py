@@ -11,8 +11,11 @@ import pytest
 from bert_adapter.apply import apply
 from bert_adapter.checkpoint import Model, by_path, load, save
 from bert_adapter.cli import main
+from bert_adapter.compress import forward
 from bert_adapter.factorise import factorise
+from bert_adapter.fidelity import loss_increase
 from bert_adapter.finetune import distillation, finetune, task_loss, with_head
+from bert_adapter.importance import measure_importance
 from bert_adapter.model import module_for
 from bert_adapter.rows import Rows, labelled_batches, read_rows
 from bert_adapter.score import of_classes, of_values, score
@@ -264,3 +267,34 @@ def test_embedder_is_scored_by_cosines_of_pairs():
     assert score(embedder(), pairs)["pearson"] > 0.9
     with pytest.raises(ValueError, match="scored by the cosines of pairs"):
         score(embedder(), ROWS)
+
+
+def test_loss_rises_by_what_the_fisher_information_predicts():
+    """To second order; the diagonal alone is right on average over the signs of the errors."""
+    measured = measure_importance(
+        forward(MODEL), MODEL.params, BATCHES, ["classifier"], loss="categorical", statistics=["fisher"], progress=False
+    )
+    fisher = measured["classifier"].fisher
+    assert fisher is not None
+    predicted = 0.5 * 0.1**2 * float(np.sum(fisher)) / measured.examples
+    rng, ratios = np.random.default_rng(1), []
+    for _ in range(40):
+        moved = MODEL.params["classifier"]["kernel"] + np.float32(0.1) * rng.choice([-1, 1], (16, 2)).astype(np.float32)
+        head = MODEL.params["classifier"] | {"kernel": moved}
+        other = MODEL._replace(params=MODEL.params | {"classifier": head})
+        ratios.append(loss_increase(MODEL, other, BATCHES) / predicted)
+    error = np.std(ratios) / np.sqrt(len(ratios))
+    assert abs(np.mean(ratios) - 1) < 4 * error + 0.02
+    assert loss_increase(MODEL, MODEL, BATCHES) == pytest.approx(0, abs=1e-6)
+
+
+def test_loss_of_labels_rises_by_the_difference_of_the_means():
+    other = with_head(embedder(), 2, seed=9)
+    got = loss_increase(MODEL, other, BATCHES, task_loss)
+    means = []
+    for model in (MODEL, other):
+        each = [(np.asarray(task_loss(forward(model)(model.params, b), b)), b["weights"]) for b in BATCHES]
+        means.append(sum(float(np.sum(a * w)) for a, w in each) / sum(float(np.sum(w)) for _, w in each))
+    assert got == pytest.approx(means[1] - means[0], abs=1e-5)
+    with pytest.raises(ValueError, match="no batches"):
+        loss_increase(MODEL, other, [])
