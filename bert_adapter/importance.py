@@ -121,7 +121,8 @@ def measure_importance(
 
     Args:
       forward: (params, batch) -> output; no dropout.
-      batches: mappings of arrays with a leading batch axis. A key "attention_mask" (batch, time) marks padding by 0.
+      batches: mappings of arrays with a leading batch axis. A key "attention_mask" (batch, time) marks padding by 0, a
+        key "weights" (batch,) says how often each example counts.
       paths: dense layers, by the paths of their parameters ("encoder/layer/0/attention/self/query").
       loss: whose gradients. A function (output, batch) -> (batch,), each example's loss with its label: the empirical
         Fisher. Or the model's own predictive distribution, without labels: "categorical", the output (batch, classes)
@@ -161,12 +162,12 @@ def measure_importance(
         if number < total.batches:
             continue
         added = update(total.sums, params, arrays, jax.random.fold_in(key, number), total.examples, fixed)
-        count = len(next(iter(arrays.values())))
+        examples, tokens = counts(batch)
         total = replace(
             total,
             sums=added,
-            examples=total.examples + count,
-            tokens=total.tokens + int(np.sum(batch.get("attention_mask", count))),
+            examples=total.examples + examples,
+            tokens=total.tokens + tokens,
             batches=number + 1,
         )
         if file is not None and time.monotonic() - saved > SAVE_EVERY:
@@ -177,6 +178,13 @@ def measure_importance(
     if file is not None:
         save_importance(total, file)
     return total
+
+
+def counts(batch: Batch) -> tuple[int, int]:
+    """How many examples a batch holds, and how many tokens that are no padding."""
+    weights = np.asarray(batch.get("weights", np.ones(len(next(iter(batch.values()))))), float)
+    mask = np.asarray(batch.get("attention_mask", np.ones((len(weights), 1))), float)
+    return round(weights.sum()), round(float(weights @ mask.sum(axis=1)))
 
 
 def continued(fresh: Importance, file: str | Path | None) -> Importance:
@@ -218,16 +226,18 @@ def batch_sums(
         captured = capture(forward, params, batch, paths)
         mask = batch.get("attention_mask")
         inputs = {path: unpadded(array, mask) for path, array in captured.inputs.items()}
+        root = jnp.sqrt(jnp.asarray(batch.get("weights", 1.0), jnp.float32)).reshape(-1, 1, 1)
         total = {path: Sums() for path in inputs}
         if "inputs" in statistics:
-            total = {path: Sums(inputs=jnp.einsum("bti,btj->ij", x, x)) for path, x in inputs.items()}
+            counted = {path: x * root for path, x in inputs.items()}
+            total = {path: Sums(inputs=jnp.einsum("bti,btj->ij", x, x)) for path, x in counted.items()}
         if not set(statistics) - {"inputs"}:
             return total
         turned = {path: x @ bases[path].inputs if path in bases else x for path, x in inputs.items()}
 
         def along(gradient: Any) -> dict[str, Sums]:
             """The sums for one gradient of the output, an example's in each row."""
-            deltas = {path: delta.astype(jnp.float32) for path, delta in captured.deltas(gradient).items()}
+            deltas = {path: delta.astype(jnp.float32) * root for path, delta in captured.deltas(gradient).items()}
             return {
                 path: gradient_sums(turned[path], delta, seen, bases.get(path), statistics)
                 for path, delta in deltas.items()

@@ -332,6 +332,19 @@ def test_halves_are_every_other_example_across_batches():
     assert_near(got[1], singles[1], relative=20 * EPS)
 
 
+def test_an_example_counts_as_often_as_its_weight_says(params):
+    weighted = {**BATCH, "weights": np.array([1, 1, 0, 2], np.float32)}
+    again = {name: array[[0, 1, 3, 3]] for name, array in BATCH.items()}
+    got, wanted = (
+        measure(partial(run, MODULE), params, [batch], PATHS, loss=cross_entropy) for batch in (weighted, again)
+    )
+    assert (got.examples, got.tokens) == (wanted.examples, wanted.tokens) == (4, 27)
+    for path, sums in wanted.sums.items():
+        assert_near(fisher_of(got[path]), fisher_of(sums), relative=100 * EPS)  # as above
+        assert_near(got[path].inputs, sums.inputs, relative=100 * EPS)
+        assert_near(got[path].outputs, sums.outputs, relative=100 * EPS)
+
+
 def test_two_measurements_add_up_to_that_of_both(params, measured):
     first, second = (
         measure(partial(run, MODULE), params, [{n: a[half] for n, a in BATCH.items()}], PATHS, loss=cross_entropy)
