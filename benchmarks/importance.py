@@ -7,7 +7,6 @@ first call to the checkpoint on the disk, compiling included, half of its encode
 
 import tempfile
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import numpy as np
 
 import bert_adapter
 from benchmarks.tables import Row, arguments, at_most, markdown, number, row, write
-from benchmarks.timing import Measured, timed
+from benchmarks.timing import Measured, compiled, timed
 from bert_adapter.finetune import task_loss
 from bert_adapter.importance import batch_functions, eigenbases
 from bert_adapter.model import module_for
@@ -48,18 +47,15 @@ def passes(model: bert_adapter.Model, batch: dict[str, Any]) -> tuple[dict[str, 
     paths = frozenset(bert_adapter.select_kernels(model.params))
     key = jax.random.key(0)
 
-    @jax.jit
     def gradient(params: Any, batch: Any) -> Any:
         with jax.default_matmul_precision("highest"):
             return jax.grad(lambda params: jnp.sum(task_loss(forward(params, batch), batch)))(params)
 
-    def compiled(function: Any, *inputs: Any) -> tuple[Any, int | None]:
-        program = function.lower(*inputs).compile()
-        memory = program.memory_analysis()
-        peak = memory.temp_size_in_bytes + memory.output_size_in_bytes if memory else None
-        return lambda: jax.block_until_ready(program(*inputs)), peak
+    def ready(function: Any, *inputs: Any) -> tuple[Any, int | None]:
+        program, _, peak = compiled(function, *inputs)
+        return lambda: program(*inputs), peak
 
-    calls = {"gradient of all parameters": compiled(gradient, model.params, batch)}
+    calls = {"gradient of all parameters": ready(gradient, model.params, batch)}
     bases: dict[str, Any] = {}
     for name, statistics in {
         "fisher": ("fisher",),
@@ -70,11 +66,9 @@ def passes(model: bert_adapter.Model, batch: dict[str, Any]) -> tuple[dict[str, 
     }.items():
         sums, _ = batch_functions(forward, task_loss, paths, statistics)
         if "second" in name:
-            first, _ = batch_functions(forward, task_loss, paths, ("inputs", "outputs"))
-            factors = jax.jit(partial(first, seen=0, bases={}))(model.params, batch, key)
-            found = bert_adapter.Importance(factors, 1, 1, 1, "labels", 0, {})
-            bases = eigenbases(found)
-        calls[name] = compiled(jax.jit(sums), model.params, batch, key, 0, bases)
+            factors = calls["kronecker"][0]()
+            bases = eigenbases(bert_adapter.Importance(factors, 1, 1, 1, "labels", 0, {}))
+        calls[name] = ready(sums, model.params, batch, key, 0, bases)
     return calls, bases
 
 

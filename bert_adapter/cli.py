@@ -123,8 +123,7 @@ def run_compress(options: argparse.Namespace) -> None:
     texts = [line for line in options.text.read_text("utf-8").splitlines() if line.strip()]
     if not texts:
         raise ValueError(f"{options.text} holds no text; wanted a sentence a line")
-    if options.batch_size < 1 or options.max_length < 1:
-        raise ValueError(f"wanted batches and lengths of at least 1; got {options.batch_size}, {options.max_length}")
+    check_sizes(options)
     model = load(options.model)
     say(f"{options.model}: compressing on {len(texts)} texts")
     small, report = compress(
@@ -156,8 +155,7 @@ def run_finetune(options: argparse.Namespace) -> None:
     from bert_adapter.score import score
 
     check_target(options.output)
-    if options.batch_size < 1 or options.max_length < 1:
-        raise ValueError(f"wanted batches and lengths of at least 1; got {options.batch_size}, {options.max_length}")
+    check_sizes(options)
     rows = read_rows(options.data)
     dev = read_rows(options.dev) if options.dev else None
     model = load(options.model)
@@ -183,6 +181,12 @@ def run_finetune(options: argparse.Namespace) -> None:
     if dev:
         say(f"after: {figures(score(trained, dev, max_length=options.max_length))}")
     say(f"saved {options.output}")
+
+
+def check_sizes(options: argparse.Namespace) -> None:
+    """One ValueError for batches and lengths that cannot be."""
+    if options.batch_size < 1 or options.max_length < 1:
+        raise ValueError(f"wanted batches and lengths of at least 1; got {options.batch_size}, {options.max_length}")
 
 
 def figures(scores: dict[str, float]) -> str:
