@@ -32,15 +32,20 @@ class Sums(NamedTuple):
       the halves differ tells how far their sum can be trusted. In the eigenbasis, if there is one.
     rows: of the squared gradient, its sums over the outputs.
     inputs, outputs: sum_bt x_bt x_bt' and sum_bt delta_bt delta_bt', without padding: the Kronecker factors.
+    row_gram, col_gram: sum_b G_b G_b' and sum_b G_b' G_b of the gradients G_b = sum_t x_bt delta_bt'.
     """
 
     fisher: Float[Array, "2 in out"] | None = None
     rows: Float[Array, " in"] | None = None
     inputs: Float[Array, "in in"] | None = None
     outputs: Float[Array, "out out"] | None = None
+    row_gram: Float[Array, "in in"] | None = None
+    col_gram: Float[Array, "out out"] | None = None
 
 
 STATISTICS = Sums._fields
+SYMMETRIC = ("inputs", "outputs", "row_gram", "col_gram")
+STRIP = 384  # rows of a symmetric matrix that are computed together, from their diagonal block on
 
 
 class Basis(NamedTuple):
@@ -130,14 +135,14 @@ def measure_importance(
         "gaussian", the output (batch, width) being an embedding or the value of a regression, projects it on a random
         direction for each example, whose squared gradient is, in expectation, what half the squared error of the
         output feels (Gauss-Newton).
-      statistics: which of "fisher", "rows", "inputs" and "outputs" (see `Sums`). "inputs" alone needs no backward pass.
+      statistics: which of those of `Sums`. "inputs" alone needs no backward pass.
       bases: by path, the coordinates for "fisher"; see `eigenbases`.
       seed: of the random directions.
       file: a safetensors file that holds what was measured so far, once a minute and in the end. If it is there
         already, as many batches are skipped as it has seen: a run that was killed goes on.
 
-    Memory: the activations of one batch, batch * in * out numbers for the largest kernel, and the sums, at most
-    2 in * out + in**2 + out**2 numbers per kernel, however many examples there are.
+    Memory: the activations of one batch, for "fisher" batch * in * out numbers of the largest kernel, and the sums,
+    2 in * out numbers per kernel for "fisher", in**2 and out**2 for the others, however many examples there are.
 
     Raises:
       ValueError: no batches, paths that are no dense layers of the model, unknown names, or a file of something else.
@@ -171,10 +176,11 @@ def measure_importance(
             batches=number + 1,
         )
         if file is not None and time.monotonic() - saved > SAVE_EVERY:
-            save_importance(total, file)
+            save_importance(mirrored(total), file)
             saved = time.monotonic()
     if total is None:
         raise ValueError("no batches: wanted at least one to measure the importance of the kernels on")
+    total = mirrored(total)
     if file is not None:
         save_importance(total, file)
     return total
@@ -230,7 +236,7 @@ def batch_sums(
         total = {path: Sums() for path in inputs}
         if "inputs" in statistics:
             counted = {path: x * root for path, x in inputs.items()}
-            total = {path: Sums(inputs=jnp.einsum("bti,btj->ij", x, x)) for path, x in counted.items()}
+            total = {path: Sums(inputs=upper_product(x, x)) for path, x in counted.items()}
         if not set(statistics) - {"inputs"}:
             return total
         turned = {path: x @ bases[path].inputs if path in bases else x for path, x in inputs.items()}
@@ -269,9 +275,9 @@ def gradient_sums(
     statistics: tuple[str, ...],
 ) -> Sums:
     """One batch's sums for one kernel, whose inputs are in the coordinates of the basis already."""
-    fisher = rows = outputs = None
+    fisher = rows = outputs = row_gram = col_gram = None
     if "outputs" in statistics:
-        outputs = jnp.einsum("bto,btp->op", deltas, deltas)
+        outputs = upper_product(deltas, deltas)
     if basis is not None:
         deltas = deltas @ basis.outputs
     if "fisher" in statistics:
@@ -279,10 +285,36 @@ def gradient_sums(
         odd = (jnp.arange(len(inputs), dtype=jnp.int32) + seen) % 2
         halves = jnp.stack([1 - odd, odd]).astype(gradients.dtype)
         fisher = jnp.einsum("hb,bio->hio", halves, gradients**2)
-    if "rows" in statistics:  # from products of the time steps, without a gradient (in, out)
-        alike = jnp.einsum("bto,bso->bts", deltas, deltas)
-        rows = jnp.sum(inputs * (alike @ inputs), axis=(0, 1))
-    return Sums(fisher, rows, None, outputs)
+    # From products of the time steps, without a gradient (in, out):
+    if {"rows", "row_gram"} & set(statistics):
+        across = jnp.einsum("bto,bso->bts", deltas, deltas) @ inputs
+        rows = jnp.sum(inputs * across, axis=(0, 1)) if "rows" in statistics else None
+        row_gram = upper_product(inputs, across) if "row_gram" in statistics else None
+    if "col_gram" in statistics:
+        col_gram = upper_product(deltas, jnp.einsum("bti,bsi->bts", inputs, inputs) @ deltas)
+    return Sums(fisher, rows, None, outputs, row_gram, col_gram)
+
+
+def upper_product(a: Float[Array, "batch time n"], b: Float[Array, "batch time n"]) -> Float[Array, "n n"]:
+    """sum_bt outer(a_bt, b_bt), which must be symmetric, with zeros below its diagonal blocks: half the operations."""
+    a, b = a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])
+    strips = [a[:, begin : begin + STRIP].T @ b[:, begin:] for begin in range(0, a.shape[1], STRIP)]
+    return jnp.concatenate([jnp.pad(strip, ((0, 0), (a.shape[1] - strip.shape[1], 0))) for strip in strips])
+
+
+def mirrored(importance: Importance) -> Importance:
+    """The same with whole symmetric matrices, of which sums over batches have what is on or above the diagonal."""
+
+    def whole(sums: Sums) -> Sums:
+        return sums._replace(**{name: reflect(array) for name, array in named(sums) if name in SYMMETRIC})
+
+    return replace(importance, sums={path: whole(sums) for path, sums in importance.sums.items()})
+
+
+@jax.jit
+def reflect(matrix: Float[Array, "n n"]) -> Float[Array, "n n"]:
+    """Symmetric, with the matrix's entries on and above the diagonal."""
+    return jnp.triu(matrix) + jnp.triu(matrix, 1).T
 
 
 def output_gradients(loss: Gradients, output: Any, batch: Batch, key: Any) -> Any:

@@ -28,12 +28,14 @@ class Signal(NamedTuple):
     weights: (sums, basis, shrink, shape) -> None, an array, `wlra.Kronecker` or `Rotated`.
     method: of `wlra.solve`, by default.
     rotated: whether a second pass measures "fisher" in the eigenbasis.
+    per_token: whether the weights are sums over tokens times sums over tokens.
     """
 
     statistics: tuple[str, ...]
     weights: Callable[[Sums, Basis | None, float, tuple[int, int]], Any]
     method: str
     rotated: bool = False
+    per_token: bool = False
 
 
 def diagonal(sums: Sums, basis: Basis | None, shrink: float, shape: tuple[int, int]) -> Float[Array, "in out"]:
@@ -55,17 +57,36 @@ def row(sums: Sums, basis: Basis | None, shrink: float, shape: tuple[int, int]) 
     return sums.rows[:, None]
 
 
+def shampoo(sums: Sums, basis: Basis | None, shrink: float, shape: tuple[int, int]) -> wlra.Kronecker:
+    """The product with the marginals of the Fisher information: what it sums to over inputs, and over outputs.
+
+    With G a gradient, E[GG'] and E[G'G], as in Gupta et al. 2018; the step from the identity towards the nearest
+    Kronecker product (Morwani et al. 2024, sec. 3). Unlike E[xx'] and E[delta delta'], they know which steps of time go
+    together.
+    """
+    assert sums.row_gram is not None and sums.col_gram is not None
+    trace = jnp.trace(sums.col_gram)
+    return wlra.Kronecker(sums.row_gram, sums.col_gram / jnp.where(trace > 0, trace, 1))
+
+
+def kronecker(sums: Sums, basis: Basis | None, shrink: float, shape: tuple[int, int]) -> wlra.Kronecker:
+    """Inputs and output gradients, taken for independent of each other and of other steps of time (Martens & Grosse
+    2015, sec. 3)."""
+    return wlra.Kronecker(sums.inputs, sums.outputs)
+
+
 def activation(sums: Sums, basis: Basis | None, shrink: float, shape: tuple[int, int]) -> wlra.Kronecker:
     """The error of the layer's output (Chen et al. 2021, DRONE)."""
     return wlra.Kronecker(sums.inputs, jnp.eye(shape[1], dtype=jnp.float32))
 
 
 SIGNALS: dict[str, Signal] = {
+    "shampoo": Signal(("row_gram", "col_gram"), shampoo, "kronecker"),
     "eigenbasis": Signal(("inputs", "outputs"), in_eigenbasis, "anderson", rotated=True),
     "fisher": Signal(("fisher",), diagonal, "anderson"),
     "exact": Signal(("fisher",), diagonal, "anderson"),
-    "kronecker": Signal(("inputs", "outputs"), lambda sums, *_: wlra.Kronecker(sums.inputs, sums.outputs), "kronecker"),
-    "activation": Signal(("inputs",), activation, "kronecker"),
+    "kronecker": Signal(("inputs", "outputs"), kronecker, "kronecker", per_token=True),
+    "activation": Signal(("inputs",), activation, "kronecker", per_token=True),
     "row": Signal(("rows",), row, "fwsvd"),
     "none": Signal((), lambda *_: None, "svd"),
 }

@@ -54,6 +54,7 @@ class Net(nn.Module):
         return nn.Dense(self.width, name="last")(nn.tanh(nn.Dense(4, name="first")(x)).sum(axis=1))
 
 
+RNG = np.random.default_rng(9)
 X = np.random.default_rng(1).normal(size=(3, 2, 5)).astype(np.float32)
 
 
@@ -286,6 +287,33 @@ def test_rows_are_the_sums_of_the_squared_gradients_over_the_outputs():
         assert_near(got.rows, np.asarray(got.fisher).sum(axis=(0, 2)), relative=100 * EPS)  # two ways to add
 
 
+def test_grams_are_those_of_each_examples_gradient():
+    params = random_params(Net(), X)
+
+    def loss(output, _):
+        return jnp.sum(jnp.sin(output), axis=1)
+
+    got = of_three_classes(loss)(params, [{"x": X}], ["first"], statistics=("row_gram", "col_gram"))["first"]
+    gradients = [
+        np.float64(
+            jax.grad(lambda params, x=x: loss(run_net(Net(), params, {"x": x[None]}), None)[0])(params)["first"][
+                "kernel"
+            ]
+        )
+        for x in X
+    ]
+    assert_near(got.row_gram, np.sum([g @ g.T for g in gradients], axis=0), relative=100 * EPS)  # two layers in float32
+    assert_near(got.col_gram, np.sum([g.T @ g for g in gradients], axis=0), relative=100 * EPS)
+
+
+def test_wide_products_are_whole_and_symmetric():
+    a = RNG.normal(size=(2, 3, 2 * importance.STRIP + 5)).astype(np.float32)
+    got = np.asarray(importance.reflect(importance.upper_product(jnp.asarray(a), jnp.asarray(a))))
+    np.testing.assert_array_equal(got, got.T)
+    flat = a.reshape(6, -1).astype(np.float64)
+    assert_near(got, flat.T @ flat, relative=10 * EPS)  # sums of six terms
+
+
 def test_categorical_is_the_expectation_over_the_labels_that_the_model_would_draw():
     params = random_params(Net(), X)
     p = np.asarray(jax.nn.softmax(run_net(Net(), params, {"x": X})), np.float64)
@@ -316,7 +344,7 @@ def test_fisher_in_a_basis_is_that_of_the_turned_gradients():
 def test_eigenbases_diagonalise_the_factors(measured):
     bases = eigenbases(measured)
     for path, basis in bases.items():
-        for vectors, factor in zip(basis, measured[path][-2:], strict=True):
+        for vectors, factor in zip(basis, (measured[path].inputs, measured[path].outputs), strict=True):
             turned = np.linalg.multi_dot([np.asarray(array, np.float64) for array in (vectors.T, factor, vectors)])
             scale = np.max(np.abs(turned))
             np.testing.assert_allclose(turned - np.diag(np.diag(turned)), 0, atol=100 * EPS * scale)

@@ -11,7 +11,7 @@ from bert_adapter.weights import SIGNALS, Rotated, reliability, separable_fit, s
 RNG = np.random.default_rng(0)
 SHAPE = (30, 20)
 HALVES = jnp.asarray(RNG.gamma(1.0, size=(2, *SHAPE)), jnp.float32)
-SUMS = Sums(HALVES, jnp.arange(1.0, 31.0), jnp.eye(30), jnp.eye(20))
+SUMS = Sums(HALVES, jnp.arange(1.0, 31.0), jnp.eye(30), jnp.eye(20), 3 * jnp.eye(30), 4 * jnp.eye(20))
 BASIS = Basis(jnp.eye(30), jnp.eye(20))
 
 
@@ -84,10 +84,21 @@ def test_eigenbasis_has_its_coordinates():
 def test_other_signals_are_what_the_solver_takes():
     np.testing.assert_array_equal(weights("row"), np.arange(1.0, 31.0)[:, None])
     assert weights("none") is None
-    for signal in ("kronecker", "activation"):
+    for signal in ("kronecker", "activation", "shampoo"):
         got = weights(signal)
         assert isinstance(got, wlra.Kronecker)
         assert (got.row.shape, got.col.shape) == ((30, 30), (20, 20))
+
+
+def test_shampoo_is_the_fisher_information_where_that_is_a_kronecker_product():
+    """Gradients G = L Z R for every Z of one entry 1: their outer products sum to the product of L L' and R' R."""
+    left, right = RNG.normal(size=(3, 3)), RNG.normal(size=(4, 4))
+    gradients = [np.outer(left[:, i], right[j]) for i in range(3) for j in range(4)]
+    grams = [np.sum([g @ g.T for g in gradients], axis=0), np.sum([g.T @ g for g in gradients], axis=0)]
+    sums = Sums(row_gram=jnp.asarray(grams[0], jnp.float32), col_gram=jnp.asarray(grams[1], jnp.float32))
+    got = weights("shampoo", sums=sums)
+    fisher = np.sum([np.outer(g.ravel(), g.ravel()) for g in gradients], axis=0)
+    np.testing.assert_allclose(np.kron(got.row, got.col), fisher, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("signal", [name for name in SIGNALS if name != "none"])
