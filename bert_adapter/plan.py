@@ -176,7 +176,7 @@ def root(gram: Float[np.ndarray, "m m"]) -> Float[np.ndarray, "m m"]:
 
 
 def congruent(kernel: Float[np.ndarray, "m n"], gram: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "m m"]:
-    """kernel @ gram @ kernel.T, from the upper triangle of the Gram matrix alone: the operations are fewer by a third."""
+    """kernel @ gram @ kernel.T, from the Gram matrix's upper triangle alone: a third fewer operations."""
     product = np.empty_like(kernel)
     for begin in range(0, len(gram), STRIP):
         end = begin + STRIP

@@ -64,7 +64,8 @@ def shampoo(sums: Sums, basis: Basis | None, shrink: float, shape: tuple[int, in
     Kronecker product (Morwani et al. 2024, sec. 3). Unlike E[xx'] and E[delta delta'], they know which steps of time go
     together.
     """
-    assert sums.row_gram is not None and sums.col_gram is not None
+    assert sums.row_gram is not None
+    assert sums.col_gram is not None
     trace = jnp.trace(sums.col_gram)
     return wlra.Kronecker(sums.row_gram, sums.col_gram / jnp.where(trace > 0, trace, 1))
 

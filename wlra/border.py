@@ -217,8 +217,9 @@ def semidefinite(matrix: Float[Array, "*b n n"]) -> Bool[Array, "*b"]:
     size = jnp.max(jnp.abs(matrix), axis=(-2, -1))
     slack = 16 * matrix.shape[-1] * jnp.finfo(matrix.dtype).eps * size
     symmetric = jnp.max(jnp.abs(matrix - transposed), axis=(-2, -1)) <= slack
-    least = jnp.linalg.eigvalsh((matrix + transposed) / 2)[..., 0]
-    return symmetric & (least >= -slack) & (size > 0)
+    shift = slack[..., None, None] * jnp.broadcast_to(jnp.eye(matrix.shape[-1], dtype=matrix.dtype), matrix.shape)
+    lower = jnp.linalg.cholesky((matrix + transposed) / 2 + shift)
+    return symmetric & jnp.all(jnp.isfinite(lower), axis=(-2, -1)) & (size > 0)
 
 
 def report(name: str, array: Matrix | Array, bad: Bool[Array, "..."], fault: str, wanted: str, where: str = "") -> None:

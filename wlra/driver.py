@@ -145,6 +145,23 @@ def run(
     return Outcome(state.best, state.loss, slope, iterations, state.status, state.history)
 
 
+def closed(
+    factors: Factors,
+    loss: Float[Array, ""],
+    slope: Float[Array, ""],
+    tol: Float[Array, ""],
+    status: Int[Array, ""],
+) -> Outcome:
+    """The outcome of a closed form that has been evaluated already; with zeros if the problem was refused before."""
+    finite = jnp.isfinite(loss) & jnp.isfinite(slope)
+    named = jnp.where(slope <= tol, Status.CONVERGED, Status.CLOSED_FORM)
+    status = jnp.where(status == RUNNING, jnp.where(finite, named, Status.NONFINITE), status).astype(jnp.int32)
+    usable = finite & (status != Status.INVALID_TARGET) & (status != Status.INVALID_WEIGHTS)
+    factors = jax.tree.map(lambda array: jnp.where(usable, array, 0), factors)
+    loss, slope = (jnp.where(usable, value, jnp.inf) for value in (loss, slope))
+    return Outcome(factors, loss, slope, jnp.array(0, jnp.int32), status, History(loss[None], slope[None]))
+
+
 def begin(method: Method, problem: Problem, state: State) -> tuple[Factors, Any]:
     """What the method's `init` makes of the best factors; if the solve has ended, zeros at no cost."""
     shapes = jax.eval_shape(method.init, problem, state.best)

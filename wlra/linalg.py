@@ -191,6 +191,14 @@ def truncated_svd(matrix: Float[Array, "m n"], rank: int, penalty: Float[Array, 
     return subspace_step(matrix - factors.left @ factors.right, factors, penalty)
 
 
+def leading(factors: Factors, own: Int[Array, ""] | None) -> Factors:
+    """The factors with zeros beyond a rank of their own, which the sweeps and gradients leave there."""
+    if own is None:
+        return factors
+    kept = jnp.arange(factors.left.shape[1], dtype=own.dtype) < own
+    return Factors(jnp.where(kept[None, :], factors.left, 0), jnp.where(kept[:, None], factors.right, 0))
+
+
 def iterated_svd(matrix: Sparse, rank: int, sweeps: int = 3) -> Factors:
     """The product is about the best approximation of rank `rank`, from products of the matrix with a few vectors.
 

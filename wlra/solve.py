@@ -13,15 +13,17 @@ from jaxtyping import Array, Float, Int
 
 from wlra import border, devices
 from wlra.border import Kronecker
-from wlra.driver import RUNNING, History, Outcome, Status, run
+from wlra.driver import RUNNING, History, Outcome, Status, closed, run
 from wlra.dual import duality_gap
+from wlra.kronecker import nearest
 from wlra.linalg import (
     Factors,
     balance,
     even_out,
     in_chunks,
+    leading,
     leading_components,
-    psd_roots,
+    once,
     spectral_norm,
     truncated_svd,
 )
@@ -408,33 +410,23 @@ def of_penalised(projection: str, scaling: str) -> Callable[[Float[Array, "m n"]
     return longer if (projection, scaling) == ("svd", "separable") else none
 
 
-def leading(factors: Factors, own: Int[Array, ""] | None) -> Factors:
-    """The factors with zeros beyond a rank of their own, which the sweeps and gradients leave there."""
-    if own is None:
-        return factors
-    kept = jnp.arange(factors.left.shape[1], dtype=own.dtype) < own
-    return Factors(jnp.where(kept[None, :], factors.left, 0), jnp.where(kept[:, None], factors.right, 0))
-
-
 def zero_like(factors: Factors) -> Factors:
     """Factors whose product is zero."""
     return Factors(jnp.zeros_like(factors.left), jnp.zeros_like(factors.right))
 
 
 def kronecker(W, weights, pair, own, tol, patience, penalty, *, rank, max_iters, **unused) -> Result:
-    """Weights of rows and columns as wholes: C^1/2 W G^1/2 has equal weights; unscale its SVD."""
-    del pair, penalty, unused, max_iters
-    valid = border.semidefinite(weights.row) & border.semidefinite(weights.col)
+    """Weights of rows and columns as wholes: unit scale, the closed form, and back."""
+    del pair, patience, penalty, unused, max_iters
+    valid = border.semidefinite(weights.row)
+    valid &= border.semidefinite(once(valid.astype(W.dtype), weights.col))
     status = jnp.where(jnp.all(jnp.isfinite(W)), RUNNING, Status.INVALID_TARGET)
     status = jnp.where(valid, status, Status.INVALID_WEIGHTS).astype(jnp.int32)
     target, exponent = to_unit(jnp.where(jnp.isfinite(W), W, 0))
-    (row, row_inverse), (col, col_inverse) = (
-        psd_roots(to_unit(jnp.where(jnp.isfinite(matrix), matrix, 0))[0]) for matrix in weights
-    )
-    problem = Problem(row @ target @ col, jnp.ones_like(target))
-    outcome = run(problem, leading(truncated_svd(problem.target, rank), own), stay, tol, patience, 0, status)
-    best = Factors(row_inverse @ outcome.factors.left, outcome.factors.right @ col_inverse)
-    return to_result(outcome, best, exponent, jnp.full_like(outcome.loss, jnp.inf))
+    row, col = (to_unit(jnp.where(jnp.isfinite(matrix), matrix, 0))[0] for matrix in weights)
+    factors, loss, slope = nearest(once(valid.astype(W.dtype), target), row, col, rank, own)
+    best = closed(factors, loss, slope, tol, status)
+    return to_result(best, best.factors, exponent, jnp.full_like(loss, jnp.inf))
 
 
 def with_hidden(problem: Problem, finite: Float[Array, "..."], exponent: Int[Array, ""]) -> Problem:
