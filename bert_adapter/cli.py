@@ -63,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
     compress.add_argument(
         "--importance",
         choices=[name for name in SIGNALS if name != "fisher"],
-        default="eigenbasis",
+        default="shampoo",
         help="what an error is weighted by (%(default)s)",
     )
     compress.add_argument(

@@ -15,7 +15,7 @@ from bert_adapter.capture import Batch
 from bert_adapter.checkpoint import SCHEMA, Model, Texts, load, low_rank, tokenizer
 from bert_adapter.factorise import Row, factorise
 from bert_adapter.importance import Importance, Loss
-from bert_adapter.model import SentenceEmbedder, SequenceClassifier, module_for
+from bert_adapter.model import SentenceEmbedder, module_for, predictive
 from bert_adapter.plan import check_budget, plan
 from bert_adapter.select import choose_ranks, select_kernels
 from bert_adapter.weights import SIGNALS, measure_signal, reliabilities, solver_weights
@@ -60,7 +60,7 @@ def compress(
     uniform: bool = False,
     multiple_of: int = 1,
     rank: int | Mapping[str, int] | None = None,
-    importance: str = "eigenbasis",
+    importance: str = "shampoo",
     method: str | None = None,
     shrink: float | None = None,
     loss: Loss | None = None,
@@ -83,10 +83,11 @@ def compress(
         gives each kernel its rank, a multiple of `multiple_of`, by what that saves; with `uniform`, each kernel keeps
         the same share.
       rank: instead of a budget, of every selected kernel, or by path.
-      importance: "eigenbasis", a weight per entry in the coordinates where the Fisher information is nearest diagonal;
-        "fisher", a weight per entry, of the gradients of `loss`; "exact", the same of the model's own predictive
-        distribution; "kronecker", the correlations of inputs and of output gradients; "activation", of inputs alone;
-        "row", a weight per input; "none".
+      importance: "shampoo", the correlations of a kernel's gradients along its inputs and along its outputs;
+        "kronecker", those of inputs and of output gradients; "activation", of inputs alone; "eigenbasis", a weight per
+        entry in the coordinates of "kronecker", two passes; "fisher", a weight per entry of the kernel, from the
+        gradients of `loss`; "exact", the same of the model's own predictive distribution; "row", a weight per input;
+        "none".
       method: of `wlra.solve`, by default the one that fits the importance; `options` (tol, max_iters, ...) go there.
       shrink: how far weights per entry are drawn towards their separable fit, in [0, 1]; if None, as far as they are
         noise: see `reliability`.
@@ -103,9 +104,10 @@ def compress(
     check_name("importance", importance, SIGNALS)
     signal = SIGNALS[importance]
     method = method or signal.method
+    check_options(method, **options)
     if (signal.method == "kronecker") != (method == "kronecker"):
         raise ValueError(
-            f"method 'kronecker' is for importance 'kronecker' and 'activation', and they for it; "
+            f"method 'kronecker' is for importance 'shampoo', 'kronecker' and 'activation', and they for it; "
             f"got {method!r} and {importance!r}"
         )
     if measured is None and importance in ("fisher", "exact") and (importance == "fisher") != (loss is not None):
@@ -113,7 +115,6 @@ def compress(
         raise ValueError(f"importance {wanted}: write importance='exact' without labels, 'fisher' with them")
     if (rank is None) == (budget is None):
         raise ValueError(f"wanted exactly one of rank and budget; got rank={rank!r}, budget={budget!r}")
-    check_options(method, **options)
     check_budget(budget, of, shrink)
     began = time.perf_counter()
     dense = as_model(model)
@@ -127,7 +128,7 @@ def compress(
             batches,
             shapes,
             importance,
-            loss=loss or predictive(dense),
+            loss=loss or predictive(dense.module),
             seed=seed,
             file=file,
             progress=progress,
@@ -164,12 +165,6 @@ def compress(
     }
     compressed = dense._replace(params=small, config=dense.config | {"low_rank": section})
     return compressed, Report(rows, method, importance, seconds, predicted, reliabilities(measured, shapes))
-
-
-def predictive(model: Model) -> str:
-    """The distribution that the model's output stands for: of classes, or around an embedding or a value."""
-    classes = isinstance(model.module, SequenceClassifier) and model.module.config.num_labels > 1
-    return "categorical" if classes else "gaussian"
 
 
 def as_model(model: Model | str | Path | Any) -> Model:

@@ -14,14 +14,13 @@ from bert_adapter.fidelity import Fidelity, compare, embed
 from bert_adapter.importance import measure_importance
 from bert_adapter.report import as_text, fidelity_table, summary, write_json, write_page
 from bert_adapter.select import select_kernels
-from bert_adapter.weights import measure_signal
 
 CASES = {  # how `compress` is asked for each, its default last
     "svd": {"importance": "none", "uniform": True},
     "fwsvd": {"importance": "row", "uniform": True},
     "fisher": {"importance": "exact", "uniform": True},
-    "eigenbasis, uniform": {"uniform": True},
-    "eigenbasis": {},
+    "shampoo, uniform": {"uniform": True},
+    "shampoo": {},
 }
 
 
@@ -51,14 +50,13 @@ def demo(directory: Path, budget: float, say: Callable[[str], None]) -> tuple[Re
 
     say(f"measuring what matters: Fisher information from {len(calibration)} sentences, without labels")
     batches = text_batches(model, calibration)
-    entries = measure_importance(forward(model), model.params, batches, shapes, statistics=("fisher", "rows"))
-    rotated = measure_signal(forward(model), model.params, batches, shapes, "eigenbasis")
+    statistics = ("fisher", "rows", "row_gram", "col_gram")
+    measured = measure_importance(forward(model), model.params, batches, shapes, statistics=statistics)
 
     fidelities = {"dense": compare(dense, dense)}
     small, report = model, None
     for name, options in CASES.items():
         say(f"compressing with {name}")
-        measured = rotated if name.startswith("eigenbasis") else entries
         small, report = compress(model, batches, budget=budget, measured=measured, **options)
         fidelities[name] = compare(dense, embed(small, heldout))
         say(f"  mean cosine {fidelities[name].cosine:.3f}, Spearman {fidelities[name].spearman:.3f}")

@@ -54,10 +54,11 @@ def loss_increase(dense: Model, small: Model, batches: Iterable[Batch], loss: Lo
     of the outputs. "weights", if a batch has any, weigh its examples.
     """
     runs = [(jax.jit(forward(model)), jax.device_put(model.params)) for model in (dense, small)]
+    apart = distillation(dense.module, temperature=1.0)
     total = count = 0.0
     for batch in batches:
         before, after = (run(params, batch) for run, params in runs)
-        each = distillation(after, before, 1.0) if loss is None else loss(after, batch) - loss(before, batch)
+        each = apart(after, before) if loss is None else loss(after, batch) - loss(before, batch)
         weights = np.asarray(batch.get("weights", np.ones(len(each))), float)
         total, count = total + float(np.sum(weights * np.asarray(each))), count + float(np.sum(weights))
     if not count:

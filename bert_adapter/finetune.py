@@ -19,7 +19,7 @@ from bert_adapter.apply import apply
 from bert_adapter.capture import Batch
 from bert_adapter.checkpoint import Model
 from bert_adapter.files import writing
-from bert_adapter.model import SequenceClassifier, module_for
+from bert_adapter.model import SequenceClassifier, module_for, predictive
 from bert_adapter.progress import track
 
 SAVE_EVERY = 60.0  # seconds between two states of a training that may be killed
@@ -71,16 +71,21 @@ def task_loss(logits: Float[Array, "batch labels"], batch: Batch) -> Float[Array
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels.astype(jnp.int32))
 
 
-def distillation(logits: Any, wanted: Any, temperature: float) -> Float[Array, " batch"]:
-    """How far each output is from the teacher's (Hinton, Vinyals & Dean 2015, sec. 2).
+def distillation(module: nn.Module, temperature: float) -> Callable[[Any, Any], Float[Array, " batch"]]:
+    """How far each output of the module is from what is wanted (Hinton, Vinyals & Dean 2015, sec. 2).
 
     Between classes, the divergence of the softened distributions times the square of the temperature; else half the
     squared distance.
     """
-    if logits.ndim == 2 and logits.shape[1] > 1:
+
+    def divergence(logits: Any, wanted: Any) -> Float[Array, " batch"]:
         soft, target = jax.nn.log_softmax(logits / temperature), jax.nn.softmax(wanted / temperature)
         return temperature**2 * optax.losses.kl_divergence(soft, target)
-    return 0.5 * jnp.sum((logits - wanted) ** 2, axis=tuple(range(1, logits.ndim)))
+
+    def distance(output: Any, wanted: Any) -> Float[Array, " batch"]:
+        return 0.5 * jnp.sum((output - wanted) ** 2, axis=tuple(range(1, output.ndim)))
+
+    return divergence if predictive(module) == "categorical" else distance
 
 
 def finetune(
@@ -188,7 +193,7 @@ def step_function(
         each = loss(output, batch)
         if teacher is not None:
             wanted = jax.lax.stop_gradient(run(teacher, taught, batch))
-            each = (1 - distil) * each + distil * distillation(output, wanted, temperature)
+            each = (1 - distil) * each + distil * distillation(module, temperature)(output, wanted)
         weights = batch.get("weights", jnp.ones(each.shape, each.dtype))
         return jnp.sum(weights * each) / jnp.sum(weights)
 

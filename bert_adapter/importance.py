@@ -33,6 +33,7 @@ class Sums(NamedTuple):
     rows: of the squared gradient, its sums over the outputs.
     inputs, outputs: sum_bt x_bt x_bt' and sum_bt delta_bt delta_bt', without padding: the Kronecker factors.
     row_gram, col_gram: sum_b G_b G_b' and sum_b G_b' G_b of the gradients G_b = sum_t x_bt delta_bt'.
+    gram_squares: sum_b ||G_b G_b'||_F**2, which tells how far the Gram matrices can be trusted.
     """
 
     fisher: Float[Array, "2 in out"] | None = None
@@ -41,6 +42,7 @@ class Sums(NamedTuple):
     outputs: Float[Array, "out out"] | None = None
     row_gram: Float[Array, "in in"] | None = None
     col_gram: Float[Array, "out out"] | None = None
+    gram_squares: Float[Array, ""] | None = None
 
 
 STATISTICS = Sums._fields
@@ -131,7 +133,8 @@ def measure_importance(
       paths: dense layers, by the paths of their parameters ("encoder/layer/0/attention/self/query").
       loss: whose gradients. A function (output, batch) -> (batch,), each example's loss with its label: the empirical
         Fisher. Or the model's own predictive distribution, without labels: "categorical", the output (batch, classes)
-        being logits, sums over all classes c the squared gradient of -log p_c, times p_c, one backward pass each;
+        being logits, sums over all classes c the squared gradient of -log p_c, times p_c, in classes - 1 backward
+        passes;
         "gaussian", the output (batch, width) being an embedding or the value of a regression, projects it on a random
         direction for each example, whose squared gradient is, in expectation, what half the squared error of the
         output feels (Gauss-Newton).
@@ -275,7 +278,7 @@ def gradient_sums(
     statistics: tuple[str, ...],
 ) -> Sums:
     """One batch's sums for one kernel, whose inputs are in the coordinates of the basis already."""
-    fisher = rows = outputs = row_gram = col_gram = None
+    fisher = rows = outputs = row_gram = col_gram = gram_squares = None
     if "outputs" in statistics:
         outputs = upper_product(deltas, deltas)
     if basis is not None:
@@ -285,14 +288,20 @@ def gradient_sums(
         odd = (jnp.arange(len(inputs), dtype=jnp.int32) + seen) % 2
         halves = jnp.stack([1 - odd, odd]).astype(gradients.dtype)
         fisher = jnp.einsum("hb,bio->hio", halves, gradients**2)
-    # From products of the time steps, without a gradient (in, out):
-    if {"rows", "row_gram"} & set(statistics):
-        across = jnp.einsum("bto,bso->bts", deltas, deltas) @ inputs
-        rows = jnp.sum(inputs * across, axis=(0, 1)) if "rows" in statistics else None
-        row_gram = upper_product(inputs, across) if "row_gram" in statistics else None
+    # From products of the time steps, without a gradient (in, out); XLA drops those that nobody asks for.
+    alike_inputs = jnp.einsum("bti,bsi->bts", inputs, inputs)
+    alike_deltas = jnp.einsum("bto,bso->bts", deltas, deltas)
+    across = alike_deltas @ inputs
+    if "rows" in statistics:
+        rows = jnp.sum(inputs * across, axis=(0, 1))
+    if "row_gram" in statistics:
+        row_gram = upper_product(inputs, across)
     if "col_gram" in statistics:
-        col_gram = upper_product(deltas, jnp.einsum("bti,bsi->bts", inputs, inputs) @ deltas)
-    return Sums(fisher, rows, None, outputs, row_gram, col_gram)
+        col_gram = upper_product(deltas, alike_inputs @ deltas)
+    if "gram_squares" in statistics:
+        both = alike_inputs @ alike_deltas
+        gram_squares = jnp.sum(both * jnp.swapaxes(both, 1, 2))
+    return Sums(fisher, rows, None, outputs, row_gram, col_gram, gram_squares)
 
 
 def upper_product(a: Float[Array, "batch time n"], b: Float[Array, "batch time n"]) -> Float[Array, "n n"]:
@@ -328,12 +337,19 @@ def output_gradients(loss: Gradients, output: Any, batch: Batch, key: Any) -> An
     return DISTRIBUTIONS[loss](output, key)
 
 
-def categorical(logits: Float[Array, "batch classes"], key: Any) -> Float[Array, "classes batch classes"]:
-    """sqrt(p_c) (e_c - p) for every class c: squares sum to the expectation over labels that the model would draw."""
+def categorical(logits: Float[Array, "batch classes"], key: Any) -> Float[Array, "gradients batch classes"]:
+    """Their outer products sum to diag(p) - p p', the expectation over labels that the model would draw.
+
+    So do those of the gradients sqrt(p_c) (e_c - p) for all C classes c. As sqrt(p) combines them to 0, a reflection
+    that takes the last axis to sqrt(p) leaves C - 1 of them: two classes take one backward pass.
+    """
     del key
     p = jax.nn.softmax(logits)
-    eye = jnp.eye(logits.shape[1], dtype=p.dtype)
-    return jnp.sqrt(p.T)[:, :, None] * (eye[:, None, :] - p[None])
+    half, eye = jnp.sqrt(p), jnp.eye(logits.shape[1], dtype=p.dtype)
+    each = half[:, :, None] * (eye[None] - p[:, None, :])
+    axis = half + eye[-1][None]
+    reflected = each - axis[:, :, None] * (jnp.einsum("bc,bcd->bd", axis, each) / (1 + half[:, -1:]))[:, None, :]
+    return jnp.swapaxes(reflected[:, :-1], 0, 1)
 
 
 def gaussian(output: Float[Array, "batch width"], key: Any) -> Float[Array, "1 batch width"]:

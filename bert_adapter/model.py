@@ -294,6 +294,12 @@ MODULES = {
 }
 
 
+def predictive(module: nn.Module) -> str:
+    """The distribution that the module's output stands for: of classes, or around an embedding or a value."""
+    classes = isinstance(module, SequenceClassifier) and module.config.num_labels > 1
+    return "categorical" if classes else "gaussian"
+
+
 def module_for(config: dict[str, Any]) -> nn.Module:
     """The module that runs the architecture which a Hugging Face config.json names.
 

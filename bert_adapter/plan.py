@@ -51,7 +51,7 @@ def plan(
     budget: float,
     *,
     of: str = "kernels",
-    signal: str = "eigenbasis",
+    signal: str = "shampoo",
     shrink: float | None = None,
     uniform: bool = False,
     minimum: int = 1,

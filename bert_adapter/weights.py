@@ -82,7 +82,7 @@ def activation(sums: Sums, basis: Basis | None, shrink: float, shape: tuple[int,
 
 
 SIGNALS: dict[str, Signal] = {
-    "shampoo": Signal(("row_gram", "col_gram"), shampoo, "kronecker"),
+    "shampoo": Signal(("row_gram", "col_gram", "gram_squares"), shampoo, "kronecker"),
     "eigenbasis": Signal(("inputs", "outputs"), in_eigenbasis, "anderson", rotated=True),
     "fisher": Signal(("fisher",), diagonal, "anderson"),
     "exact": Signal(("fisher",), diagonal, "anderson"),
@@ -137,12 +137,27 @@ def reliability(halves: Float[Array, "2 in out"]) -> float:
     return float(jnp.where(deviation > 0, jnp.clip(1 - noise / jnp.where(deviation > 0, deviation, 1), 0, 1), 0))
 
 
+def gram_reliability(sums: Sums, examples: int) -> float:
+    """The share of the Gram matrices' squared norm that is no noise, the smaller of the two, in [0, 1].
+
+    The variance of a sum of A_b is N/(N - 1) (sum ||A_b||**2 - ||sum A_b||**2 / N): 0 where examples agree.
+    """
+    assert sums.gram_squares is not None
+    squares = min(float(jnp.sum(gram**2)) for gram in (sums.row_gram, sums.col_gram) if gram is not None)
+    if examples < 2 or not squares > 0:
+        return 0.0
+    noise = examples / (examples - 1) * (float(sums.gram_squares) / squares - 1 / examples)
+    return min(max(1 - noise, 0.0), 1.0)
+
+
 def reliabilities(importance: Importance | None, paths: Iterable[str]) -> dict[str, float]:
-    """By path, the reliability of the weights of entries; empty where none were measured."""
+    """By path, the reliability of the weights of entries, or else of the Gram matrices; empty if neither is known."""
     if importance is None:
         return {}
-    found = {path: importance[path].fisher for path in paths if path in importance.sums}
-    return {path: reliability(halves) for path, halves in found.items() if halves is not None}
+    found = {path: importance[path] for path in paths if path in importance.sums}
+    entries = {path: reliability(sums.fisher) for path, sums in found.items() if sums.fisher is not None}
+    grams = {path: sums for path, sums in found.items() if sums.gram_squares is not None}
+    return {path: gram_reliability(sums, importance.examples) for path, sums in grams.items()} | entries
 
 
 def measure_signal(

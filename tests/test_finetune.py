@@ -170,11 +170,18 @@ def test_a_teacher_alone_is_followed():
 
 def test_distillation_is_zero_for_a_copy_and_its_gradient_that_of_soft_labels():
     logits, wanted = RNG.normal(size=(2, 5, 3)).astype(np.float32)
-    np.testing.assert_allclose(distillation(jnp.asarray(wanted), jnp.asarray(wanted), 2.0), 0, atol=1e-6)
-    got = jax.grad(lambda logits: jnp.sum(distillation(logits, jnp.asarray(wanted), 2.0)))(jnp.asarray(logits))
+    apart = distillation(MODEL.module, 2.0)
+    np.testing.assert_allclose(apart(jnp.asarray(wanted), jnp.asarray(wanted)), 0, atol=1e-6)
+    got = jax.grad(lambda logits: jnp.sum(apart(logits, jnp.asarray(wanted))))(jnp.asarray(logits))
     soft = np.asarray(jax.nn.softmax(logits / 2) - jax.nn.softmax(wanted / 2), np.float64)
     np.testing.assert_allclose(got, 2 * soft, atol=1e-6)
-    np.testing.assert_allclose(distillation(jnp.ones((2, 1)), jnp.zeros((2, 1)), 2.0), [0.5, 0.5])
+
+
+def test_embeddings_and_values_are_distilled_by_half_the_squared_distance():
+    value = with_head(embedder(), 1)
+    for model, width in ((embedder(), 16), (value, 1)):
+        got = distillation(model.module, 2.0)(jnp.ones((2, width)), jnp.zeros((2, width)))
+        np.testing.assert_allclose(got, [width / 2] * 2)
 
 
 def test_regression_has_half_the_squared_error():

@@ -6,12 +6,12 @@ import pytest
 
 import wlra
 from bert_adapter.importance import Basis, Importance, Sums
-from bert_adapter.weights import SIGNALS, Rotated, reliability, separable_fit, solver_weights
+from bert_adapter.weights import SIGNALS, Rotated, gram_reliability, reliability, separable_fit, solver_weights
 
 RNG = np.random.default_rng(0)
 SHAPE = (30, 20)
 HALVES = jnp.asarray(RNG.gamma(1.0, size=(2, *SHAPE)), jnp.float32)
-SUMS = Sums(HALVES, jnp.arange(1.0, 31.0), jnp.eye(30), jnp.eye(20), 3 * jnp.eye(30), 4 * jnp.eye(20))
+SUMS = Sums(HALVES, jnp.arange(1.0, 31.0), jnp.eye(30), jnp.eye(20), 3 * jnp.eye(30), 4 * jnp.eye(20), jnp.float32(5))
 BASIS = Basis(jnp.eye(30), jnp.eye(20))
 
 
@@ -51,6 +51,21 @@ def test_what_is_separable_but_for_noise_has_no_reliability():
     truth = np.outer(np.exp(RNG.normal(size=200)), np.exp(RNG.normal(size=300)))
     assert reliability(noisy(truth, 16)) < 0.03
     assert reliability(jnp.asarray(np.stack([truth, truth]), jnp.float32)) <= 1
+
+
+@pytest.mark.parametrize("examples", [4, 32, 256])
+def test_reliability_of_grams_is_the_share_of_their_squared_norm_that_is_real(examples):
+    """Of gradients whose expectation is known; the mean over many draws of the estimate."""
+    rows, got, real = np.exp(RNG.normal(size=8)), [], []
+    for _ in range(200):
+        gradients = np.sqrt(rows)[:, None] * RNG.normal(size=(examples, 8, 5))
+        alike = gradients @ np.swapaxes(gradients, 1, 2)
+        gram, squares = alike.sum(axis=0), np.sum(alike**2)
+        both = (jnp.asarray(gram, jnp.float32), jnp.asarray(gram * 1.01, jnp.float32))
+        sums = Sums(row_gram=both[0], col_gram=both[1], gram_squares=jnp.float32(squares))
+        got.append(gram_reliability(sums, examples) * np.sum(gram**2))
+        real.append(np.sum(gram**2) - np.sum((gram - 5 * examples * np.diag(rows)) ** 2))
+    assert np.mean(got) == pytest.approx(np.mean(real), rel=0.1)
 
 
 def test_more_examples_are_more_reliable():
@@ -95,7 +110,11 @@ def test_shampoo_is_the_fisher_information_where_that_is_a_kronecker_product():
     left, right = RNG.normal(size=(3, 3)), RNG.normal(size=(4, 4))
     gradients = [np.outer(left[:, i], right[j]) for i in range(3) for j in range(4)]
     grams = [np.sum([g @ g.T for g in gradients], axis=0), np.sum([g.T @ g for g in gradients], axis=0)]
-    sums = Sums(row_gram=jnp.asarray(grams[0], jnp.float32), col_gram=jnp.asarray(grams[1], jnp.float32))
+    sums = Sums(
+        row_gram=jnp.asarray(grams[0], jnp.float32),
+        col_gram=jnp.asarray(grams[1], jnp.float32),
+        gram_squares=jnp.float32(1),
+    )
     got = weights("shampoo", sums=sums)
     fisher = np.sum([np.outer(g.ravel(), g.ravel()) for g in gradients], axis=0)
     np.testing.assert_allclose(np.kron(got.row, got.col), fisher, rtol=1e-4, atol=1e-5)

@@ -16,27 +16,26 @@ def nearest(
 ) -> tuple[Factors, Float[Array, ""], Float[Array, ""]]:
     """The factors of least trace(row E col E'), E = target - left @ right, with their relative loss and stationarity.
 
-    With T = row^1/2 target, the leading eigenvectors U of T col T' give left = row^-1/2 U and right = U'T. The larger
-    of the two weights is only multiplied with: of 768 x 3072, two decompositions of 768. Decomposing a square halves
-    the digits of small singular values; a step of orthogonal iteration, without the square, returns them. Where the
-    smaller side's weight is singular, `left` is the shortest of all that are as good.
+    The leading eigenvectors U of row^1/2 target col target' row^1/2 give right = U' row^1/2 target, and that the best
+    left. The larger of the two weights is only multiplied with: of 768 x 3072, two decompositions of 768. Decomposing
+    a square halves the digits of small singular values; a step of orthogonal iteration, without it, returns them.
+    What the smaller side's weight is too small to see is fitted as the rest is.
     """
     m, n = target.shape
     if m > n:
         factors, loss, slope = nearest(target.T, col, row, rank, own)
         return Factors(factors.right.T, factors.left.T), loss, slope
-    root, inverse = psd_roots(row)
-    turned = root @ target
-    product = turned @ col
-    gram = product @ turned.T
+    root, product = psd_roots(row)[0], target @ col
+    gram = root @ (product @ target.T) @ root
     vectors = jnp.linalg.eigh((gram + gram.T) / 2)[1][:, ::-1][:, :rank]
-    basis, _ = orthonormal(turned @ (col @ (turned.T @ vectors)))
-    basis, right = leading(Factors(basis, basis.T @ turned), own)
-    weighed = product - basis @ (right @ col)  # the error times col
-    error, whole = total(weighed * (turned - basis @ right)), total(product * turned)
-    loss = jnp.maximum(error, 0) / jnp.where(whole > 0, whole, 1)
-    along = weighed @ right.T
-    tangent = total(along * (along @ gram_inverse(right @ col @ right.T)))
-    slope = jnp.sqrt(jnp.clip(tangent / jnp.where(error > 0, error, 1), 0, 1))
-    factors = Factors(inverse @ basis, right)
-    return factors, loss, jnp.where(loss > rounding(factors), slope, 0)
+    basis, _ = orthonormal(root @ (product @ (target.T @ (root @ vectors))))
+    basis, right = leading(Factors(basis, (root @ basis).T @ target), own)
+    weighed = right @ col
+    left = product @ right.T @ gram_inverse(weighed @ right.T)
+    error = target - left @ right
+    lost = total((row @ error) * (product - left @ weighed))
+    whole = total((row @ target) * product)
+    loss = jnp.maximum(lost, 0) / jnp.where(whole > 0, whole, 1)
+    along = (root @ basis).T @ error
+    slope = jnp.sqrt(jnp.clip(total(along * (along @ col)) / jnp.where(lost > 0, lost, 1), 0, 1))
+    return Factors(left, right), loss, jnp.where(loss > rounding(Factors(left, right)), slope, 0)
