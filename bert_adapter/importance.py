@@ -390,7 +390,7 @@ def save_importance(importance: Importance, file: str | Path) -> None:
     fields = {name: getattr(importance, name) for name in ("examples", "tokens", "batches", "gradients", "seed")}
     about = {"schema": SCHEMA, "paths": list(importance.sums), **fields}
     with writing(Path(file)) as temporary:
-        contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        contiguous = {name: np.array(array, order="C") for name, array in arrays.items()}
         save_file(contiguous, temporary, metadata={"importance": json.dumps(about)})
 
 

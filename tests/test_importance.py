@@ -418,7 +418,7 @@ def test_a_run_that_was_killed_goes_on_where_it_stopped(tmp_path, monkeypatch):
         yield from batches[:2]
         raise KeyboardInterrupt
 
-    of = partial(measure, partial(run_net, Net()), params, paths=["first"])
+    of = partial(measure, partial(run_net, Net()), params, paths=["first"], statistics=importance.STATISTICS)
     with pytest.raises(KeyboardInterrupt):
         of(killed(), file=file)
     assert load_importance(file).batches == 2

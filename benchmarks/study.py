@@ -1,0 +1,465 @@
+"""Which compression keeps what a fine-tuned model can do, at which size? The study of 2022, repeated.
+
+all-MiniLM-L6-v2 is fine-tuned on each task (3 epochs), compressed with importance from *train* rows and scored on the
+whole of *dev*, as it is and after fine-tuning. Every score is a line of JSON when it is there: a run that was killed
+goes on where it stopped. SST-2 trains on a fixed subset of 16,000 rows.
+"""
+
+import argparse
+import itertools
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import bert_adapter
+from benchmarks.tables import arguments, bar, markdown, number
+from benchmarks.timing import environment
+from bert_adapter.checkpoint import by_path
+from bert_adapter.files import writing
+from bert_adapter.finetune import task_loss
+from bert_adapter.importance import Importance, Sums, measure_importance
+from bert_adapter.model import predictive
+from bert_adapter.rows import Rows
+
+
+class Task(NamedTuple):
+    """labels: outputs of the head. metric: in the tables. online: the name in GLUE. rows: of train, if not all."""
+
+    labels: int
+    metric: str
+    online: str
+    rows: int | None = None
+
+
+TASKS = {
+    "STS-B": Task(1, "spearman", "stsb"),
+    "CoLA": Task(2, "matthews", "cola"),
+    "SST-2": Task(2, "accuracy", "sst2", rows=16_000),
+}
+KERNELS = {"all": r"^(bert/)?encoder/", "ffn": r"^(bert/)?encoder/layer/\d+/(intermediate|output)/"}
+RANKS = (75, 150, 225)  # the study's 150, 300 and 450 of 768
+BUDGETS = (0.25, 0.5, 0.75)
+EPOCHS, RATE = 3, 1e-4
+
+
+class Method(NamedTuple):
+    """How a model is compressed: with what measured, and which options of `compress`."""
+
+    measured: str | None
+    options: dict[str, Any]
+
+
+def published(method: str) -> Method:
+    """As the study ran it: 30 iterations from the SVD, weights the squared gradients of batches over their maximum."""
+    iteration = {"start": "svd", "projection": "svd", "scaling": "none", "tol": 0, "max_iters": 30}
+    return Method("batches", {"importance": "fisher", "shrink": 0.0, "method": method} | iteration)
+
+
+METHODS = {
+    "svd": Method(None, {"importance": "none"}),
+    "fwsvd": Method("labels", {"importance": "row"}),
+    "em, published": published("em"),
+    "nesterov, published": published("nesterov"),
+    "anderson, published": published("anderson"),
+    "wlra": Method("labels", {"importance": "fisher", "shrink": 0.0}),
+    "eigenbasis": Method("eigenbasis", {"importance": "eigenbasis"}),
+    "default": Method("shampoo", {}),
+}
+OURS = "default"
+NAMES = {"all": "all encoder kernels", "ffn": "feed-forward kernels"}
+KEY = ("task", "kernels", "size", "method", "ranks", "seed", "epochs")
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """One compressed model: `size` is a rank, the same for all kernels or what it takes, or a share to keep."""
+
+    task: str
+    kernels: str
+    size: float
+    method: str
+    ranks: str
+    seed: int
+    epochs: tuple[int, ...]
+
+    def key(self, epochs: int) -> tuple[Any, ...]:
+        """What a line of results is known by."""
+        return self.task, self.kernels, self.size, self.method, self.ranks, self.seed, epochs
+
+
+def grid(tasks: list[str], seeds: int, epochs: tuple[int, ...]) -> list[Cell]:
+    """All models to be made, the ones that most depends on first.
+
+    Fine-tuned are fwsvd with equal ranks and the default with planned ones, at a quarter of all kernels, with several
+    seeds; on STS-B and CoLA at half as well.
+    """
+    everything = itertools.product(KERNELS, (*BUDGETS, *RANKS), METHODS, ("uniform", "planned"), range(seeds), tasks)
+    cells = []
+    for kernels, size, method, ranks, seed, task in everything:
+        ends = (method, ranks) in (("fwsvd", "uniform"), (OURS, "planned"))
+        headline = ends and kernels == "all" and size in (0.25, 0.5)
+        tuned = headline and (size == 0.25 or task != "SST-2")
+        of_all_only = kernels == "ffn" and size < 1
+        of_one_rank = "published" in method and ranks == "planned"
+        if not (of_all_only or of_one_rank or (seed and not headline)):
+            cells.append(Cell(task, kernels, size, method, ranks, seed, (0, *epochs) if tuned else (0,)))
+    return sorted(cells, key=lambda cell: (cell.seed, cell.kernels, cell.size > 1))
+
+
+@cache
+def rows_of(task: str, split: str, folder: Path | None) -> Rows:
+    """The rows of GLUE's task: of the folder's {task}/{split}.tsv, or, without a folder, of Hugging Face's copy."""
+    if folder is not None:
+        return bert_adapter.read_rows(folder / task / f"{split}.tsv")
+    from datasets import load_dataset  # pyright: ignore[reportMissingImports]
+
+    found = load_dataset("nyu-mll/glue", TASKS[task].online, split={"dev": "validation"}.get(split, split))
+    columns = [found[name] for name in ("sentence", "sentence1", "sentence2") if name in found.column_names]
+    texts: Any = list(columns[0]) if len(columns) == 1 else list(zip(*columns, strict=True))
+    return Rows(texts, np.array(found["label"]))
+
+
+def chosen(rows: Rows, count: int | None, seed: int) -> Rows:
+    """So many rows, drawn once for a seed."""
+    if count is None or count >= len(rows.labels):
+        return rows
+    picked = np.random.default_rng(seed).permutation(len(rows.labels))[:count]
+    return Rows([rows.texts[i] for i in picked], rows.labels[picked])
+
+
+class Bench(NamedTuple):
+    """A task with its dense model, and where to keep what takes long."""
+
+    task: str
+    dense: bert_adapter.Model
+    train: Rows
+    dev: Rows
+    calibration: int
+    folder: Path
+
+
+def prepared(task: str, options: argparse.Namespace) -> Bench:
+    """The task with the model that is fine-tuned on it, trained or read from where an earlier run left it."""
+    from bert_adapter.demo import minilm
+
+    wanted = TASKS[task]
+    train = chosen(rows_of(task, "train", options.data), 64 if options.quick else wanted.rows, 0)
+    dev = chosen(rows_of(task, "dev", options.data), 64 if options.quick else None, 0)
+    folder = options.cache / task
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "dense").exists():
+        model = bert_adapter.with_head(bert_adapter.load(minilm()), wanted.labels)
+        batches = bert_adapter.labelled_batches(model, train)
+        model, losses = bert_adapter.finetune(
+            model, batches, epochs=EPOCHS, learning_rate=RATE, file=folder / "dense.state"
+        )
+        print(f"{task}: mean loss of the epochs {', '.join(f'{loss:.3f}' for loss in losses)}", flush=True)
+        bert_adapter.save(model, folder / "dense")
+    dense = bert_adapter.load(folder / "dense")
+    return Bench(task, dense, train, dev, 64 if options.quick else 1024, folder)
+
+
+def calibration(bench: Bench, seed: int) -> list[Any]:
+    """Batches of train rows."""
+    return list(bert_adapter.labelled_batches(bench.dense, chosen(bench.train, bench.calibration, 1000 + seed)))
+
+
+def measured(bench: Bench, name: str | None, seed: int) -> Importance | None:
+    """What a method needs of all kernels: "labels", the Fisher information of labels by example; "batches", the
+    study's; or a signal of `measure_signal`."""
+    if name is None:
+        return None
+    forward, paths = bert_adapter.forward(bench.dense), bert_adapter.select_kernels(bench.dense.params)
+    batches, file = calibration(bench, seed), bench.folder / f"{name}-{seed}.safetensors"
+    params = jax.device_put(bench.dense.params)
+    if name == "batches":
+        return squared_batch_gradients(forward, params, batches, list(paths))
+    if name == "labels":
+        return measure_importance(
+            forward, params, batches, paths, loss=task_loss, statistics=("fisher", "rows"), file=file
+        )
+    distribution = predictive(bench.dense.module)
+    return bert_adapter.measure_signal(forward, params, batches, paths, name, loss=distribution, seed=seed, file=file)
+
+
+def squared_batch_gradients(forward: Any, params: Any, batches: list[Any], paths: list[str]) -> Importance:
+    """The study's weights: squared gradients of the mean loss of batches, summed, over the maximum of each kernel."""
+
+    @jax.jit
+    def squares(params: Any, batch: Any) -> dict[str, Any]:
+        gradient = by_path(jax.grad(lambda params: jnp.mean(task_loss(forward(params, batch), batch)))(params))
+        return {path: gradient[f"{path}/kernel"] ** 2 for path in paths}
+
+    sums = jax.tree.map(lambda *found: sum(found[1:], found[0]), *(squares(params, batch) for batch in batches))
+    fisher = {path: jnp.stack([total, jnp.zeros_like(total)]) / jnp.max(total) for path, total in sums.items()}
+    return Importance({path: Sums(both) for path, both in fisher.items()}, 1, 1, len(batches), "labels", 0, {})
+
+
+def compressed(bench: Bench, cell: Cell, importance: Importance | None) -> tuple[bert_adapter.Model, Any]:
+    """The model of the cell, and the report on it."""
+    include = KERNELS[cell.kernels]
+    if cell.ranks == "uniform" and cell.size >= 1:
+        size: dict[str, Any] = {"rank": int(cell.size)}
+    else:
+        shapes = bert_adapter.select_kernels(bench.dense.params, include)
+        size = {"budget": share(shapes, cell.size), "uniform": cell.ranks == "uniform"}
+    options = size | METHODS[cell.method].options
+    batches = calibration(bench, cell.seed)
+    return bert_adapter.compress(bench.dense, batches, measured=importance, include=include, progress=False, **options)
+
+
+def share(shapes: Mapping[str, tuple[int, int]], size: float) -> float:
+    """What a rank in every kernel takes of their parameters; a share takes itself."""
+    if size <= 1:
+        return size
+    return sum(min(size * (m + n), m * n) for m, n in shapes.values()) / sum(m * n for m, n in shapes.values())
+
+
+def lines_of(bench: Bench, cell: Cell, done: set[Any], importance: Importance | None) -> Iterator[dict[str, Any]]:
+    """The cell's lines of results that are not there yet, each when it is known."""
+    small, report = compressed(bench, cell, importance)
+    shapes = bert_adapter.select_kernels(bench.dense.params, KERNELS[cell.kernels])
+    about = {
+        "task": cell.task,
+        "kernels": cell.kernels,
+        "size": cell.size,
+        "method": cell.method,
+        "ranks": cell.ranks,
+        "seed": cell.seed,
+        "share": report.parameters_after / report.parameters_before,
+        "wanted_share": share(shapes, cell.size),
+        "compress_seconds": sum(report.seconds.values()),
+    }
+    for epochs in cell.epochs:
+        if cell.key(epochs) in done:
+            continue
+        if epochs == 0:
+            held = bert_adapter.labelled_batches(bench.dense, chosen(bench.dev, 512, 0))
+            actual = bert_adapter.loss_increase(bench.dense, small, held)
+            yield (
+                about
+                | {"epochs": 0, "predicted": report.predicted, "actual": actual}
+                | bert_adapter.score(small, bench.dev)
+            )
+            continue
+        batches = bert_adapter.labelled_batches(bench.dense, bench.train)
+        state = bench.folder / f"{'-'.join(map(str, cell.key(epochs)))}.state"
+        tuned, _ = bert_adapter.finetune(
+            small, batches, epochs=epochs, learning_rate=RATE, teacher=bench.dense, seed=cell.seed, file=state
+        )
+        yield about | {"epochs": epochs} | bert_adapter.score(tuned, bench.dev)
+
+
+class Scores:
+    """What the lines say: means over seeds, with their standard errors."""
+
+    def __init__(self, lines: list[dict[str, Any]]) -> None:
+        self.found: dict[Any, list[float]] = {}
+        for line in lines:
+            key = tuple(line[name] for name in KEY if name != "seed")
+            self.found.setdefault(key, []).append(line[TASKS[line["task"]].metric])
+
+    def mean(self, *key: Any) -> float | None:
+        """None for what was not run."""
+        return float(np.mean(self.found[key])) if key in self.found else None
+
+    def error(self, *key: Any) -> float | None:
+        """The standard error of the mean; nothing is known from one run."""
+        values = self.found.get(key, [])
+        return float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
+
+    def text(self, *key: Any) -> str:
+        """The mean, with its error where there are several runs; nothing for what was not run."""
+        error = self.error(*key)
+        return number(self.mean(*key), ".3f") + ("" if error is None else f" ± {error:.3f}")
+
+    def dense(self, task: str) -> float | None:
+        """Of the model that is compressed."""
+        return self.mean(task, "all", 1.0, "dense", "uniform", 0)
+
+
+def recovered(scores: Scores, task: str, size: float) -> float | None:
+    """What the default regains of that which FWSVD with equal ranks loses of the dense model's score."""
+    ours, base = (
+        scores.mean(task, "all", size, method, ranks, 0) for method, ranks in ((OURS, "planned"), ("fwsvd", "uniform"))
+    )
+    dense = scores.dense(task)
+    return None if ours is None or base is None or dense is None else (ours - base) / (dense - base)
+
+
+def tables(scores: Scores) -> str:
+    """A table of all sizes for each task, kernels and ranks."""
+    parts = []
+    for task, kernels, epochs in itertools.product(TASKS, KERNELS, sorted({key[-1] for key in scores.found})):
+        sizes = [
+            size
+            for size in (*BUDGETS, *RANKS)
+            if any((task, kernels, size, epochs) == (*k[:3], k[5]) for k in scores.found)
+        ]
+        if not sizes:
+            continue
+        head = ["method", "ranks", *(f"{size:.0%}" if size <= 1 else f"rank {size}" for size in sizes)]
+        cells = [
+            [method, ranks, *(scores.text(task, kernels, size, method, ranks, epochs) for size in sizes)]
+            for method, ranks in itertools.product(METHODS, ("uniform", "planned"))
+        ]
+        tuned = f"fine-tuned for {epochs} epochs" if epochs else "as compressed"
+        title = (
+            f"**{task}**, {TASKS[task].metric}, {NAMES[kernels]}, {tuned}; dense {number(scores.dense(task), '.3f')}"
+        )
+        parts.append(f"{title}\n\n{markdown(head, [line for line in cells if any(line[2:])])}")
+    return "\n\n".join(parts)
+
+
+def verdicts(scores: Scores) -> list[str]:
+    """The bars, on all encoder kernels."""
+    found = []
+    for task, size in itertools.product(TASKS, (0.25, 0.5)):
+        least = {0.25: 0.5, 0.5: 0.8}[size]
+        value = recovered(scores, task, size)
+        if value is not None:
+            found.append(bar(f"{task}, {size:.0%}: recovered at least {least}", value, value >= least))
+        ours, dense = scores.mean(task, "all", size, OURS, "planned", 0), scores.dense(task)
+        if size == 0.5 and task != "CoLA" and ours is not None and dense is not None:
+            found.append(bar(f"{task}, {size:.0%}: at least 0.99 of dense", ours / dense, ours >= 0.99 * dense))
+    for task, kernels, size in itertools.product(TASKS, KERNELS, (*BUDGETS, *RANKS)):
+        ours = scores.mean(task, kernels, size, OURS, "planned", 0)
+        others = [scores.mean(task, kernels, size, name, "uniform", 0) for name in METHODS if "published" in name]
+        known = [value for value in others if value is not None]
+        if ours is not None and known:
+            text = f"{task}, {kernels}, {size:g}: above every published iteration, by"
+            found.append(bar(text, ours - max(known), ours > max(known)))
+    for task, epochs in itertools.product(TASKS, (1, 3)):
+        ours, base = (task, "all", 0.25, OURS, "planned", epochs), (task, "all", 0.25, "fwsvd", "uniform", epochs)
+        (a, b), (x, y) = ((scores.mean(*key), scores.error(*key)) for key in (ours, base))
+        dense = scores.dense(task)
+        if a is None or x is None or dense is None:
+            continue
+        text = f"{task}, 25 %, fine-tuned for {epochs}:"
+        if b is not None and y is not None:
+            gap = (a - x) / (math.hypot(b, y) or math.inf)
+            found.append(bar(f"{text} above fwsvd by more than 2 standard errors", gap, gap > 2))
+        if task != "CoLA":
+            found.append(bar(f"{text} at least 0.97 of dense", a / dense, a >= 0.97 * dense))
+    return found
+
+
+def predictions(lines: list[dict[str, Any]]) -> str:
+    """The loss that the plans of the default predict, and the one measured on dev rows."""
+    rows, parts = [], []
+    for task in TASKS:
+        chosen = [line for line in lines if line["task"] == task and line["method"] == OURS and line["epochs"] == 0]
+        pairs = [(line["predicted"], line["actual"], line) for line in chosen if line.get("predicted") is not None]
+        rows += [
+            [task, line["kernels"], f"{line['share']:.2f}", line["ranks"], line["seed"], f"{a:.4g}", f"{b:.4g}"]
+            for a, b, line in pairs
+        ]
+        if len(pairs) > 2:
+            both = np.log([[a, b] for a, b, _ in pairs]).T
+            parts.append(f"{task}: correlation of the logarithms over {len(pairs)} plans {np.corrcoef(both)[0, 1]:.3f}")
+    head = ["task", "kernels", "share", "ranks", "seed", "predicted loss", "measured"]
+    return f"{markdown(head, rows)}\n\n" + "\n".join(parts)
+
+
+def draw(lines: list[dict[str, Any]], path: Path) -> None:
+    """The study's figure: the score against what is kept, a panel for each task, without and with fine-tuning."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    tasks = [task for task in TASKS if any(line["task"] == task for line in lines)]
+    figure, axes = plt.subplots(1, len(tasks), figsize=(4.2 * len(tasks), 4), squeeze=False, layout="constrained")
+    for ax, task in zip(axes[0], tasks, strict=True):
+        metric = TASKS[task].metric
+        of_task = [line for line in lines if line["task"] == task and line["kernels"] == "all"]
+        for color, (method, epochs) in enumerate(itertools.product(METHODS, (0, 3))):
+            ranks = "planned" if method == OURS else "uniform"
+            found: dict[float, list[float]] = {}
+            for line in of_task:
+                if (line["method"], line["ranks"], line["epochs"]) == (method, ranks, epochs):
+                    found.setdefault(line["wanted_share"], []).append(line[metric])
+            if found:
+                x = sorted(found)
+                label = method + (", fine-tuned" if epochs else "")
+                style = {"color": f"C{color // 2}", "linestyle": "--" if epochs else "-", "marker": "o"}
+                ax.plot(x, [np.mean(found[share]) for share in x], label=label, markersize=3, **style)
+        for line in of_task:
+            if line["method"] == "dense":
+                ax.axhline(line[metric], color="black", linewidth=0.8, label="dense")
+        ax.set(title=f"{task}, {metric}", xlabel="share of the encoder kernels' parameters")
+    axes[0][0].legend(fontsize=7)
+    figure.savefig(path, dpi=120)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = arguments("study", __doc__)
+    result.add_argument("--data", type=Path, metavar="DIR", help="GLUE, as TASK/train.tsv; else from Hugging Face")
+    result.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="(all)")
+    result.add_argument("--seeds", type=int, default=3, help="of the headline cells (%(default)s)")
+    result.add_argument("--epochs", type=int, nargs="*", default=[1, 3], help="of fine-tuning afterwards (1 3)")
+    cache = Path.home() / ".cache" / "wlra-study"
+    result.add_argument("--cache", type=Path, default=cache, help="for models and measurements (%(default)s)")
+    result.add_argument("--minutes", type=float, default=math.inf, help="begin no model after so many")
+    result.add_argument("--report", action="store_true", help="only print what there is")
+    return result
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = parser().parse_args(argv)
+    name = "study-quick" if options.quick else "study"
+    options.cache = options.cache / name
+    options.output.mkdir(parents=True, exist_ok=True)
+    file, began = options.output / f"{name}.jsonl", time.monotonic()
+    cells = [] if options.report else grid(options.tasks, options.seeds, tuple(options.epochs))
+    if options.quick:
+        cells = [cell for cell in cells if cell.size == 0.5 and cell.seed == 0 and cell.method in ("svd", OURS)]
+        cells = [replace(cell, epochs=(0,)) for cell in cells]
+    benches: dict[str, Bench] = {}
+    for cell in cells:
+        done = {tuple(line[name] for name in KEY) for line in read(file)}
+        if all(cell.key(epochs) in done for epochs in cell.epochs):
+            continue
+        if time.monotonic() - began > 60 * options.minutes:
+            break
+        if cell.task not in benches:
+            benches[cell.task] = bench = prepared(cell.task, options)
+            if (key := (cell.task, "all", 1.0, "dense", "uniform", 0, 0)) not in done:
+                append(file, dict(zip(KEY, key, strict=True)) | bert_adapter.score(bench.dense, bench.dev))
+        bench = benches[cell.task]
+        importance = measured(bench, METHODS[cell.method].measured, cell.seed)
+        for line in lines_of(bench, cell, done, importance):
+            append(file, line)
+    lines = read(file)
+    scores = Scores(lines)
+    print("\n".join(["", tables(scores), "", predictions(lines), "", *verdicts(scores)]))
+    draw(lines, options.output / f"{name}.png")
+
+
+def read(file: Path) -> list[dict[str, Any]]:
+    """The lines of results so far; half a line, from a run that was killed, counts for nothing."""
+    whole = file.read_text().rpartition("\n")[0].splitlines() if file.exists() else []
+    return [json.loads(line) for line in whole]
+
+
+def append(file: Path, line: dict[str, Any]) -> None:
+    """The file has one line more, after whole ones."""
+    before = "".join(json.dumps(old) + "\n" for old in read(file))
+    with writing(file) as temporary:
+        temporary.write_text(before + json.dumps(line | environment()) + "\n")
+    what = ", ".join(str(line[name]) for name in KEY)
+    print(f"{what}: {TASKS[line['task']].metric} {line[TASKS[line['task']].metric]:.4f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""The repeated study goes on where it stopped, and its verdicts follow from its lines."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from test_finetune import ROWS, TEXTS, embedder
+
+from benchmarks import study
+from benchmarks.study import KEY, OURS, Scores, grid, recovered, verdicts
+from bert_adapter.checkpoint import save
+
+demo = importlib.import_module("bert_adapter.demo")  # the package may have a function under that name
+
+
+def line(value, method, ranks, size=0.5, seed=0, epochs=0, task="SST-2"):
+    key = (task, "all", size, method, ranks, seed, epochs)
+    return dict(zip(KEY, key, strict=True)) | {study.TASKS[task].metric: value}
+
+
+LINES = [
+    line(0.9, "dense", "uniform", size=1.0),
+    line(0.5, "fwsvd", "uniform"),
+    line(0.84, OURS, "planned"),
+    line(0.86, OURS, "planned", seed=1),
+    line(0.6, "em, published", "uniform"),
+]
+
+
+def test_every_model_of_the_grid_is_made_once():
+    cells = grid(list(study.TASKS), 3, (1, 3))
+    keys = [cell.key(epochs) for cell in cells for epochs in cell.epochs]
+    assert len(set(keys)) == len(keys)
+    assert {cell.method for cell in cells} == set(study.METHODS)
+    assert {cell.seed for cell in cells if cell.method == OURS and cell.size == 0.25} == {0, 1, 2}
+
+
+def test_what_is_recovered_is_the_part_of_what_fwsvd_loses():
+    assert recovered(Scores(LINES), "SST-2", 0.5) == pytest.approx((0.85 - 0.5) / (0.9 - 0.5))
+    assert recovered(Scores(LINES), "CoLA", 0.5) is None
+
+
+def test_means_have_the_standard_error_of_their_seeds():
+    scores = Scores(LINES)
+    key = ("SST-2", "all", 0.5, OURS, "planned", 0)
+    assert scores.error(*key) == pytest.approx(0.01)
+    assert scores.text(*key) == "0.850 ± 0.010"
+    assert scores.text("CoLA", *key[1:]) == ""
+
+
+def test_verdicts_follow_from_the_lines():
+    found = verdicts(Scores(LINES))
+    assert "bar: SST-2, 50%: recovered at least 0.8: met (0.875)" in found
+    assert "bar: SST-2, 50%: at least 0.99 of dense: NOT met (0.944)" in found
+    assert "bar: SST-2, all, 0.5: above every published iteration, by: met (0.25)" in found
+
+
+def test_rank_in_every_kernel_takes_its_share():
+    shapes = {"a": (4, 4), "b": (4, 12)}
+    assert study.share(shapes, 0.3) == 0.3
+    assert study.share(shapes, 2) == pytest.approx((2 * 8 + 2 * 16) / 64)
+    assert study.share(shapes, 3) == pytest.approx((16 + 48) / 64)  # both are dense from there on
+
+
+def test_online_rows_are_those_of_the_dataset(monkeypatch):
+    class Dataset(dict):
+        column_names = ("sentence1", "sentence2", "label")
+
+    def load_dataset(name, task, split):
+        assert (name, task, split) == ("nyu-mll/glue", "stsb", "validation")
+        return Dataset(sentence1=["a", "b"], sentence2=["c", "d"], label=[0.5, 4.0])
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    study.rows_of.cache_clear()
+    rows = study.rows_of("STS-B", "dev", None)
+    assert rows.texts == [("a", "c"), ("b", "d")]
+    np.testing.assert_array_equal(rows.labels, [0.5, 4.0])
+
+
+def test_a_killed_run_goes_on(tmp_path, monkeypatch, capsys):
+    """On a tiny model, from the training to the figure."""
+    save(embedder(), tmp_path / "tiny")
+    monkeypatch.setattr(demo, "minilm", lambda: tmp_path / "tiny")
+    folder = tmp_path / "glue" / "SST-2"
+    folder.mkdir(parents=True)
+    rows = [f"{text}\t{label}" for text, label in zip(TEXTS, ROWS.labels, strict=True)]
+    for split in ("train", "dev"):
+        (folder / f"{split}.tsv").write_text("\n".join(["sentence\tlabel", *rows]) + "\n")
+    study.rows_of.cache_clear()
+    options = ["--quick", "--tasks", "SST-2", "--data", str(tmp_path / "glue"), "--cache", str(tmp_path / "cache")]
+    study.main([*options, "--output", str(tmp_path)])
+    file = tmp_path / "study-quick.jsonl"
+    first = file.read_text()
+    lines = [json.loads(text) for text in first.splitlines()]
+    assert [(found["method"], found["ranks"]) for found in lines] == [
+        ("dense", "uniform"),
+        *((method, ranks) for method in ("svd", OURS) for ranks in ("uniform", "planned")),
+    ]
+    assert lines[-1]["predicted"] > 0
+    assert (tmp_path / "study-quick.png").exists()
+    assert "**SST-2**, accuracy, all encoder kernels, as compressed; dense" in capsys.readouterr().out
+
+    whole = first.splitlines(keepends=True)
+    file.write_text("".join(whole[:-1]) + whole[-1][:20])  # killed while it wrote the last line
+    study.main([*options, "--output", str(tmp_path)])
+    again = [json.loads(text) for text in file.read_text().splitlines()]
+    assert [found | {"compress_seconds": 0} for found in again] == [found | {"compress_seconds": 0} for found in lines]
+
+
+def test_help_shows_what_there_is(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        study.main(["--help"])
+    assert "Hugging Face" in capsys.readouterr().out
+
+
+def test_data_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=str(Path("SST-2") / "train.tsv")):
+        study.rows_of("SST-2", "train", tmp_path)
