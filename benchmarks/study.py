@@ -10,8 +10,7 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -76,12 +75,13 @@ METHODS = {
 }
 OURS = "default"
 NAMES = {"all": "all encoder kernels", "ffn": "feed-forward kernels"}
-KEY = ("task", "kernels", "size", "method", "ranks", "seed", "epochs")
 
 
-@dataclass(frozen=True, order=True)
-class Cell:
-    """One compressed model: `size` is a rank, the same for all kernels or what it takes, or a share to keep."""
+class Cell(NamedTuple):
+    """One score, and what it is known by: of a model compressed to a size, after so many epochs of fine-tuning.
+
+    size: a rank, the same for all kernels or what that takes of their parameters; or, up to 1, a share of them to keep.
+    """
 
     task: str
     kernels: str
@@ -89,30 +89,34 @@ class Cell:
     method: str
     ranks: str
     seed: int
-    epochs: tuple[int, ...]
-
-    def key(self, epochs: int) -> tuple[Any, ...]:
-        """What a line of results is known by."""
-        return self.task, self.kernels, self.size, self.method, self.ranks, self.seed, epochs
+    epochs: int
 
 
-def grid(tasks: list[str], seeds: int, epochs: tuple[int, ...]) -> list[Cell]:
-    """All models to be made, the ones that most depends on first.
+def grid(tasks: list[str], seeds: int, epochs: list[int]) -> list[Cell]:
+    """All scores to be had, the ones that most depends on first.
 
-    Fine-tuned are fwsvd with equal ranks and the default with planned ones, at a quarter of all kernels, with several
-    seeds; on STS-B and CoLA at half as well.
+    Several seeds, and fine-tuning, are for FWSVD with equal ranks and the default with planned ones, at a quarter of
+    all kernels, and, seeds aside, at half; on SST-2 fine-tuning at a quarter only.
     """
-    everything = itertools.product(KERNELS, (*BUDGETS, *RANKS), METHODS, ("uniform", "planned"), range(seeds), tasks)
-    cells = []
-    for kernels, size, method, ranks, seed, task in everything:
-        ends = (method, ranks) in (("fwsvd", "uniform"), (OURS, "planned"))
-        headline = ends and kernels == "all" and size in (0.25, 0.5)
-        tuned = headline and (size == 0.25 or task != "SST-2")
-        of_all_only = kernels == "ffn" and size < 1
-        of_one_rank = "published" in method and ranks == "planned"
-        if not (of_all_only or of_one_rank or (seed and not headline)):
-            cells.append(Cell(task, kernels, size, method, ranks, seed, (0, *epochs) if tuned else (0,)))
-    return sorted(cells, key=lambda cell: (cell.seed, cell.kernels, cell.size > 1))
+    ends = (("fwsvd", "uniform"), (OURS, "planned"))
+    headline = [
+        Cell(task, "all", size, *end, seed, 0)
+        for seed, size, end, task in itertools.product(range(seeds), (0.25, 0.5), ends, tasks)
+    ]
+    every = itertools.product(KERNELS, (*BUDGETS, *RANKS), METHODS, ("uniform", "planned"), tasks)
+    others = [
+        Cell(task, kernels, size, method, ranks, 0, 0)
+        for kernels, size, method, ranks, task in every
+        if not (kernels == "ffn" and size < 1)
+        and not ("published" in method and ranks == "planned")
+        and not (method == "eigenbasis" and (kernels, size) not in (("all", 0.25), ("all", 0.5)))
+    ]
+    tuned = [
+        Cell(task, "all", size, *end, seed, count)
+        for count, size, seed, task, end in itertools.product(epochs, (0.25, 0.5), range(seeds), tasks, ends)
+        if size == 0.25 or (task != "SST-2" and seed == 0)
+    ]
+    return list(dict.fromkeys([*headline, *others, *tuned]))
 
 
 @cache
@@ -124,7 +128,7 @@ def rows_of(task: str, split: str, folder: Path | None) -> Rows:
 
     found = load_dataset("nyu-mll/glue", TASKS[task].online, split={"dev": "validation"}.get(split, split))
     columns = [found[name] for name in ("sentence", "sentence1", "sentence2") if name in found.column_names]
-    texts: Any = list(columns[0]) if len(columns) == 1 else list(zip(*columns, strict=True))
+    texts: Any = list(columns[0]) if len(columns) == 1 else [(str(a), str(b)) for a, b in zip(*columns, strict=True)]
     return Rows(texts, np.array(found["label"]))
 
 
@@ -132,8 +136,9 @@ def chosen(rows: Rows, count: int | None, seed: int) -> Rows:
     """So many rows, drawn once for a seed."""
     if count is None or count >= len(rows.labels):
         return rows
+    texts: Any = rows.texts
     picked = np.random.default_rng(seed).permutation(len(rows.labels))[:count]
-    return Rows([rows.texts[i] for i in picked], rows.labels[picked])
+    return Rows([texts[i] for i in picked], rows.labels[picked])
 
 
 class Bench(NamedTuple):
@@ -224,39 +229,30 @@ def share(shapes: Mapping[str, tuple[int, int]], size: float) -> float:
     return sum(min(size * (m + n), m * n) for m, n in shapes.values()) / sum(m * n for m, n in shapes.values())
 
 
-def lines_of(bench: Bench, cell: Cell, done: set[Any], importance: Importance | None) -> Iterator[dict[str, Any]]:
-    """The cell's lines of results that are not there yet, each when it is known."""
+def scored(bench: Bench, cell: Cell, importance: Importance | None) -> dict[str, Any]:
+    """The cell's line of results."""
     small, report = compressed(bench, cell, importance)
     shapes = bert_adapter.select_kernels(bench.dense.params, KERNELS[cell.kernels])
-    about = {
-        "task": cell.task,
-        "kernels": cell.kernels,
-        "size": cell.size,
-        "method": cell.method,
-        "ranks": cell.ranks,
-        "seed": cell.seed,
+    about: dict[str, Any] = {
         "share": report.parameters_after / report.parameters_before,
         "wanted_share": share(shapes, cell.size),
         "compress_seconds": sum(report.seconds.values()),
     }
-    for epochs in cell.epochs:
-        if cell.key(epochs) in done:
-            continue
-        if epochs == 0:
-            held = bert_adapter.labelled_batches(bench.dense, chosen(bench.dev, 512, 0))
-            actual = bert_adapter.loss_increase(bench.dense, small, held)
-            yield (
-                about
-                | {"epochs": 0, "predicted": report.predicted, "actual": actual}
-                | bert_adapter.score(small, bench.dev)
-            )
-            continue
+    if cell.epochs:
         batches = bert_adapter.labelled_batches(bench.dense, bench.train)
-        state = bench.folder / f"{'-'.join(map(str, cell.key(epochs)))}.state"
-        tuned, _ = bert_adapter.finetune(
-            small, batches, epochs=epochs, learning_rate=RATE, teacher=bench.dense, seed=cell.seed, file=state
+        state = bench.folder / f"{'-'.join(map(str, cell))}.state"
+        small, _ = bert_adapter.finetune(
+            small, batches, epochs=cell.epochs, learning_rate=RATE, seed=cell.seed, file=state
         )
-        yield about | {"epochs": epochs} | bert_adapter.score(tuned, bench.dev)
+    elif cell.method == OURS:
+        held = bert_adapter.labelled_batches(bench.dense, chosen(bench.dev, 512, 0))
+        about |= {"predicted": report.predicted, "actual": bert_adapter.loss_increase(bench.dense, small, held)}
+    return cell._asdict() | about | bert_adapter.score(small, bench.dev)
+
+
+def dense_cell(task: str) -> Cell:
+    """What the model that is compressed is known by."""
+    return Cell(task, "all", 1.0, "dense", "uniform", 0, 0)
 
 
 class Scores:
@@ -265,7 +261,7 @@ class Scores:
     def __init__(self, lines: list[dict[str, Any]]) -> None:
         self.found: dict[Any, list[float]] = {}
         for line in lines:
-            key = tuple(line[name] for name in KEY if name != "seed")
+            key = tuple(line[name] for name in Cell._fields if name != "seed")
             self.found.setdefault(key, []).append(line[TASKS[line["task"]].metric])
 
     def mean(self, *key: Any) -> float | None:
@@ -284,7 +280,8 @@ class Scores:
 
     def dense(self, task: str) -> float | None:
         """Of the model that is compressed."""
-        return self.mean(task, "all", 1.0, "dense", "uniform", 0)
+        cell = dense_cell(task)
+        return self.mean(*cell[:5], cell.epochs)
 
 
 def recovered(scores: Scores, task: str, size: float) -> float | None:
@@ -421,25 +418,24 @@ def main(argv: list[str] | None = None) -> None:
     options.cache = options.cache / name
     options.output.mkdir(parents=True, exist_ok=True)
     file, began = options.output / f"{name}.jsonl", time.monotonic()
-    cells = [] if options.report else grid(options.tasks, options.seeds, tuple(options.epochs))
+    cells = [] if options.report else grid(options.tasks, options.seeds, options.epochs)
     if options.quick:
-        cells = [cell for cell in cells if cell.size == 0.5 and cell.seed == 0 and cell.method in ("svd", OURS)]
-        cells = [replace(cell, epochs=(0,)) for cell in cells]
+        cells = [
+            cell for cell in cells if cell[1:3] == ("all", 0.5) and cell.method in ("svd", OURS) and not sum(cell[5:])
+        ]
     benches: dict[str, Bench] = {}
     for cell in cells:
-        done = {tuple(line[name] for name in KEY) for line in read(file)}
-        if all(cell.key(epochs) in done for epochs in cell.epochs):
+        done = {Cell(*(line[name] for name in Cell._fields)) for line in read(file)}
+        if cell in done:
             continue
         if time.monotonic() - began > 60 * options.minutes:
             break
         if cell.task not in benches:
             benches[cell.task] = bench = prepared(cell.task, options)
-            if (key := (cell.task, "all", 1.0, "dense", "uniform", 0, 0)) not in done:
-                append(file, dict(zip(KEY, key, strict=True)) | bert_adapter.score(bench.dense, bench.dev))
+            if (dense := dense_cell(cell.task)) not in done:
+                append(file, dense._asdict() | bert_adapter.score(bench.dense, bench.dev))
         bench = benches[cell.task]
-        importance = measured(bench, METHODS[cell.method].measured, cell.seed)
-        for line in lines_of(bench, cell, done, importance):
-            append(file, line)
+        append(file, scored(bench, cell, measured(bench, METHODS[cell.method].measured, cell.seed)))
     lines = read(file)
     scores = Scores(lines)
     print("\n".join(["", tables(scores), "", predictions(lines), "", *verdicts(scores)]))
@@ -457,7 +453,7 @@ def append(file: Path, line: dict[str, Any]) -> None:
     before = "".join(json.dumps(old) + "\n" for old in read(file))
     with writing(file) as temporary:
         temporary.write_text(before + json.dumps(line | environment()) + "\n")
-    what = ", ".join(str(line[name]) for name in KEY)
+    what = ", ".join(str(line[name]) for name in Cell._fields)
     print(f"{what}: {TASKS[line['task']].metric} {line[TASKS[line['task']].metric]:.4f}", flush=True)
 
 

@@ -1,5 +1,6 @@
 """Dense kernels become pairs of factors, and back."""
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Mapping
@@ -129,11 +130,11 @@ def solve_group(
     elsewhere all at once.
     """
     chunk = 1 if jax.default_backend() == "cpu" else None
-    own = ranks if len(set(ranks)) > 1 else None
+    closed = method in (*STARTS, "kronecker")  # at little cost, one program for all plans
+    most = math.ceil(break_even(kernels.shape[1:])) - 1 if closed else max(ranks)
+    own = None if set(ranks) == {most} else ranks
     stacked = jax.tree.map(lambda *arrays: jnp.stack(arrays), *weights)
-    result = wlra.solve_batch(
-        jnp.asarray(kernels), stacked, max(ranks), method=method, ranks=own, chunk=chunk, **options
-    )
+    result = wlra.solve_batch(jnp.asarray(kernels), stacked, most, method=method, ranks=own, chunk=chunk, **options)
     return jax.device_get(result)
 
 

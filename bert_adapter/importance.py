@@ -83,8 +83,8 @@ class Importance:
         return self.sums[path]
 
     def __add__(self, other: "Importance") -> "Importance":
-        if (odd := signature(self)) != (even := signature(other)):
-            raise ValueError(f"wanted two measurements of the same; got {odd} and {even}")
+        if different := differences(self, other):
+            raise ValueError(f"wanted two measurements of the same; got {different}")
         same = jax.tree.map(lambda a, b: bool(np.array_equal(a, b)), self.bases, other.bases)
         if not all(jax.tree.leaves(same)):
             raise ValueError("wanted measurements in one eigenbasis; got two: measure both with the same `bases`")
@@ -97,10 +97,15 @@ class Importance:
         )
 
 
-def signature(importance: Importance) -> dict[str, Any]:
-    """What two measurements have in common that can be added or continued; the directions drawn may differ."""
-    shapes = {path: {name: np.shape(array) for name, array in named(sums)} for path, sums in importance.sums.items()}
-    return {"gradients": importance.gradients, "in_eigenbasis": bool(importance.bases), "sums": shapes}
+def differences(a: Importance, b: Importance) -> str:
+    """The first thing in which measurements differ that are to be added or continued; nothing if there is none."""
+    found, wanted = (
+        {"gradients": one.gradients, "in an eigenbasis": bool(one.bases)}
+        | {path: {name: np.shape(array) for name, array in named(sums)} for path, sums in one.sums.items()}
+        for one in (a, b)
+    )
+    both = {name: (found.get(name), wanted.get(name)) for name in found | wanted}
+    return next((f"{name}: {x} and {y}" for name, (x, y) in both.items() if x != y), "")
 
 
 def named(sums: Sums) -> list[tuple[str, Array]]:
@@ -201,8 +206,9 @@ def continued(fresh: Importance, file: str | Path | None) -> Importance:
     if file is None or not Path(file).exists():
         return fresh
     found = load_importance(file)
-    if (signature(found), found.seed) != (signature(fresh), fresh.seed):
-        raise ValueError(f"{file} holds another measurement, {signature(found)}; wanted {signature(fresh)}")
+    seeds = "" if found.seed == fresh.seed else f"seed: {found.seed} and {fresh.seed}"
+    if different := differences(found, fresh) or seeds:
+        raise ValueError(f"{file} holds another measurement than is wanted; {different}")
     return found
 
 

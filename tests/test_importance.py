@@ -296,14 +296,8 @@ def test_grams_are_those_of_each_examples_gradient():
     got = of_three_classes(loss)(params, [{"x": X}], ["first"], statistics=("row_gram", "col_gram", "gram_squares"))[
         "first"
     ]
-    gradients = [
-        np.float64(
-            jax.grad(lambda params, x=x: loss(run_net(Net(), params, {"x": x[None]}), None)[0])(params)["first"][
-                "kernel"
-            ]
-        )
-        for x in X
-    ]
+    of_one = jax.grad(lambda params, x: loss(run_net(Net(), params, {"x": x[None]}), None)[0])
+    gradients = [np.asarray(of_one(params, x)["first"]["kernel"], np.float64) for x in X]
     assert_near(got.row_gram, np.sum([g @ g.T for g in gradients], axis=0), relative=100 * EPS)  # two layers in float32
     assert_near(got.col_gram, np.sum([g.T @ g for g in gradients], axis=0), relative=100 * EPS)
     assert_near(got.gram_squares, np.sum([np.sum((g @ g.T) ** 2) for g in gradients]), relative=100 * EPS)

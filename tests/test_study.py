@@ -11,15 +11,14 @@ import pytest
 from test_finetune import ROWS, TEXTS, embedder
 
 from benchmarks import study
-from benchmarks.study import KEY, OURS, Scores, grid, recovered, verdicts
+from benchmarks.study import OURS, Cell, Scores, grid, recovered, verdicts
 from bert_adapter.checkpoint import save
 
 demo = importlib.import_module("bert_adapter.demo")  # the package may have a function under that name
 
 
 def line(value, method, ranks, size=0.5, seed=0, epochs=0, task="SST-2"):
-    key = (task, "all", size, method, ranks, seed, epochs)
-    return dict(zip(KEY, key, strict=True)) | {study.TASKS[task].metric: value}
+    return Cell(task, "all", size, method, ranks, seed, epochs)._asdict() | {study.TASKS[task].metric: value}
 
 
 LINES = [
@@ -32,9 +31,8 @@ LINES = [
 
 
 def test_every_model_of_the_grid_is_made_once():
-    cells = grid(list(study.TASKS), 3, (1, 3))
-    keys = [cell.key(epochs) for cell in cells for epochs in cell.epochs]
-    assert len(set(keys)) == len(keys)
+    cells = grid(list(study.TASKS), 3, [1, 3])
+    assert len(set(cells)) == len(cells)
     assert {cell.method for cell in cells} == set(study.METHODS)
     assert {cell.seed for cell in cells if cell.method == OURS and cell.size == 0.25} == {0, 1, 2}
 
@@ -98,9 +96,12 @@ def test_a_killed_run_goes_on(tmp_path, monkeypatch, capsys):
     lines = [json.loads(text) for text in first.splitlines()]
     assert [(found["method"], found["ranks"]) for found in lines] == [
         ("dense", "uniform"),
-        *((method, ranks) for method in ("svd", OURS) for ranks in ("uniform", "planned")),
+        (OURS, "planned"),
+        ("svd", "uniform"),
+        ("svd", "planned"),
+        (OURS, "uniform"),
     ]
-    assert lines[-1]["predicted"] > 0
+    assert lines[1]["predicted"] > 0
     assert (tmp_path / "study-quick.png").exists()
     assert "**SST-2**, accuracy, all encoder kernels, as compressed; dense" in capsys.readouterr().out
 
