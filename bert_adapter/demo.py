@@ -14,6 +14,7 @@ from bert_adapter.fidelity import Fidelity, compare, embed
 from bert_adapter.importance import measure_importance
 from bert_adapter.report import as_text, fidelity_table, summary, write_json, write_page
 from bert_adapter.select import select_kernels
+from bert_adapter.weights import SIGNALS
 
 CASES = {  # how `compress` is asked for each, its default last
     "svd": {"importance": "none", "uniform": True},
@@ -50,7 +51,7 @@ def demo(directory: Path, budget: float, say: Callable[[str], None]) -> tuple[Re
 
     say(f"measuring what matters: Fisher information from {len(calibration)} sentences, without labels")
     batches = text_batches(model, calibration)
-    statistics = ("fisher", "rows", "row_gram", "col_gram")
+    statistics = {name for signal in ("exact", "row", "shampoo") for name in SIGNALS[signal].statistics}
     measured = measure_importance(forward(model), model.params, batches, shapes, statistics=statistics)
 
     fidelities = {"dense": compare(dense, dense)}
