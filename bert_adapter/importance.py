@@ -295,6 +295,7 @@ def gradient_sums(
         halves = jnp.stack([1 - odd, odd]).astype(gradients.dtype)
         fisher = jnp.einsum("hb,bio->hio", halves, gradients**2)
     # From products of the time steps, without a gradient (in, out); XLA drops those that nobody asks for.
+    inputs, deltas = mean_first(inputs, deltas)
     alike_inputs = jnp.einsum("bti,bsi->bts", inputs, inputs)
     alike_deltas = jnp.einsum("bto,bso->bts", deltas, deltas)
     across = alike_deltas @ inputs
@@ -308,6 +309,24 @@ def gradient_sums(
         both = alike_inputs @ alike_deltas
         gram_squares = jnp.sum(both * jnp.swapaxes(both, 1, 2))
     return Sums(fisher, rows, None, outputs, row_gram, col_gram, gram_squares)
+
+
+def mean_first(
+    inputs: Float[Array, "batch time in"], deltas: Float[Array, "batch time out"]
+) -> tuple[Float[Array, "batch time in"], Float[Array, "batch time out"]]:
+    """Both reflected along time, which changes no gradient, so that the first step holds the mean over all of them.
+
+    The output gradients of keys sum to zero over time, as softmax ignores what all its arguments have in common, while
+    inputs have a large mean: without this, sums of many large terms would have to cancel.
+    """
+    real = jnp.any(inputs != 0, axis=2).astype(inputs.dtype)
+    axis = real / jnp.sqrt(jnp.maximum(jnp.sum(real, axis=1, keepdims=True), 1))
+    axis = axis + jnp.eye(1, axis.shape[1], dtype=axis.dtype)
+    twice = 2 * axis / jnp.sum(axis**2, axis=1, keepdims=True)
+    inputs, deltas = (
+        array - twice[:, :, None] * jnp.einsum("bt,btn->bn", axis, array)[:, None, :] for array in (inputs, deltas)
+    )
+    return inputs, deltas
 
 
 def upper_product(a: Float[Array, "batch time n"], b: Float[Array, "batch time n"]) -> Float[Array, "n n"]:

@@ -166,13 +166,16 @@ def squared_singular_values(kernel: Float[np.ndarray, "m n"], weights: Any) -> F
 
 
 def root(gram: Float[np.ndarray, "m m"]) -> Float[np.ndarray, "m m"]:
-    """Lower triangular, root @ root.T being the Gram matrix, which may be singular, to rounding of its diagonal."""
-    scale = np.sqrt(np.diag(gram))
+    """root @ root.T is the Gram matrix, to rounding of its diagonal; negative eigenvalues of rounding count as 0."""
+    scale = np.sqrt(np.maximum(np.diag(gram), 0))
     inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale > 0)
     unit = gram * inverse[:, None] * inverse[None, :]
-    return scale[:, None] * np.linalg.cholesky(
-        unit + len(gram) * np.finfo(gram.dtype).eps * np.eye(len(gram), dtype=gram.dtype)
-    )
+    try:
+        shift = len(gram) * np.finfo(gram.dtype).eps * np.eye(len(gram), dtype=gram.dtype)
+        return scale[:, None] * np.linalg.cholesky(unit + shift)
+    except np.linalg.LinAlgError:  # seven times as fast, where it goes
+        values, vectors = np.linalg.eigh(unit)
+        return scale[:, None] * vectors * np.sqrt(np.maximum(values, 0))
 
 
 def congruent(kernel: Float[np.ndarray, "m n"], gram: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "m m"]:

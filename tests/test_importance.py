@@ -303,6 +303,26 @@ def test_grams_are_those_of_each_examples_gradient():
     assert_near(got.gram_squares, np.sum([np.sum((g @ g.T) ** 2) for g in gradients]), relative=100 * EPS)
 
 
+def test_reflection_along_time_keeps_every_gradient_and_puts_the_mean_first():
+    inputs, deltas = (jnp.asarray(RNG.normal(size=(3, 6, n)) + 5, jnp.float32) for n in (4, 5))
+    inputs = inputs.at[1, 4:].set(0)  # padding
+    deltas = deltas.at[1, 4:].set(0).at[2].add(-jnp.mean(deltas[2], axis=0, keepdims=True))
+    turned, of_outputs = importance.mean_first(inputs, deltas)
+    for i in range(3):
+        wanted = np.float64(inputs[i]).T @ np.float64(deltas[i])
+        assert_near(np.float64(turned[i]).T @ np.float64(of_outputs[i]), wanted, relative=20 * EPS)  # six terms
+    assert_near(turned[1, 0], -np.sum(np.asarray(inputs[1]), axis=0) / 2, relative=20 * EPS)  # of four steps
+    np.testing.assert_allclose(of_outputs[2, 0], 0, atol=20 * EPS)
+
+
+def test_grams_of_keys_are_semidefinite(params):
+    """Their gradients are what is left of sums that cancel."""
+    sums = measure(partial(run, MODULE), params, [BATCH], PATHS[1:2], statistics=importance.STATISTICS)[PATHS[1]]
+    for gram in (sums.row_gram, sums.col_gram):
+        values = np.linalg.eigvalsh(np.float64(gram))
+        assert values[0] >= -10 * EPS * values[-1]
+
+
 def test_wide_products_are_whole_and_symmetric():
     a = RNG.normal(size=(2, 3, 2 * importance.STRIP + 5)).astype(np.float32)
     got = np.asarray(importance.reflect(importance.upper_product(jnp.asarray(a), jnp.asarray(a))))

@@ -9,7 +9,7 @@ import pytest
 
 import wlra
 from bert_adapter.importance import Basis, Importance, Sums
-from bert_adapter.plan import lower_hull, plan, squared_singular_values
+from bert_adapter.plan import lower_hull, plan, root, squared_singular_values
 from bert_adapter.weights import Rotated
 
 RNG = np.random.default_rng(0)
@@ -164,6 +164,14 @@ def test_singular_values_are_those_of_the_coordinates_with_equal_weights(tall):
     np.testing.assert_allclose(
         squared_singular_values(kernel.astype(np.float32), rotated), cut**2, rtol=1e-3, atol=1e-3
     )
+
+
+def test_root_of_a_gram_matrix_that_rounding_made_indefinite():
+    factor = RNG.normal(size=(6, 3))
+    gram = factor @ factor.T
+    gram -= 1e-3 * np.eye(6)
+    half = root(gram)
+    np.testing.assert_allclose(half @ half.T, gram, atol=2e-3 * np.max(np.abs(gram)))
 
 
 def test_a_kernel_that_nothing_depends_on_gets_the_smallest_rank():
