@@ -293,6 +293,29 @@ def recovered(scores: Scores, task: str, size: float) -> float | None:
     return None if ours is None or base is None or dense is None else (ours - base) / (dense - base)
 
 
+HEADLINE = {
+    "svd": (("svd", "uniform"),),
+    "fwsvd": (("fwsvd", "uniform"),),
+    "published iterations, the best of three": tuple((name, "uniform") for name in METHODS if "published" in name),
+    "wlra, weights of the entries": (("wlra", "uniform"),),
+    "default, equal ranks": ((OURS, "uniform"),),
+    "default": ((OURS, "planned"),),
+}
+
+
+def headline(scores: Scores) -> str:
+    """All tasks and budgets in one table, of all encoder kernels, as compressed."""
+    columns = list(itertools.product(TASKS, BUDGETS))
+
+    def best(methods: tuple[tuple[str, str], ...], task: str, size: float) -> str:
+        keys = [(task, "all", size, *method, 0) for method in methods]
+        return scores.text(*max(keys, key=lambda key: scores.mean(*key) or -math.inf))
+
+    cells = [[name, *(best(methods, *column) for column in columns)] for name, methods in HEADLINE.items()]
+    cells.append(["dense", *(number(scores.dense(task), ".3f") for task, _ in columns)])
+    return markdown(["all encoder kernels", *(f"{task} {size:.0%}" for task, size in columns)], cells)
+
+
 def tables(scores: Scores) -> str:
     """A table of all sizes for each task, kernels and ranks."""
     parts = []
@@ -438,7 +461,7 @@ def main(argv: list[str] | None = None) -> None:
         append(file, scored(bench, cell, measured(bench, METHODS[cell.method].measured, cell.seed)))
     lines = read(file)
     scores = Scores(lines)
-    print("\n".join(["", tables(scores), "", predictions(lines), "", *verdicts(scores)]))
+    print("\n".join(["", headline(scores), "", tables(scores), "", predictions(lines), "", *verdicts(scores)]))
     draw(lines, options.output / f"{name}.png")
 
 
