@@ -130,7 +130,10 @@ BATCH, BATCH_WEIGHTS = np.stack([W, W]), np.stack([WEIGHTS, WEIGHTS])
 BATCH_REFUSED = {
     "target without batch": ({"W": W}, "W must be a (batch, m, n) array without empty axes; got shape (5, 4)"),
     "empty batch": ({"W": BATCH[:0]}, "without empty axes; got shape (0, 5, 4)"),
-    "weights without batch": ({"weights": WEIGHTS}, "weights must broadcast to (2, 5, 4); got shape (5, 4)"),
+    "weights without batch": (
+        {"weights": WEIGHTS},
+        "got shape (5, 4): write all 3 axes, of length 1 where it is the same",
+    ),
     "another number of weights": (
         {"weights": np.stack([WEIGHTS] * 3)},
         "weights must broadcast to (2, 5, 4); got shape (3, 5, 4)",

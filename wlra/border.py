@@ -249,7 +249,10 @@ def check_broadcast(array: Array, shape: tuple[int, ...], name: str) -> Array:
     """The array broadcast to the shape."""
     fits = array.ndim in (0, len(shape)) and all(a in (1, s) for a, s in zip(array.shape, shape, strict=False))
     if not fits:
-        raise ValueError(f"{name} must broadcast to {shape}; got shape {array.shape}")
+        axes = (
+            "" if array.ndim in (0, len(shape)) else f": write all {len(shape)} axes, of length 1 where it is the same"
+        )
+        raise ValueError(f"{name} must broadcast to {shape}; got shape {array.shape}{axes}")
     return jnp.broadcast_to(array, shape)
 
 
