@@ -86,6 +86,10 @@ def fisher_of(sums):
     return np.asarray(sums.fisher, np.float64).sum(axis=0)
 
 
+def exact(array):
+    return np.asarray(array, np.float64)
+
+
 def at(tree, path):
     for key in path.split("/"):
         tree = tree[key]
@@ -309,8 +313,8 @@ def test_reflection_along_time_keeps_every_gradient_and_puts_the_mean_first():
     deltas = deltas.at[1, 4:].set(0).at[2].add(-jnp.mean(deltas[2], axis=0, keepdims=True))
     turned, of_outputs = importance.mean_first(inputs, deltas)
     for i in range(3):
-        wanted = np.float64(inputs[i]).T @ np.float64(deltas[i])
-        assert_near(np.float64(turned[i]).T @ np.float64(of_outputs[i]), wanted, relative=20 * EPS)  # six terms
+        wanted = exact(inputs[i]).T @ exact(deltas[i])
+        assert_near(exact(turned[i]).T @ exact(of_outputs[i]), wanted, relative=20 * EPS)  # six terms
     assert_near(turned[1, 0], -np.sum(np.asarray(inputs[1]), axis=0) / 2, relative=20 * EPS)  # of four steps
     np.testing.assert_allclose(of_outputs[2, 0], 0, atol=20 * EPS)
 
@@ -321,7 +325,7 @@ def test_gradients_that_are_left_of_sums_that_cancel_have_accurate_grams():
     deltas -= deltas.mean(axis=1, keepdims=True)
     inputs, deltas = jnp.asarray(inputs, jnp.float32), jnp.asarray(deltas, jnp.float32)
     sums = importance.gradient_sums(inputs, deltas, 0, None, ("row_gram", "col_gram"))
-    gradients = [np.float64(x).T @ np.float64(d) for x, d in zip(inputs, deltas, strict=True)]
+    gradients = [exact(x).T @ exact(d) for x, d in zip(inputs, deltas, strict=True)]
     # The first step holds sums of rounding errors, eps times as large as the terms, times the mean: 1e-4 of the rest.
     assert_near(np.asarray(sums.row_gram), np.sum([g @ g.T for g in gradients], axis=0), relative=2e-3)
     assert_near(np.asarray(sums.col_gram), np.sum([g.T @ g for g in gradients], axis=0), relative=2e-3)
