@@ -118,6 +118,13 @@ def test_help_shows_what_there_is(capsys):
     assert "Hugging Face" in capsys.readouterr().out
 
 
+def test_without_data_and_datasets_it_says_what_is_wanted(monkeypatch, capsys):
+    monkeypatch.setattr(study, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="2"):
+        study.main([])
+    assert "wanted --data DIR, or Hugging Face's datasets" in capsys.readouterr().err
+
+
 def test_data_that_is_not_there_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=str(Path("SST-2") / "train.tsv")):
         study.rows_of("SST-2", "train", tmp_path)
