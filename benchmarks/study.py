@@ -334,7 +334,7 @@ def tables(scores: Scores) -> str:
             [method, ranks, *(scores.text(task, kernels, size, method, ranks, epochs) for size in sizes)]
             for method, ranks in itertools.product(METHODS, ("uniform", "planned"))
         ]
-        tuned = f"fine-tuned for {epochs} epochs" if epochs else "as compressed"
+        tuned = f"epochs of fine-tuning: {epochs}" if epochs else "as compressed"
         title = (
             f"**{task}**, {TASKS[task].metric}, {NAMES[kernels]}, {tuned}; dense {number(scores.dense(task), '.3f')}"
         )
