@@ -1,11 +1,14 @@
 """Which rank each kernel gets for a budget: where a parameter saves the most loss."""
 
 import math
+import os
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
+from threadpoolctl import threadpool_limits
 
 import wlra
 from bert_adapter.checkpoint import by_path
@@ -15,7 +18,7 @@ from bert_adapter.weights import SIGNALS, Rotated, solver_weights
 from wlra.border import check_count, check_name
 
 UNITS = ("kernels", "parameters", "bytes", "flops")
-STRIP = 384  # columns of a symmetric matrix that are multiplied together
+STRIP = 768  # columns of a symmetric matrix that are multiplied together
 
 
 class Curve(NamedTuple):
@@ -89,10 +92,13 @@ def plan(
     weights = solver_weights(importance, signal, {path: kernel.shape for path, kernel in kernels.items()}, shrink)
     examples = per_example(importance, signal)
     ranks = range(-(-minimum // multiple_of) * multiple_of, (maximum or 10**9) + 1, multiple_of)
+    # Half the time goes to LAPACK, which is no faster on two cores than on one: a kernel for each core.
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(os.cpu_count()) as pool:
+        losses = dict(zip(kernels, pool.map(predicted_losses, kernels.values(), weights.values()), strict=True))
     choices = {}
     for path, kernel in kernels.items():
         price = {"bytes": kernel.dtype.itemsize, "flops": 2}.get(of, 1)
-        choices[path] = choices_of(kernel.shape, price, predicted_losses(kernel, weights[path]) / examples, ranks)
+        choices[path] = choices_of(kernel.shape, price, losses[path] / examples, ranks)
     fixed = fixed_cost(flat, kernels, of)
     total = fixed + sum(float(choice.cost[-1]) for choice in choices.values())
     curve = all_plans(choices, fixed, total)

@@ -9,7 +9,7 @@ import pytest
 
 import wlra
 from bert_adapter.importance import Basis, Importance, Sums
-from bert_adapter.plan import lower_hull, plan, root, squared_singular_values
+from bert_adapter.plan import STRIP, congruent, lower_hull, plan, root, squared_singular_values
 from bert_adapter.weights import Rotated
 
 RNG = np.random.default_rng(0)
@@ -164,6 +164,14 @@ def test_singular_values_are_those_of_the_coordinates_with_equal_weights(tall):
     np.testing.assert_allclose(
         squared_singular_values(kernel.astype(np.float32), rotated), cut**2, rtol=1e-3, atol=1e-3
     )
+
+
+def test_wide_gram_matrices_are_multiplied_by_their_upper_triangle():
+    n = 2 * STRIP + 3
+    kernel, factor = RNG.normal(size=(3, n)), RNG.normal(size=(n, 4))
+    gram = factor @ factor.T
+    wanted = kernel @ gram @ kernel.T
+    np.testing.assert_allclose(congruent(kernel, gram), wanted, atol=1e-9 * np.max(wanted))  # float64
 
 
 def test_root_of_a_gram_matrix_that_rounding_made_indefinite():
