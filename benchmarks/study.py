@@ -26,7 +26,7 @@ from benchmarks.timing import environment
 from bert_adapter.checkpoint import by_path
 from bert_adapter.files import writing
 from bert_adapter.finetune import task_loss
-from bert_adapter.importance import Importance, Sums, measure_importance
+from bert_adapter.importance import Importance, Sums, load_importance, measure_importance, save_importance
 from bert_adapter.model import predictive
 from bert_adapter.rows import Rows
 
@@ -189,7 +189,9 @@ def measured(bench: Bench, name: str | None, seed: int) -> Importance | None:
     batches, file = calibration(bench, seed), bench.folder / f"{name}-{seed}.safetensors"
     params = jax.device_put(bench.dense.params)
     if name == "batches":
-        return squared_batch_gradients(forward, params, batches, list(paths))
+        if not file.exists():
+            save_importance(squared_batch_gradients(forward, params, batches, list(paths)), file)
+        return load_importance(file)
     if name == "labels":
         return measure_importance(
             forward, params, batches, paths, loss=task_loss, statistics=("fisher", "rows"), file=file
@@ -220,8 +222,7 @@ def compressed(bench: Bench, cell: Cell, importance: Importance | None) -> tuple
         shapes = bert_adapter.select_kernels(bench.dense.params, include)
         size = {"budget": share(shapes, cell.size), "uniform": cell.ranks == "uniform"}
     options = size | METHODS[cell.method].options
-    batches = calibration(bench, cell.seed)
-    return bert_adapter.compress(bench.dense, batches, measured=importance, include=include, progress=False, **options)
+    return bert_adapter.compress(bench.dense, (), measured=importance, include=include, progress=False, **options)
 
 
 def share(shapes: Mapping[str, tuple[int, int]], size: float) -> float:

@@ -5,14 +5,18 @@ import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import jax
 import numpy as np
 import pytest
-from test_finetune import ROWS, TEXTS, embedder
+from test_finetune import KEY, ROWS, TEXTS, embedder
 
 from benchmarks import study
 from benchmarks.study import OURS, Cell, Scores, grid, recovered, verdicts
-from bert_adapter.checkpoint import save
+from bert_adapter.checkpoint import by_path, save
+from bert_adapter.compress import forward
+from bert_adapter.finetune import task_loss, with_head
 
 demo = importlib.import_module("bert_adapter.demo")  # the package may have a function under that name
 
@@ -55,6 +59,20 @@ def test_verdicts_follow_from_the_lines():
     assert "bar: SST-2, 50%: recovered at least 0.8: met (0.875)" in found
     assert "bar: SST-2, 50%: at least 0.99 of dense: NOT met (0.944)" in found
     assert "bar: SST-2, all, 0.5: above every published iteration, by: met (0.25)" in found
+
+
+def test_weights_of_the_study_are_squared_gradients_of_batches_over_their_maximum(tmp_path):
+    model = with_head(embedder(), 2)
+    bench = study.Bench("SST-2", model, ROWS, ROWS, 64, tmp_path)
+    batches = study.calibration(bench, 0)
+    wanted = 0.0
+    for batch in batches:
+        gradient = jax.grad(lambda p, batch=batch: task_loss(forward(model)(p, batch), batch).mean())(model.params)
+        wanted = wanted + np.asarray(by_path(gradient)[f"{KEY}/kernel"], np.float64) ** 2
+    fresh: Any = study.measured(bench, "batches", 0)
+    again: Any = study.measured(bench, "batches", 0)  # from the file
+    np.testing.assert_allclose(np.sum(fresh[KEY].fisher, axis=0), wanted / np.max(wanted), atol=1e-4)
+    np.testing.assert_array_equal(fresh[KEY].fisher, again[KEY].fisher)
 
 
 def test_rank_in_every_kernel_takes_its_share():
