@@ -40,7 +40,7 @@ def sample(config: dict[str, Any], batch: int, length: int) -> tuple[bert_adapte
 
 
 def passes(model: bert_adapter.Model, batch: dict[str, Any]) -> dict[str, tuple[Any, int | None]]:
-    """By name, a call without arguments that makes one pass over the batch, and the peak memory of it in bytes."""
+    """By name, a call without arguments that adds what one pass over the batch gives, and its peak memory in bytes."""
     forward = bert_adapter.forward(model)
     paths = frozenset(bert_adapter.select_kernels(model.params))
     key = jax.random.key(0)
@@ -49,18 +49,23 @@ def passes(model: bert_adapter.Model, batch: dict[str, Any]) -> dict[str, tuple[
         with jax.default_matmul_precision("highest"):
             return jax.grad(lambda params: jnp.sum(task_loss(forward(params, batch), batch)))(params)
 
-    def ready(function: Any, *inputs: Any) -> tuple[Any, int | None]:
-        program, _, peak = compiled(function, *inputs)
-        return lambda: program(*inputs), peak
+    def added(statistics: tuple[str, ...], bases: Any) -> tuple[Any, int | None]:
+        sums, update = batch_functions(forward, task_loss, paths, statistics)
+        inputs = (model.params, batch, key, 0, bases)
+        total = [jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), jax.eval_shape(sums, *inputs))]
+        program, _, peak = compiled(update, *total, *inputs)
 
-    calls = {"gradient of all parameters": ready(gradient, model.params, batch)}
-    for name in PASSES:
-        sums, _ = batch_functions(forward, task_loss, paths, SIGNALS[name].statistics)
-        calls[name] = ready(sums, model.params, batch, key, 0, {})
+        def call() -> Any:
+            total[0] = program(*total, *inputs)
+            return total[0]
+
+        return call, peak
+
+    plain, _, peak = compiled(gradient, model.params, batch)
+    calls: dict[str, Any] = {"gradient of all parameters": (lambda: plain(model.params, batch), peak)}
+    calls |= {name: added(SIGNALS[name].statistics, {}) for name in PASSES}
     bases = eigenbases(mirrored(bert_adapter.Importance(calls["kronecker"][0](), 1, 1, 1, "labels", 0, {})))
-    turned, _ = batch_functions(forward, task_loss, paths, ("fisher",))
-    calls["eigenbasis, second pass"] = ready(turned, model.params, batch, key, 0, bases)
-    return calls
+    return calls | {"eigenbasis, second pass": added(("fisher",), bases)}
 
 
 def end_to_end(examples: int) -> dict[str, float]:

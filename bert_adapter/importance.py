@@ -34,6 +34,8 @@ class Sums(NamedTuple):
     inputs, outputs: sum_bt x_bt x_bt' and sum_bt delta_bt delta_bt', without padding: the Kronecker factors.
     row_gram, col_gram: sum_b G_b G_b' and sum_b G_b' G_b of the gradients G_b = sum_t x_bt delta_bt'.
     gram_squares: sum_b ||G_b G_b'||_F**2, which tells how far the Gram matrices can be trusted.
+
+    While batches are added, symmetric matrices are in `strips`.
     """
 
     fisher: Float[Array, "2 in out"] | None = None
@@ -47,7 +49,7 @@ class Sums(NamedTuple):
 
 STATISTICS = Sums._fields
 SYMMETRIC = ("inputs", "outputs", "row_gram", "col_gram")
-STRIP = 384  # rows of a symmetric matrix that are computed together, from their diagonal block on
+STRIP = 384  # rows or columns of a symmetric matrix that are multiplied together
 
 
 class Basis(NamedTuple):
@@ -108,7 +110,7 @@ def differences(a: Importance, b: Importance) -> str:
     return next((f"{name}: {x} and {y}" for name, (x, y) in both.items() if x != y), "")
 
 
-def named(sums: Sums) -> list[tuple[str, Array]]:
+def named(sums: Sums) -> list[tuple[str, Any]]:
     """What was measured of a kernel, with its name."""
     return [(name, array) for name, array in sums._asdict().items() if array is not None]
 
@@ -188,10 +190,10 @@ def measure_importance(
             saved = time.monotonic()
     if total is None:
         raise ValueError("no batches: wanted at least one to measure the importance of the kernels on")
-    total = mirrored(total)
+    measured = mirrored(total)
     if file is not None:
-        save_importance(total, file)
-    return total
+        save_importance(measured, file)
+    return measured
 
 
 def counts(batch: Batch) -> tuple[int, int]:
@@ -207,9 +209,9 @@ def continued(fresh: Importance, file: str | Path | None) -> Importance:
         return fresh
     found = load_importance(file)
     seeds = "" if found.seed == fresh.seed else f"seed: {found.seed} and {fresh.seed}"
-    if different := differences(found, fresh) or seeds:
+    if different := differences(found, mirrored(fresh)) or seeds:
         raise ValueError(f"{file} holds another measurement than is wanted; {different}")
-    return found
+    return with_symmetric(found, strips)
 
 
 @cache
@@ -329,26 +331,37 @@ def mean_first(
     return inputs, deltas
 
 
-def upper_product(a: Float[Array, "batch time n"], b: Float[Array, "batch time n"]) -> Float[Array, "n n"]:
-    """sum_bt outer(a_bt, b_bt), which must be symmetric, with zeros below its diagonal blocks: half the operations."""
+def upper_product(a: Float[Array, "batch time n"], b: Float[Array, "batch time n"]) -> Any:
+    """The `strips` of sum_bt outer(a_bt, b_bt), which must be symmetric: little more than half the operations, and half
+    the memory to add the next batch to."""
     a, b = a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])
-    strips = [a[:, begin : begin + STRIP].T @ b[:, begin:] for begin in range(0, a.shape[1], STRIP)]
-    return jnp.concatenate([jnp.pad(strip, ((0, 0), (a.shape[1] - strip.shape[1], 0))) for strip in strips])
+    return [a[:, begin : begin + STRIP].T @ b[:, begin:] for begin in range(0, a.shape[1], STRIP)]
 
 
-def mirrored(importance: Importance) -> Importance:
-    """The same with whole symmetric matrices, of which sums over batches have what is on or above the diagonal."""
-
-    def whole(sums: Sums) -> Sums:
-        return sums._replace(**{name: reflect(array) for name, array in named(sums) if name in SYMMETRIC})
-
-    return replace(importance, sums={path: whole(sums) for path, sums in importance.sums.items()})
+def strips(matrix: Float[Array, "n n"]) -> list[Float[Array, "_ _"]]:
+    """A symmetric matrix as sums over batches have it: some rows at a time, from their diagonal block on."""
+    return [matrix[begin : begin + STRIP, begin:] for begin in range(0, len(matrix), STRIP)]
 
 
 @jax.jit
-def reflect(matrix: Float[Array, "n n"]) -> Float[Array, "n n"]:
-    """Symmetric, with the matrix's entries on and above the diagonal."""
-    return jnp.triu(matrix) + jnp.triu(matrix, 1).T
+def reflect(strips: list[Float[Array, "_ _"]]) -> Float[Array, "n n"]:
+    """The whole matrix, symmetric whatever rounding did to its diagonal blocks."""
+    upper = jnp.concatenate([jnp.pad(strip, ((0, 0), (strips[0].shape[1] - strip.shape[1], 0))) for strip in strips])
+    return jnp.triu(upper) + jnp.triu(upper, 1).T
+
+
+def with_symmetric(importance: Importance, function: Callable[[Any], Any]) -> Importance:
+    """The function's values in place of symmetric matrices, or of their strips."""
+
+    def changed(sums: Sums) -> Sums:
+        return sums._replace(**{name: function(found) for name, found in named(sums) if name in SYMMETRIC})
+
+    return replace(importance, sums={path: changed(sums) for path, sums in importance.sums.items()})
+
+
+def mirrored(importance: Importance) -> Importance:
+    """What sums over batches have in strips, in whole symmetric matrices."""
+    return with_symmetric(importance, reflect)
 
 
 def output_gradients(loss: Gradients, output: Any, batch: Batch, key: Any) -> Any:

@@ -12,13 +12,12 @@ from threadpoolctl import threadpool_limits
 
 import wlra
 from bert_adapter.checkpoint import by_path
-from bert_adapter.importance import Importance
+from bert_adapter.importance import STRIP, Importance
 from bert_adapter.select import break_even, select_kernels
 from bert_adapter.weights import SIGNALS, Rotated, solver_weights
 from wlra.border import check_count, check_name
 
 UNITS = ("kernels", "parameters", "bytes", "flops")
-STRIP = 768  # columns of a symmetric matrix that are multiplied together
 
 
 class Curve(NamedTuple):
@@ -167,7 +166,8 @@ def squared_singular_values(kernel: Float[np.ndarray, "m n"], weights: Any) -> F
         gram = scaled @ scaled.T
     else:
         half = root(row)
-        gram = half.T @ congruent(kernel, col) @ half
+        small = len(col) < 2 * len(row)  # the cheaper order
+        gram = congruent(half.T @ kernel, col) if small else half.T @ congruent(kernel, col) @ half
     return np.maximum(np.linalg.eigvalsh(gram)[::-1], 0).astype(np.float64)
 
 
@@ -236,9 +236,9 @@ def all_plans(choices: dict[str, Choices], fixed: float, total: float) -> Curve:
 
 def lower_hull(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> list[int]:
     """The corners of the convex hull from below (Andrew 1979), for x that rises."""
-    corners: list[int] = []
-    for i in range(len(x)):
-        while len(corners) > 1 and above(*((float(x[j]), float(y[j])) for j in (*corners[-2:], i))):
+    points, corners = list(zip(x.tolist(), y.tolist(), strict=True)), []
+    for i, point in enumerate(points):
+        while len(corners) > 1 and above(points[corners[-2]], points[corners[-1]], point):
             corners.pop()
         corners.append(i)
     return corners

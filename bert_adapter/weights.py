@@ -66,8 +66,10 @@ def shampoo(sums: Sums, basis: Basis | None, shrink: float, shape: tuple[int, in
     """
     assert sums.row_gram is not None
     assert sums.col_gram is not None
-    trace = jnp.trace(sums.col_gram)
-    return wlra.Kronecker(sums.row_gram, sums.col_gram / jnp.where(trace > 0, trace, 1))
+    row, col = sums.row_gram, sums.col_gram
+    trace = jnp.trace(min(row, col, key=len))  # both have the same: sum_b ||G_b||_F**2
+    unit = 1 / jnp.where(trace > 0, trace, 1)
+    return wlra.Kronecker(row * unit, col) if len(row) < len(col) else wlra.Kronecker(row, col * unit)
 
 
 def kronecker(sums: Sums, basis: Basis | None, shrink: float, shape: tuple[int, int]) -> wlra.Kronecker:
