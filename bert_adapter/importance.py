@@ -18,9 +18,12 @@ from safetensors.numpy import save_file
 from bert_adapter.capture import Batch, Forward, capture
 from bert_adapter.files import writing
 from bert_adapter.progress import track
+from wlra.border import check_count
 
+DISTRIBUTIONS = ("categorical", "gaussian")
 Loss = Callable[[Any, Batch], Float[Array, " batch"]]
-Gradients = Loss | str  # or a key of DISTRIBUTIONS
+Gradients = Loss | str  # or one of DISTRIBUTIONS
+Alike = Float[Array, "batch time time"] | None  # products of output gradients, if any statistic asks for them
 SCHEMA = 1  # of the file
 SAVE_EVERY = 60.0  # seconds between two states of a file that is measured into
 
@@ -34,6 +37,7 @@ class Sums(NamedTuple):
     inputs, outputs: sum_bt x_bt x_bt' and sum_bt delta_bt delta_bt', without padding: the Kronecker factors.
     row_gram, col_gram: sum_b G_b G_b' and sum_b G_b' G_b of the gradients G_b = sum_t x_bt delta_bt'.
     gram_squares: sum_b ||G_b G_b'||_F**2, which tells how far the Gram matrices can be trusted.
+    Where an example has several gradients, what is squared here is summed over them first.
 
     While batches are added, symmetric matrices are in `strips`.
     """
@@ -48,6 +52,7 @@ class Sums(NamedTuple):
 
 
 STATISTICS = Sums._fields
+FROM_PRODUCTS = {"rows", "row_gram", "gram_squares"}  # of the time steps' output gradients
 SYMMETRIC = ("inputs", "outputs", "row_gram", "col_gram")
 STRIP = 384  # rows or columns of a symmetric matrix that are multiplied together
 
@@ -125,6 +130,7 @@ def measure_importance(
     statistics: Iterable[str] = ("fisher", "inputs", "outputs"),
     bases: Mapping[str, Basis] | None = None,
     seed: int = 0,
+    probes: int = 1,
     file: str | Path | None = None,
     progress: bool = True,
 ) -> Importance:
@@ -141,13 +147,12 @@ def measure_importance(
       loss: whose gradients. A function (output, batch) -> (batch,), each example's loss with its label: the empirical
         Fisher. Or the model's own predictive distribution, without labels: "categorical", the output (batch, classes)
         being logits, sums over all classes c the squared gradient of -log p_c, times p_c, in classes - 1 backward
-        passes;
-        "gaussian", the output (batch, width) being an embedding or the value of a regression, projects it on a random
-        direction for each example, whose squared gradient is, in expectation, what half the squared error of the
-        output feels (Gauss-Newton).
+        passes; "gaussian", the output (batch, width) being an embedding or the value of a regression, projects it on
+        random directions for each example, whose squared gradients are, in expectation, what half the squared error of
+        the output feels (Gauss-Newton).
       statistics: which of those of `Sums`. "inputs" alone needs no backward pass.
       bases: by path, the coordinates for "fisher"; see `eigenbases`.
-      seed: of the random directions.
+      seed, probes: of the random directions, and how many each example has, a backward pass for each.
       file: a safetensors file that holds what was measured so far, once a minute and in the end. If it is there
         already, as many batches are skipped as it has seen: a run that was killed goes on.
 
@@ -162,9 +167,10 @@ def measure_importance(
         raise ValueError(f"statistics must be of {', '.join(map(repr, STATISTICS))}; got {sorted(unknown)}")
     if not (callable(loss) or loss in DISTRIBUTIONS):
         raise ValueError(f"loss must be a function or one of {', '.join(map(repr, DISTRIBUTIONS))}; got {loss!r}")
+    probes = check_count("probes", probes, 1)
     fixed = dict(bases or {})
     gradients = "labels" if callable(loss) else loss
-    sums, update = batch_functions(forward, loss, frozenset(paths), wanted)
+    sums, update = batch_functions(forward, loss, frozenset(paths), wanted, probes)
     key = jax.random.key(seed)
     total: Importance | None = None
     saved = time.monotonic()
@@ -216,10 +222,10 @@ def continued(fresh: Importance, file: str | Path | None) -> Importance:
 
 @cache
 def batch_functions(
-    forward: Forward, loss: Gradients, paths: frozenset[str], statistics: tuple[str, ...]
+    forward: Forward, loss: Gradients, paths: frozenset[str], statistics: tuple[str, ...], probes: int = 1
 ) -> tuple[Callable, Callable]:
     """The sums of one batch, and the compiled update of the total with them; compiled once for each model and loss."""
-    sums = partial(batch_sums, forward, loss, paths, statistics)
+    sums = partial(batch_sums, forward, loss, paths, statistics, probes)
 
     def update(total: Any, params: Any, batch: Batch, key: Any, seen: Any, bases: Any) -> Any:
         return jax.tree.map(jnp.add, total, sums(params, batch, key, seen, bases))
@@ -232,6 +238,7 @@ def batch_sums(
     loss: Gradients,
     paths: frozenset[str],
     statistics: tuple[str, ...],
+    probes: int,
     params: Any,
     batch: Batch,
     key: Any,
@@ -252,7 +259,7 @@ def batch_sums(
             return total
         turned = {path: x @ bases[path].inputs if path in bases else x for path, x in inputs.items()}
 
-        def along(gradient: Any) -> dict[str, Sums]:
+        def along(gradient: Any) -> dict[str, tuple[Sums, Alike]]:
             """The sums for one gradient of the output, an example's in each row."""
             deltas = {path: delta.astype(jnp.float32) * root for path, delta in captured.deltas(gradient).items()}
             return {
@@ -260,14 +267,17 @@ def batch_sums(
                 for path, delta in deltas.items()
             }
 
-        def step(before: dict[str, Sums], gradient: Any) -> tuple[dict[str, Sums], None]:
+        def step(before: Any, gradient: Any) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, before, along(gradient)), None
 
-        gradients = output_gradients(loss, captured.output, batch, key)
+        gradients = output_gradients(loss, captured.output, batch, key, probes)
         shapes = jax.eval_shape(along, jax.tree.map(lambda leaf: leaf[0], gradients))
         zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
         found, _ = jax.lax.scan(step, zeros, gradients)
-        return {path: found[path]._replace(inputs=total[path].inputs) for path in total}
+        return {
+            path: of_inputs(turned[path], alike, statistics, sums._replace(inputs=total[path].inputs))
+            for path, (sums, alike) in found.items()
+        }
 
 
 def unpadded(inputs: Float[Array, "batch time in"], mask: Array | None) -> Float[Array, "batch time in"]:
@@ -284,9 +294,12 @@ def gradient_sums(
     seen: Any,
     basis: Basis | None,
     statistics: tuple[str, ...],
-) -> Sums:
-    """One batch's sums for one kernel, whose inputs are in the coordinates of the basis already."""
-    fisher = rows = outputs = row_gram = col_gram = gram_squares = None
+) -> tuple[Sums, Alike]:
+    """What needs one gradient of the output at a time, and the products of its time steps for what does not.
+
+    The inputs are in the coordinates of the basis already.
+    """
+    fisher = outputs = col_gram = alike = None
     if "outputs" in statistics:
         outputs = upper_product(deltas, deltas)
     if basis is not None:
@@ -296,39 +309,53 @@ def gradient_sums(
         odd = (jnp.arange(len(inputs), dtype=jnp.int32) + seen) % 2
         halves = jnp.stack([1 - odd, odd]).astype(gradients.dtype)
         fisher = jnp.einsum("hb,bio->hio", halves, gradients**2)
-    # From products of the time steps, without a gradient (in, out); XLA drops those that nobody asks for.
-    inputs, deltas = mean_first(inputs, deltas)
-    alike_inputs = jnp.einsum("bti,bsi->bts", inputs, inputs)
-    alike_deltas = jnp.einsum("bto,bso->bts", deltas, deltas)
-    across = alike_deltas @ inputs
-    if "rows" in statistics:
-        rows = jnp.sum(inputs * across, axis=(0, 1))
-    if "row_gram" in statistics:
-        row_gram = upper_product(inputs, across)
+    axis = time_axis(inputs)
+    inputs, deltas = mean_first(inputs, axis), mean_first(deltas, axis)
     if "col_gram" in statistics:
-        col_gram = upper_product(deltas, alike_inputs @ deltas)
+        col_gram = upper_product(deltas, products(inputs) @ deltas)
+    if FROM_PRODUCTS & set(statistics):
+        alike = products(deltas)
+    return Sums(fisher=fisher, outputs=outputs, col_gram=col_gram), alike
+
+
+def of_inputs(inputs: Float[Array, "batch time in"], alike: Alike, statistics: tuple[str, ...], sums: Sums) -> Sums:
+    """With what needs of the gradients G = inputs' deltas the products of their time steps alone, summed over all
+    gradients of an example: no matrix (in, out) of an example is ever there."""
+    if alike is None:
+        return sums
+    inputs = mean_first(inputs, time_axis(inputs))
+    across = alike @ inputs
+    if "rows" in statistics:
+        sums = sums._replace(rows=jnp.sum(inputs * across, axis=(0, 1)))
+    if "row_gram" in statistics:
+        sums = sums._replace(row_gram=upper_product(inputs, across))
     if "gram_squares" in statistics:
-        both = alike_inputs @ alike_deltas
-        gram_squares = jnp.sum(both * jnp.swapaxes(both, 1, 2))
-    return Sums(fisher, rows, None, outputs, row_gram, col_gram, gram_squares)
+        both = products(inputs) @ alike
+        sums = sums._replace(gram_squares=jnp.sum(both * jnp.swapaxes(both, 1, 2)))
+    return sums
 
 
-def mean_first(
-    inputs: Float[Array, "batch time in"], deltas: Float[Array, "batch time out"]
-) -> tuple[Float[Array, "batch time in"], Float[Array, "batch time out"]]:
-    """Both reflected along time, which changes no gradient, so that the first step holds the mean over all of them.
+def products(steps: Float[Array, "batch time n"]) -> Float[Array, "batch time time"]:
+    """Of each step of an example with each other one."""
+    return jnp.einsum("btn,bsn->bts", steps, steps)
+
+
+def time_axis(inputs: Float[Array, "batch time in"]) -> Float[Array, "batch time"]:
+    """What `mean_first` reflects along: the mean of the steps that are no padding, and the first step, halfway."""
+    real = jnp.any(inputs != 0, axis=2).astype(inputs.dtype)
+    axis = real / jnp.sqrt(jnp.maximum(jnp.sum(real, axis=1, keepdims=True), 1))
+    return axis + jnp.eye(1, axis.shape[1], dtype=axis.dtype)
+
+
+def mean_first(steps: Float[Array, "batch time n"], axis: Float[Array, "batch time"]) -> Float[Array, "batch time n"]:
+    """Reflected along time, so that the first step holds the mean over all of them: as long as inputs and output
+    gradients both are, no gradient changes.
 
     The output gradients of keys sum to zero over time, as softmax ignores what all its arguments have in common, while
     inputs have a large mean: without this, sums of many large terms would have to cancel.
     """
-    real = jnp.any(inputs != 0, axis=2).astype(inputs.dtype)
-    axis = real / jnp.sqrt(jnp.maximum(jnp.sum(real, axis=1, keepdims=True), 1))
-    axis = axis + jnp.eye(1, axis.shape[1], dtype=axis.dtype)
     twice = 2 * axis / jnp.sum(axis**2, axis=1, keepdims=True)
-    inputs, deltas = (
-        array - twice[:, :, None] * jnp.einsum("bt,btn->bn", axis, array)[:, None, :] for array in (inputs, deltas)
-    )
-    return inputs, deltas
+    return steps - twice[:, :, None] * jnp.einsum("bt,btn->bn", axis, steps)[:, None, :]
 
 
 def upper_product(a: Float[Array, "batch time n"], b: Float[Array, "batch time n"]) -> Any:
@@ -364,7 +391,7 @@ def mirrored(importance: Importance) -> Importance:
     return with_symmetric(importance, reflect)
 
 
-def output_gradients(loss: Gradients, output: Any, batch: Batch, key: Any) -> Any:
+def output_gradients(loss: Gradients, output: Any, batch: Batch, key: Any, probes: int) -> Any:
     """Gradients with respect to the output, stacked: the squares of what they reach are summed over the stack."""
     if callable(loss):
         return jax.tree.map(lambda leaf: leaf[None], jax.grad(lambda output: jnp.sum(loss(output, batch)))(output))
@@ -372,16 +399,15 @@ def output_gradients(loss: Gradients, output: Any, batch: Batch, key: Any) -> An
         raise ValueError(
             f"without a loss the model's output must be one array (batch, width); got {jax.tree.map(jnp.shape, output)}"
         )
-    return DISTRIBUTIONS[loss](output, key)
+    return categorical(output) if loss == "categorical" else gaussian(output, key, probes)
 
 
-def categorical(logits: Float[Array, "batch classes"], key: Any) -> Float[Array, "gradients batch classes"]:
+def categorical(logits: Float[Array, "batch classes"]) -> Float[Array, "gradients batch classes"]:
     """Their outer products sum to diag(p) - p p', the expectation over labels that the model would draw.
 
     So do those of the gradients sqrt(p_c) (e_c - p) for all C classes c. As sqrt(p) combines them to 0, a reflection
     that takes the last axis to sqrt(p) leaves C - 1 of them: two classes take one backward pass.
     """
-    del key
     p = jax.nn.softmax(logits)
     half, eye = jnp.sqrt(p), jnp.eye(logits.shape[1], dtype=p.dtype)
     each = half[:, :, None] * (eye[None] - p[:, None, :])
@@ -390,14 +416,11 @@ def categorical(logits: Float[Array, "batch classes"], key: Any) -> Float[Array,
     return jnp.swapaxes(reflected[:, :-1], 0, 1)
 
 
-def gaussian(output: Float[Array, "batch width"], key: Any) -> Float[Array, "1 batch width"]:
-    """Each row v is drawn evenly from the sphere of radius sqrt(width): v v' is the identity in expectation."""
-    directions = jax.random.normal(key, output.shape, output.dtype)
-    radius = jnp.sqrt(jnp.array(output.shape[1], output.dtype))
-    return (radius * directions / jnp.linalg.norm(directions, axis=1, keepdims=True))[None]
-
-
-DISTRIBUTIONS = {"categorical": categorical, "gaussian": gaussian}
+def gaussian(output: Float[Array, "batch width"], key: Any, probes: int) -> Float[Array, "probes batch width"]:
+    """Each v is drawn evenly from a sphere whose radius makes v v', summed over the probes, the identity on average."""
+    directions = jax.random.normal(key, (probes, *output.shape), output.dtype)
+    radius = jnp.sqrt(jnp.array(output.shape[1] / probes, output.dtype))
+    return radius * directions / jnp.linalg.norm(directions, axis=2, keepdims=True)
 
 
 def eigenbases(importance: Importance) -> dict[str, Basis]:

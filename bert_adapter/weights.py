@@ -1,5 +1,6 @@
 """What the solver is to count an error in each entry of a kernel by, from what was measured."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from jaxtyping import Array, Float
 
 import wlra
 from bert_adapter.capture import Batch, Forward
-from bert_adapter.importance import Basis, Gradients, Importance, Sums, eigenbases, measure_importance
+from bert_adapter.importance import Basis, Gradients, Importance, Sums, counts, eigenbases, measure_importance
 from wlra.border import check_name
 
 
@@ -142,7 +143,8 @@ def reliability(halves: Float[Array, "2 in out"]) -> float:
 def gram_reliability(sums: Sums, examples: int) -> float:
     """The share of the Gram matrices' squared norm that is no noise, the smaller of the two, in [0, 1].
 
-    The variance of a sum of A_b is N/(N - 1) (sum ||A_b||**2 - ||sum A_b||**2 / N): 0 where examples agree.
+    The variance of a sum of A_b is N/(N - 1) (sum ||A_b||**2 - ||sum A_b||**2 / N): 0 where examples agree. With
+    A_b = G_b G_b', for both: where an example has one gradient, G_b' G_b has the same norm.
     """
     assert sums.gram_squares is not None
     squares = min(float(jnp.sum(gram**2)) for gram in (sums.row_gram, sums.col_gram) if gram is not None)
@@ -171,17 +173,19 @@ def measure_signal(
     *,
     loss: Gradients = "gaussian",
     seed: int = 0,
+    probes: int | None = None,
     file: str | Path | None = None,
     progress: bool = True,
 ) -> Importance:
     """What the signal needs to know of the kernels, from one pass over the batches, or two for an eigenbasis.
 
-    Args are those of `measure_importance`. With a file, each of two passes has its own: the first one's has the suffix
-    ".factors".
+    Args are those of `measure_importance`. By default few examples have several random directions each, up to 8, so
+    that there are 1,024 in all. With a file, each of two passes has its own: the first one's has the suffix ".factors".
     """
     check_name("importance", signal, SIGNALS)
     chosen, batches, paths = SIGNALS[signal], list(batches), list(paths)
-    common: dict[str, Any] = {"loss": loss, "seed": seed, "progress": progress}
+    probes = probes_for(sum(counts(batch)[0] for batch in batches)) if probes is None else probes
+    common: dict[str, Any] = {"loss": loss, "seed": seed, "probes": probes, "progress": progress}
     if not chosen.rotated:
         return measure_importance(forward, params, batches, paths, statistics=chosen.statistics, file=file, **common)
     beside = None if file is None else f"{file}.factors"
@@ -192,3 +196,8 @@ def measure_signal(
     )
     both = {path: sums._replace(fisher=turned[path].fisher) for path, sums in factors.sums.items()}
     return replace(turned, sums=both)
+
+
+def probes_for(examples: int) -> int:
+    """How many random directions each example has: where there are few examples, their noise is the larger part."""
+    return min(8, max(1, math.ceil(1024 / max(examples, 1))))

@@ -295,27 +295,48 @@ def test_rows_are_the_sums_of_the_squared_gradients_over_the_outputs():
         assert_near(got.rows, np.asarray(got.fisher).sum(axis=(0, 2)), relative=100 * EPS)  # two ways to add
 
 
-def test_grams_are_those_of_each_examples_gradient():
-    params = random_params(Net(), X)
+def vector(params, x, direction):
+    """What the output of one example is, in a direction."""
+    return run_net(Net(), params, {"x": x[None]})[0] @ direction
 
-    def loss(output, _):
-        return jnp.sum(jnp.sin(output), axis=1)
 
-    got = of_three_classes(loss)(params, [{"x": X}], ["first"], statistics=("row_gram", "col_gram", "gram_squares"))[
-        "first"
-    ]
-    of_one = jax.grad(lambda params, x: loss(run_net(Net(), params, {"x": x[None]}), None)[0])
-    gradients = [np.asarray(of_one(params, x)["first"]["kernel"], np.float64) for x in X]
-    assert_near(got.row_gram, np.sum([g @ g.T for g in gradients], axis=0), relative=100 * EPS)  # two layers in float32
-    assert_near(got.col_gram, np.sum([g.T @ g for g in gradients], axis=0), relative=100 * EPS)
-    assert_near(got.gram_squares, np.sum([np.sum((g @ g.T) ** 2) for g in gradients]), relative=100 * EPS)
+def gradients_along(params, directions):
+    """(gradients, examples, in, out), in float64, of the outputs in directions (gradients, examples, width)."""
+    of_one = jax.jit(jax.vmap(jax.vmap(jax.grad(vector), in_axes=(None, 0, 0)), in_axes=(None, None, 0)))
+    return np.asarray(of_one(params, jnp.asarray(X), directions)["first"]["kernel"], np.float64)
+
+
+@pytest.mark.parametrize("loss", ["labels", "categorical", "gaussian"])
+def test_grams_are_those_of_each_examples_gradients(loss):
+    params, key = random_params(Net(), X), jax.random.fold_in(jax.random.key(0), 0)
+    output = run_net(Net(), params, {"x": X})
+    directions = {
+        "labels": lambda: jnp.cos(output)[None],
+        "categorical": lambda: importance.categorical(output),
+        "gaussian": lambda: importance.gaussian(output, key, 4),
+    }[loss]()
+    chosen: Any = (lambda output, _: jnp.sum(jnp.sin(output), axis=1)) if loss == "labels" else loss
+    statistics = ("row_gram", "col_gram", "gram_squares")
+    got = of_three_classes(chosen)(params, [{"x": X}], ["first"], statistics=statistics, probes=4)["first"]
+    gradients = gradients_along(params, directions)
+    rows = np.einsum("pbio,pbjo->bij", gradients, gradients)
+    assert_near(got.row_gram, rows.sum(axis=0), relative=100 * EPS)  # two layers in float32
+    assert_near(got.col_gram, np.einsum("pbio,pbiq->oq", gradients, gradients), relative=100 * EPS)
+    assert_near(got.gram_squares, np.sum(rows**2), relative=100 * EPS)
+
+
+def test_more_directions_are_as_large_in_all():
+    directions = importance.gaussian(jnp.zeros((2, 3)), jax.random.key(0), 5)
+    assert directions.shape == (5, 2, 3)
+    np.testing.assert_allclose(jnp.sum(directions**2, axis=(0, 2)), 3, rtol=10 * EPS)
 
 
 def test_reflection_along_time_keeps_every_gradient_and_puts_the_mean_first():
     inputs, deltas = (jnp.asarray(RNG.normal(size=(3, 6, n)) + 5, jnp.float32) for n in (4, 5))
     inputs = inputs.at[1, 4:].set(0)  # padding
     deltas = deltas.at[1, 4:].set(0).at[2].add(-jnp.mean(deltas[2], axis=0, keepdims=True))
-    turned, of_outputs = importance.mean_first(inputs, deltas)
+    axis = importance.time_axis(inputs)
+    turned, of_outputs = importance.mean_first(inputs, axis), importance.mean_first(deltas, axis)
     for i in range(3):
         wanted = exact(inputs[i]).T @ exact(deltas[i])
         assert_near(exact(turned[i]).T @ exact(of_outputs[i]), wanted, relative=20 * EPS)  # six terms
@@ -328,7 +349,9 @@ def test_gradients_that_are_left_of_sums_that_cancel_have_accurate_grams():
     inputs, deltas = 1000 + RNG.normal(size=(2, 6, 4)), RNG.normal(size=(2, 6, 5))
     deltas -= deltas.mean(axis=1, keepdims=True)
     inputs, deltas = jnp.asarray(inputs, jnp.float32), jnp.asarray(deltas, jnp.float32)
-    sums = importance.gradient_sums(inputs, deltas, 0, None, ("row_gram", "col_gram"))
+    wanted = ("row_gram", "col_gram")
+    sums, alike = importance.gradient_sums(inputs, deltas, 0, None, wanted)
+    sums = importance.of_inputs(inputs, alike, wanted, sums)
     gradients = [exact(x).T @ exact(d) for x, d in zip(inputs, deltas, strict=True)]
     # The first step holds sums of rounding errors, eps times as large as the terms, times the mean: 1e-4 of the rest.
     assert_near(whole(sums.row_gram), np.sum([g @ g.T for g in gradients], axis=0), relative=2e-3)
