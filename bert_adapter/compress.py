@@ -26,7 +26,12 @@ FLAX_BERTS = ("FlaxBertModel", "FlaxBertForSequenceClassification")
 
 
 class Report(NamedTuple):
-    """What `compress` did: a row per kernel, and the seconds that each stage took."""
+    """What `compress` did: a row per kernel, and the seconds that each stage took.
+
+    predicted: the increase of the mean loss, to second order; None where ranks were given.
+    reliability: by path, the share of what was measured, beyond what is simpler, that is no noise, in [0, 1]: the rest
+      was drawn towards what is simpler. It rises with the number of examples. Empty where it is not known.
+    """
 
     rows: list[Row]
     method: str
@@ -89,8 +94,8 @@ def compress(
         gradients of `loss`; "exact", the same of the model's own predictive distribution; "row", a weight per input;
         "none".
       method: of `wlra.solve`, by default the one that fits the importance; `options` (tol, max_iters, ...) go there.
-      shrink: how far weights per entry are drawn towards their separable fit, in [0, 1]; if None, as far as they are
-        noise: see `reliability`.
+      shrink: how far Gram matrices are drawn towards the identity, and weights per entry towards their separable fit,
+        in [0, 1]; if None, as far as they are noise, as far as that is known: see `Report.reliability`.
       loss: (output, batch) -> (batch,), each example's loss with its label. If None, no labels are needed: the
         gradients are those of the model's own predictive distribution; see `measure_importance`.
       measured: what `measure_signal` returned for these kernels, to use instead of measuring on `batches`.
@@ -164,7 +169,7 @@ def compress(
         "versions": {package.__name__: package.__version__ for package in (wlra, jax, flax)},
     }
     compressed = dense._replace(params=small, config=dense.config | {"low_rank": section})
-    return compressed, Report(rows, method, importance, seconds, predicted, reliabilities(measured, shapes))
+    return compressed, Report(rows, method, importance, seconds, predicted, reliabilities(measured, importance, shapes))
 
 
 def as_model(model: Model | str | Path | Any) -> Model:

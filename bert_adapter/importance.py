@@ -18,7 +18,6 @@ from safetensors.numpy import save_file
 from bert_adapter.capture import Batch, Forward, capture
 from bert_adapter.files import writing
 from bert_adapter.progress import track
-from wlra.border import check_count
 
 DISTRIBUTIONS = ("categorical", "gaussian")
 Loss = Callable[[Any, Batch], Float[Array, " batch"]]
@@ -130,7 +129,6 @@ def measure_importance(
     statistics: Iterable[str] = ("fisher", "inputs", "outputs"),
     bases: Mapping[str, Basis] | None = None,
     seed: int = 0,
-    probes: int = 1,
     file: str | Path | None = None,
     progress: bool = True,
 ) -> Importance:
@@ -147,12 +145,12 @@ def measure_importance(
       loss: whose gradients. A function (output, batch) -> (batch,), each example's loss with its label: the empirical
         Fisher. Or the model's own predictive distribution, without labels: "categorical", the output (batch, classes)
         being logits, sums over all classes c the squared gradient of -log p_c, times p_c, in classes - 1 backward
-        passes; "gaussian", the output (batch, width) being an embedding or the value of a regression, projects it on
-        random directions for each example, whose squared gradients are, in expectation, what half the squared error of
-        the output feels (Gauss-Newton).
+        passes; "gaussian", the output (batch, width) being an embedding or the value of a regression, projects it on a
+        random direction for each example, whose squared gradient is, in expectation, what half the squared error of the
+        output feels (Gauss-Newton).
       statistics: which of those of `Sums`. "inputs" alone needs no backward pass.
       bases: by path, the coordinates for "fisher"; see `eigenbases`.
-      seed, probes: of the random directions, and how many each example has, a backward pass for each.
+      seed: of the random directions.
       file: a safetensors file that holds what was measured so far, once a minute and in the end. If it is there
         already, as many batches are skipped as it has seen: a run that was killed goes on.
 
@@ -167,10 +165,9 @@ def measure_importance(
         raise ValueError(f"statistics must be of {', '.join(map(repr, STATISTICS))}; got {sorted(unknown)}")
     if not (callable(loss) or loss in DISTRIBUTIONS):
         raise ValueError(f"loss must be a function or one of {', '.join(map(repr, DISTRIBUTIONS))}; got {loss!r}")
-    probes = check_count("probes", probes, 1)
     fixed = dict(bases or {})
     gradients = "labels" if callable(loss) else loss
-    sums, update = batch_functions(forward, loss, frozenset(paths), wanted, probes)
+    sums, update = batch_functions(forward, loss, frozenset(paths), wanted)
     key = jax.random.key(seed)
     total: Importance | None = None
     saved = time.monotonic()
@@ -222,10 +219,10 @@ def continued(fresh: Importance, file: str | Path | None) -> Importance:
 
 @cache
 def batch_functions(
-    forward: Forward, loss: Gradients, paths: frozenset[str], statistics: tuple[str, ...], probes: int = 1
+    forward: Forward, loss: Gradients, paths: frozenset[str], statistics: tuple[str, ...]
 ) -> tuple[Callable, Callable]:
     """The sums of one batch, and the compiled update of the total with them; compiled once for each model and loss."""
-    sums = partial(batch_sums, forward, loss, paths, statistics, probes)
+    sums = partial(batch_sums, forward, loss, paths, statistics)
 
     def update(total: Any, params: Any, batch: Batch, key: Any, seen: Any, bases: Any) -> Any:
         return jax.tree.map(jnp.add, total, sums(params, batch, key, seen, bases))
@@ -238,7 +235,6 @@ def batch_sums(
     loss: Gradients,
     paths: frozenset[str],
     statistics: tuple[str, ...],
-    probes: int,
     params: Any,
     batch: Batch,
     key: Any,
@@ -270,7 +266,7 @@ def batch_sums(
         def step(before: Any, gradient: Any) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, before, along(gradient)), None
 
-        gradients = output_gradients(loss, captured.output, batch, key, probes)
+        gradients = output_gradients(loss, captured.output, batch, key)
         shapes = jax.eval_shape(along, jax.tree.map(lambda leaf: leaf[0], gradients))
         zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
         found, _ = jax.lax.scan(step, zeros, gradients)
@@ -391,7 +387,7 @@ def mirrored(importance: Importance) -> Importance:
     return with_symmetric(importance, reflect)
 
 
-def output_gradients(loss: Gradients, output: Any, batch: Batch, key: Any, probes: int) -> Any:
+def output_gradients(loss: Gradients, output: Any, batch: Batch, key: Any) -> Any:
     """Gradients with respect to the output, stacked: the squares of what they reach are summed over the stack."""
     if callable(loss):
         return jax.tree.map(lambda leaf: leaf[None], jax.grad(lambda output: jnp.sum(loss(output, batch)))(output))
@@ -399,7 +395,7 @@ def output_gradients(loss: Gradients, output: Any, batch: Batch, key: Any, probe
         raise ValueError(
             f"without a loss the model's output must be one array (batch, width); got {jax.tree.map(jnp.shape, output)}"
         )
-    return categorical(output) if loss == "categorical" else gaussian(output, key, probes)
+    return categorical(output) if loss == "categorical" else gaussian(output, key)
 
 
 def categorical(logits: Float[Array, "batch classes"]) -> Float[Array, "gradients batch classes"]:
@@ -416,11 +412,11 @@ def categorical(logits: Float[Array, "batch classes"]) -> Float[Array, "gradient
     return jnp.swapaxes(reflected[:, :-1], 0, 1)
 
 
-def gaussian(output: Float[Array, "batch width"], key: Any, probes: int) -> Float[Array, "probes batch width"]:
-    """Each v is drawn evenly from a sphere whose radius makes v v', summed over the probes, the identity on average."""
-    directions = jax.random.normal(key, (probes, *output.shape), output.dtype)
-    radius = jnp.sqrt(jnp.array(output.shape[1] / probes, output.dtype))
-    return radius * directions / jnp.linalg.norm(directions, axis=2, keepdims=True)
+def gaussian(output: Float[Array, "batch width"], key: Any) -> Float[Array, "1 batch width"]:
+    """Each row v is drawn evenly from the sphere of radius sqrt(width): v v' is the identity in expectation."""
+    directions = jax.random.normal(key, output.shape, output.dtype)
+    radius = jnp.sqrt(jnp.array(output.shape[1], output.dtype))
+    return (radius * directions / jnp.linalg.norm(directions, axis=1, keepdims=True))[None]
 
 
 def eigenbases(importance: Importance) -> dict[str, Basis]:

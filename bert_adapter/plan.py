@@ -118,7 +118,7 @@ def check_budget(budget: float | None, of: str, shrink: float | None) -> None:
     if budget is not None and not 0 < budget <= 1:
         raise ValueError(f"budget is the share of the {of} to keep, in (0, 1]; got {budget}")
     if shrink is not None and not 0 <= shrink <= 1:
-        raise ValueError(f"shrink is the share of the separable fit in the weights, in [0, 1]; got {shrink}")
+        raise ValueError(f"shrink is how far weights are drawn towards simpler ones, in [0, 1]; got {shrink}")
 
 
 class Choices(NamedTuple):

@@ -1,17 +1,17 @@
 """What the solver is to count an error in each entry of a kernel by, from what was measured."""
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 import wlra
 from bert_adapter.capture import Batch, Forward
-from bert_adapter.importance import Basis, Gradients, Importance, Sums, counts, eigenbases, measure_importance
+from bert_adapter.importance import Basis, Gradients, Importance, Sums, eigenbases, measure_importance
 from wlra.border import check_name
 
 
@@ -22,66 +22,94 @@ class Rotated(NamedTuple):
     basis: Basis
 
 
+class Evidence(NamedTuple):
+    """What was measured of one kernel (in, out), in coordinates of its own if there is a basis."""
+
+    sums: Sums
+    basis: Basis | None
+    examples: int
+    shape: tuple[int, int]
+
+
 class Signal(NamedTuple):
     """A notion of importance: what has to be measured for it, the weights that it makes of that, how they are solved.
 
     statistics: of the first pass over the batches.
-    weights: (sums, basis, shrink, shape) -> None, an array, `wlra.Kronecker` or `Rotated`.
+    weights: (evidence, shrink) -> None, an array, `wlra.Kronecker` or `Rotated`.
     method: of `wlra.solve`, by default.
     rotated: whether a second pass measures "fisher" in the eigenbasis.
     per_token: whether the weights are sums over tokens times sums over tokens.
     """
 
     statistics: tuple[str, ...]
-    weights: Callable[[Sums, Basis | None, float, tuple[int, int]], Any]
+    weights: Callable[[Evidence, float | None], Any]
     method: str
     rotated: bool = False
     per_token: bool = False
 
 
-def diagonal(sums: Sums, basis: Basis | None, shrink: float, shape: tuple[int, int]) -> Float[Array, "in out"]:
+def diagonal(evidence: Evidence, shrink: float | None) -> Float[Array, "in out"]:
     """The diagonal of the Fisher information, blended with its separable fit."""
-    assert sums.fisher is not None
-    fisher = sums.fisher[0] + sums.fisher[1]
-    return fisher + shrink * (separable_fit(fisher) - fisher)
+    halves = evidence.sums.fisher
+    assert halves is not None
+    fisher = halves[0] + halves[1]
+    share = 1 - reliability(halves) if shrink is None else shrink
+    return fisher + share * (separable_fit(fisher) - fisher)
 
 
-def in_eigenbasis(sums: Sums, basis: Basis | None, shrink: float, shape: tuple[int, int]) -> Rotated:
+def in_eigenbasis(evidence: Evidence, shrink: float | None) -> Rotated:
     """The same in the coordinates of the basis (George et al. 2018, sec. 3)."""
-    assert basis is not None
-    return Rotated(diagonal(sums, None, shrink, shape), basis)
+    assert evidence.basis is not None
+    return Rotated(diagonal(evidence, shrink), evidence.basis)
 
 
-def row(sums: Sums, basis: Basis | None, shrink: float, shape: tuple[int, int]) -> Float[Array, "in 1"]:
+def row(evidence: Evidence, shrink: float | None) -> Float[Array, "in 1"]:
     """The Fisher information of an input's entries together (Hsu et al. 2022, sec. 3.2)."""
-    assert sums.rows is not None
-    return sums.rows[:, None]
+    assert evidence.sums.rows is not None
+    return evidence.sums.rows[:, None]
 
 
-def shampoo(sums: Sums, basis: Basis | None, shrink: float, shape: tuple[int, int]) -> wlra.Kronecker:
+def shampoo(evidence: Evidence, shrink: float | None) -> wlra.Kronecker:
     """The product with the marginals of the Fisher information: what it sums to over inputs, and over outputs.
 
     With G a gradient, E[GG'] and E[G'G], as in Gupta et al. 2018; the step from the identity towards the nearest
     Kronecker product (Morwani et al. 2024, sec. 3). Unlike E[xx'] and E[delta delta'], they know which steps of time go
-    together.
+    together. Both drawn towards the identity.
     """
-    assert sums.row_gram is not None
-    assert sums.col_gram is not None
-    row, col = sums.row_gram, sums.col_gram
-    trace = jnp.trace(min(row, col, key=len))  # both have the same: sum_b ||G_b||_F**2
-    unit = 1 / jnp.where(trace > 0, trace, 1)
-    return wlra.Kronecker(row * unit, col) if len(row) < len(col) else wlra.Kronecker(row, col * unit)
+    sums = evidence.sums
+    grams = [gram for gram in (sums.row_gram, sums.col_gram) if gram is not None]
+    shares = [1 - one for one in gram_reliability(evidence)] if shrink is None else [shrink, shrink]
+    return wlra.Kronecker(*marginals(grams, shares))
 
 
-def kronecker(sums: Sums, basis: Basis | None, shrink: float, shape: tuple[int, int]) -> wlra.Kronecker:
+@jax.jit
+def marginals(grams: list[Float[Array, "_ _"]], shares: list[Any]) -> list[Float[Array, "_ _"]]:
+    """Both drawn towards the identity; of the trace that they have in common, the second is relieved."""
+    row, col = (towards_identity(gram, share) for gram, share in zip(grams, shares, strict=True))
+    trace = jnp.trace(row)
+    return [row, col / jnp.where(trace > 0, trace, 1)]
+
+
+def towards_identity(gram: Float[Array, "n n"], share: Any) -> Float[Array, "n n"]:
+    """Blended with the multiple of the identity that has the same trace (Ledoit & Wolf 2004, sec. 2)."""
+    eye = jnp.eye(len(gram), dtype=gram.dtype)
+    return (1 - share) * gram + share * jnp.trace(gram) / len(gram) * eye
+
+
+def kronecker(evidence: Evidence, shrink: float | None) -> wlra.Kronecker:
     """Inputs and output gradients, taken for independent of each other and of other steps of time (Martens & Grosse
     2015, sec. 3)."""
-    return wlra.Kronecker(sums.inputs, sums.outputs)
+    inputs, outputs = evidence.sums.inputs, evidence.sums.outputs
+    assert inputs is not None
+    assert outputs is not None
+    return wlra.Kronecker(towards_identity(inputs, shrink or 0.0), towards_identity(outputs, shrink or 0.0))
 
 
-def activation(sums: Sums, basis: Basis | None, shrink: float, shape: tuple[int, int]) -> wlra.Kronecker:
+def activation(evidence: Evidence, shrink: float | None) -> wlra.Kronecker:
     """The error of the layer's output (Chen et al. 2021, DRONE)."""
-    return wlra.Kronecker(sums.inputs, jnp.eye(shape[1], dtype=jnp.float32))
+    assert evidence.sums.inputs is not None
+    eye = jnp.eye(evidence.shape[1], dtype=jnp.float32)
+    return wlra.Kronecker(towards_identity(evidence.sums.inputs, shrink or 0.0), eye)
 
 
 SIGNALS: dict[str, Signal] = {
@@ -99,7 +127,10 @@ SIGNALS: dict[str, Signal] = {
 def solver_weights(
     importance: Importance | None, signal: str, shapes: Mapping[str, tuple[int, int]], shrink: float | None = None
 ) -> dict[str, Any]:
-    """By path, the weights that the signal makes of what was measured. None for `shrink`: 1 - reliability, by kernel.
+    """By path, the weights that the signal makes of what was measured, as far drawn towards what is simpler.
+
+    shrink: the share of weights per entry that is their separable fit, of Gram matrices that is the identity. If None,
+    as far as they are noise, kernel by kernel: 1 - reliability. What has no known reliability is left as it is.
 
     Raises:
       ValueError: the signal needs what was not measured.
@@ -108,16 +139,21 @@ def solver_weights(
     chosen, weights = SIGNALS[signal], {}
     needed = (*chosen.statistics, *(("fisher",) if chosen.rotated else ()))
     for path, shape in shapes.items():
-        sums = importance[path] if importance is not None and path in importance.sums else Sums()
-        basis = importance.bases.get(path) if importance is not None else None
-        if missing := [name for name in needed if getattr(sums, name) is None]:
+        evidence = evidence_of(importance, path, shape)
+        if missing := [name for name in needed if getattr(evidence.sums, name) is None]:
             raise ValueError(f"importance {signal!r} needs {missing} of {path}, which were not measured")
-        if "fisher" in needed and chosen.rotated != (basis is not None):
+        if "fisher" in needed and chosen.rotated != (evidence.basis is not None):
             where = "in the eigenbasis" if chosen.rotated else "of the kernel's own entries"
             raise ValueError(f"importance {signal!r} wants the Fisher information {where}; got the other")
-        share = 1 - reliability(sums.fisher) if shrink is None and sums.fisher is not None else shrink or 0.0
-        weights[path] = chosen.weights(sums, basis, share, shape)
+        weights[path] = chosen.weights(evidence, shrink)
     return weights
+
+
+def evidence_of(importance: Importance | None, path: str, shape: tuple[int, int]) -> Evidence:
+    """What is known of a kernel; nothing if it was not measured."""
+    if importance is None:
+        return Evidence(Sums(), None, 0, shape)
+    return Evidence(importance.sums.get(path, Sums()), importance.bases.get(path), importance.examples, shape)
 
 
 def separable_fit(fisher: Float[Array, "in out"]) -> Float[Array, "in out"]:
@@ -140,28 +176,42 @@ def reliability(halves: Float[Array, "2 in out"]) -> float:
     return float(jnp.where(deviation > 0, jnp.clip(1 - noise / jnp.where(deviation > 0, deviation, 1), 0, 1), 0))
 
 
-def gram_reliability(sums: Sums, examples: int) -> float:
-    """The share of the Gram matrices' squared norm that is no noise, the smaller of the two, in [0, 1].
+def gram_reliability(evidence: Evidence) -> tuple[float, float]:
+    """Of E[GG'] and E[G'G], the share of the deviation from a multiple of the identity that is no noise, in [0, 1].
 
-    The variance of a sum of A_b is N/(N - 1) (sum ||A_b||**2 - ||sum A_b||**2 / N): 0 where examples agree. With
-    A_b = G_b G_b', for both: where an example has one gradient, G_b' G_b has the same norm.
+    Squared Frobenius norms of deviations, as Ledoit & Wolf 2004, sec. 3: the variance of a sum of A_b = G_b G_b' is
+    N/(N - 1) (sum ||A_b||**2 - ||sum A_b||**2 / N), nothing where examples agree. So is that of G_b' G_b where an
+    example has one gradient, whose norm is the same.
     """
+    sums, examples = evidence.sums, evidence.examples
     assert sums.gram_squares is not None
-    squares = min(float(jnp.sum(gram**2)) for gram in (sums.row_gram, sums.col_gram) if gram is not None)
-    if examples < 2 or not squares > 0:
-        return 0.0
-    noise = examples / (examples - 1) * (float(sums.gram_squares) / squares - 1 / examples)
-    return min(max(1 - noise, 0.0), 1.0)
+    found = []
+    for gram in (sums.row_gram, sums.col_gram):
+        whole, simple = map(float, squared_norms(gram))
+        noise = max(float(sums.gram_squares) - whole / examples, 0) * examples / max(examples - 1, 1)
+        real = examples > 1 and whole > simple
+        found.append(min(max(1 - noise / (whole - simple), 0.0), 1.0) if real else 0.0)
+    return found[0], found[1]
 
 
-def reliabilities(importance: Importance | None, paths: Iterable[str]) -> dict[str, float]:
-    """By path, the reliability of the weights of entries, or else of the Gram matrices; empty if neither is known."""
-    if importance is None:
-        return {}
-    found = {path: importance[path] for path in paths if path in importance.sums}
-    entries = {path: reliability(sums.fisher) for path, sums in found.items() if sums.fisher is not None}
-    grams = {path: sums for path, sums in found.items() if sums.gram_squares is not None}
-    return {path: gram_reliability(sums, importance.examples) for path, sums in grams.items()} | entries
+@jax.jit
+def squared_norms(gram: Float[Array, "n n"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Of the matrix, and of the multiple of the identity with its trace."""
+    return jnp.sum(gram**2), jnp.trace(gram) ** 2 / len(gram)
+
+
+def reliabilities(
+    importance: Importance | None, signal: str, shapes: Mapping[str, tuple[int, int]]
+) -> dict[str, float]:
+    """By path, that of the signal's weights of entries, or of the worse of its Gram matrices; empty if it has none."""
+    chosen, found = SIGNALS[signal], {}
+    for path, shape in shapes.items():
+        evidence = evidence_of(importance, path, shape)
+        if "gram_squares" in chosen.statistics:
+            found[path] = min(gram_reliability(evidence))
+        elif evidence.sums.fisher is not None and (chosen.rotated or "fisher" in chosen.statistics):
+            found[path] = reliability(evidence.sums.fisher)
+    return found
 
 
 def measure_signal(
@@ -173,19 +223,17 @@ def measure_signal(
     *,
     loss: Gradients = "gaussian",
     seed: int = 0,
-    probes: int | None = None,
     file: str | Path | None = None,
     progress: bool = True,
 ) -> Importance:
     """What the signal needs to know of the kernels, from one pass over the batches, or two for an eigenbasis.
 
-    Args are those of `measure_importance`. By default few examples have several random directions each, up to 8, so
-    that there are 1,024 in all. With a file, each of two passes has its own: the first one's has the suffix ".factors".
+    Args are those of `measure_importance`. With a file, each of two passes has its own: the first one's has the suffix
+    ".factors".
     """
     check_name("importance", signal, SIGNALS)
     chosen, batches, paths = SIGNALS[signal], list(batches), list(paths)
-    probes = probes_for(sum(counts(batch)[0] for batch in batches)) if probes is None else probes
-    common: dict[str, Any] = {"loss": loss, "seed": seed, "probes": probes, "progress": progress}
+    common: dict[str, Any] = {"loss": loss, "seed": seed, "progress": progress}
     if not chosen.rotated:
         return measure_importance(forward, params, batches, paths, statistics=chosen.statistics, file=file, **common)
     beside = None if file is None else f"{file}.factors"
@@ -196,8 +244,3 @@ def measure_signal(
     )
     both = {path: sums._replace(fisher=turned[path].fisher) for path, sums in factors.sums.items()}
     return replace(turned, sums=both)
-
-
-def probes_for(examples: int) -> int:
-    """How many random directions each example has: where there are few examples, their noise is the larger part."""
-    return min(8, max(1, math.ceil(1024 / max(examples, 1))))

@@ -202,7 +202,7 @@ def test_hull_is_that_of_all_lines_between_points():
         ({"budget": 1.5, "of": "bytes"}, r"share of the bytes to keep, in \(0, 1\]; got 1.5"),
         ({"budget": 0.01}, r"the smallest ranks take 0.\d+ of the kernels; got 0.01"),
         ({"budget": 0.5, "of": "layers"}, "of must be one of 'kernels', .*; got 'layers'"),
-        ({"budget": 0.5, "shrink": 2.0}, r"separable fit in the weights, in \[0, 1\]; got 2.0"),
+        ({"budget": 0.5, "shrink": 2.0}, r"towards simpler ones, in \[0, 1\]; got 2.0"),
         ({"budget": 0.5, "multiple_of": 0}, "multiple_of must be at least 1; got 0"),
         ({"budget": 0.5, "minimum": 4, "maximum": 2}, "maximum must be at least 4; got 2"),
         ({"budget": 0.5, "signal": "kronecker"}, r"importance 'kronecker' needs \['inputs', 'outputs'\] of encoder/"),

@@ -6,7 +6,15 @@ import pytest
 
 import wlra
 from bert_adapter.importance import Basis, Importance, Sums
-from bert_adapter.weights import SIGNALS, Rotated, gram_reliability, reliability, separable_fit, solver_weights
+from bert_adapter.weights import (
+    SIGNALS,
+    Evidence,
+    Rotated,
+    gram_reliability,
+    reliability,
+    separable_fit,
+    solver_weights,
+)
 
 RNG = np.random.default_rng(0)
 SHAPE = (30, 20)
@@ -53,19 +61,28 @@ def test_what_is_separable_but_for_noise_has_no_reliability():
     assert reliability(jnp.asarray(np.stack([truth, truth]), jnp.float32)) <= 1
 
 
-@pytest.mark.parametrize("examples", [4, 32, 256])
-def test_reliability_of_grams_is_the_share_of_their_squared_norm_that_is_real(examples):
+@pytest.mark.parametrize("examples", [8, 32, 256])
+def test_reliability_of_grams_is_the_share_of_their_deviation_from_the_identity_that_is_real(examples):
     """Of gradients whose expectation is known; the mean over many draws of the estimate."""
     rows, got, real = np.exp(RNG.normal(size=8)), [], []
     for _ in range(200):
         gradients = np.sqrt(rows)[:, None] * RNG.normal(size=(examples, 8, 5))
         alike = gradients @ np.swapaxes(gradients, 1, 2)
         gram, squares = alike.sum(axis=0), np.sum(alike**2)
-        both = (jnp.asarray(gram, jnp.float32), jnp.asarray(gram * 1.01, jnp.float32))
-        sums = Sums(row_gram=both[0], col_gram=both[1], gram_squares=jnp.float32(squares))
-        got.append(gram_reliability(sums, examples) * np.sum(gram**2))
-        real.append(np.sum(gram**2) - np.sum((gram - 5 * examples * np.diag(rows)) ** 2))
+        deviation = np.sum(gram**2) - np.trace(gram) ** 2 / 8
+        got.append(gram_reliability(evidence(gram, squares, examples))[0] * deviation)
+        real.append(deviation - np.sum((gram - 5 * examples * np.diag(rows)) ** 2))
     assert np.mean(got) == pytest.approx(np.mean(real), rel=0.1)
+
+
+def evidence(gram, squares, examples):
+    both = jnp.asarray(gram, jnp.float32)
+    return Evidence(Sums(row_gram=both, col_gram=both, gram_squares=jnp.float32(squares)), None, examples, (8, 8))
+
+
+def test_grams_of_one_example_or_of_the_identity_have_no_reliability():
+    assert gram_reliability(evidence(np.diag([1.0, 2.0]), 5.0, 1)) == (0, 0)
+    assert gram_reliability(evidence(np.eye(2), 1.0, 8)) == (0, 0)
 
 
 def test_more_examples_are_more_reliable():
@@ -87,6 +104,24 @@ def test_shrink_blends_with_the_separable_fit():
 
 def test_shrink_is_by_default_what_is_not_reliable():
     np.testing.assert_allclose(weights("fisher", None), weights("fisher", 1 - reliability(HALVES)), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("signal", "rows"), [("shampoo", "row_gram"), ("kronecker", "inputs"), ("activation", "inputs")]
+)
+def test_shrink_draws_grams_towards_the_identity_of_the_same_trace(signal, rows):
+    gram = np.diag(np.arange(1.0, 31.0)) + 0.5
+    got = weights(signal, 0.25, sums=SUMS._replace(**{rows: jnp.asarray(gram, jnp.float32)})).row
+    np.testing.assert_allclose(got, 0.75 * gram + 0.25 * 16 * np.eye(30), rtol=1e-6)  # the mean of 1.5, ..., 30.5
+
+
+def test_grams_are_by_default_drawn_as_far_as_they_are_noise():
+    gram = jnp.asarray(np.diag(np.arange(1.0, 31.0)), jnp.float32)
+    sums = SUMS._replace(row_gram=gram, gram_squares=jnp.sum(gram**2) / 4)
+    share = 1 - gram_reliability(Evidence(sums, None, 10, SHAPE))[0]
+    assert 0 < share < 1
+    got, wanted = (weights("shampoo", shrink, sums=sums).row for shrink in (None, share))
+    np.testing.assert_allclose(got, wanted, rtol=1e-6)
 
 
 def test_eigenbasis_has_its_coordinates():

@@ -1,0 +1,259 @@
+"""What was tried for the default of `compress`, and how much of a real model's use does each of it keep?
+
+all-MiniLM-L6-v2 as it comes, all kernels of its encoder, importance from 512 pairs of STS-B's train rows without their
+labels, Spearman's correlation on the whole of dev: once each, so that differences below 0.003 are noise.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import unflatten_dict
+
+import bert_adapter
+import wlra
+from benchmarks.study import chosen, rows_of
+from benchmarks.tables import Row, arguments, markdown, row, write
+from benchmarks.timing import Measured
+from bert_adapter.capture import Batch, capture
+from bert_adapter.checkpoint import Model, by_path
+from bert_adapter.importance import Importance, gaussian, products, unpadded
+from bert_adapter.rows import Rows
+
+
+class Setting(NamedTuple):
+    """What every candidate begins with. shampoo: what the default measures of the kernels, by its random seed."""
+
+    dense: Model
+    batches: list[Batch]
+    dev: Rows
+    budget: float
+    shampoo: Callable[[int], Importance]
+
+
+def prepared(options: argparse.Namespace) -> Setting:
+    """The model, its batches, and what the default measures on them."""
+    from bert_adapter.demo import minilm
+
+    dense = bert_adapter.load(minilm())
+    pairs = chosen(rows_of("STS-B", "train", options.data), 8 if options.quick else 512, 0)
+    dev = chosen(rows_of("STS-B", "dev", options.data), 64 if options.quick else None, 0)
+    batches = list(bert_adapter.text_batches(dense, [text for pair in pairs.texts for text in pair]))
+    return Setting(dense, batches, dev, options.budget, partial(measured, dense, batches, "shampoo"))
+
+
+def measured(dense: Model, batches: list[Batch], signal: str, seed: int = 0) -> Importance:
+    """What a signal needs to know of the kernels, with one random direction for a text."""
+    params, paths = jax.device_put(dense.params), bert_adapter.select_kernels(dense.params)
+    return bert_adapter.measure_signal(
+        bert_adapter.forward(dense), params, batches, paths, signal, seed=seed, progress=False
+    )
+
+
+def compressed(setting: Setting, importance: Importance | None, signal: str = "shampoo", **options: Any) -> Model:
+    """The model with the kernels that `compress` makes of it."""
+    options = {"importance": signal, "budget": setting.budget, "progress": False} | options
+    return bert_adapter.compress(setting.dense, (), measured=importance, **options)[0]
+
+
+def towards_identity(importance: Importance, share: float) -> Importance:
+    """Gram matrices drawn towards the multiple of the identity with their trace."""
+
+    def drawn(gram: Any) -> Any:
+        return (1 - share) * gram + share * jnp.trace(gram) / len(gram) * jnp.eye(len(gram))
+
+    sums = {
+        path: one._replace(row_gram=drawn(one.row_gram), col_gram=drawn(one.col_gram))
+        for path, one in importance.sums.items()
+    }
+    return replace(importance, sums=sums)
+
+
+def with_leaves(model: Model, leaves: Mapping[str, Any]) -> Model:
+    """The model with other parameters under these paths."""
+    flat = {tuple(path.split("/")): leaf for path, leaf in (by_path(model.params) | dict(leaves)).items()}
+    return model._replace(params=unflatten_dict(flat))
+
+
+def with_biases(dense: Model, small: Model, batches: Iterable[Batch]) -> Model:
+    """The small model, each layer's bias corrected by the mean input times what its kernel lost."""
+    paths, forward = frozenset(bert_adapter.select_kernels(dense.params)), bert_adapter.forward(dense)
+
+    @jax.jit
+    def inputs(params: Any, batch: Batch) -> dict[str, Any]:
+        found = capture(forward, params, batch, paths).inputs
+        return {path: unpadded(x, batch["attention_mask"]).sum(axis=(0, 1)) for path, x in found.items()}
+
+    tokens = sum(float(np.sum(batch["attention_mask"])) for batch in batches)
+    sums = summed(inputs(dense.params, batch) for batch in batches)
+    before, after = by_path(dense.params), by_path(bert_adapter.merge(small.params))
+    return with_leaves(
+        small._replace(params=bert_adapter.merge(small.params)),
+        {
+            f"{path}/bias": after[f"{path}/bias"]
+            + sums[path] / tokens @ (before[f"{path}/kernel"] - after[f"{path}/kernel"])
+            for path in paths
+        },
+    )
+
+
+def summed(trees: Iterable[Any]) -> Any:
+    """The sum of trees of one structure."""
+    return jax.tree.map(lambda *leaves: sum(leaves[1:], leaves[0]), *trees)
+
+
+def fed_back(
+    dense: Model,
+    small: Model,
+    batches: list[Batch],
+    importance: Importance,
+    groups: list[list[str]],
+    *,
+    tokens: bool = False,
+    ridge: float = 1e-2,
+) -> Model:
+    """Kernels of the small model's ranks that best map what enters them once those of the groups before are compressed
+    to what they made of the dense model's inputs.
+
+    The target is W + (Y'KY + ridge)^-1 Y'K(X - Y) W, with X what enters in the dense model and Y in the other; K says
+    which steps of an example go together: the products of their output gradients, or, for `tokens`, none. A model that
+    is compressed already stands in for the dense one's kernels, if a single group is all.
+    """
+    ranks = {
+        path.removesuffix("/left"): leaf.shape[1] for path, leaf in by_path(small.params).items() if "/left" in path
+    }
+    forward = bert_adapter.forward(dense)
+    current = small if len(groups) == 1 else dense
+    current = current._replace(params=bert_adapter.merge(current.params))
+    kernels = by_path(dense.params)
+    for group in groups:
+
+        @jax.jit
+        def crossed(before: Any, after: Any, batch: Batch, key: Any, paths: frozenset[str] = frozenset(group)) -> Any:
+            with jax.default_matmul_precision("highest"):
+                x, y = (capture(forward, params, batch, paths) for params in (before, after))
+                deltas = x.deltas(gaussian(x.output, key)[0])
+                found = {}
+                for path in paths:
+                    old, new = (unpadded(one.inputs[path], batch["attention_mask"]) for one in (x, y))
+                    both = [old, new] if tokens else [products(deltas[path]) @ one for one in (old, new)]
+                    found[path] = [jnp.einsum("bti,btj->ij", new, other) for other in both]
+            return found
+
+        keys = jax.random.split(jax.random.key(0), len(batches))
+        sums = summed(crossed(dense.params, current.params, *both) for both in zip(batches, keys, strict=True))
+        refitted = {}
+        for path in set(group) & ranks.keys():
+            kernel = np.asarray(kernels[f"{path}/kernel"], np.float64)
+            across, gram = (np.asarray(array, np.float64) for array in sums[path])
+            little = ridge * np.trace(gram) / len(gram) * np.eye(len(gram))
+            gram = (gram + gram.T) / 2 + little
+            target = np.linalg.solve(gram, (across + little) @ kernel).astype(np.float32)
+            weights = wlra.Kronecker(jnp.asarray(gram, jnp.float32), importance[path].col_gram)
+            result = wlra.solve(target, weights, ranks[path], method="kronecker")
+            refitted[f"{path}/kernel"] = np.asarray(result.left) @ np.asarray(result.right)
+        current = with_leaves(current, refitted)
+    return current
+
+
+def by_layer(dense: Model) -> list[list[str]]:
+    """The kernels of each layer, from below."""
+    groups: dict[int, list[str]] = {}
+    for path in bert_adapter.select_kernels(dense.params):
+        groups.setdefault(int(path.split("layer/")[1].split("/")[0]), []).append(path)
+    return [groups[number] for number in sorted(groups)]
+
+
+def distilled(setting: Setting, small: Model, epochs: int) -> Model:
+    """All parameters trained to the dense model's outputs on the same texts."""
+    return bert_adapter.finetune(
+        small, setting.batches, no_loss, teacher=setting.dense, distil=1.0, epochs=epochs, progress=False
+    )[0]
+
+
+def no_loss(output: Any, batch: Batch) -> Any:
+    """Labels that nobody looks at."""
+    return jnp.zeros(len(output))
+
+
+def candidates(setting: Setting) -> Iterable[tuple[str, Callable[[], Model]]]:
+    """By name, a call that makes the compressed model."""
+    dense, batches = setting.dense, setting.batches
+    yield "dense", lambda: dense
+    yield "FWSVD, equal ranks", lambda: compressed(setting, measured(dense, batches, "row"), "row", uniform=True)
+    for name, signal in (("diagonal Fisher information", "exact"), ("E[xx'], E[delta delta']", "kronecker")):
+        found = measured(dense, batches, signal)
+        yield f"{name}, planned", lambda found=found, signal=signal: compressed(setting, found, signal)
+    turned = measured(dense, batches, "eigenbasis")
+    for name, options in {
+        "equal ranks": {"uniform": True},
+        "planned": {},
+        "planned, 10 % towards separable": {"shrink": 0.1},
+        "planned, separable": {"shrink": 1.0},
+    }.items():
+        yield (
+            f"diagonal in the eigenbasis, {name}",
+            lambda options=options: compressed(setting, turned, "eigenbasis", **options),
+        )
+    del turned
+    marginals = setting.shampoo(0)
+    yield "E[GG'], E[G'G], equal ranks", lambda: compressed(setting, marginals, uniform=True)
+    default = compressed(setting, marginals)
+    yield "the default: the same, planned", lambda: default
+    more = marginals + setting.shampoo(1) + setting.shampoo(2) + setting.shampoo(3)
+    yield "the default, four random directions for a text", lambda: compressed(setting, more)
+    for share in (0.001, 0.01, 0.1):
+        drawn = towards_identity(marginals, share)
+        yield f"the default, {share:.1%} towards the identity", lambda drawn=drawn: compressed(setting, drawn)
+    yield "the default, biases corrected by E[x] (W - left right)", lambda: with_biases(dense, default, batches)
+    whole, layers = [list(bert_adapter.select_kernels(dense.params))], by_layer(dense)
+    for order, groups in (("all kernels at once", whole), ("layer after layer", layers)):
+        for name, tokens in (("steps apart", True), ("steps as gradients tie them", False)):
+            yield (
+                f"error feedback, {order}, {name}",
+                partial(fed_back, dense, default, batches, marginals, groups, tokens=tokens),
+            )
+    yield "the default, then two epochs of Adam to the dense embeddings", lambda: distilled(setting, default, 2)
+
+
+def draw(rows: list[Row], path: Path) -> None:
+    """A bar for each."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, ax = plt.subplots(figsize=(8, 0.3 * len(rows) + 1), layout="constrained")
+    bars = ax.barh([line["method"] for line in rows], [line["spearman"] for line in rows])
+    ax.bar_label(bars, fmt="%.4f", padding=3)
+    ax.set(xlabel="Spearman on STS-B's dev rows", xlim=(min(line["spearman"] for line in rows) - 0.02, None))
+    ax.invert_yaxis()
+    figure.savefig(path, dpi=120)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = arguments("candidates", __doc__, data="GLUE: STS-B/train.tsv and dev.tsv")
+    parser.add_argument("--budget", type=float, default=0.25, help="share of parameters kept (%(default)s)")
+    options = parser.parse_args(argv)
+    setting, rows = prepared(options), []
+    for name, make in candidates(setting):
+        began = time.perf_counter()
+        model = make()
+        cost = Measured(None, None, time.perf_counter() - began, None)
+        score = bert_adapter.score(model, setting.dev)["spearman"]
+        rows.append(row("STS-B", name, None, "", cost, spearman=score, budget=options.budget))
+        print(f"  {name}: {score:.4f}", flush=True)
+    head = ["tried", f"Spearman, {options.budget:.0%} kept"]
+    print("\n" + markdown(head, [[line["method"], f"{line['spearman']:.4f}"] for line in rows]))
+    write(options, "candidates", rows, draw)
+
+
+if __name__ == "__main__":
+    main()
