@@ -38,14 +38,6 @@ def mean_output(model, path):
     return total / count
 
 
-def test_grams_towards_the_identity_keep_their_trace(marginals):
-    drawn = candidates.towards_identity(marginals, 0.5)
-    for path, sums in marginals.sums.items():
-        before, after = np.asarray(sums.row_gram), np.asarray(drawn[path].row_gram)
-        np.testing.assert_allclose(np.trace(after), np.trace(before), rtol=1e-5)
-        np.testing.assert_allclose(after[0, 1], before[0, 1] / 2, rtol=1e-5)
-
-
 def test_corrected_biases_give_the_mean_outputs_of_the_dense_model(small):
     corrected = candidates.with_biases(MODEL, small, BATCHES)
     np.testing.assert_allclose(mean_output(corrected, QUERY), mean_output(MODEL, QUERY), atol=1e-5)
