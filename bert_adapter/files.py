@@ -1,10 +1,13 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and arrays in them."""
 
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
 
 
 @contextmanager
@@ -29,3 +32,16 @@ def write_text(path: Path, text: str) -> None:
     """The file holds the text, or what it held before."""
     with writing(path) as temporary:
         temporary.write_text(text, "utf-8")
+
+
+def read_arrays(file: str | Path, wanted: str) -> tuple[dict[str, str], dict[str, Any]]:
+    """The metadata of a safetensors file, and its arrays by name.
+
+    Raises:
+      ValueError: it is none; the message says that what is `wanted` was.
+    """
+    try:
+        with safe_open(file, "numpy") as content:
+            return content.metadata() or {}, {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
+    except Exception as error:  # safetensors has an exception of its own
+        raise ValueError(f"{file}: wanted {wanted}: {error}") from error

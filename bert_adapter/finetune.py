@@ -12,13 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float
-from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from bert_adapter.apply import apply
 from bert_adapter.capture import Batch
 from bert_adapter.checkpoint import Model
-from bert_adapter.files import writing
+from bert_adapter.files import read_arrays, writing
 from bert_adapter.model import SequenceClassifier, module_for, predictive
 from bert_adapter.progress import track
 
@@ -219,15 +218,12 @@ def resumed(fresh: State, history: np.ndarray, file: str | Path | None) -> tuple
     if file is None or not Path(file).exists():
         return fresh, history
     leaves, structure = jax.tree.flatten((fresh.params, fresh.optimiser))
-    try:
-        with safe_open(file, "numpy") as content:
-            step = int((content.metadata() or {})["step"])
-            names = sorted(name for name in content.keys() if name != "history")  # noqa: SIM118
-            found = [content.get_tensor(name) for name in names]
-            losses = content.get_tensor("history")
-    except Exception as error:  # safetensors has an exception of its own
-        raise ValueError(f"{file}: wanted the state of a training: {error}") from error
+    metadata, arrays = read_arrays(file, "the state of a training")
+    if "step" not in metadata:
+        raise ValueError(f"{file}: wanted the state of a training; got {sorted(arrays)[:3]}")
+    losses = arrays.pop("history")
+    found = [arrays[name] for name in sorted(arrays)]
     if [leaf.shape for leaf in found] != [np.shape(leaf) for leaf in leaves] or losses.shape != history.shape:
         raise ValueError(f"{file} holds the state of another training, of {len(losses)} steps: name another file")
     params, inner = jax.tree.unflatten(structure, [jnp.asarray(leaf) for leaf in found])
-    return State(params, inner, step), losses
+    return State(params, inner, int(metadata["step"])), losses

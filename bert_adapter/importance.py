@@ -12,11 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from bert_adapter.capture import Batch, Forward, capture
-from bert_adapter.files import writing
+from bert_adapter.files import read_arrays, writing
 from bert_adapter.progress import track
 
 DISTRIBUTIONS = ("categorical", "gaussian")
@@ -457,12 +456,8 @@ def load_importance(file: str | Path) -> Importance:
     Raises:
       ValueError: the file is no safetensors file, or holds something else.
     """
-    try:
-        with safe_open(file, "numpy") as content:
-            about = json.loads((content.metadata() or {}).get("importance", "{}"))
-            arrays = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
-    except Exception as error:  # safetensors has an exception of its own
-        raise ValueError(f"{file}: wanted a file of save_importance: {error}") from error
+    metadata, arrays = read_arrays(file, "a file of save_importance")
+    about = json.loads(metadata.get("importance", "{}"))
     if about.pop("schema", None) != SCHEMA:
         raise ValueError(f"{file}: wanted a file of save_importance, of schema {SCHEMA}; got {sorted(arrays)[:3]}")
     paths = about.pop("paths")
