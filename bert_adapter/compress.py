@@ -16,10 +16,10 @@ from bert_adapter.checkpoint import SCHEMA, Model, Texts, load, low_rank, tokeni
 from bert_adapter.factorise import Row, factorise
 from bert_adapter.importance import Importance, Loss
 from bert_adapter.model import SentenceEmbedder, module_for, predictive
-from bert_adapter.plan import check_budget, plan
+from bert_adapter.plan import check_budget, per_example, plan_for
 from bert_adapter.select import choose_ranks, select_kernels
 from bert_adapter.weights import SIGNALS, measure_signal, reliabilities, solver_weights
-from wlra.border import check_name
+from wlra.border import check_count, check_name
 from wlra.solve import check_options
 
 FLAX_BERTS = ("FlaxBertModel", "FlaxBertForSequenceClassification")
@@ -121,6 +121,7 @@ def compress(
     if (rank is None) == (budget is None):
         raise ValueError(f"wanted exactly one of rank and budget; got rank={rank!r}, budget={budget!r}")
     check_budget(budget, of, shrink)
+    multiple_of = check_count("multiple_of", multiple_of, 1)
     began = time.perf_counter()
     dense = as_model(model)
     shapes = select_kernels(dense.params, include, exclude)
@@ -139,20 +140,13 @@ def compress(
             progress=progress,
         )
     weighed = time.perf_counter()
-    predicted = None
+    weights, predicted = solver_weights(measured, importance, shapes, shrink), None
     if ranks is None:
         assert budget is not None
-        chosen: dict[str, Any] = {
-            "of": of,
-            "signal": importance,
-            "shrink": shrink,
-            "uniform": uniform,
-            "multiple_of": multiple_of,
-        }
-        planned = plan(dense.params, measured, budget, **chosen)
+        examples = per_example(measured, importance)
+        planned = plan_for(dense.params, weights, examples, budget, of=of, uniform=uniform, multiple_of=multiple_of)
         ranks, predicted = planned.ranks, planned.predicted
     plotted = time.perf_counter()
-    weights = solver_weights(measured, importance, shapes, shrink)
     small, rows = factorise(dense.params, weights, ranks, method=method, progress=progress, **options)
     seconds = {
         "load": loaded - began,

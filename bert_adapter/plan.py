@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -86,10 +87,26 @@ def plan(
     check_budget(budget, of, shrink)
     minimum, multiple_of = check_count("minimum", minimum, 1), check_count("multiple_of", multiple_of, 1)
     maximum = None if maximum is None else check_count("maximum", maximum, minimum)
+    limits = {"minimum": minimum, "maximum": maximum, "multiple_of": multiple_of}
+    weights = solver_weights(importance, signal, select_kernels(params, include, exclude), shrink)
+    return plan_for(params, weights, per_example(importance, signal), budget, of=of, uniform=uniform, **limits)
+
+
+def plan_for(
+    params: Any,
+    weights: Mapping[str, Any],
+    examples: float,
+    budget: float,
+    *,
+    of: str,
+    uniform: bool,
+    multiple_of: int,
+    minimum: int = 1,
+    maximum: int | None = None,
+) -> Plan:
+    """The plan for kernels whose weights are those of so many examples: see `plan`."""
     flat = by_path(params)
-    kernels = {path: flat[f"{path}/kernel"] for path in select_kernels(params, include, exclude)}
-    weights = solver_weights(importance, signal, {path: kernel.shape for path, kernel in kernels.items()}, shrink)
-    examples = per_example(importance, signal)
+    kernels = {path: flat[f"{path}/kernel"] for path in weights}
     ranks = range(-(-minimum // multiple_of) * multiple_of, (maximum or 10**9) + 1, multiple_of)
     # Half the time goes to LAPACK, which is no faster on two cores than on one: a kernel for each core.
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -281,6 +281,7 @@ def test_kronecker_importance_has_the_loss_of_its_factors(importance):
         ({"rank": 4, "budget": 0.5}, "wanted exactly one of rank and budget"),
         ({"budget": 1.5}, r"share of the kernels to keep, in \(0, 1\]; got 1.5"),
         ({"budget": 0.5, "of": "layers"}, "of must be one of .*; got 'layers'"),
+        ({"budget": 0.5, "multiple_of": 0}, "multiple_of must be at least 1; got 0"),
         ({"rank": 4, "shrink": -1.0}, r"towards simpler ones, in \[0, 1\]; got -1.0"),
         ({"rank": 0}, "must be at least 1; got"),
         ({"rank": {"pooler/dense": 4}}, "rank must name exactly the selected kernels"),
