@@ -143,8 +143,9 @@ def compress(
     weights, predicted = solver_weights(measured, importance, shapes, shrink), None
     if ranks is None:
         assert budget is not None
+        limits = {"of": of, "uniform": uniform, "multiple_of": multiple_of}
         examples = per_example(measured, importance)
-        planned = plan_for(dense.params, weights, examples, budget, of=of, uniform=uniform, multiple_of=multiple_of)
+        planned = plan_for(dense.params, shapes, weights.__getitem__, examples, budget, **limits)
         ranks, predicted = planned.ranks, planned.predicted
     plotted = time.perf_counter()
     small, rows = factorise(dense.params, weights, ranks, method=method, progress=progress, **options)

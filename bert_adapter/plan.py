@@ -2,9 +2,8 @@
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -84,17 +83,23 @@ def plan(
     Raises:
       ValueError: a name, share or rank that cannot be, or a budget below what the smallest ranks take.
     """
+    check_name("importance", signal, SIGNALS)
     check_budget(budget, of, shrink)
     minimum, multiple_of = check_count("minimum", minimum, 1), check_count("multiple_of", multiple_of, 1)
     maximum = None if maximum is None else check_count("maximum", maximum, minimum)
     limits = {"minimum": minimum, "maximum": maximum, "multiple_of": multiple_of}
-    weights = solver_weights(importance, signal, select_kernels(params, include, exclude), shrink)
-    return plan_for(params, weights, per_example(importance, signal), budget, of=of, uniform=uniform, **limits)
+    shapes = select_kernels(params, include, exclude)
+
+    def weights(path: str) -> Any:
+        return solver_weights(importance, signal, {path: shapes[path]}, shrink)[path]
+
+    return plan_for(params, shapes, weights, per_example(importance, signal), budget, of=of, uniform=uniform, **limits)
 
 
 def plan_for(
     params: Any,
-    weights: Mapping[str, Any],
+    paths: Iterable[str],
+    weights: Callable[[str], Any],
     examples: float,
     budget: float,
     *,
@@ -104,13 +109,15 @@ def plan_for(
     minimum: int = 1,
     maximum: int | None = None,
 ) -> Plan:
-    """The plan for kernels whose weights are those of so many examples: see `plan`."""
+    """The plan for kernels whose weights, by path, are those of so many examples: see `plan`."""
     flat = by_path(params)
-    kernels = {path: flat[f"{path}/kernel"] for path in weights}
+    kernels = {path: flat[f"{path}/kernel"] for path in paths}
     ranks = range(-(-minimum // multiple_of) * multiple_of, (maximum or 10**9) + 1, multiple_of)
-    # Half the time goes to LAPACK, which is no faster on two cores than on one: a kernel for each core.
+    # Half the time goes to LAPACK, which is no faster on two cores than on one: a kernel for each, large ones first.
+    largest = sorted(kernels, key=lambda path: -kernels[path].size)
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(os.cpu_count()) as pool:
-        losses = dict(zip(kernels, pool.map(predicted_losses, kernels.values(), weights.values()), strict=True))
+        found = pool.map(lambda path: predicted_losses(kernels[path], weights(path)), largest)
+        losses = dict(zip(largest, found, strict=True))
     choices = {}
     for path, kernel in kernels.items():
         price = {"bytes": kernel.dtype.itemsize, "flops": 2}.get(of, 1)
@@ -231,24 +238,18 @@ def fixed_cost(flat: dict[str, Any], kernels: dict[str, Any], of: str) -> float:
 
 def all_plans(choices: dict[str, Choices], fixed: float, total: float) -> Curve:
     """The steps of all kernels, each kernel's in their order, those that save most for their cost first."""
-    steps = []
+    first, steps = [], []
     for number, choice in enumerate(choices.values()):
         corners = lower_hull(choice.cost, choice.loss)
-        for before, after in pairwise(corners):
-            cost, saved = choice.cost[after] - choice.cost[before], choice.loss[before] - choice.loss[after]
-            steps.append((saved / cost, number, after, cost, saved))
-    steps.sort(key=lambda step: (-step[0], step[1], step[2]))
-    first = [(0.0, number, 0, choice.cost[0], 0.0) for number, choice in enumerate(choices.values())]
-    _, kernel, option, cost, saved = map(np.array, zip(*first, *steps, strict=True))
+        rank, cost, loss = (array[corners] for array in choice)
+        first.append((number, rank[0], cost[0], 0.0))
+        steps.append(np.stack([np.full(len(rank) - 1, number), rank[1:], np.diff(cost), -np.diff(loss)]))
+    later = np.concatenate(steps, axis=1)
+    later = later[:, np.lexsort((later[1], later[0], -later[3] / later[2]))]
+    kernel, rank, cost, saved = np.concatenate([np.array(first).T, later], axis=1)
     worst = sum(float(choice.loss[0]) for choice in choices.values())
-    ranks = list(choices.values())
-    return Curve(
-        tuple(choices),
-        kernel,
-        np.array([ranks[i].rank[j] for i, j in zip(kernel, option, strict=True)]),
-        (fixed + np.cumsum(cost)) / total,
-        np.maximum(worst - np.cumsum(saved), 0),
-    )
+    share, predicted = (fixed + np.cumsum(cost)) / total, np.maximum(worst - np.cumsum(saved), 0)
+    return Curve(tuple(choices), kernel.astype(int), rank.astype(int), share, predicted)
 
 
 def lower_hull(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> list[int]:
