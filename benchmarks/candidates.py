@@ -8,7 +8,7 @@ squared distance to the dense embeddings of dev's texts, which is what the plan 
 import argparse
 import time
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -100,8 +100,8 @@ def with_biases(dense: Model, small: Model, batches: Iterable[Batch]) -> Model:
 
 
 def summed(trees: Iterable[Any]) -> Any:
-    """The sum of trees of one structure."""
-    return jax.tree.map(lambda *leaves: sum(leaves[1:], leaves[0]), *trees)
+    """The sum of trees of one structure, of which two are held at a time."""
+    return reduce(partial(jax.tree.map, jnp.add), trees)
 
 
 def fed_back(
