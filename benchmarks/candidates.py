@@ -88,9 +88,10 @@ def with_biases(dense: Model, small: Model, batches: Iterable[Batch]) -> Model:
 
     tokens = sum(float(np.sum(batch["attention_mask"])) for batch in batches)
     sums = summed(inputs(dense.params, batch) for batch in batches)
-    before, after = by_path(dense.params), by_path(bert_adapter.merge(small.params))
+    whole = small._replace(params=bert_adapter.merge(small.params))
+    before, after = by_path(dense.params), by_path(whole.params)
     return with_leaves(
-        small._replace(params=bert_adapter.merge(small.params)),
+        whole,
         {
             f"{path}/bias": after[f"{path}/bias"]
             + sums[path] / tokens @ (before[f"{path}/kernel"] - after[f"{path}/kernel"])
