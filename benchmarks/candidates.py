@@ -29,7 +29,7 @@ from bert_adapter.rows import Rows
 
 
 class Setting(NamedTuple):
-    """What every candidate begins with. shampoo: what the default measures of the kernels, by its random seed."""
+    """What every candidate begins with."""
 
     dense: Model
     pairs: Rows
@@ -37,19 +37,17 @@ class Setting(NamedTuple):
     dev: Rows
     held: list[Batch]
     budget: float
-    shampoo: Callable[[int], Importance]
 
 
 def prepared(options: argparse.Namespace) -> Setting:
-    """The model, its batches, and what the default measures on them."""
+    """The model and its batches."""
     from bert_adapter.demo import minilm
 
     dense = bert_adapter.load(minilm())
     pairs = chosen(rows_of("STS-B", "train", options.data), 8 if options.quick else 512, 0)
     dev = chosen(rows_of("STS-B", "dev", options.data), 64 if options.quick else None, 0)
     batches, held = (bert_adapter.text_batches(dense, separate(rows)) for rows in (pairs, chosen(dev, 256, 0)))
-    again = partial(measured, dense, batches, "shampoo")
-    return Setting(dense, pairs, list(batches), dev, list(held), options.budget, again)
+    return Setting(dense, pairs, list(batches), dev, list(held), options.budget)
 
 
 def separate(rows: Rows) -> list[str]:
@@ -199,7 +197,7 @@ def candidates(setting: Setting) -> Iterable[tuple[str, Callable[[], Model]]]:
             lambda options=options: compressed(setting, turned, "eigenbasis", **options),
         )
     del turned
-    marginals = setting.shampoo(0)
+    marginals, *others = (measured(dense, batches, "shampoo", seed) for seed in range(4))
     yield "E[GG'], E[G'G], equal ranks", lambda: compressed(setting, marginals, uniform=True)
     default = compressed(setting, marginals)
     yield "the default: the same, planned", lambda: default
@@ -211,7 +209,7 @@ def candidates(setting: Setting) -> Iterable[tuple[str, Callable[[], Model]]]:
                 f"the default, {few.examples} texts{name}",
                 lambda few=few, shrink=shrink: compressed(setting, few, shrink=shrink),
             )
-    more = marginals + setting.shampoo(1) + setting.shampoo(2) + setting.shampoo(3)
+    more = sum(others, marginals)
     yield "the default, four random directions for a text", lambda: compressed(setting, more)
     for share in (0.0, 0.001, 0.01, 0.1):
         yield (

@@ -67,6 +67,12 @@ def parser() -> argparse.ArgumentParser:
         help="what an error is weighted by (%(default)s)",
     )
     compress.add_argument(
+        "--shrink",
+        type=float,
+        metavar="SHARE",
+        help="how far that is drawn towards what is simpler, in [0, 1] (as far as it is noise)",
+    )
+    compress.add_argument(
         "--method", choices=(*METHODS, *STARTS, "kronecker"), help="of the solver (the one that fits the importance)"
     )
     compress.add_argument(
@@ -136,6 +142,7 @@ def run_compress(options: argparse.Namespace) -> None:
         multiple_of=options.multiple_of,
         method=options.method,
         importance=options.importance,
+        shrink=options.shrink,
         file=options.measured,
         include=options.include,
         exclude=options.exclude,

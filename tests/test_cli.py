@@ -44,10 +44,11 @@ def test_a_checkpoint_is_compressed_with_a_report_beside_it(minilm_path, text, t
     [
         (["--rank", "16", "--text", "nowhere.txt"], "nowhere.txt"),
         (["--budget", "1.5", "--text", "TEXT"], "in (0, 1]; got 1.5"),
+        (["--rank", "16", "--text", "TEXT", "--shrink", "1.5"], "in [0, 1]; got 1.5"),
         (["--rank", "16", "--text", "TEXT", "--include", "nothing"], "select none"),
         (["--rank", "16", "--text", "TEXT", "-o", "FOREIGN"], "wanted a new or empty directory"),
     ],
-    ids=["no text", "bad share", "nothing selected", "foreign files"],
+    ids=["no text", "bad share", "bad shrink", "nothing selected", "foreign files"],
 )
 def test_bad_input_is_one_line_and_status_2(options, message, minilm_path, text, tmp_path, capsys):
     foreign = tmp_path / "foreign"
