@@ -49,6 +49,7 @@ KERNELS = {"all": r"^(bert/)?encoder/", "ffn": r"^(bert/)?encoder/layer/\d+/(int
 RANKS = (75, 150, 225)  # the study's 150, 300 and 450 of 768
 BUDGETS = (0.25, 0.5, 0.75)
 EPOCHS, RATE = 3, 1e-4
+FORGET = 32  # models, after which what was compiled for them is let go: a process can map only so many programs
 
 
 class Method(NamedTuple):
@@ -468,6 +469,8 @@ def main(argv: list[str] | None = None) -> None:
                 append(file, dense._asdict() | bert_adapter.score(bench.dense, bench.dev))
         bench = benches[cell.task]
         append(file, scored(bench, cell, measured(bench, METHODS[cell.method].measured, cell.seed)))
+        if (len(done) + 1) % FORGET == 0:
+            jax.clear_caches()
     lines = read(file)
     scores = Scores(lines)
     print("\n".join(["", headline(scores), "", tables(scores), "", predictions(lines), "", *verdicts(scores)]))
