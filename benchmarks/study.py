@@ -408,17 +408,18 @@ def draw(lines: list[dict[str, Any]], path: Path) -> None:
     for ax, task in zip(axes[0], tasks, strict=True):
         metric = TASKS[task].metric
         of_task = [line for line in lines if line["task"] == task and line["kernels"] == "all"]
-        for color, (method, epochs) in enumerate(itertools.product(METHODS, (0, 3))):
-            ranks = "planned" if method == OURS else "uniform"
-            found: dict[float, list[float]] = {}
-            for line in of_task:
-                if (line["method"], line["ranks"], line["epochs"]) == (method, ranks, epochs):
-                    found.setdefault(line["wanted_share"], []).append(line[metric])
-            if found:
-                x = sorted(found)
-                label = method + (", fine-tuned" if epochs else "")
-                style = {"color": f"C{color // 2}", "linestyle": "--" if epochs else "-", "marker": "o"}
-                ax.plot(x, [np.mean(found[share]) for share in x], label=label, markersize=3, **style)
+        most = max(line["epochs"] for line in of_task)
+        for place, method in enumerate(reversed(METHODS)):
+            style = {"color": f"C{place}", "marker": "o", "markersize": 3, "linewidth": 2.5 if method == OURS else 1.2}
+            for epochs, dashes in {most: "--", 0: "-"}.items():
+                key = method, "planned" if method == OURS else "uniform", epochs
+                found: dict[float, list[float]] = {}
+                for line in of_task:
+                    if (line["method"], line["ranks"], line["epochs"]) == key:
+                        found.setdefault(line["wanted_share"], []).append(line[metric])
+                if found:
+                    x, label = sorted(found), method + (", fine-tuned" if epochs else "")
+                    ax.plot(x, [np.mean(found[share]) for share in x], dashes, label=label, **style)
         for line in of_task:
             if line["method"] == "dense":
                 ax.axhline(line[metric], color="black", linewidth=0.8, label="dense")
