@@ -339,9 +339,9 @@ def tables(scores: Scores) -> str:
             for method, ranks in itertools.product(METHODS, ("uniform", "planned"))
         ]
         tuned = f"epochs of fine-tuning: {epochs}" if epochs else "as compressed"
-        title = (
-            f"**{task}**, {TASKS[task].metric}, {NAMES[kernels]}, {tuned}; dense {number(scores.dense(task), '.3f')}"
-        )
+        rows = TASKS[task].rows
+        dense = number(scores.dense(task), ".3f") + (f", trained on {rows:,} rows" if rows else "")
+        title = f"**{task}**, {TASKS[task].metric}, {NAMES[kernels]}, {tuned}; dense {dense}"
         parts.append(f"{title}\n\n{markdown(head, [line for line in cells if any(line[2:])])}")
     return "\n\n".join(parts)
 
