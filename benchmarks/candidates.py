@@ -8,7 +8,7 @@ squared distance to the dense embeddings of dev's texts, which is what the plan 
 import argparse
 import time
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial, reduce
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from flax.traverse_util import unflatten_dict
 
 import bert_adapter
 import wlra
-from benchmarks.study import chosen, rows_of
+from benchmarks.study import chosen, rows_of, summed
 from benchmarks.tables import Row, arguments, markdown, row, write
 from benchmarks.timing import Measured
 from bert_adapter.capture import Batch, capture
@@ -96,11 +96,6 @@ def with_biases(dense: Model, small: Model, batches: Iterable[Batch]) -> Model:
             for path in paths
         },
     )
-
-
-def summed(trees: Iterable[Any]) -> Any:
-    """The sum of trees of one structure, of which two are held at a time."""
-    return reduce(partial(jax.tree.map, jnp.add), trees)
 
 
 def fed_back(

@@ -10,8 +10,8 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Iterable, Mapping
+from functools import cache, partial, reduce
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -209,9 +209,14 @@ def squared_batch_gradients(forward: Any, params: Any, batches: list[Any], paths
         gradient = by_path(jax.grad(lambda params: jnp.mean(task_loss(forward(params, batch), batch)))(params))
         return {path: gradient[f"{path}/kernel"] ** 2 for path in paths}
 
-    sums = jax.tree.map(lambda *found: sum(found[1:], found[0]), *(squares(params, batch) for batch in batches))
+    sums = summed(squares(params, batch) for batch in batches)
     fisher = {path: jnp.stack([total, jnp.zeros_like(total)]) / jnp.max(total) for path, total in sums.items()}
     return Importance({path: Sums(both) for path, both in fisher.items()}, 1, 1, len(batches), "labels", 0, {})
+
+
+def summed(trees: Iterable[Any]) -> Any:
+    """The sum of trees of one structure, of which two are held at a time."""
+    return reduce(partial(jax.tree.map, jnp.add), trees)
 
 
 def compressed(bench: Bench, cell: Cell, importance: Importance | None) -> tuple[bert_adapter.Model, Any]:
@@ -403,26 +408,24 @@ def draw(lines: list[dict[str, Any]], path: Path) -> None:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    tasks = [task for task in TASKS if any(line["task"] == task for line in lines)]
+    scores, tasks = Scores(lines), [task for task in TASKS if any(line["task"] == task for line in lines)]
     figure, axes = plt.subplots(1, len(tasks), figsize=(4.2 * len(tasks), 4), squeeze=False, layout="constrained")
     for ax, task in zip(axes[0], tasks, strict=True):
         metric = TASKS[task].metric
         of_task = [line for line in lines if line["task"] == task and line["kernels"] == "all"]
-        most = max(line["epochs"] for line in of_task)
+        shares = {line["size"]: line["wanted_share"] for line in of_task if line["method"] != "dense"}
+        sizes, most = sorted(shares, key=lambda size: shares[size]), max(line["epochs"] for line in of_task)
         for place, method in enumerate(reversed(METHODS)):
             style = {"color": f"C{place}", "marker": "o", "markersize": 3, "linewidth": 2.5 if method == OURS else 1.2}
             for epochs, dashes in {most: "--", 0: "-"}.items():
-                key = method, "planned" if method == OURS else "uniform", epochs
-                found: dict[float, list[float]] = {}
-                for line in of_task:
-                    if (line["method"], line["ranks"], line["epochs"]) == key:
-                        found.setdefault(line["wanted_share"], []).append(line[metric])
-                if found:
-                    x, label = sorted(found), method + (", fine-tuned" if epochs else "")
-                    ax.plot(x, [np.mean(found[share]) for share in x], dashes, label=label, **style)
-        for line in of_task:
-            if line["method"] == "dense":
-                ax.axhline(line[metric], color="black", linewidth=0.8, label="dense")
+                ranks = "planned" if method == OURS else "uniform"
+                means = {shares[size]: scores.mean(task, "all", size, method, ranks, epochs) for size in sizes}
+                known = {share: mean for share, mean in means.items() if mean is not None}
+                if known:
+                    label = method + (", fine-tuned" if epochs else "")
+                    ax.plot(list(known), list(known.values()), dashes, label=label, **style)
+        if (dense := scores.dense(task)) is not None:
+            ax.axhline(dense, color="black", linewidth=0.8, label="dense")
         ax.set(title=f"{task}, {metric}", xlabel="share of the encoder kernels' parameters")
     axes[0][0].legend(fontsize=7)
     figure.savefig(path, dpi=120)

@@ -70,7 +70,7 @@ def parser() -> argparse.ArgumentParser:
         "--shrink",
         type=float,
         metavar="SHARE",
-        help="how far that is drawn towards what is simpler, in [0, 1] (as far as it is noise)",
+        help="how far weights are drawn towards simpler ones, in [0, 1] (as far as they are noise)",
     )
     compress.add_argument(
         "--method", choices=(*METHODS, *STARTS, "kronecker"), help="of the solver (the one that fits the importance)"
