@@ -22,10 +22,13 @@ import wlra
 from benchmarks.study import chosen, rows_of, summed
 from benchmarks.tables import Row, arguments, markdown, row, write
 from benchmarks.timing import Measured
-from bert_adapter.capture import Batch, capture
-from bert_adapter.checkpoint import Model, by_path
-from bert_adapter.importance import Importance, gaussian, products, unpadded
-from bert_adapter.rows import Rows
+from bert_adapter.checkpoint.names import by_path
+from bert_adapter.importance.batch import products, unpadded
+from bert_adapter.importance.gradients import gaussian
+from bert_adapter.importance.sums import Importance
+from bert_adapter.layers.capture import Batch, capture
+from bert_adapter.model import Model
+from bert_adapter.text import Rows
 
 
 class Setting(NamedTuple):

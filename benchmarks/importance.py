@@ -17,10 +17,11 @@ import numpy as np
 import bert_adapter
 from benchmarks.tables import Row, arguments, at_most, markdown, number, row, write
 from benchmarks.timing import Measured, compiled, median_of, timed
-from bert_adapter.finetune import task_loss
-from bert_adapter.importance import batch_functions, eigenbases, mirrored
-from bert_adapter.model import module_for
-from bert_adapter.weights import SIGNALS
+from bert_adapter.families import module_for
+from bert_adapter.importance.measure import batch_functions, eigenbases
+from bert_adapter.importance.sums import mirrored
+from bert_adapter.losses import task_loss
+from bert_adapter.signals import SIGNALS
 
 BASE = {"architectures": ["BertForSequenceClassification"], "model_type": "bert", "num_labels": 2}
 SMALL = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96, "vocab_size": 99}

@@ -16,8 +16,8 @@ import wlra
 from benchmarks import seeded
 from benchmarks.tables import Row, arguments, markdown, not_installed, row, with_gaps, write
 from benchmarks.timing import measure
-from wlra.lbfgs import PAIRS
-from wlra.linalg import balance, leading_components
+from wlra.linalg.decompose import balance, leading_components
+from wlra.methods.lbfgs import PAIRS
 from wlra.problem import Problem, loss
 from wlra.scaling import scale, separable
 

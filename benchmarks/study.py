@@ -23,12 +23,14 @@ import numpy as np
 import bert_adapter
 from benchmarks.tables import arguments, bar, markdown, number
 from benchmarks.timing import environment
-from bert_adapter.checkpoint import by_path
+from bert_adapter.checkpoint.names import by_path
+from bert_adapter.families import predictive
 from bert_adapter.files import writing
-from bert_adapter.finetune import task_loss
-from bert_adapter.importance import Importance, Sums, load_importance, measure_importance, save_importance
-from bert_adapter.model import predictive
-from bert_adapter.rows import Rows
+from bert_adapter.importance.measure import measure_importance
+from bert_adapter.importance.storage import load_importance, save_importance
+from bert_adapter.importance.sums import Importance, Sums
+from bert_adapter.losses import task_loss
+from bert_adapter.text import Rows
 
 
 class Task(NamedTuple):

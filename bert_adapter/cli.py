@@ -4,10 +4,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from bert_adapter.plan import UNITS
-from bert_adapter.weights import SIGNALS
+from bert_adapter.ranks import UNITS
+from bert_adapter.signals import SIGNALS
 from wlra.methods import METHODS
-from wlra.starts import STARTS
+from wlra.methods.closed import STARTS
 
 EPILOG = """examples:
   bert-adapter demo
@@ -121,9 +121,12 @@ def run_demo(options: argparse.Namespace) -> None:
 
 
 def run_compress(options: argparse.Namespace) -> None:
-    from bert_adapter.checkpoint import check_target, load, save
-    from bert_adapter.compress import compress, text_batches
-    from bert_adapter.report import as_text, kernel_table, summary, write_page
+    from bert_adapter.checkpoint import load, save
+    from bert_adapter.checkpoint.directory import check_target
+    from bert_adapter.compression import compress
+    from bert_adapter.page import write_page
+    from bert_adapter.report import as_text, kernel_table, summary
+    from bert_adapter.text import text_batches
 
     check_target(options.output)
     texts = [line for line in options.text.read_text("utf-8").splitlines() if line.strip()]
@@ -155,11 +158,13 @@ def run_compress(options: argparse.Namespace) -> None:
 
 
 def run_finetune(options: argparse.Namespace) -> None:
-    from bert_adapter.checkpoint import check_target, load, save
-    from bert_adapter.finetune import finetune, with_head
-    from bert_adapter.model import SequenceClassifier
-    from bert_adapter.rows import labelled_batches, read_rows
-    from bert_adapter.score import score
+    from bert_adapter.checkpoint import load, save
+    from bert_adapter.checkpoint.directory import check_target
+    from bert_adapter.evaluate import score
+    from bert_adapter.families.bert import SequenceClassifier
+    from bert_adapter.heads import with_head
+    from bert_adapter.text import labelled_batches, read_rows
+    from bert_adapter.training import finetune
 
     check_target(options.output)
     check_sizes(options)

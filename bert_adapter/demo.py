@@ -7,14 +7,17 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from bert_adapter.apply import apply
-from bert_adapter.checkpoint import load, save, tokenizer
-from bert_adapter.compress import Report, compress, forward, text_batches
-from bert_adapter.fidelity import Fidelity, compare, embed
-from bert_adapter.importance import measure_importance
-from bert_adapter.report import as_text, fidelity_table, summary, write_json, write_page
-from bert_adapter.select import select_kernels
-from bert_adapter.weights import SIGNALS
+from bert_adapter.checkpoint import load, save
+from bert_adapter.compression import Report, compress
+from bert_adapter.evaluate import Fidelity, compare, embed
+from bert_adapter.importance.measure import measure_importance
+from bert_adapter.kernels import select_kernels
+from bert_adapter.layers.running import apply
+from bert_adapter.model import forward
+from bert_adapter.page import write_page
+from bert_adapter.report import as_text, fidelity_table, summary, write_json
+from bert_adapter.signals import SIGNALS
+from bert_adapter.text import text_batches, tokenizer
 
 CASES = {  # how `compress` is asked for each, its default last
     "svd": {"importance": "none", "uniform": True},

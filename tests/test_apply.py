@@ -11,8 +11,9 @@ import numpy as np
 import optax
 import pytest
 
-from bert_adapter.apply import FACTORISED, Factorised, apply, factorised
-from bert_adapter.model import module_for
+from bert_adapter.families import module_for
+from bert_adapter.layers.marker import FACTORISED, Factorised
+from bert_adapter.layers.running import apply, factorised
 
 CONFIG = {
     "model_type": "bert",

@@ -9,7 +9,7 @@ import pytest
 
 import wlra
 from wlra.methods import METHODS, PUBLISHED
-from wlra.starts import STARTS
+from wlra.methods.closed import STARTS
 
 BATCH, M, N, K = 4, 8, 6, 1
 EPS = float(np.finfo(np.float32).eps)

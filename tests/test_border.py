@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wlra import Kronecker, Status, border, solve, solve_batch
+from wlra import Kronecker, Status, checks, solve, solve_batch
 
 M, N, K = 5, 4, 2
 W = np.random.default_rng(0).normal(size=(M, N)).astype(np.float32)
@@ -160,23 +160,23 @@ def test_solve_batch_refuses(changes, message):
 @pytest.mark.parametrize("start", [(LEFT, RIGHT, RIGHT), None, LEFT])
 def test_a_start_that_is_neither_name_nor_pair_is_refused(start):
     with pytest.raises(ValueError, match=r"start must be the name of a closed form or a pair \(left, right\); got "):
-        border.check_pair(start, (M, N), K)
+        checks.check_pair(start, (M, N), K)
 
 
 @pytest.mark.parametrize("name", ["rank", "max_iters", "patience"])
 def test_a_count_that_is_not_an_integer_is_refused(name):
     with pytest.raises(ValueError, match=f"{name} must be an integer known before tracing; got 2.5"):
-        border.check_count(name, 2.5, 1)
+        checks.check_count(name, 2.5, 1)
 
 
 def test_a_rank_that_a_caller_traces_is_refused():
     with pytest.raises(ValueError, match="rank must be an integer known before tracing"):
-        jax.jit(lambda rank: border.check_rank(rank, (M, N)))(2)
+        jax.jit(lambda rank: checks.check_rank(rank, (M, N)))(2)
 
 
 def test_a_name_that_is_not_a_string_is_refused():
     with pytest.raises(ValueError, match=re.escape("method must be one of 'em'; got ['em']")):
-        border.check_name("method", ["em"], ["em"])
+        checks.check_name("method", ["em"], ["em"])
 
 
 def test_restarts_under_jit_are_refused():
@@ -235,11 +235,11 @@ def test_lists_and_integers_are_taken():
 @pytest.mark.parametrize("shape", [(), (1, 1), (M, 1), (1, N), (M, N)])
 def test_weights_broadcast(shape):
     weights = np.full(shape, 3, np.float32)
-    np.testing.assert_array_equal(border.check_weights(weights, (M, N)), np.full((M, N), 3))
+    np.testing.assert_array_equal(checks.check_weights(weights, (M, N)), np.full((M, N), 3))
 
 
 def test_no_weights_are_equal_weights():
-    np.testing.assert_array_equal(border.check_weights(None, (M, N)), np.ones((M, N)))
+    np.testing.assert_array_equal(checks.check_weights(None, (M, N)), np.ones((M, N)))
 
 
 def test_half_precision_is_solved_in_single_and_cast_back():

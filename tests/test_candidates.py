@@ -7,9 +7,11 @@ from flax.traverse_util import unflatten_dict
 from test_finetune import TEXTS, embedder
 
 from benchmarks import candidates
-from bert_adapter.capture import capture
-from bert_adapter.checkpoint import by_path
-from bert_adapter.compress import compress, forward, text_batches
+from bert_adapter.checkpoint.names import by_path
+from bert_adapter.compression import compress
+from bert_adapter.layers.capture import capture
+from bert_adapter.model import forward
+from bert_adapter.text import text_batches
 
 MODEL = embedder()
 BATCHES = list(text_batches(MODEL, TEXTS[:8], batch_size=4))

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bert_adapter import capture as module
-from bert_adapter.apply import FACTORISED
-from bert_adapter.model import module_for
+from bert_adapter.families import module_for
+from bert_adapter.layers import capture as module
+from bert_adapter.layers.marker import FACTORISED
 
 EPS = float(np.finfo(np.float32).eps)
 X = jnp.asarray(np.random.default_rng(1).normal(size=(3, 2, 7)), jnp.float32)

@@ -14,9 +14,11 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from bert_adapter import checkpoint
-from bert_adapter.apply import FACTORISED
-from bert_adapter.checkpoint import Model, load, save, tokenizer
-from bert_adapter.model import module_for
+from bert_adapter.checkpoint import load, save
+from bert_adapter.families import module_for
+from bert_adapter.layers.marker import FACTORISED
+from bert_adapter.model import Model
+from bert_adapter.text import tokenizer
 
 CONFIG = {
     "architectures": ["BertForSequenceClassification"],

@@ -10,7 +10,7 @@ import pytest
 import bert_adapter
 from bert_adapter.cli import main
 from bert_adapter.demo import sentences
-from bert_adapter.fidelity import compare, embed, ranks, spearman
+from bert_adapter.evaluate import compare, embed, ranks, spearman
 
 KEY = "encoder/layer/0/attention/self/key"
 

@@ -14,13 +14,17 @@ import reference
 
 import bert_adapter
 import wlra
-from bert_adapter.apply import factorised
-from bert_adapter.checkpoint import Model, by_path, load, save
-from bert_adapter.compress import Report, as_model, forward, text_batches
-from bert_adapter.factorise import merge
-from bert_adapter.importance import STATISTICS, measure_importance
-from bert_adapter.model import module_for
-from bert_adapter.select import parameter_count
+from bert_adapter.checkpoint import as_model, load, save
+from bert_adapter.checkpoint.names import by_path
+from bert_adapter.compression import Report
+from bert_adapter.factorisation import merge
+from bert_adapter.families import module_for
+from bert_adapter.importance.measure import measure_importance
+from bert_adapter.importance.sums import STATISTICS
+from bert_adapter.kernels import parameter_count
+from bert_adapter.layers.running import factorised
+from bert_adapter.model import Model, forward
+from bert_adapter.text import text_batches
 
 CONFIG = {
     "architectures": ["BertModel"],

@@ -10,10 +10,10 @@ import pytest
 import reference
 
 import wlra
-from wlra.driver import History, Method, Stage, State, after, crawling, never
-from wlra.linalg import Factors
 from wlra.methods import METHODS
-from wlra.problem import Problem
+from wlra.methods.method import Method, Stage, State, after, crawling, never
+from wlra.problem import Factors, Problem
+from wlra.result import History
 
 M, N, K, STEPS = 24, 20, 3, 12
 EPS = float(np.finfo(np.float32).eps)

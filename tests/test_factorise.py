@@ -9,9 +9,10 @@ import pytest
 import reference
 
 import wlra
-from bert_adapter.apply import FACTORISED
-from bert_adapter.factorise import factorise, merge
-from bert_adapter.weights import Basis, Rotated
+from bert_adapter.factorisation import factorise, merge
+from bert_adapter.importance.sums import Basis
+from bert_adapter.layers.marker import FACTORISED
+from bert_adapter.signals.signal import Rotated
 
 M, N, K = 8, 6, 2  # breaks even at 24 / 7
 RANKS = {"layer/1/dense": K, "layer/0/dense": K, "head": K}

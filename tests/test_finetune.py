@@ -8,17 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bert_adapter.apply import apply
-from bert_adapter.checkpoint import Model, by_path, load, save
+from bert_adapter.checkpoint import load, save
+from bert_adapter.checkpoint.names import by_path
 from bert_adapter.cli import main
-from bert_adapter.compress import forward
-from bert_adapter.factorise import factorise
-from bert_adapter.fidelity import loss_increase
-from bert_adapter.finetune import distillation, finetune, task_loss, with_head
-from bert_adapter.importance import measure_importance
-from bert_adapter.model import module_for
-from bert_adapter.rows import Rows, labelled_batches, read_rows
-from bert_adapter.score import of_classes, of_values, score
+from bert_adapter.evaluate import loss_increase, of_classes, of_values, score
+from bert_adapter.factorisation import factorise
+from bert_adapter.families import module_for
+from bert_adapter.heads import with_head
+from bert_adapter.importance.measure import measure_importance
+from bert_adapter.layers.running import apply
+from bert_adapter.losses import distillation, task_loss
+from bert_adapter.model import Model, forward
+from bert_adapter.text import Rows, labelled_batches, read_rows
+from bert_adapter.training import finetune
 
 CONFIG = {
     "architectures": ["BertModel"],
@@ -50,7 +52,7 @@ def embedder():
     return Model(module, params, CONFIG, FILES)
 
 
-training = importlib.import_module("bert_adapter.finetune")  # the package has the function under that name
+training = importlib.import_module("bert_adapter.training")
 MODEL = with_head(embedder(), 2)
 BATCHES = labelled_batches(MODEL, ROWS, batch_size=8)
 

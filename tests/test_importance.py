@@ -9,10 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bert_adapter import importance
-from bert_adapter.apply import FACTORISED, apply
-from bert_adapter.importance import Basis, eigenbases, load_importance, measure_importance, save_importance
-from bert_adapter.model import Bert, config_from_dict, module_for
+from bert_adapter.families import module_for
+from bert_adapter.families.bert import Bert, config_from_dict
+from bert_adapter.importance import batch, sums
+from bert_adapter.importance import measure as importance
+from bert_adapter.importance.measure import eigenbases, measure_importance
+from bert_adapter.importance.storage import load_importance, save_importance
+from bert_adapter.importance.sums import Basis
+from bert_adapter.layers.marker import FACTORISED
+from bert_adapter.layers.running import apply
 
 CONFIG = {
     "architectures": ["BertForSequenceClassification"],
@@ -91,7 +96,7 @@ def exact(array):
 
 
 def whole(strips):
-    return np.asarray(importance.reflect(strips))
+    return np.asarray(sums.reflect(strips))
 
 
 def at(tree, path):
@@ -312,8 +317,8 @@ def test_grams_are_those_of_each_examples_gradients(loss):
     output = run_net(Net(), params, {"x": X})
     directions = {
         "labels": lambda: jnp.cos(output)[None],
-        "categorical": lambda: importance.categorical(output),
-        "gaussian": lambda: importance.gaussian(output, key),
+        "categorical": lambda: gradients.categorical(output),
+        "gaussian": lambda: gradients.gaussian(output, key),
     }[loss]()
     chosen: Any = (lambda output, _: jnp.sum(jnp.sin(output), axis=1)) if loss == "labels" else loss
     statistics = ("row_gram", "col_gram", "gram_squares")
@@ -329,8 +334,8 @@ def test_reflection_along_time_keeps_every_gradient_and_puts_the_mean_first():
     inputs, deltas = (jnp.asarray(RNG.normal(size=(3, 6, n)) + 5, jnp.float32) for n in (4, 5))
     inputs = inputs.at[1, 4:].set(0)  # padding
     deltas = deltas.at[1, 4:].set(0).at[2].add(-jnp.mean(deltas[2], axis=0, keepdims=True))
-    axis = importance.time_axis(inputs)
-    turned, of_outputs = importance.mean_first(inputs, axis), importance.mean_first(deltas, axis)
+    axis = batch.time_axis(inputs)
+    turned, of_outputs = batch.mean_first(inputs, axis), batch.mean_first(deltas, axis)
     for i in range(3):
         wanted = exact(inputs[i]).T @ exact(deltas[i])
         assert_near(exact(turned[i]).T @ exact(of_outputs[i]), wanted, relative=20 * EPS)  # six terms
@@ -344,8 +349,8 @@ def test_gradients_that_are_left_of_sums_that_cancel_have_accurate_grams():
     deltas -= deltas.mean(axis=1, keepdims=True)
     inputs, deltas = jnp.asarray(inputs, jnp.float32), jnp.asarray(deltas, jnp.float32)
     wanted = ("row_gram", "col_gram")
-    sums, alike = importance.gradient_sums(inputs, deltas, 0, None, wanted)
-    sums = importance.of_inputs(inputs, alike, wanted, sums)
+    sums, alike = batch.gradient_sums(inputs, deltas, 0, None, wanted)
+    sums = batch.of_inputs(inputs, alike, wanted, sums)
     gradients = [exact(x).T @ exact(d) for x, d in zip(inputs, deltas, strict=True)]
     # The first step holds sums of rounding errors, eps times as large as the terms, times the mean: 1e-4 of the rest.
     assert_near(whole(sums.row_gram), np.sum([g @ g.T for g in gradients], axis=0), relative=2e-3)
@@ -353,8 +358,8 @@ def test_gradients_that_are_left_of_sums_that_cancel_have_accurate_grams():
 
 
 def test_wide_products_are_whole_and_symmetric():
-    a = RNG.normal(size=(2, 3, 2 * importance.STRIP + 5)).astype(np.float32)
-    got = whole(importance.upper_product(jnp.asarray(a), jnp.asarray(a)))
+    a = RNG.normal(size=(2, 3, 2 * sums.STRIP + 5)).astype(np.float32)
+    got = whole(sums.upper_product(jnp.asarray(a), jnp.asarray(a)))
     np.testing.assert_array_equal(got, got.T)
     flat = a.reshape(6, -1).astype(np.float64)
     assert_near(got, flat.T @ flat, relative=10 * EPS)  # sums of six terms
@@ -455,7 +460,7 @@ def test_file_gives_back_what_was_measured(measured, tmp_path):
 def test_a_run_that_was_killed_goes_on_where_it_stopped(tmp_path, monkeypatch):
     params, file = random_params(Net(), X), tmp_path / "sums.safetensors"
     monkeypatch.setattr(importance, "SAVE_EVERY", 0.0)
-    monkeypatch.setattr(importance, "STRIP", 3)  # 5 inputs and 4 outputs take two
+    monkeypatch.setattr(sums, "STRIP", 3)  # 5 inputs and 4 outputs take two
     batches = [{"x": X}, {"x": X + 1}, {"x": X - 1}]
 
     def killed():

@@ -6,21 +6,12 @@ import pytest
 import reference
 from reference import product
 
-from wlra import linalg
-from wlra.linalg import (
-    Factors,
-    balance,
-    eliminated,
-    even_out,
-    gram_inverse,
-    gram_solve,
-    over_grams,
-    psd_inverse,
-    psd_roots,
-    subspace_step,
-    tiny_solve,
-    truncated_svd,
-)
+from wlra.linalg import batch
+from wlra.linalg.batch import over_grams
+from wlra.linalg.decompose import balance, psd_roots, subspace_step, truncated_svd
+from wlra.linalg.gram import eliminated, gram_inverse, gram_solve, psd_inverse, tiny_solve
+from wlra.problem import Factors
+from wlra.units import even_out
 
 M, N, K = 12, 10, 3
 EPS32, EPS = (float(np.finfo(dtype).eps) for dtype in (np.float32, np.float64))
@@ -92,7 +83,7 @@ def test_gram_matrices_in_chunks_give_what_they_give_at_once(chunk, monkeypatch,
         return np.asarray(over_grams(gram_solve, *map(jax.numpy.asarray, (weight, RIGHT, LEFT))))
 
     assert_close(together(), wanted, ulps=1e5)  # the condition numbers, some 100, times the shift, k eps
-    monkeypatch.setattr(linalg, "CHUNK", chunk * K * (N + K))  # two chunks of 5 rows leave one of 2
+    monkeypatch.setattr(batch, "CHUNK", chunk * K * (N + K))  # two chunks of 5 rows leave one of 2
     assert_close(together(), wanted, ulps=1e5)
 
 
@@ -255,7 +246,7 @@ def test_chunks_give_what_all_at_once_give_from_one_loop(size):
         calls.append(number)
         return number * vector, number
 
-    compute = jax.jit(lambda *arrays: linalg.in_chunks(one, arrays, size)).lower(numbers, vectors).compile()
+    compute = jax.jit(lambda *arrays: batch.in_chunks(one, arrays, size)).lower(numbers, vectors).compile()
     products, same = compute(numbers, vectors)
     np.testing.assert_array_equal(products, numbers[:, None] * vectors)
     np.testing.assert_array_equal(same, numbers)

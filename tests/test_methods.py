@@ -11,11 +11,10 @@ import reference
 from reference import product
 
 import wlra
-from wlra.linalg import Factors
 from wlra.methods import METHODS, PUBLISHED
-from wlra.problem import Problem
-from wlra.starts import STARTS
-from wlra.sweeps import als
+from wlra.methods.closed import STARTS
+from wlra.methods.sweeps import als
+from wlra.problem import Factors, Problem
 
 CLOSED_FORMS = {name: {"method": name} for name in STARTS}
 ITERATIONS = {name: {"method": name} for name in METHODS} | {

@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from bert_adapter.checkpoint import by_path, load, tokenizer
-from bert_adapter.model import Bert, SentenceEmbedder, SequenceClassifier, config_from_dict, module_for
+from bert_adapter.checkpoint import load
+from bert_adapter.checkpoint.names import by_path
+from bert_adapter.families import module_for
+from bert_adapter.families.bert import Bert, SentenceEmbedder, SequenceClassifier, config_from_dict
+from bert_adapter.text import tokenizer
 
 STS_B = Path(__file__).parents[2] / "shared/data/glue/STS-B/dev.tsv"
 SMALL = {

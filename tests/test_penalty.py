@@ -10,9 +10,8 @@ import reference
 from reference import product
 
 import wlra
-from wlra.linalg import Factors
 from wlra.methods import PENALISED, PUBLISHED
-from wlra.problem import Problem, loss, row_stationarity, slope_left, slope_right, stationarity
+from wlra.problem import Factors, Problem, loss, row_stationarity, slope_left, slope_right, stationarity
 
 M, N, K = 8, 6, 6
 EPS = float(np.finfo(np.float64).eps)

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 import wlra
-from bert_adapter.importance import Basis, Importance, Sums
-from bert_adapter.plan import STRIP, congruent, lower_hull, plan, root, squared_singular_values
-from bert_adapter.weights import Rotated
+from bert_adapter.importance.sums import STRIP, Basis, Importance, Sums
+from bert_adapter.ranks import lower_hull, plan
+from bert_adapter.signals.signal import Rotated
+from bert_adapter.spectra import congruent, root, squared_singular_values
 
 RNG = np.random.default_rng(0)
 SHAPES = {"wide": (6, 14), "tall": (12, 5), "square": (8, 8)}

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import reference
 
-from wlra.linalg import Factors
-from wlra.problem import Problem, gradient, loss, rounding, stationarity
+from wlra.problem import Factors, Problem, gradient, loss, rounding, stationarity
 
 M, N, K = 9, 7, 3
 EPS = float(np.finfo(np.float64).eps)

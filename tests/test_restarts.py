@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import wlra
-from wlra.restarts import ROUND, Restarts, random_starts, tally
+from wlra.result import Restarts
+from wlra.runners import ROUND, random_starts, tally
 
 M, N, K = 9, 7, 2
 rng = np.random.default_rng(0)

@@ -7,8 +7,7 @@ import pytest
 import reference
 
 from wlra import scaling
-from wlra.linalg import Factors
-from wlra.problem import Problem, loss
+from wlra.problem import Factors, Problem, loss
 
 M, N, K = 24, 20, 3
 EPS = float(np.finfo(np.float32).eps)

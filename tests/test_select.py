@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bert_adapter.apply import FACTORISED
-from bert_adapter.select import break_even, choose_ranks, parameter_count, select_kernels
+from bert_adapter.kernels import break_even, choose_ranks, parameter_count, select_kernels
+from bert_adapter.layers.marker import FACTORISED
 
 KERNEL = np.zeros((4, 6), np.float32)
 QUERY, KEY, OUT = (f"encoder/layer/{name}" for name in ("0/self/query", "0/self/key", "1/output"))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import bert_adapter
-from bert_adapter.model import module_for
+from bert_adapter.families import module_for
 
 CONFIG = {
     "architectures": ["BertForSequenceClassification"],

@@ -11,10 +11,11 @@ import pytest
 from jax.experimental.sparse import BCOO
 
 import wlra
-from wlra import border
-from wlra.linalg import leading_components
+from wlra import checks
+from wlra.linalg.decompose import leading_components
 from wlra.methods import SPARSE
-from wlra.solve import prepare, solve_arrays
+from wlra.options import prepare
+from wlra.pipeline import solve_arrays
 from wlra.sparse import grams
 
 M, N, K = 37, 23, 3
@@ -91,14 +92,14 @@ def test_the_default_start_is_nearly_that_of_the_dense_solver_and_leads_to_its_l
 def test_the_start_of_a_matrix_of_low_rank_is_exact(x64):
     low = np.where(MASK.any(axis=1)[:, None] & MASK.any(axis=0)[None, :], PAIR[0] @ PAIR[1], 0)
     whole = stored(low, places=np.argwhere(np.ones((M, N))), dtype=float)
-    left, right = leading_components(border.check_target(whole, batched=False), K)
+    left, right = leading_components(checks.check_target(whole, batched=False), K)
     np.testing.assert_allclose(left @ right, low, atol=1e-10)
     assert not left[5].any()
     assert not right[:, 7].any()
 
 
 def test_gram_matrices_are_those_of_the_rows_and_the_columns(x64):
-    weight: Any = border.check_target(stored(WEIGHTS, dtype=float), batched=False)
+    weight: Any = checks.check_target(stored(WEIGHTS, dtype=float), batched=False)
     left, right = PAIR
     np.testing.assert_allclose(grams(weight, jnp.asarray(right)), np.einsum("ij,ki,li->jkl", WEIGHTS.T, right, right))
     np.testing.assert_allclose(grams(weight.T, jnp.asarray(left.T)), np.einsum("ij,ik,il->jkl", WEIGHTS, left, left))
@@ -140,7 +141,7 @@ def test_nothing_in_the_program_has_as_many_entries_as_the_matrix(method):
     places = np.stack([np.arange(40) * 7, np.arange(40) * 5], axis=1)
     matrix = stored(np.ones((m, n)), places=places)
     options = ("separable", "separable", "subspace", 1e-3, 5, 5)
-    inputs, static = prepare(border.check_target(matrix, batched=False), None, K, method, *options)
+    inputs, static = prepare(checks.check_target(matrix, batched=False), None, K, method, *options)
     text = solve_arrays.lower(*inputs, **static).compile().as_text() or ""
     sizes = {int(np.prod([int(length) for length in shape.split(",")])) for shape in re.findall(r"\[([\d,]+)\]", text)}
     assert max(sizes) >= m * K  # the factors are found

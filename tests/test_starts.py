@@ -8,9 +8,9 @@ import pytest
 import reference
 
 import wlra
-from wlra.linalg import truncated_svd
+from wlra.linalg.decompose import truncated_svd
+from wlra.methods.closed import STARTS
 from wlra.problem import Problem
-from wlra.starts import STARTS
 
 M, N, K = 11, 8, 3
 EPS32, EPS = (float(np.finfo(dtype).eps) for dtype in (np.float32, np.float64))

@@ -14,9 +14,11 @@ from test_finetune import KEY, ROWS, TEXTS, embedder
 
 from benchmarks import study
 from benchmarks.study import OURS, Cell, Scores, grid, recovered, verdicts
-from bert_adapter.checkpoint import by_path, save
-from bert_adapter.compress import forward
-from bert_adapter.finetune import task_loss, with_head
+from bert_adapter.checkpoint import save
+from bert_adapter.checkpoint.names import by_path
+from bert_adapter.heads import with_head
+from bert_adapter.losses import task_loss
+from bert_adapter.model import forward
 
 demo = importlib.import_module("bert_adapter.demo")  # the package may have a function under that name
 

@@ -5,16 +5,11 @@ import numpy as np
 import pytest
 
 import wlra
-from bert_adapter.importance import Basis, Importance, Sums
-from bert_adapter.weights import (
-    SIGNALS,
-    Evidence,
-    Rotated,
-    gram_reliability,
-    reliability,
-    separable_fit,
-    solver_weights,
-)
+from bert_adapter.importance.sums import Basis, Importance, Sums
+from bert_adapter.signals import SIGNALS, solver_weights
+from bert_adapter.signals.diagonal import separable_fit
+from bert_adapter.signals.reliability import gram_reliability, reliability
+from bert_adapter.signals.signal import Evidence, Rotated
 
 RNG = np.random.default_rng(0)
 SHAPE = (30, 20)

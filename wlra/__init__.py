@@ -1,10 +1,10 @@
 """Weighted low-rank approximation: minimise sum weights * (W - left @ right)**2."""
 
-from wlra.border import Kronecker
-from wlra.driver import History, Status
-from wlra.path import Selection, select_rank, solve_path
-from wlra.restarts import Restarts
-from wlra.solve import Result, solve, solve_batch
+from wlra.api import solve, solve_batch
+from wlra.path import solve_path
+from wlra.problem import Kronecker
+from wlra.result import History, Restarts, Result, Status
+from wlra.selection import Selection, select_rank
 
 __all__ = [
     "History",

@@ -11,11 +11,14 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from wlra import border
-from wlra.linalg import Factors
+from wlra import checks
+from wlra.problem import Factors
 
 AXIS = "devices"
+
+
 REPLICATED, FIRST = PartitionSpec(), PartitionSpec(AXIS)
+
 
 # jax.shard_map came when jax.experimental.shard_map went, and its check has another name there. It is off: it does not
 # know the types of a while loop whose state begins as constants.
@@ -65,18 +68,18 @@ def cut(mesh: Mesh, W: Any, weights: Any, rank: Any, start: Any) -> tuple[Any, A
     to the devices in parts, and none ever holds a whole one.
     """
     W = as_array(W)
-    shape = jax.eval_shape(lambda W: border.check_target(W, batched=False), W).shape
-    rank, plan = border.check_rank(rank, shape), Cut(mesh, shape[0] > shape[1], max(shape))
+    shape = jax.eval_shape(lambda W: checks.check_target(W, batched=False), W).shape
+    rank, plan = checks.check_rank(rank, shape), Cut(mesh, shape[0] > shape[1], max(shape))
     weights = np.ones((1, 1), np.float32) if weights is None else as_array(weights)
-    jax.eval_shape(lambda weights: border.check_weights(weights, shape), weights)
+    jax.eval_shape(lambda weights: checks.check_weights(weights, shape), weights)
     weights = (jnp if isinstance(weights, jax.Array) else np).broadcast_to(weights, shape)
     if not isinstance(start, str):
-        border.check_pair(start, shape, rank)
+        checks.check_pair(start, shape, rank)
         left, right = turn(as_array(start[0]), as_array(start[1]), plan)
         start = place(left, NamedSharding(mesh, REPLICATED)), part(right, plan)
     W, weights = (part(array.T if plan.turned else array, plan) for array in (W, weights))
-    if plan.turned and not border.is_traced(W) and any(fault.any() for fault in border.faults(W, weights)):
-        border.check_values(W.T, weights.T)  # whose indices are the caller's
+    if plan.turned and not checks.is_traced(W) and any(fault.any() for fault in checks.faults(W, weights)):
+        checks.check_values(W.T, weights.T)  # whose indices are the caller's
     return W, weights, start, plan
 
 
@@ -105,7 +108,7 @@ def part(array: Any, plan: Cut) -> Array:
 
 def place(array: Any, sharding: NamedSharding) -> Array:
     """The array as the sharding says. Of an array of one process, each process gives its devices their parts."""
-    if border.is_traced(array):
+    if checks.is_traced(array):
         return jax.lax.with_sharding_constraint(array, sharding)
     if isinstance(array, jax.Array) and (sharding.is_fully_addressable or not array.is_fully_addressable):
         return jax.device_put(array, sharding)

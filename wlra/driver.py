@@ -1,64 +1,17 @@
 """The one loop: it evaluates, stops, remembers the best, and names the outcome."""
 
-import enum
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from wlra.linalg import Factors
-from wlra.problem import Problem, loss, row_stationarity, stationarity
+from wlra.methods.method import Method, Stage, State, choose
+from wlra.problem import Factors, Problem, loss, row_stationarity, stationarity
+from wlra.result import History, Status
 
-
-class Method(NamedTuple):
-    """What a loop runs: two pure functions of arrays. `aux` is any pytree whose shapes do not change.
-
-    init: (problem, factors) -> (factors, aux)
-    step: (problem, factors, aux) -> (factors, aux)
-
-    The loop evaluates `loss(problem, factors)` and `stationarity(problem, factors)` next to each step: a step that
-    needs them, or the products in them, writes the same expression and gets it for free.
-    """
-
-    init: Callable[[Problem, Factors], tuple[Factors, Any]]
-    step: Callable[[Problem, Factors, Any], tuple[Factors, Any]]
-
-
-class Status(enum.IntEnum):
-    """How a solve ended; `advice` says what to do about it."""
-
-    CONVERGED = 0
-    CLOSED_FORM = 1
-    MAX_ITERS = 2
-    STALLED = 3
-    NONFINITE = 4
-    INVALID_TARGET = 5
-    INVALID_WEIGHTS = 6
-
-    @property
-    def advice(self) -> str:
-        return ADVICE[self]
-
-
-ADVICE = {
-    Status.CONVERGED: "The stationarity fell to `tol`: nothing to do.",
-    Status.CLOSED_FORM: "A closed form is exact for its own kind of weights only: for others, use an iterative method.",
-    Status.MAX_ITERS: "Still improving: raise `max_iters`, or go on with start=(result.left, result.right).",
-    Status.STALLED: "No lower loss in `patience` iterations: raise `tol` or `patience`, or solve in float64.",
-    Status.NONFINITE: "An iterate overflowed and the best one before it was kept: solve in float64.",
-    Status.INVALID_TARGET: "W has NaN or inf where the weight is positive: give those entries weight 0.",
-    Status.INVALID_WEIGHTS: "The weights have NaN, inf or negative entries, or are all zero: clean them first.",
-}
 RUNNING, LEAVING = -1, -2
-
-
-class History(NamedTuple):
-    """The course of a solve; entry 0 is the start, +inf stands where no iteration came."""
-
-    loss: Float[Array, " iters"]
-    stationarity: Float[Array, " iters"]
 
 
 class Outcome(NamedTuple):
@@ -70,48 +23,6 @@ class Outcome(NamedTuple):
     iterations: Int[Array, ""]
     status: Int[Array, ""]
     history: History
-
-
-class State(NamedTuple):
-    factors: Factors
-    aux: Any
-    best: Factors
-    loss: Float[Array, ""]
-    iteration: Int[Array, ""]
-    entered: Int[Array, ""]
-    idle: Int[Array, ""]
-    status: Int[Array, ""]
-    history: History
-
-
-def never(problem: Problem, state: State) -> Bool[Array, ""]:
-    """The condition of a last stage."""
-    return jnp.array(False)
-
-
-def after(iterations: int) -> Callable[[Problem, State], Bool[Array, ""]]:
-    """The condition that a solve has had so many iterations."""
-    return lambda problem, state: state.iteration >= iterations
-
-
-def crawling(pause: int) -> Callable[[Problem, State], Bool[Array, ""]]:
-    """The condition that in the last `pause` iterations of a stage the stationarity has not halved."""
-
-    def until(problem: Problem, state: State) -> Bool[Array, ""]:
-        slope = state.history.stationarity
-        age = state.iteration - jnp.arange(len(slope), dtype=jnp.int32)
-        recent = jnp.min(jnp.where((age >= 0) & (age < pause), slope, jnp.inf))
-        before = jnp.min(jnp.where((age >= pause) & (age <= state.iteration - state.entered), slope, jnp.inf))
-        return recent > before / 2
-
-    return until
-
-
-class Stage(NamedTuple):
-    """A method, and the condition on an evaluated state at which the next stage takes over."""
-
-    method: Method
-    until: Callable[[Problem, State], Bool[Array, ""]] = never
 
 
 def run(
@@ -218,8 +129,3 @@ def slope_above(problem: Problem, factors: Factors, tol: Float[Array, ""]) -> Fl
     """
     bound = row_stationarity(problem, factors)
     return jax.lax.cond(bound <= tol, lambda: stationarity(problem, factors), lambda: bound)
-
-
-def choose(condition: Bool[Array, ""], yes: Any, no: Any) -> Any:
-    """The first tree where the condition holds, else the second."""
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)

@@ -1,12 +1,29 @@
-"""What is minimised, and how far from a minimum a pair of factors is."""
+"""What callers pass becomes arrays of the right shape and dtype, or a ValueError that says why not."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from wlra.linalg import Factors, gram_inverse
+from wlra.linalg.gram import gram_inverse
 from wlra.sparse import Matrix, entries, like, values
+
+
+class Kronecker(NamedTuple):
+    """Weights that act on whole rows and columns: the error E costs trace(row @ E @ col @ E.T).
+
+    Both are symmetric positive semi-definite, `row` (m, m) and `col` (n, n); diagonal ones are weights row_i col_j.
+    """
+
+    row: Any
+    col: Any
+
+
+class Factors(NamedTuple):
+    """A matrix of rank at most k, `left @ right`."""
+
+    left: Float[Array, "m k"]
+    right: Float[Array, "k n"]
 
 
 class Problem(NamedTuple):

@@ -10,8 +10,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from wlra.linalg import Factors
-from wlra.problem import Problem
+from wlra.problem import Factors, Problem
 from wlra.sparse import Matrix, by_col, by_row, like, row_max, row_sum, values
 
 

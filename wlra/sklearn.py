@@ -12,13 +12,18 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
-from wlra import border
-from wlra.driver import Status
-from wlra.linalg import Factors, balance, in_chunks, psd_roots
-from wlra.problem import Problem, loss
-from wlra.solve import MAX_ITERS, PATIENCE, TOL, solve, to_unit
+from wlra import checks
+from wlra.api import solve
+from wlra.linalg.batch import in_chunks
+from wlra.linalg.decompose import balance, psd_roots
+from wlra.options import MAX_ITERS, PATIENCE, TOL
+from wlra.problem import Factors, Problem, loss
+from wlra.result import Status
+from wlra.units import to_unit
 
 DTYPES: Any = (np.float64, np.float32)
+
+
 CHUNK = 2**26  # numbers that the weighted components of a chunk of rows may take: 256 MiB in float32
 
 
@@ -133,7 +138,7 @@ class WLRA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
 def check_components(n_components: Any, shape: tuple[int, ...]) -> int:
     """`n_components` as an int in [1, min(n_samples, n_features)]."""
-    count, limit = border.check_count("n_components", n_components, 1), min(shape)
+    count, limit = checks.check_count("n_components", n_components, 1), min(shape)
     if count > limit:
         raise ValueError(f"n_components must be in [1, {limit}] for X of shape {shape}; got {count}")
     return count
@@ -142,12 +147,12 @@ def check_components(n_components: Any, shape: tuple[int, ...]) -> int:
 def observed(X: Float[np.ndarray, "m n"], weights: Any) -> tuple[Float[Array, "m n"], Float[Array, "m n"]]:
     """X, 0 where its weight is 0, and the weights, both finite and of one shape and dtype."""
     target = jnp.asarray(X)
-    weight = border.check_weights(None if weights is None else np.asarray(weights), X.shape)
+    weight = checks.check_weights(None if weights is None else np.asarray(weights), X.shape)
     entries, shares = np.asarray(target), np.asarray(weight)  # on the host, where no operation has to be compiled
     weight_bad, target_bad = ~(np.isfinite(shares) & (shares >= 0)), ~np.isfinite(entries) & (shares > 0)
-    border.report("weights", weight, jnp.asarray(weight_bad), "NaN, infinite or negative", "weights >= 0")
+    checks.report("weights", weight, jnp.asarray(weight_bad), "NaN, infinite or negative", "weights >= 0")
     wanted, where = "finite values, or weight 0 there", " where the weight is positive"
-    border.report("X", target, jnp.asarray(target_bad), "NaN or infinite", wanted, where)
+    checks.report("X", target, jnp.asarray(target_bad), "NaN or infinite", wanted, where)
     return jnp.asarray(np.where(shares > 0, entries, 0)), jnp.asarray(shares.astype(entries.dtype))
 
 

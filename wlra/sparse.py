@@ -59,6 +59,8 @@ if TYPE_CHECKING:
     Matrix = Any  # elementwise code runs on dense matrices only, and is not written twice
 else:
     Matrix = Num[Array, "m n"] | Sparse
+
+
 KNOWN: Any = {"mode": "promise_in_bounds", "wrap_negative_indices": False}  # the border has looked at the indices
 
 

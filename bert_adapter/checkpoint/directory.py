@@ -1,0 +1,117 @@
+"""The files of a checkpoint directory, which is replaced whole or not at all."""
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from fnmatch import fnmatch
+from pathlib import Path
+
+from bert_adapter.model import Model
+
+CONFIG, MSGPACK = "config.json", "flax_model.msgpack"
+
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json")
+
+
+SENTENCE_TRANSFORMERS = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
+
+
+SIDE_FILES = (*TOKENIZER, "added_tokens.json", *SENTENCE_TRANSFORMERS, "1_Pooling/config.json")
+
+
+CHECKPOINT_FILES = (CONFIG, WEIGHTS, INDEX, "model-*.safetensors", *SIDE_FILES)
+
+
+def fetch(path_or_hub_id: str | Path) -> Path:
+    """A directory with the checkpoint's files; of a checkpoint on the Hub, only the files that are read."""
+    if Path(path_or_hub_id).is_dir():
+        return Path(path_or_hub_id)
+    try:
+        from huggingface_hub import snapshot_download
+
+        directory = Path(snapshot_download(str(path_or_hub_id), allow_patterns=list(CHECKPOINT_FILES)))
+        if not any(directory.glob("*.safetensors")):
+            snapshot_download(str(path_or_hub_id), allow_patterns=[MSGPACK])
+        return directory
+    except Exception as error:  # each release of huggingface_hub has exceptions of its own
+        wanted = "a local directory or the name of a model on the Hugging Face Hub"
+        raise ValueError(f"got {str(path_or_hub_id)!r}, wanted {wanted}: {error}") from error
+
+
+def write_texts(model: Model, directory: Path) -> None:
+    """config.json and the small files are in the directory."""
+    config = json.dumps(model.config, indent=2) + "\n"
+    for name, content in (model.files | {CONFIG: config.encode()}).items():
+        (directory / name).parent.mkdir(exist_ok=True)
+        (directory / name).write_bytes(content)
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """An empty directory that takes the place of `target` when the block ends, and vanishes if it fails.
+
+    It lies beside `target`, so that taking its place is a rename. Where a directory has to give way it is
+    two, and a crash just between them leaves the old one under a name that ends in ".old".
+    """
+    target = check_target(target)
+    fresh = target.with_name(f".{target.name}.{uuid.uuid4().hex}.new")
+    created = [parent for parent in target.parents if not parent.exists()]
+    try:
+        fresh.mkdir(parents=True)
+        yield fresh
+        synchronise(fresh)
+        swap(fresh, target)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        with suppress(OSError):
+            for parent in created:
+                parent.rmdir()
+        raise
+
+
+def check_target(target: Path) -> Path:
+    """The absolute path, if a checkpoint may be written there."""
+    target = target.expanduser().resolve()
+    if not replaceable(target):
+        raise ValueError(f"{target}: wanted a new or empty directory, or a checkpoint and no other files")
+    return target
+
+
+def replaceable(target: Path) -> bool:
+    """Whether nothing but a checkpoint is lost when `target` is deleted."""
+    if not target.is_dir():
+        return not target.exists()
+    paths = [path for path in target.rglob("*") if path.is_symlink() or not path.is_dir()]
+    names = [path.relative_to(target).as_posix() for path in paths]
+    known = all(any(fnmatch(name, pattern) for pattern in (*CHECKPOINT_FILES, MSGPACK)) for name in names)
+    return known and (not names or CONFIG in names)
+
+
+def synchronise(directory: Path) -> None:
+    """The files' contents are on the disk, so that no crash leaves a renamed directory of empty files."""
+    for path in directory.rglob("*"):
+        if path.is_file():
+            with path.open("r+b") as file:
+                os.fsync(file.fileno())
+
+
+def swap(fresh: Path, target: Path) -> None:
+    """`fresh` is called `target`; what was called so is gone, or back in place if the renaming failed."""
+    aside = fresh.with_suffix(".old")
+    if not target.exists():
+        os.rename(fresh, target)
+        return
+    os.rename(target, aside)
+    try:
+        os.rename(fresh, target)
+    except BaseException:
+        os.rename(aside, target)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)

@@ -1,0 +1,112 @@
+"""How well a model does: on labelled rows as GLUE reports it, and against the dense model."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from bert_adapter.families.bert import SequenceClassifier
+from bert_adapter.importance.gradients import Loss
+from bert_adapter.layers.capture import Batch
+from bert_adapter.losses import distillation
+from bert_adapter.model import Model, forward
+from bert_adapter.text import Rows, Texts, tokenizer
+
+
+class Fidelity(NamedTuple):
+    """cosine: the mean cosine of each text's embedding to its dense one. spearman: the rank correlation of the cosines
+    of all pairs of texts with those of the dense embeddings. Both are 1 for a perfect copy."""
+
+    cosine: float
+    spearman: float
+
+
+def embed(model: Model, texts: Texts, batch_size: int = 32, max_length: int = 128) -> np.ndarray:
+    """Row i is the embedding of text i, of length one; (texts, width)."""
+    encode, run = tokenizer(model, max_length), jax.jit(forward(model))
+    params = jax.device_put(model.params)
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    rows: list[np.ndarray | None] = [None] * len(texts)
+    for begin in range(0, len(order), batch_size):
+        chosen = order[begin : begin + batch_size]
+        # The last batch is filled up, so that it has the shape of the others.
+        filled = chosen + [chosen[0]] * (min(batch_size, len(texts)) - len(chosen))
+        outputs = np.asarray(run(params, encode([texts[i] for i in filled])))  # pyright: ignore[reportArgumentType]
+        for i, row in zip(chosen, outputs, strict=False):
+            rows[i] = row
+    return np.stack([row for row in rows if row is not None])
+
+
+def compare(dense: np.ndarray, other: np.ndarray) -> Fidelity:
+    """The fidelity of embeddings to the dense ones of the same texts, both with rows of length one."""
+    pairs = np.triu_indices(len(dense), 1)
+    return Fidelity(
+        cosine=float(np.mean(np.sum(dense * other, axis=1))),
+        spearman=spearman((dense @ dense.T)[pairs], (other @ other.T)[pairs]),
+    )
+
+
+def loss_increase(dense: Model, small: Model, batches: Iterable[Batch], loss: Loss | None = None) -> float:
+    """How much higher the small model's mean loss is: what `plan` predicts, measured on rows of one's own.
+
+    (output, batch) -> (batch,) is the loss of labelled rows. If None, it is the expected one if labels were drawn from
+    what the dense model predicts: between classes, the divergence of the predictions; else half the squared distance
+    of the outputs. "weights", if a batch has any, weigh its examples.
+    """
+    runs = [(jax.jit(forward(model)), jax.device_put(model.params)) for model in (dense, small)]
+    apart = distillation(dense.module, temperature=1.0)
+    total = count = 0.0
+    for batch in batches:
+        before, after = (run(params, batch) for run, params in runs)
+        each = apart(after, before) if loss is None else loss(after, batch) - loss(before, batch)
+        weights = np.asarray(batch.get("weights", np.ones(len(each))), float)
+        total, count = total + float(np.sum(weights * np.asarray(each))), count + float(np.sum(weights))
+    if not count:
+        raise ValueError("no batches: wanted at least one to measure the loss on")
+    return total / count
+
+
+def spearman(a: np.ndarray, b: np.ndarray) -> float:
+    """The correlation of the ranks; equal values share the mean of theirs."""
+    return float(np.corrcoef(ranks(a), ranks(b))[0, 1])
+
+
+def ranks(values: np.ndarray) -> np.ndarray:
+    """Each value's rank, from 0; equal values have the mean of their ranks."""
+    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(count)
+    return (last - (count + 1) / 2)[place]
+
+
+def score(model: Model, rows: Rows, batch_size: int = 32, max_length: int = 128) -> dict[str, float]:
+    """Accuracy and Matthews' correlation of the classes predicted; Pearson's and Spearman's of values.
+
+    The value that a regression predicts is its output; that of an embedder, for pairs of texts, the cosine of theirs.
+
+    Raises:
+      ValueError: an embedder is given single texts.
+    """
+    if isinstance(model.module, SequenceClassifier):
+        outputs = embed(model, rows.texts, batch_size, max_length)
+        if outputs.shape[1] > 1:
+            return of_classes(outputs.argmax(axis=1), rows.labels)
+        return of_values(outputs[:, 0], rows.labels)
+    if isinstance(rows.texts[0], str):
+        raise ValueError("an embedder is scored by the cosines of pairs of texts; got single ones: give it a head")
+    first, second = (embed(model, [pair[i] for pair in rows.texts], batch_size, max_length) for i in (0, 1))
+    return of_values(np.sum(first * second, axis=1), rows.labels)
+
+
+def of_values(predicted: np.ndarray, wanted: np.ndarray) -> dict[str, float]:
+    """Pearson's correlation and that of the ranks."""
+    return {"pearson": float(np.corrcoef(predicted, wanted)[0, 1]), "spearman": spearman(predicted, wanted)}
+
+
+def of_classes(predicted: np.ndarray, wanted: np.ndarray) -> dict[str, float]:
+    """The share that is right, and Matthews' correlation (Gorodkin 2004 for more than two classes)."""
+    classes = np.union1d(predicted, wanted)
+    a, b = ((values[:, None] == classes).astype(float) for values in (predicted, wanted))
+    a, b = a - a.mean(axis=0), b - b.mean(axis=0)
+    size = np.sqrt(np.sum(a * a) * np.sum(b * b))
+    return {"accuracy": float(np.mean(predicted == wanted)), "matthews": float(np.sum(a * b) / size) if size else 0.0}

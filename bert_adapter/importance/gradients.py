@@ -1,0 +1,50 @@
+"""Whose gradients are measured: of labels, or of the model's own predictive distribution."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from bert_adapter.layers.capture import Batch
+
+DISTRIBUTIONS = ("categorical", "gaussian")
+
+
+Loss = Callable[[Any, Batch], Float[Array, " batch"]]
+
+
+Gradients = Loss | str  # or one of DISTRIBUTIONS
+
+
+def output_gradients(loss: Gradients, output: Any, batch: Batch, key: Any) -> Any:
+    """Gradients with respect to the output, stacked: the squares of what they reach are summed over the stack."""
+    if callable(loss):
+        return jax.tree.map(lambda leaf: leaf[None], jax.grad(lambda output: jnp.sum(loss(output, batch)))(output))
+    if getattr(output, "ndim", None) != 2:
+        raise ValueError(
+            f"without a loss the model's output must be one array (batch, width); got {jax.tree.map(jnp.shape, output)}"
+        )
+    return categorical(output) if loss == "categorical" else gaussian(output, key)
+
+
+def categorical(logits: Float[Array, "batch classes"]) -> Float[Array, "gradients batch classes"]:
+    """Their outer products sum to diag(p) - p p', the expectation over labels that the model would draw.
+
+    So do those of the gradients sqrt(p_c) (e_c - p) for all C classes c. As sqrt(p) combines them to 0, a reflection
+    that takes the last axis to sqrt(p) leaves C - 1 of them: two classes take one backward pass.
+    """
+    p = jax.nn.softmax(logits)
+    half, eye = jnp.sqrt(p), jnp.eye(logits.shape[1], dtype=p.dtype)
+    each = half[:, :, None] * (eye[None] - p[:, None, :])
+    axis = half + eye[-1][None]
+    reflected = each - axis[:, :, None] * (jnp.einsum("bc,bcd->bd", axis, each) / (1 + half[:, -1:]))[:, None, :]
+    return jnp.swapaxes(reflected[:, :-1], 0, 1)
+
+
+def gaussian(output: Float[Array, "batch width"], key: Any) -> Float[Array, "1 batch width"]:
+    """Each row v is drawn evenly from the sphere of radius sqrt(width): v v' is the identity in expectation."""
+    directions = jax.random.normal(key, output.shape, output.dtype)
+    radius = jnp.sqrt(jnp.array(output.shape[1], output.dtype))
+    return (radius * directions / jnp.linalg.norm(directions, axis=1, keepdims=True))[None]

@@ -1,0 +1,46 @@
+"""Measurements in files."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import save_file
+
+from bert_adapter.files import read_arrays, writing
+from bert_adapter.importance.sums import STATISTICS, Basis, Importance, Sums, named
+
+SCHEMA = 1  # of the file
+
+
+def save_importance(importance: Importance, file: str | Path) -> None:
+    """The file, in safetensors, holds what `load_importance` reads, or, if anything fails, what it held before."""
+    arrays = {f"{path}:{name}": array for path, sums in importance.sums.items() for name, array in named(sums)}
+    for path, basis in importance.bases.items():
+        arrays |= {f"{path}:basis_{name}": array for name, array in basis._asdict().items()}
+    fields = {name: getattr(importance, name) for name in ("examples", "tokens", "batches", "gradients", "seed")}
+    about = {"schema": SCHEMA, "paths": list(importance.sums), **fields}
+    with writing(Path(file)) as temporary:
+        contiguous = {name: np.array(array, order="C") for name, array in arrays.items()}
+        save_file(contiguous, temporary, metadata={"importance": json.dumps(about)})
+
+
+def load_importance(file: str | Path) -> Importance:
+    """What `save_importance` wrote.
+
+    Raises:
+      ValueError: the file is no safetensors file, or holds something else.
+    """
+    metadata, arrays = read_arrays(file, "a file of save_importance")
+    about = json.loads(metadata.get("importance", "{}"))
+    if about.pop("schema", None) != SCHEMA:
+        raise ValueError(f"{file}: wanted a file of save_importance, of schema {SCHEMA}; got {sorted(arrays)[:3]}")
+    paths = about.pop("paths")
+    sums = {path: Sums(*(arrays.get(f"{path}:{name}") for name in STATISTICS)) for path in paths}
+    bases = {
+        path: Basis(*(arrays[f"{path}:basis_{name}"] for name in Basis._fields))
+        for path in paths
+        if f"{path}:basis_inputs" in arrays
+    }
+    return Importance(jax.tree.map(jnp.asarray, sums), bases=jax.tree.map(jnp.asarray, bases), **about)

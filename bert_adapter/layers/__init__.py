@@ -1,0 +1,1 @@
+"""Kinds of layers that can be factorised."""

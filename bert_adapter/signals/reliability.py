@@ -1,0 +1,51 @@
+"""How much of what was measured is no noise."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from bert_adapter.signals.signal import Evidence
+
+
+def reliability(halves: Float[Array, "2 in out"]) -> float:
+    """The share of the weights' deviation from their separable fit that is no noise, in [0, 1].
+
+    In units of the fit, the halves of an estimate differ by its noise alone: (a - b)**2 is in expectation the noise of
+    a + b, squared. With more examples it tends to 1, unless the weights are separable.
+    """
+    fisher = halves[0] + halves[1]
+    fit = separable_fit(fisher)
+    unit = jnp.where(fit > 0, 1 / jnp.where(fit > 0, fit, 1), 0)
+    noise = jnp.sum(((halves[0] - halves[1]) * unit) ** 2)
+    deviation = jnp.sum(((fisher - fit) * unit) ** 2)
+    return float(jnp.where(deviation > 0, jnp.clip(1 - noise / jnp.where(deviation > 0, deviation, 1), 0, 1), 0))
+
+
+def gram_reliability(evidence: Evidence) -> tuple[float, float]:
+    """Of E[GG'] and E[G'G], the share of the deviation from a multiple of the identity that is no noise, in [0, 1].
+
+    Squared Frobenius norms of deviations, as Ledoit & Wolf 2004, sec. 3: the variance of a sum of A_b = G_b G_b' is
+    N/(N - 1) (sum ||A_b||**2 - ||sum A_b||**2 / N), nothing where examples agree. So is that of G_b' G_b where an
+    example has one gradient, whose norm is the same.
+    """
+    sums, examples = evidence.sums, evidence.examples
+    assert sums.gram_squares is not None
+    found = []
+    for gram in (sums.row_gram, sums.col_gram):
+        whole, simple = map(float, squared_norms(gram))
+        noise = max(float(sums.gram_squares) - whole / examples, 0) * examples / max(examples - 1, 1)
+        real = examples > 1 and whole > simple
+        found.append(min(max(1 - noise / (whole - simple), 0.0), 1.0) if real else 0.0)
+    return found[0], found[1]
+
+
+@jax.jit
+def squared_norms(gram: Float[Array, "n n"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Of the matrix, and of the multiple of the identity with its trace."""
+    return jnp.sum(gram**2), jnp.sum(jnp.diagonal(gram)) ** 2 / len(gram)  # jnp.trace reads the whole matrix
+
+
+def separable_fit(fisher: Float[Array, "in out"]) -> Float[Array, "in out"]:
+    """The product of the sums of its rows and of its columns over the sum of all: equal where rows are proportional."""
+    whole = jnp.sum(fisher)
+    return jnp.sum(fisher, axis=1)[:, None] * (jnp.sum(fisher, axis=0) / jnp.where(whole > 0, whole, 1))[None, :]

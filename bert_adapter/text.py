@@ -1,0 +1,114 @@
+"""Texts and labelled rows, as batches of token ids."""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bert_adapter.checkpoint.directory import write_texts
+from bert_adapter.layers.capture import Batch
+from bert_adapter.model import Model
+
+Texts = Sequence[str] | Sequence[tuple[str, str]]
+
+
+Tokenizer = Callable[[Texts], dict[str, np.ndarray]]
+
+
+def tokenizer(model: Model, max_length: int = 128, multiple_of: int = 16) -> Tokenizer:
+    """A function from texts, or pairs of texts, to the int32 arrays that the model's module takes by name.
+
+    Rows are cut at max_length, or at the model's last position, and padded to the longest of them rounded up
+    to a multiple of multiple_of: few lengths are few compilations. The lengths in tokenizer.json are
+    overruled.
+    """
+    from transformers import AutoTokenizer
+
+    if not model.files.keys() & {"tokenizer.json", "vocab.txt"}:
+        raise ValueError(f"files: got {sorted(model.files)}, wanted tokenizer.json or vocab.txt")
+    with tempfile.TemporaryDirectory() as directory:
+        write_texts(model, Path(directory))
+        tokenize = AutoTokenizer.from_pretrained(directory)
+    limit = min(max_length, model.module.config.max_position_embeddings)
+    padding = {"input_ids": tokenize.pad_token_id, "attention_mask": 0, "token_type_ids": 0}
+
+    def encode(texts: Texts) -> dict[str, np.ndarray]:
+        columns = [list(texts)] if isinstance(texts[0], str) else map(list, zip(*texts, strict=True))
+        rows = tokenize(*columns, truncation=True, max_length=limit, return_token_type_ids=True)
+        longest = max(map(len, rows["input_ids"]))
+        length = min(-(-longest // multiple_of) * multiple_of, limit)
+        return {
+            name: np.array([row + [value] * (length - len(row)) for row in rows[name]], np.int32)
+            for name, value in padding.items()
+        }
+
+    return encode
+
+
+def text_batches(model: Model, texts: Texts, batch_size: int = 16, max_length: int = 128) -> Sequence[Batch]:
+    """The texts, or pairs of texts, as batches of about equal length, the longest first.
+
+    The order of the texts is lost.
+    """
+    encode = tokenizer(model, max_length)
+    ordered: Any = sorted(
+        texts, key=lambda text: len(text) if isinstance(text, str) else sum(map(len, text)), reverse=True
+    )
+    return [encode(ordered[i : i + batch_size]) for i in range(0, len(ordered), batch_size)]
+
+
+class Rows(NamedTuple):
+    """Texts, or pairs of texts, and a number for each: a class 0, 1, ..., or a value."""
+
+    texts: Texts
+    labels: np.ndarray
+
+
+def read_rows(file: str | Path) -> Rows:
+    """The rows of a tab-separated file with a heading, such as GLUE's: all columns but "label" are text, one or two.
+
+    Nothing is quoted, as in GLUE. Labels are integers if all of them are.
+
+    Raises:
+      ValueError: no column "label", no text or more than two, a row of another length, a label that is no number.
+    """
+    lines = Path(file).read_text("utf-8").split("\n")
+    heading = lines[0].split("\t")
+    if "label" not in heading or not 2 <= len(heading) <= 3:
+        raise ValueError(f"{file}: wanted a heading of one or two columns of text and 'label'; got {heading}")
+    place = heading.index("label")
+    cells = [(number, line.rstrip("\r").split("\t")) for number, line in enumerate(lines[1:], 2) if line.strip()]
+    for number, row in cells:
+        if len(row) != len(heading):
+            raise ValueError(f"{file}, line {number}: wanted {len(heading)} columns; got {len(row)}")
+    try:
+        values = np.array([float(row[place]) for _, row in cells])
+    except ValueError as error:
+        raise ValueError(f"{file}: wanted a number in the column 'label': {error}") from None
+    if not len(values):
+        raise ValueError(f"{file}: wanted rows below the heading; got none")
+    whole = all("." not in row[place] for _, row in cells)
+    texts = [tuple(cell for i, cell in enumerate(row) if i != place) for _, row in cells]
+    columns = [row[0] for row in texts] if len(heading) == 2 else [(row[0], row[1]) for row in texts]
+    return Rows(columns, values.astype(np.int32) if whole else values.astype(np.float32))
+
+
+def labelled_batches(model: Model, rows: Rows, batch_size: int = 32, max_length: int = 128) -> Sequence[Batch]:
+    """The rows as batches of `batch_size` rows of about equal length, with their "labels", the longest first.
+
+    The last batch repeats rows of its own to be as large as the others, with "weights" of 0 for what is repeated.
+    """
+    encode = tokenizer(model, max_length)
+    texts: list = list(rows.texts)
+    lengths = [len(text) if isinstance(text, str) else sum(map(len, text)) for text in texts]
+    order = np.argsort(lengths, kind="stable")[::-1]
+    batches = []
+    for begin in range(0, len(order), batch_size):
+        chosen = order[begin : begin + batch_size]
+        filled = np.resize(chosen, min(batch_size, len(order)))
+        batch = encode([texts[i] for i in filled])
+        weights = (np.arange(len(filled)) < len(chosen)).astype(np.float32)
+        batches.append({**batch, "labels": rows.labels[filled], "weights": weights})
+    return batches

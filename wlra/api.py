@@ -1,0 +1,148 @@
+"""The public functions: solve one problem, or many of one shape."""
+
+from typing import Any
+
+import jax
+from jax.experimental.sparse import BCOO
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from wlra import checks, devices
+from wlra.options import MAX_ITERS, PATIENCE, TOL, prepare, refuse_filled, refuse_whole
+from wlra.pipeline import solve_arrays
+from wlra.result import Result
+from wlra.runners import random_starts, repeated, solve_chunks, solve_cut, solve_dealt
+
+
+def solve(
+    W: Any,
+    weights: Any,
+    rank: int,
+    *,
+    method: str = "anderson",
+    start: str | tuple[Any, Any] = "separable",
+    scaling: str = "separable",
+    projection: str = "subspace",
+    tol: float | Float[Array, ""] = TOL,
+    max_iters: int = MAX_ITERS,
+    patience: int | Int[Array, ""] = PATIENCE,
+    ridge: float | Float[Array, ""] | None = None,
+    nuclear: float | Float[Array, ""] | None = None,
+    restarts: int | None = None,
+    key: Array | None = None,
+    mesh: Mesh | None = None,
+) -> Result:
+    """left @ right, of rank at most `rank`, has the least weighted squared distance from W that the method finds.
+
+    Minimises sum_ij weights_ij (W_ij - (left @ right)_ij)**2 (Srebro & Jaakkola 2003). Never worse than its start.
+
+    Args:
+      W: (m, n). Integers are cast to float32; float16 and bfloat16 are solved in float32 and cast back. NaN and inf
+        are ignored where the weight is 0. Or a sparse `jax.experimental.sparse.BCOO`, each entry once: what it does not
+        store has weight 0, and nothing is densified. For the methods that take a penalty, without `ridge`.
+      weights: None (all equal), or non-negative and broadcasting to (m, n): (m, 1) per row, (1, n) per column, (m, n)
+        per entry; or `Kronecker(row, col)`, for method="kronecker". Only their proportions matter. With a
+        sparse W: None (1 for each stored entry), or a BCOO that stores the same entries.
+      rank: k, in [1, min(m, n)].
+      method: "auto" picks for you. First order, a few products of 2mnk operations an iteration: "anderson",
+        "nesterov", "em", and "lbfgs" (quasi-Newton on both factors). For weights that scaling cannot help: "als" and
+        "als-anderson" (exact least squares for one factor, then the other, 2mnk^2 operations for each), "newton"
+        (second order, for tight tolerances), "varpro" (damped Gauss-Newton with a dense Hessian, for targets mostly
+        unseen; min(m, n) k <= 4096). Closed forms, one SVD, exact for their own kind of weights only: "svd", "fwsvd",
+        "separable", "kronecker". "auto" begins as "anderson"; where the stationarity has not halved in 12 iterations
+        it goes on as "lbfgs", and where not in 100 of those as "newton", memory permitting.
+      start: a closed form, or a pair (left, right) to go on from. Closed forms are their own start.
+      scaling: "separable" removes from the weights what rows and columns explain, before iterating; "none" only divides
+        them by their maximum. The problem solved is the same, its conditioning is not.
+      projection: "subspace" needs no SVD; "svd" makes an exact one in every iteration. With scaling="none" and
+        start="svd" that is "em", "nesterov" and "anderson" as published.
+      tol: stop at this stationarity, in [0, 1]. The loss is then above a minimum by a share of about tol**2 over the
+        least curvature: on the Fisher weights of real kernels, 1e-3 leaves less than 1e-4.
+      max_iters: stop after so many iterations.
+      patience: stop after so many iterations without a lower loss.
+      nuclear: lambda >= 0 adds a penalty: the objective is sum weights (W - left @ right)**2 / 2 + lambda ||left @
+        right||_*, the rank is an upper bound, `loss` is the objective over that of zero, and `gap` certifies it. For
+        "em", "nesterov", "anderson", "als", "als-anderson", "lbfgs". It is not invariant to the scaling of rows and
+        columns, so "separable" scales nothing but lengthens the steps of projection="svd" 1.6 times.
+      ridge: the same penalty, as a share in [0, 1] of the least lambda whose solution is zero, ||weights * W||_2.
+        It equals lambda / 2 times the squares of both factors.
+      restarts: how many random starts, drawn with `key` and solved a few at a time, may be tried in place of `start`
+        until the lowest loss has been found twice; `result.restarts` tells how often each loss was found.
+      key: of `jax.random`, for restarts.
+      mesh: devices that share W and weights, cut along the longer axis, with all memory and work in proportion; NumPy
+        arrays go to them in parts. For iterative methods without a penalty and with projection="subspace": what takes
+        singular values of the whole matrix needs it on one device.
+
+    Raises:
+      ValueError: a shape, dtype, rank, name or value cannot be used. Under a caller's own jit the values are not known,
+        and `Status.INVALID_TARGET` or `Status.INVALID_WEIGHTS` says so instead.
+
+    Example:
+      >>> import numpy as np, wlra
+      >>> W = np.outer([1.0, 2.0, 3.0], [1.0, 0.5])
+      >>> W[0, 1] = 7.0  # a wild entry, and a weight that says so
+      >>> result = wlra.solve(W, [[1, 0], [1, 1], [1, 1]], rank=1)
+      >>> bool(result.loss < 1e-6), round(float((result.left @ result.right)[0, 1]), 3)
+      (True, 0.5)
+    """
+    if isinstance(W, BCOO):
+        refuse_filled(weights, method, projection, ridge, restarts, mesh)
+    if mesh is not None:
+        refuse_whole(method, projection, ridge, nuclear, restarts, weights)
+        W, weights, start, plan = devices.cut(devices.check_mesh(mesh), W, weights, rank, start)
+        options = (method, start, scaling, projection, tol, max_iters, patience)
+        return solve_cut(*prepare(checks.check_target(W, batched=False), weights, rank, *options), plan)
+    W = checks.check_target(W, batched=False)
+    if restarts is not None:
+        starts = random_starts(W, weights, rank, checks.check_count("restarts", restarts, 1), key)
+        options = (method, "separable", scaling, projection, tol, max_iters, patience, ridge, nuclear)
+        inputs, static = prepare(W, weights, rank, *options)
+        return repeated(inputs, static | {"start": "pair"}, starts)
+    options = (method, start, scaling, projection, tol, max_iters, patience, ridge, nuclear)
+    inputs, static = prepare(W, weights, rank, *options)
+    return solve_arrays(*inputs, **static)
+
+
+def solve_batch(
+    W: Any,
+    weights: Any,
+    rank: int,
+    *,
+    method: str = "anderson",
+    start: str | tuple[Any, Any] = "separable",
+    scaling: str = "separable",
+    projection: str = "subspace",
+    tol: float | Float[Array, ""] = TOL,
+    max_iters: int = MAX_ITERS,
+    patience: int | Int[Array, ""] = PATIENCE,
+    ridge: float | Float[Array, ""] | None = None,
+    nuclear: float | Float[Array, ""] | None = None,
+    ranks: Any = None,
+    chunk: int | None = None,
+    mesh: Mesh | None = None,
+) -> Result:
+    """The results of `solve` on problems of one shape, stacked; problems that have converged do not move on.
+
+    Args:
+      W: (batch, m, n).
+      weights: None, or broadcasting to (batch, m, n), or `Kronecker` of (batch, m, m) and (batch, n, n).
+      ranks: (batch,), in [1, rank]: each problem's own, beyond which columns of `left` and rows of `right` are zero.
+        One program serves all; each costs what `rank` does. For "em", "nesterov", "anderson", "als", "als-anderson"
+        with projection="subspace", and the closed forms.
+      chunk: how many problems are solved at a time, all if None. Bounds the memory, and changes no result but for
+        rounding. A chunk runs until its slowest problem is done: on a CPU, chunk=1 is fastest.
+      mesh: devices that share the batch, `chunk` problems at a time on each; none waits for another. Of several
+        processes, each passes the same arrays or all pass global ones.
+
+    All else as in `solve`; a pair as `start` has the batch axis too.
+    """
+    W = checks.check_target(W, batched=True)
+    chunk = len(W) if chunk is None else checks.check_count("chunk", chunk, 1)
+    options = (method, start, scaling, projection, tol, max_iters, patience, ridge, nuclear)
+    mesh = None if mesh is None else devices.check_mesh(mesh)
+    inputs, static = prepare(W, weights, rank, *options, ranks=ranks)
+    if mesh is None:
+        return solve_chunks(*inputs, **static, chunk=min(chunk, len(W)))
+    own = min(chunk, -(-len(W) // mesh.size))
+    result = solve_dealt(*devices.deal(inputs[:4], mesh), *inputs[4:], **static, chunk=own, mesh=mesh)
+    return result if len(result.left) == len(W) else jax.tree.map(lambda leaf: leaf[: len(W)], result)

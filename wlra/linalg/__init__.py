@@ -1,0 +1,1 @@
+"""Linear algebra: Gram matrices, decompositions, batches."""

@@ -1,0 +1,71 @@
+"""What a solve returns, and the sentence that goes with each outcome."""
+
+import enum
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+
+class Status(enum.IntEnum):
+    """How a solve ended; `advice` says what to do about it."""
+
+    CONVERGED = 0
+    CLOSED_FORM = 1
+    MAX_ITERS = 2
+    STALLED = 3
+    NONFINITE = 4
+    INVALID_TARGET = 5
+    INVALID_WEIGHTS = 6
+
+    @property
+    def advice(self) -> str:
+        return ADVICE[self]
+
+
+ADVICE = {
+    Status.CONVERGED: "The stationarity fell to `tol`: nothing to do.",
+    Status.CLOSED_FORM: "A closed form is exact for its own kind of weights only: for others, use an iterative method.",
+    Status.MAX_ITERS: "Still improving: raise `max_iters`, or go on with start=(result.left, result.right).",
+    Status.STALLED: "No lower loss in `patience` iterations: raise `tol` or `patience`, or solve in float64.",
+    Status.NONFINITE: "An iterate overflowed and the best one before it was kept: solve in float64.",
+    Status.INVALID_TARGET: "W has NaN or inf where the weight is positive: give those entries weight 0.",
+    Status.INVALID_WEIGHTS: "The weights have NaN, inf or negative entries, or are all zero: clean them first.",
+}
+
+
+class History(NamedTuple):
+    """The course of a solve; entry 0 is the start, +inf stands where no iteration came."""
+
+    loss: Float[Array, " iters"]
+    stationarity: Float[Array, " iters"]
+
+
+class Restarts(NamedTuple):
+    """The distinct losses that random starts ended with, lowest first, and how many starts ended with each."""
+
+    loss: Float[np.ndarray, " r"]
+    count: Int[np.ndarray, " r"]
+
+
+class Result(NamedTuple):
+    """The best factors found, and how they were found. With a leading batch axis from `solve_batch`.
+
+    `loss` is sum weights (W - left @ right)**2 / sum weights W**2 for the weights as given. `stationarity` is the share
+    of the gradient, in scaled variables, that a matrix of rank k can still follow (see `wlra.problem.stationarity`).
+    `status` is a `wlra.Status`: `wlra.Status(int(result.status)).advice` says in a sentence what to do.
+    `history` holds loss and stationarity of every iterate, entry 0 the start, +inf where no iteration came.
+    `gap`, with a penalty, bounds the relative distance of its objective from the lowest of all ranks (see
+    `wlra.dual.duality_gap`); +inf without, when nothing certifies it. `restarts` tells what random starts found.
+    Each column of `left` is as large as its row of `right`, to a factor of two.
+    """
+
+    left: Float[Array, "*b m k"]
+    right: Float[Array, "*b k n"]
+    loss: Float[Array, "*b"]
+    stationarity: Float[Array, "*b"]
+    iterations: Int[Array, "*b"]
+    status: Int[Array, "*b"]
+    history: History
+    gap: Float[Array, "*b"]
+    restarts: Restarts | None = None

@@ -1,0 +1,96 @@
+"""The pipeline under vmap, in chunks, over devices and from random starts."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from wlra import checks, devices
+from wlra.linalg.batch import in_chunks
+from wlra.pipeline import STATIC, solve_arrays
+from wlra.result import Restarts, Result
+
+ROUND = 5  # starts solved at a time
+
+
+def random_starts(W: Array, weights: Any, rank: Any, count: int, key: Any) -> list[tuple[Array, Array]]:
+    """Pairs (left, right) of normal entries, stacked in rounds; their products are as large as the target."""
+    if key is None:
+        raise ValueError("restarts are random: give key=jax.random.key(seed)")
+    rank, weights = checks.check_rank(rank, W.shape), checks.check_weights(weights, W.shape)
+    if checks.is_traced(W) or checks.is_traced(weights):
+        raise ValueError("restarts stop at a loss found twice, which needs values: call outside of jit and vmap")
+    dtype = jnp.float64 if jnp.float64 in (W.dtype, weights.dtype) else jnp.float32
+    seen = (weights > 0) & jnp.isfinite(W)
+    size = jnp.max(jnp.abs(jnp.where(seen, W, 0))).astype(dtype)
+    mean = jnp.sqrt(jnp.mean((jnp.where(seen, W, 0) / jnp.where(size > 0, size, 1)) ** 2, where=seen))
+    root = jnp.sqrt(size) * jnp.sqrt(mean.astype(dtype) / jnp.sqrt(rank))
+    keys = jax.random.split(key, 2 * count)
+    left = jax.vmap(lambda key: root * jax.random.normal(key, (W.shape[0], rank), dtype))(keys[:count])
+    right = jax.vmap(lambda key: root * jax.random.normal(key, (rank, W.shape[1]), dtype))(keys[count:])
+    return [(left[i : i + ROUND], right[i : i + ROUND]) for i in range(0, count, ROUND)]
+
+
+def tally(losses: Float[np.ndarray, " r"], resolution: float) -> Restarts:
+    """The losses, those within the relative resolution of one another taken for one.
+
+    And those below the resolution's cube, eps in `solve`: of exact fits, only rounding errors are left.
+    """
+    ordered = np.sort(losses)
+    apart = resolution * np.maximum(ordered[:-1], resolution**3)
+    new = np.append(True, ordered[1:] > ordered[:-1] + apart)
+    places = np.flatnonzero(new)
+    return Restarts(ordered[places], np.diff(np.append(places, len(ordered))))
+
+
+@functools.partial(jax.jit, static_argnames=(*STATIC, "chunk"))
+def solve_chunks(W, weights, pair, own, tol, patience, penalty, *, chunk, **static) -> Result:
+    """Many problems of one shape, `chunk` at a time."""
+
+    def one(arrays: tuple) -> Result:
+        return solve_arrays(*arrays, tol, patience, penalty, **static)
+
+    if chunk == len(W):
+        return jax.vmap(one)((W, weights, pair, own))
+    return in_chunks(one, (W, weights, pair, own), chunk)
+
+
+@functools.partial(jax.jit, static_argnames=(*STATIC, "chunk", "mesh"))
+def solve_dealt(W, weights, pair, own, tol, patience, penalty, *, chunk, mesh, **static) -> Result:
+    """Many problems of one shape, each device its own, `chunk` at a time."""
+
+    def part(arrays: tuple, scalars: tuple) -> Result:
+        return solve_chunks(*arrays, *scalars, **static, chunk=chunk)
+
+    return devices.each_its_own(part, mesh)((W, weights, pair, own), (tol, patience, penalty))
+
+
+def solve_cut(inputs: tuple, static: dict[str, Any], plan: devices.Cut) -> Result:
+    """One problem cut over the devices: the compiler makes every product and sum of parts."""
+    result = solve_arrays(*inputs, **static)
+    left, right = devices.uncut(result.left, result.right, plan)
+    return result._replace(left=left, right=right)
+
+
+def repeated(inputs: tuple, static: dict[str, Any], starts: list[tuple[Array, Array]]) -> Result:
+    """The result of the lowest loss from random starts, which stop once it has been found twice."""
+    W, weights, _, own, tol, patience, penalty = inputs
+    losses, found = np.zeros(0), tally(np.full(1, np.inf), 0.0)
+    rounds: list[Result] = []
+    for pair in starts:
+        rounds.append(solve_from_each(W, weights, pair, own, tol, patience, penalty, **static))
+        losses = np.append(losses, np.nan_to_num(rounds[-1].loss, nan=np.inf))
+        found = tally(losses, float(jnp.finfo(rounds[-1].loss.dtype).eps) ** (1 / 3))
+        if found.count[0] > 1:
+            break
+    place, winner = divmod(int(np.argmin(losses)), len(rounds[0].loss))
+    return jax.tree.map(lambda leaf: leaf[winner], rounds[place])._replace(restarts=found)
+
+
+@functools.partial(jax.jit, static_argnames=STATIC)
+def solve_from_each(W, weights, pairs, own, tol, patience, penalty, **static) -> Result:
+    """One problem from several starts at a time."""
+    return jax.vmap(lambda pair: solve_arrays(W, weights, pair, own, tol, patience, penalty, **static))(pairs)

@@ -1,0 +1,29 @@
+"""Powers of two into and out of the solver's units: no bit is lost."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from wlra.problem import Factors
+
+
+def even_out(factors: Factors) -> Factors:
+    """The same product, bit for bit, with each column of `left` as large as its row of `right` to a factor of two."""
+    size_left, size_right = jnp.max(jnp.abs(factors.left), axis=0), jnp.max(jnp.abs(factors.right), axis=1)
+    (mantissa_left, exponent_left), (mantissa_right, exponent_right) = jnp.frexp(size_left), jnp.frexp(size_right)
+    both = (size_left > 0) & (size_right > 0)
+    ratio = jnp.log2(jnp.where(both, mantissa_right / jnp.where(both, mantissa_left, 1), 1))
+    exponent = jnp.where(both, exponent_right - exponent_left, 0)
+    shift = jnp.round((ratio + exponent.astype(ratio.dtype)) / 2).astype(exponent.dtype)
+    return Factors(jnp.ldexp(factors.left, shift[None, :]), jnp.ldexp(factors.right, -shift[:, None]))
+
+
+def to_unit(array: Float[Array, "*shape"]) -> tuple[Float[Array, "*shape"], Int[Array, ""]]:
+    """The array over the power of two 2**exponent that brings its largest entry into [1/2, 1); no bit is lost."""
+    exponent = jnp.frexp(jnp.max(jnp.abs(array)))[1]
+    return jnp.ldexp(array, -exponent), exponent
+
+
+def from_unit(factors: Factors, exponent: Int[Array, ""]) -> Factors:
+    """The factors of the product times 2**exponent, which both share."""
+    half = exponent // 2
+    return Factors(jnp.ldexp(factors.left, half), jnp.ldexp(factors.right, exponent - half))
