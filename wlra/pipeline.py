@@ -153,9 +153,9 @@ def scaled_start(standard: Standard, scaling: Scaling, scaled: Problem, *, input
     if equalise is scaling_for(options):
         return decompose(scaled.target, options.rank)
     problem = with_hidden(standard) if options.start.sees_hidden else standard.problem
-    own = equalise(problem.weight)
-    factors = mask_rank(decompose(scale(problem, own).target, options.rank), inputs.ranks)
-    return balance(rescale_factors(factors, own, scaling))
+    before = equalise(problem.weight)
+    factors = mask_rank(decompose(scale(problem, before).target, options.rank), inputs.ranks)
+    return balance(rescale_factors(factors, before, scaling))
 
 
 def scaled_penalty(standard: Standard, scaling: Scaling, scaled: Problem, *, inputs: Inputs, options: Options) -> Any:
