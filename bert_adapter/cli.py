@@ -3,11 +3,12 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
+import wlra
+from bert_adapter.importance.gradients import DISTRIBUTIONS
 from bert_adapter.ranks import UNITS
 from bert_adapter.signals import SIGNALS
-from wlra.methods import METHODS
-from wlra.methods.closed import STARTS
 
 EPILOG = """examples:
   bert-adapter demo
@@ -19,7 +20,9 @@ EPILOG = """examples:
   bert-adapter compress ./my-model --rank 96 --text my-sentences.txt -o small --include 'intermediate|output/dense'
       rank 96 in the feed-forward and output kernels only
   bert-adapter finetune bert-half --data train.tsv --dev dev.tsv --teacher bert-base-uncased-on-the-task -o bert-tuned
-      train it on labelled rows, drawn to what a dense model says about them
+      train it on labelled rows, and on what a dense model says about them
+
+"bert-adapter compress --help" says what each option does, and which signals there are.
 
 then, in Python:
   import bert_adapter
@@ -27,6 +30,7 @@ then, in Python:
   batch = bert_adapter.tokenizer(model)(["A sentence.", "Another one."])
   embeddings = bert_adapter.apply(model.module, model.params, **batch)
 """
+OFFERED = {name: signal for name, signal in SIGNALS.items() if not signal.needs_labels}  # there are no labels here
 
 
 def parser() -> argparse.ArgumentParser:
@@ -34,57 +38,86 @@ def parser() -> argparse.ArgumentParser:
     formatter = argparse.RawDescriptionHelpFormatter
     root = argparse.ArgumentParser("bert-adapter", description=__doc__, epilog=EPILOG, formatter_class=formatter)
     commands = root.add_subparsers(dest="command", required=True)
-
     demo = commands.add_parser("demo", help="compress a real model that comes along, and compare methods")
     demo.add_argument("-o", "--output", type=Path, default=Path("bert-adapter-demo"), help="directory (%(default)s)")
     demo.add_argument("--budget", type=float, default=0.5, help="share of the kernels' parameters kept (%(default)s)")
+    compress = commands.add_parser(
+        "compress", help="compress a checkpoint of your own", epilog=signals_text(), formatter_class=formatter
+    )
+    add_places(compress)
+    add_size(compress.add_argument_group("how small"))
+    add_weights(compress.add_argument_group("what counts"))
+    finetune = commands.add_parser("finetune", help="train a checkpoint on labelled rows", formatter_class=formatter)
+    add_finetune(finetune)
+    return root
 
-    compress = commands.add_parser("compress", help="compress a checkpoint of your own", formatter_class=formatter)
+
+def signals_text() -> str:
+    """What --signal can be, a line for each."""
+    width = max(map(len, OFFERED))
+    lines = [f"  {name:{width}}  {signal.about}" for name, signal in OFFERED.items()]
+    return "\n".join(["signals, which say how much an error in a kernel counts:", *lines])
+
+
+def add_places(compress: Any) -> None:
+    """What is read and written."""
     compress.add_argument("model", metavar="DIR", help="a Hugging Face directory of a BERT, or its name on the Hub")
-    size = compress.add_mutually_exclusive_group(required=True)
-    size.add_argument("--rank", type=int, help="the rank of every selected kernel")
-    size.add_argument("--budget", type=float, help="the share to keep, in (0, 1], of what --of names")
-    compress.add_argument(
-        "--of",
-        choices=UNITS,
-        default="kernels",
-        help="what the budget is a share of: the parameters of the selected kernels (%(default)s), of the whole model, "
-        "its bytes, or the operations of its dense layers for a token",
-    )
-    compress.add_argument(
-        "--uniform", action="store_true", help="keep the same share of every kernel, not more where it matters more"
-    )
-    compress.add_argument("--multiple-of", type=int, default=1, metavar="N", help="ranks are multiples of N")
     compress.add_argument(
         "--text", type=Path, required=True, metavar="FILE", help="UTF-8, a sentence a line; hundreds will do"
     )
     compress.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the new checkpoint")
     compress.add_argument("--report", type=Path, metavar="PAGE", help="an HTML page with figures (default OUT.html)")
     compress.add_argument(
-        "--importance",
-        choices=[name for name in SIGNALS if name != "fisher"],
-        default="shampoo",
-        help="what an error is weighted by (%(default)s)",
+        "--file",
+        type=Path,
+        metavar="FILE",
+        help="keep what is measured in FILE, and go on from it after an interruption",
     )
-    compress.add_argument(
+    compress.add_argument("--batch-size", type=int, default=16, help="sentences at a time (%(default)s)")
+    compress.add_argument("--max-length", type=int, default=128, help="tokens per sentence at most (%(default)s)")
+
+
+def add_size(group: Any) -> None:
+    """What becomes how small."""
+    size = group.add_mutually_exclusive_group(required=True)
+    size.add_argument("--budget", type=float, help="the share to keep, in (0, 1], of what --of names")
+    size.add_argument("--rank", type=int, help="the rank of every selected kernel")
+    group.add_argument(
+        "--of",
+        choices=UNITS,
+        default="kernels",
+        help="what the budget is a share of: the parameters of the selected kernels (%(default)s), of the whole model, "
+        "its bytes, or the operations of its dense layers for a token",
+    )
+    group.add_argument(
+        "--uniform", action="store_true", help="keep the same share of every kernel, not more where it matters more"
+    )
+    group.add_argument("--multiple-of", type=int, default=1, metavar="N", help="ranks are multiples of N")
+    group.add_argument("--include", metavar="REGEX", help="which kernels, by their paths (all of the encoder)")
+    group.add_argument("--exclude", metavar="REGEX", help="which of these stay dense")
+
+
+def add_weights(group: Any) -> None:
+    """What an error is weighted by, and how that is solved."""
+    default = next(iter(OFFERED))
+    group.add_argument(
+        "--signal", choices=OFFERED, default=default, help="what an error is weighted by (%(default)s); see below"
+    )
+    group.add_argument(
+        "--gradients", choices=DISTRIBUTIONS, help="of which predictive distribution (the one of the model's head)"
+    )
+    group.add_argument(
         "--shrink",
         type=float,
         metavar="SHARE",
-        help="how far weights are drawn towards simpler ones, in [0, 1] (as far as they are noise)",
+        help="how far weights are shrunk towards simpler ones, in [0, 1] (as far as they are noise)",
     )
-    compress.add_argument(
-        "--method", choices=(*METHODS, *STARTS, "kronecker"), help="of the solver (the one that fits the importance)"
-    )
-    compress.add_argument(
-        "--measured", type=Path, metavar="FILE", help="keep what was measured in FILE, and go on from it"
-    )
-    compress.add_argument("--include", default=r"^(bert/)?encoder/", help="regular expression of kernels (%(default)s)")
-    compress.add_argument("--exclude", help="regular expression of kernels that stay dense")
-    compress.add_argument("--batch-size", type=int, default=16, help="sentences at a time (%(default)s)")
-    compress.add_argument("--max-length", type=int, default=128, help="tokens per sentence at most (%(default)s)")
-    compress.add_argument("--seed", type=int, default=0, help="of the random directions in place of labels")
+    group.add_argument("--method", choices=wlra.METHODS, help="of the solver (the one that fits the signal)")
+    group.add_argument("--seed", type=int, default=0, help="of the random directions in place of labels (%(default)s)")
 
-    tune = commands.add_parser("finetune", help="train a checkpoint on labelled rows", formatter_class=formatter)
+
+def add_finetune(tune: Any) -> None:
+    """What is trained, on what, and how."""
     tune.add_argument("model", metavar="DIR", help="a directory, dense or compressed, or a name on the Hub")
     rows = "tab-separated, with a heading: one or two columns of text and 'label', a class 0, 1, ... or a value"
     tune.add_argument("--data", type=Path, required=True, metavar="FILE", help=f"the rows to train on: {rows}")
@@ -98,9 +131,8 @@ def parser() -> argparse.ArgumentParser:
     tune.add_argument("--max-length", type=int, default=128, help="tokens of a row at most (%(default)s)")
     tune.add_argument("--seed", type=int, default=0, help="of the order of the rows, dropout and a new head")
     tune.add_argument(
-        "--state", type=Path, metavar="FILE", help="keep the state in FILE once a minute, and go on from it"
+        "--file", type=Path, metavar="FILE", help="keep the state in FILE once a minute, and go on from it"
     )
-    return root
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -115,12 +147,20 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run_demo(options: argparse.Namespace) -> None:
+    """The demo, into a directory."""
     from bert_adapter.demo import demo
 
     demo(options.output, options.budget, say)
 
 
+PASSED_ON = (  # options of the command that are those of `compress`, under the same names
+    *("rank", "budget", "of", "uniform", "multiple_of", "include", "exclude"),
+    *("signal", "gradients", "shrink", "method", "seed", "file"),
+)
+
+
 def run_compress(options: argparse.Namespace) -> None:
+    """A checkpoint that is compressed, with a report beside it."""
     from bert_adapter.checkpoint import load, save
     from bert_adapter.checkpoint.directory import check_target
     from bert_adapter.compression import compress
@@ -135,33 +175,20 @@ def run_compress(options: argparse.Namespace) -> None:
     check_sizes(options)
     model = load(options.model)
     say(f"{options.model}: compressing on {len(texts)} texts")
-    small, report = compress(
-        model,
-        text_batches(model, texts, options.batch_size, options.max_length),
-        rank=options.rank,
-        budget=options.budget,
-        of=options.of,
-        uniform=options.uniform,
-        multiple_of=options.multiple_of,
-        method=options.method,
-        importance=options.importance,
-        shrink=options.shrink,
-        file=options.measured,
-        include=options.include,
-        exclude=options.exclude,
-        seed=options.seed,
-    )
+    batches = text_batches(model, texts, options.batch_size, options.max_length)
+    small, report = compress(model, batches, **{name: getattr(options, name) for name in PASSED_ON})
     save(small, options.output)
     page = options.report or options.output.with_name(options.output.name + ".html")
-    write_page(page, f"{options.model}, compressed", report, {})
+    write_page(page, f"{options.model}, compressed", report)
     say(f"{as_text(kernel_table(report))}\n\n{summary(report)}\nsaved {options.output}; report: {page}")
 
 
 def run_finetune(options: argparse.Namespace) -> None:
+    """A checkpoint that is trained, with its scores if there are rows for that."""
     from bert_adapter.checkpoint import load, save
     from bert_adapter.checkpoint.directory import check_target
     from bert_adapter.evaluate import score
-    from bert_adapter.families.bert import SequenceClassifier
+    from bert_adapter.families import label_count
     from bert_adapter.heads import with_head
     from bert_adapter.text import labelled_batches, read_rows
     from bert_adapter.training import finetune
@@ -171,7 +198,7 @@ def run_finetune(options: argparse.Namespace) -> None:
     rows = read_rows(options.data)
     dev = read_rows(options.dev) if options.dev else None
     model = load(options.model)
-    if not isinstance(model.module, SequenceClassifier):
+    if label_count(model.module) is None:
         labels = int(rows.labels.max()) + 1 if rows.labels.dtype.kind == "i" else 1
         say(f"{options.model} embeds: it gets a new head of {labels} output{'s' * (labels > 1)}")
         model = with_head(model, labels, seed=options.seed)
@@ -186,7 +213,7 @@ def run_finetune(options: argparse.Namespace) -> None:
         epochs=options.epochs,
         learning_rate=options.learning_rate,
         seed=options.seed,
-        file=options.state,
+        file=options.file,
     )
     save(trained, options.output)
     say(f"mean loss of each epoch: {', '.join(f'{loss:.4f}' for loss in losses)}")
@@ -202,6 +229,7 @@ def check_sizes(options: argparse.Namespace) -> None:
 
 
 def figures(scores: dict[str, float]) -> str:
+    """The scores in a line."""
     return ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
 
 
