@@ -11,7 +11,7 @@ import jax
 import wlra
 from bert_adapter.checkpoint import as_model
 from bert_adapter.checkpoint.names import SCHEMA, low_rank
-from bert_adapter.factorisation import KernelReport, as_method, factorise
+from bert_adapter.factorisation import KernelReport, factorise
 from bert_adapter.families import predictive
 from bert_adapter.importance.gradients import Gradients, check_gradients
 from bert_adapter.importance.sums import Importance
@@ -114,13 +114,12 @@ def compress(
     Example:
       >>> import bert_adapter
       >>> from bert_adapter.sample import sample_model
-      >>> small, report = bert_adapter.compress(sample_model(), [], budget=0.5, signal="svd")
+      >>> small, report = bert_adapter.compress(sample_model(intermediate_size=16), [], budget=0.5, signal="svd")
       >>> report.parameters_after <= 0.5 * report.parameters_before
       True
     """
     chosen = as_signal(signal)
-    solved_by = method_for(chosen, method)
-    check_options(solved_by, **(solver or {}))
+    solved_by = method_for(chosen, method, solver)
     if importance is None:
         check_labels(chosen, gradients)
     check_one_size(rank, budget)
@@ -153,9 +152,10 @@ def compress(
     return dense._replace(params=params, config=config), report
 
 
-def method_for(signal: Signal, method: str | wlra.Method | None) -> wlra.Method:
-    """The method, or else the signal's own; both must be for weights of the same kind."""
-    own, chosen = as_method(signal.method), as_method(signal.method if method is None else method)
+def method_for(signal: Signal, method: str | wlra.Method | None, solver: Mapping[str, Any] | None) -> wlra.Method:
+    """The method, or else the signal's own, once it is known to fit the signal's weights and the other options."""
+    own = check_options(signal.method).method
+    chosen = check_options(own if method is None else method, **(solver or {})).method
     if own.kronecker != chosen.kronecker:
         raise ValueError(
             f"signal {signal.name!r} needs a method for {'Kronecker' if own.kronecker else 'other'} weights; got "

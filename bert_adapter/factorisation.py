@@ -18,6 +18,7 @@ from bert_adapter.layers.marker import FACTORISED
 from bert_adapter.progress import track
 from bert_adapter.signals.signal import Rotated
 from wlra import checks
+from wlra.options import Request, check_options
 
 
 class KernelReport(NamedTuple):
@@ -82,7 +83,7 @@ def factorise(
       >>> small["layer"]["left"].shape, small["layer"]["right"].shape, reports[0].loss["svd"] < 1e-6
       ((6, 1), (1, 4), True)
     """
-    chosen, options = as_method(method), dict(solver or {})
+    request = check_options(method, **(solver or {}))
     flat: dict[str, Any] = dict(flatten_dict(params, keep_empty_nodes=True, sep="/"))
     jobs, reports = [], {}
     for path, rank in ranks.items():
@@ -92,21 +93,14 @@ def factorise(
             jobs.append(job_for(path, rank, kernel.reshape(shape), weights[path]))
         else:
             reports[path] = dense_report(path, rank, shape)
-    for group in track(groups_of(jobs, chosen, options), "factorise", progress):
+    for group in track(groups_of(jobs, request), "factorise", progress):
         began = time.perf_counter()
-        results = solve_group(group, chosen, options)
+        results = solve_group(group, request.method, solver or {})
         seconds = (time.perf_counter() - began) / len(group)
         for job, result in zip(group, results, strict=True):
             flat |= factors_of(job, result, flat[f"{job.path}/kernel"])
-            reports[job.path] = report_of(job, result, chosen, options)._replace(seconds=seconds)
+            reports[job.path] = report_of(job, result, request)._replace(seconds=seconds)
     return unflatten_dict(flat, sep="/"), [reports[path] for path in ranks]
-
-
-def as_method(method: str | wlra.Method) -> wlra.Method:
-    """The method itself, or the solver's under the name."""
-    if isinstance(method, wlra.Method):
-        return method
-    return wlra.METHODS[checks.check_name("method", method, wlra.METHODS)]
 
 
 def job_for(path: str, rank: int, matrix: Any, weights: Any) -> Job:
@@ -125,9 +119,9 @@ def job_for(path: str, rank: int, matrix: Any, weights: Any) -> Job:
     return Job(path, rank, matrix, weights, basis)
 
 
-def groups_of(jobs: list[Job], method: wlra.Method, options: Mapping[str, Any]) -> list[list[Job]]:
+def groups_of(jobs: list[Job], request: Request) -> list[list[Job]]:
     """What one program solves: matrices of one shape and dtype, and of one rank unless the method can mask ranks."""
-    together = method.keeps_zeros and options.get("projection", "subspace") == "subspace"
+    together = request.method.keeps_zeros and request.projection == "subspace"
     groups = defaultdict(list)
     for job in jobs:
         groups[job.matrix.shape, None if together else job.rank, str(job.matrix.dtype)].append(job)
@@ -181,11 +175,12 @@ def factors_of(job: Job, result: wlra.Result, kernel: Any) -> dict[str, Any]:
     }
 
 
-def report_of(job: Job, result: wlra.Result, method: wlra.Method, options: Mapping[str, Any]) -> KernelReport:
+def report_of(job: Job, result: wlra.Result, request: Request) -> KernelReport:
     """What the solver says of a kernel; the seconds are still to come."""
     history = [float(value) for value in result.history.loss[: result.iterations + 1]]
-    start = options.get("start", "separable")
-    before = {start if isinstance(start, str) else "start": history[0]} if method.closed_form is None else {}
+    method, start = request.method, request.start
+    name = start.name if isinstance(start, wlra.Method) else "start"
+    before = {name: history[0]} if method.closed_form is None else {}
     return KernelReport(
         path=job.path,
         shape=job.matrix.shape,

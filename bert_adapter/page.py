@@ -33,6 +33,7 @@ td + td, th + th { text-align: right; } td, th { white-space: nowrap; }
 def loss_figure(kernels: list[KernelReport]) -> "Figure":
     """A panel for each kind of kernel: its loss by layer, a line for each method."""
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     kinds: dict[str, dict[str, dict[int, float]]] = {}
     for kernel in kernels:
@@ -47,14 +48,14 @@ def loss_figure(kernels: list[KernelReport]) -> "Figure":
         for method, losses in methods.items():
             ax.plot(list(losses), list(losses.values()), marker="o", markersize=5, label=method)
         ax.set_title(kind, fontsize=12)
-        ax.set_xticks(sorted({layer for losses in methods.values() for layer in losses}))
-        ax.set_ylim(bottom=0)
+        ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
         ax.grid(alpha=0.3)
     for ax in axes.flat[len(kinds) :]:
         ax.set_axis_off()
     figure.supxlabel("layer", fontsize=12)
     figure.supylabel("relative weighted squared error", fontsize=12)
     if kinds:
+        axes.flat[0].set_ylim(0, 1.08 * max(ax.dataLim.y1 for ax in axes.flat[: len(kinds)]))
         handles, labels = axes.flat[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper right", ncols=len(labels), fontsize=11)
     return figure
@@ -63,7 +64,7 @@ def loss_figure(kernels: list[KernelReport]) -> "Figure":
 def place(path: str) -> tuple[int, str]:
     """The number of a kernel's layer, 0 if it is in none, and what it is there: ".../layer/3/output/dense" is 3 and
     "output/dense"."""
-    found = re.search(r"(?:^|/)[^/\d]*?_?(\d+)/(.+)$", path)
+    found = re.search(r"(?:^|[/_])(\d+)/(.+)$", path)
     return (int(found[1]), found[2]) if found else (0, path)
 
 
@@ -89,7 +90,7 @@ def fidelity_figure(fidelities: Mapping[str, Fidelity]) -> "Figure":
     for ax, title, values in zip(axes, fidelity_table({})[0][1:], zip(*fidelities.values(), strict=True), strict=True):
         bars = ax.barh(list(fidelities), values, color="C0")
         ax.bar_label(bars, fmt="%.3f", padding=3)
-        ax.set(title=title, xlim=(0, 1.12))
+        ax.set(title=title, xlim=(0, 1.2))
         ax.invert_yaxis()
     return figure
 

@@ -26,7 +26,7 @@ def marginals():
 
 @pytest.fixture(scope="module")
 def small(marginals):
-    return compress(MODEL, (), measured=marginals, rank=4, progress=False)[0]
+    return compress(MODEL, (), importance=marginals, rank=4, progress=False)[0]
 
 
 def mean_output(model, path):
