@@ -1,8 +1,8 @@
 """Which compression keeps what a fine-tuned model can do, at which size? The study of 2022, repeated.
 
-all-MiniLM-L6-v2 is fine-tuned on each task (3 epochs), compressed with importance measured on *train* rows and scored on the
-whole of *dev*, as it is and after fine-tuning. Every score is a line of JSON when it is there: a run that was killed
-goes on where it stopped. SST-2 trains on a fixed subset of 16,000 rows.
+all-MiniLM-L6-v2 is fine-tuned on each task (3 epochs), compressed with importance measured on *train* rows and scored
+on the whole of *dev*, as it is and after fine-tuning. Every score is a line of JSON when it is there: a run that was
+killed goes on where it stopped. SST-2 trains on a fixed subset of 16,000 rows.
 """
 
 import argparse

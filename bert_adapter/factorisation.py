@@ -2,22 +2,18 @@
 
 import math
 import time
-from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 import wlra
-from bert_adapter.importance.sums import Basis
+from bert_adapter.jobs import Job, groups_of, job_for, rotate_back, solve_group
 from bert_adapter.kernels import Shapes, break_even, matrix_shape, split_axes
 from bert_adapter.layers.marker import FACTORISED
 from bert_adapter.progress import track
-from bert_adapter.signals.signal import Rotated
-from wlra import checks
 from wlra.options import Request, check_options
 
 
@@ -35,16 +31,6 @@ class KernelReport(NamedTuple):
     status: str
     seconds: float
     history: list[float]
-
-
-class Job(NamedTuple):
-    """A kernel as the matrix to be approximated, in the coordinates of the basis if there is one."""
-
-    path: str
-    rank: int
-    matrix: Any
-    weights: Any
-    basis: Basis | None
 
 
 def factorise(
@@ -103,65 +89,6 @@ def factorise(
     return unflatten_dict(flat, sep="/"), [reports[path] for path in ranks]
 
 
-def job_for(path: str, rank: int, matrix: Any, weights: Any) -> Job:
-    """The matrix and its weights at their full shape; a shape that does not fit is said with the path."""
-    basis = None
-    if isinstance(weights, Rotated):
-        weights, basis = weights
-        matrix = rotate(matrix, basis)
-    try:
-        if isinstance(weights, wlra.Kronecker):
-            weights = checks.check_kronecker(weights, matrix.shape)
-        else:
-            weights = checks.check_weights(weights, matrix.shape)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    return Job(path, rank, matrix, weights, basis)
-
-
-def groups_of(jobs: list[Job], request: Request) -> list[list[Job]]:
-    """What one program solves: matrices of one shape and dtype, and of one rank unless the method can mask ranks."""
-    together = request.method.keeps_zeros and request.projection == "subspace"
-    groups = defaultdict(list)
-    for job in jobs:
-        groups[job.matrix.shape, None if together else job.rank, str(job.matrix.dtype)].append(job)
-    return [group for _, group in sorted(groups.items(), key=lambda item: str(item[0]))]
-
-
-def solve_group(jobs: list[Job], method: wlra.Method, options: Mapping[str, Any]) -> list[wlra.Result]:
-    """Each kernel's solution, on the host, with zeros beyond its rank.
-
-    One compiled program for all ranks. On a CPU one at a time, since a batch runs until its slowest member is done;
-    elsewhere all at once.
-    """
-    ranks = [job.rank for job in jobs]
-    # A closed form costs little: at the largest rank there can be, one program serves all plans.
-    most = max(ranks) if method.closed_form is None else math.ceil(break_even(jobs[0].matrix.shape)) - 1
-    matrices = jnp.asarray(np.stack([job.matrix for job in jobs]))
-    weights = jax.tree.map(lambda *arrays: jnp.stack(arrays), *(job.weights for job in jobs))
-    batch: dict[str, Any] = {
-        "method": method,
-        "ranks": None if set(ranks) == {most} else ranks,
-        "chunk": 1 if jax.default_backend() == "cpu" else None,
-    }
-    try:
-        result = jax.device_get(wlra.solve_batch(matrices, weights, most, **batch, **options))
-    except ValueError as error:
-        raise with_path(error, jobs) from None
-    return [jax.tree.map(lambda leaf, i=i: leaf[i], result) for i in range(len(jobs))]
-
-
-def with_path(error: ValueError, jobs: list[Job]) -> ValueError:
-    """What is wrong with the first kernel whose values the solver cannot use, or else the error itself."""
-    for job in jobs:
-        check = checks.check_kronecker_values if isinstance(job.weights, wlra.Kronecker) else checks.check_values
-        try:
-            check(jnp.asarray(job.matrix), job.weights)
-        except ValueError as fault:
-            return ValueError(f"{job.path}: {fault}")
-    return error
-
-
 def factors_of(job: Job, result: wlra.Result, kernel: Any) -> dict[str, Any]:
     """By path, what stands in the place of a kernel."""
     left, right = result.left[:, : job.rank], result.right[: job.rank]
@@ -210,18 +137,6 @@ def dense_report(path: str, rank: int, shape: tuple[int, int]) -> KernelReport:
         seconds=0.0,
         history=[],
     )
-
-
-def rotate(matrix: Any, basis: Basis) -> np.ndarray:
-    """The matrix in the coordinates of the basis, in float32."""
-    with jax.default_matmul_precision("highest"):
-        return np.asarray(basis.inputs.T @ jnp.asarray(matrix, jnp.float32) @ basis.outputs)
-
-
-def rotate_back(left: Any, right: Any, basis: Basis) -> tuple[np.ndarray, np.ndarray]:
-    """Factors of the matrix from factors of its coordinates."""
-    with jax.default_matmul_precision("highest"):
-        return np.asarray(basis.inputs @ left), np.asarray(right @ basis.outputs.T)
 
 
 def merge(params: Any) -> dict[str, Any]:

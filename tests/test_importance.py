@@ -127,8 +127,8 @@ def assert_near(got, wanted, relative):
 
 def assert_same_but_for_rounding(got, wanted):
     assert got.sums.keys() == wanted.sums.keys()
-    for path, sums in wanted.sums.items():
-        for ours, theirs in zip(jax.tree.leaves(got[path]), jax.tree.leaves(sums), strict=True):
+    for path, of_kernel in wanted.sums.items():
+        for ours, theirs in zip(jax.tree.leaves(got[path]), jax.tree.leaves(of_kernel), strict=True):
             assert_near(ours, theirs, relative=100 * EPS)  # other sums of some ten layers in float32
 
 
@@ -337,12 +337,12 @@ def test_gradients_that_are_left_of_sums_that_cancel_have_accurate_grams():
     deltas -= deltas.mean(axis=1, keepdims=True)
     inputs, deltas = jnp.asarray(inputs, jnp.float32), jnp.asarray(deltas, jnp.float32)
     wanted = ("row_gram", "col_gram")
-    sums, time_gram = batch.gradient_sums(inputs, deltas, wanted, seen=0, basis=None)
-    sums = batch.input_sums(inputs, time_gram, wanted, sums)
+    part, time_gram = batch.gradient_sums(inputs, deltas, wanted, seen=0, basis=None)
+    got = batch.input_sums(inputs, time_gram, wanted, part)
     found = [exact(x).T @ exact(d) for x, d in zip(inputs, deltas, strict=True)]
     # The first step holds sums of rounding errors, eps times as large as the terms, times the mean: 1e-4 of the rest.
-    assert_near(whole(sums.row_gram), np.sum([g @ g.T for g in found], axis=0), relative=2e-3)
-    assert_near(whole(sums.col_gram), np.sum([g.T @ g for g in found], axis=0), relative=2e-3)
+    assert_near(whole(got.row_gram), np.sum([g @ g.T for g in found], axis=0), relative=2e-3)
+    assert_near(whole(got.col_gram), np.sum([g.T @ g for g in found], axis=0), relative=2e-3)
 
 
 def test_wide_products_are_whole_and_symmetric():

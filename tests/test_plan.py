@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import wlra
+from bert_adapter.choices import lower_hull
 from bert_adapter.importance.sums import BLOCK, Basis, Importance, Sums
-from bert_adapter.ranks import lower_hull, plan
+from bert_adapter.ranks import plan
 from bert_adapter.signals import SIGNALS
 from bert_adapter.signals.signal import Rotated
 from bert_adapter.spectra import congruent, root, squared_singular_values

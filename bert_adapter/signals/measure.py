@@ -46,8 +46,8 @@ def measure_signal(
       (5, 5)
     """
     chosen, batches, paths = as_signal(signal), list(batches), list(paths)
-    common: dict[str, Any] = {"gradients": gradients, "seed": seed, "progress": progress}
-    measure = partial(measure_importance, forward, params, batches, paths, **common)
+    given = {"params": params, "batches": batches, "paths": paths}
+    measure: Any = partial(measure_importance, forward, **given, gradients=gradients, seed=seed, progress=progress)
     if not chosen.rotated:
         return measure(statistics=chosen.statistics, file=file)
     factors = measure(statistics=chosen.statistics, file=None if file is None else f"{file}.factors")
