@@ -28,16 +28,16 @@ from bert_adapter.importance.gradients import gaussian
 from bert_adapter.importance.sums import Importance
 from bert_adapter.layers.capture import Batch, capture
 from bert_adapter.model import Model
-from bert_adapter.text import Rows
+from bert_adapter.text import LabelledTexts
 
 
 class Setting(NamedTuple):
     """What every candidate begins with."""
 
     dense: Model
-    pairs: Rows
+    pairs: LabelledTexts
     batches: list[Batch]
-    dev: Rows
+    dev: LabelledTexts
     held: list[Batch]
     budget: float
 
@@ -53,7 +53,7 @@ def prepared(options: argparse.Namespace) -> Setting:
     return Setting(dense, pairs, list(batches), dev, list(held), options.budget)
 
 
-def separate(rows: Rows) -> list[str]:
+def separate(rows: LabelledTexts) -> list[str]:
     """The texts of all pairs."""
     return [text for pair in rows.texts for text in pair]
 
@@ -166,7 +166,7 @@ def by_layer(dense: Model) -> list[list[str]]:
 def distilled(setting: Setting, small: Model, epochs: int) -> Model:
     """All parameters trained to the dense model's outputs on the same texts."""
     return bert_adapter.finetune(
-        small, setting.batches, no_loss, teacher=setting.dense, distil=1.0, epochs=epochs, progress=False
+        small, setting.batches, loss=no_loss, teacher=setting.dense, distil=1.0, epochs=epochs, progress=False
     )[0]
 
 

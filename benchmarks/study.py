@@ -30,7 +30,7 @@ from bert_adapter.importance.measure import measure_importance
 from bert_adapter.importance.storage import load_importance, save_importance
 from bert_adapter.importance.sums import Importance, Sums
 from bert_adapter.losses import task_loss
-from bert_adapter.text import Rows
+from bert_adapter.text import LabelledTexts
 
 
 class Task(NamedTuple):
@@ -125,7 +125,7 @@ def grid(tasks: list[str], seeds: int, epochs: list[int]) -> list[Cell]:
 
 
 @cache
-def rows_of(task: str, split: str, folder: Path | None) -> Rows:
+def rows_of(task: str, split: str, folder: Path | None) -> LabelledTexts:
     """The rows of GLUE's task: of the folder's {task}/{split}.tsv, or, without a folder, of Hugging Face's copy."""
     if folder is not None:
         return bert_adapter.read_rows(folder / task / f"{split}.tsv")
@@ -134,16 +134,16 @@ def rows_of(task: str, split: str, folder: Path | None) -> Rows:
     found = load_dataset("nyu-mll/glue", TASKS[task].online, split={"dev": "validation"}.get(split, split))
     columns = [found[name] for name in ("sentence", "sentence1", "sentence2") if name in found.column_names]
     texts: Any = list(columns[0]) if len(columns) == 1 else [(str(a), str(b)) for a, b in zip(*columns, strict=True)]
-    return Rows(texts, np.array(found["label"]))
+    return LabelledTexts(texts, np.array(found["label"]))
 
 
-def chosen(rows: Rows, count: int | None, seed: int) -> Rows:
+def chosen(rows: LabelledTexts, count: int | None, seed: int) -> LabelledTexts:
     """So many rows, drawn once for a seed."""
     if count is None or count >= len(rows.labels):
         return rows
     texts: Any = rows.texts
     picked = np.random.default_rng(seed).permutation(len(rows.labels))[:count]
-    return Rows([texts[i] for i in picked], rows.labels[picked])
+    return LabelledTexts([texts[i] for i in picked], rows.labels[picked])
 
 
 class Bench(NamedTuple):
@@ -151,8 +151,8 @@ class Bench(NamedTuple):
 
     task: str
     dense: bert_adapter.Model
-    train: Rows
-    dev: Rows
+    train: LabelledTexts
+    dev: LabelledTexts
     calibration: int
     folder: Path
 
