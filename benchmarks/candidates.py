@@ -106,8 +106,8 @@ def fed_back(
     small: Model,
     batches: list[Batch],
     importance: Importance,
-    groups: list[list[str]],
     *,
+    groups: list[list[str]],
     tokens: bool = False,
     ridge: float = 1e-2,
 ) -> Model:
@@ -220,7 +220,7 @@ def candidates(context: Context) -> Iterable[tuple[str, Callable[[], Model]]]:
         for name, tokens in (("steps apart", True), ("steps as gradients tie them", False)):
             yield (
                 f"error feedback, {order}, {name}",
-                partial(fed_back, dense, default, batches, marginals, groups, tokens=tokens),
+                partial(fed_back, dense, default, batches, marginals, groups=groups, tokens=tokens),
             )
     yield "the default, then two epochs of Adam to the dense embeddings", lambda: distilled(context, default, 2)
 
