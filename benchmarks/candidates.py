@@ -220,7 +220,7 @@ def candidates(context: Context) -> Iterable[tuple[str, Callable[[], Model]]]:
         for name, tokens in (("steps apart", True), ("steps as gradients tie them", False)):
             yield (
                 f"error feedback, {order}, {name}",
-                partial(fed_back, dense, default, batches, marginals, groups=groups, tokens=tokens),
+                partial(fed_back, dense, default, batches, importance=marginals, groups=groups, tokens=tokens),
             )
     yield "the default, then two epochs of Adam to the dense embeddings", lambda: distilled(context, default, 2)
 
