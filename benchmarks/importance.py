@@ -66,8 +66,15 @@ def passes(model: bert_adapter.Model, batch: dict[str, Any]) -> dict[str, tuple[
     plain, _, peak = compiled(gradient, model.params, batch)
     calls: dict[str, Any] = {"gradient of all parameters": (lambda: plain(model.params, batch), peak)}
     calls |= {name: added(SIGNALS[name].statistics, {}) for name in PASSES}
-    bases = eigenbases(symmetrised(bert_adapter.Importance(calls["kfac"][0](), 1, 1, 1, "labels", 0, {})))
+    bases = eigenbases(symmetrised(importance_of(calls["kfac"][0](), examples=1, tokens=1)))
     return calls | {"eigenbasis, second pass": added(("fisher",), bases)}
+
+
+def importance_of(sums: Any, examples: int, tokens: int) -> bert_adapter.Importance:
+    """The sums over a batch, as what was measured."""
+    return bert_adapter.Importance(
+        sums, examples=examples, tokens=tokens, batches=1, gradients="labels", seed=0, bases={}
+    )
 
 
 def end_to_end(examples: int) -> dict[str, float]:
@@ -112,7 +119,7 @@ def main(argv: list[str] | None = None) -> None:
     model, arrays = sample(config, batch, length)
     calls = passes(model, arrays)
     sums = calls["shampoo"][0]()
-    measured = symmetrised(bert_adapter.Importance(sums, batch, batch * length, 1, "labels", 0, {}))
+    measured = symmetrised(importance_of(sums, examples=batch, tokens=batch * length))
     planning = median_of(lambda: bert_adapter.plan(model.params, measured, 0.5), runs=1 if options.quick else 3)
     del sums, measured
     times = [{name: timed(call)[1] for name, (call, _) in calls.items()} for _ in range(turns)]

@@ -215,7 +215,8 @@ def squared_batch_gradients(forward: Any, params: Any, batches: list[Any], paths
 
     sums = summed(squares(params, batch) for batch in batches)
     fisher = {path: jnp.stack([total, jnp.zeros_like(total)]) / jnp.max(total) for path, total in sums.items()}
-    return Importance({path: Sums(both) for path, both in fisher.items()}, 1, 1, len(batches), "labels", 0, {})
+    sums = {path: Sums(fisher=both) for path, both in fisher.items()}
+    return Importance(sums, examples=1, tokens=1, batches=len(batches), gradients="labels", seed=0, bases={})
 
 
 def summed(trees: Iterable[Any]) -> Any:
