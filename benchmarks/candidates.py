@@ -9,6 +9,7 @@ import argparse
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -175,8 +176,8 @@ def no_loss(output: Any, batch: Batch) -> Any:
     return jnp.zeros(len(output))
 
 
-def candidates(context: Context) -> Iterable[tuple[str, Callable[[], Model]]]:
-    """By name, a call that makes the compressed model."""
+def of_signals(context: Context) -> Iterable[tuple[str, Callable[[], Model]]]:
+    """The signals: by name, a call that makes the compressed model."""
     dense, batches = context.dense, context.batches
     yield "dense", lambda: dense
     yield "FWSVD, equal ranks", lambda: compressed(context, measured(dense, batches, "fwsvd"), "fwsvd", uniform=True)
@@ -194,7 +195,11 @@ def candidates(context: Context) -> Iterable[tuple[str, Callable[[], Model]]]:
             f"diagonal in the eigenbasis, {name}",
             lambda options=options: compressed(context, rotated, "eigenbasis", **options),
         )
-    del rotated
+
+
+def of_the_default(context: Context) -> Iterable[tuple[str, Callable[[], Model]]]:
+    """Variations of the default, and what may be done after it."""
+    dense, batches = context.dense, context.batches
     marginals, *others = (measured(dense, batches, "shampoo", seed) for seed in range(4))
     yield "E[GG'], E[G'G], equal ranks", lambda: compressed(context, marginals, uniform=True)
     default = compressed(context, marginals)
@@ -245,7 +250,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--budget", type=float, default=0.25, help="share of parameters kept (%(default)s)")
     options = parser.parse_args(argv)
     context, rows = prepared(options), []
-    for name, make in candidates(context):
+    for name, make in chain(of_signals(context), of_the_default(context)):
         began = time.perf_counter()
         model = make()
         cost = Measured(None, None, time.perf_counter() - began, None)
