@@ -24,7 +24,7 @@ PENALISED = {name: {"method": name} for name in methods.PENALISED} | BY_SVD
 SWEEPS = tuple(methods.SWEEPS)  # they leave components that are zero as they are
 SPARSE = tuple(methods.SPARSE)
 SINGLE = tuple(name for name in TABLE if name != "auto")  # which compiles three of the others once more
-FAMILIES = ("separable", "anderson", "als", "lbfgs", "newton", "varpro", "em by svd")  # one of each kind of step
+FAMILIES = (*CLOSED_FORMS, "anderson", "als", "lbfgs", "newton", "varpro", "em by svd")  # one of each kind of step
 
 M, N, K = 16, 12, 2
 EPS = float(np.finfo(np.float32).eps)

@@ -4,6 +4,7 @@ A program is whatever JAX compiles, single operations too; the large ones take m
 processes that a test begins are not counted.
 """
 
+import contextlib
 import time
 from collections import Counter
 
@@ -19,7 +20,7 @@ __all__ = [
     "pytest_terminal_summary",
     "pytest_testnodedown",
 ]
-COLUMNS = ("tests", "seconds", "compiling", "programs", "large", "from the cache")
+COLUMNS = ("tests", "seconds", "CPU seconds", "compiling", "programs", "large", "from the cache")
 costs: dict[str, Counter] = {}  # of each module, by column
 now = [""]  # the module whose test runs
 
@@ -38,9 +39,9 @@ def add(module, **amounts):
     costs.setdefault(module, Counter()).update(amounts)
 
 
-def count_program(event, duration, **unused):
+def count_program(event, duration_secs, **unused):
     if event == "/jax/core/compile/backend_compile_duration":
-        add(now[0], compiling=duration, programs=1, large=int(duration > 0.1))
+        add(now[0], compiling=duration_secs, programs=1, large=int(duration_secs > 0.1))
 
 
 def count_hit(event, **unused):
@@ -48,20 +49,25 @@ def count_hit(event, **unused):
         add(now[0], **{"from the cache": 1})
 
 
+@contextlib.contextmanager
+def timed(module):
+    now[0], begun, used = module, time.perf_counter(), time.process_time()
+    yield
+    add(module, **{"seconds": time.perf_counter() - begun, "CPU seconds": time.process_time() - used})
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
-    now[0], begun = item.path.stem, time.perf_counter()
-    done = yield
-    add(now[0], tests=1, seconds=time.perf_counter() - begun)
+    with timed(item.path.stem):
+        done = yield
+    add(item.path.stem, tests=1)
     return done
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report(collector):
-    now[0], begun = "(collection)", time.perf_counter()
-    report = yield
-    add(now[0], seconds=time.perf_counter() - begun)
-    return report
+    with timed("(collection)"):
+        return (yield)
 
 
 def pytest_sessionfinish(session):

@@ -132,7 +132,7 @@ def error(factor):
 
 def test_other_values_and_tolerances_compile_nothing_new_and_another_length_of_the_history_does():
     traces = []
-    with registered(scripted(np.float32([1, 2]), traces=traces)) as name:
+    with registered(scripted(padded([1, 2]), traces=traces)) as name:
         wlra.solve(W, WEIGHTS, K, method=name, max_iters=3, tol=1e-4, patience=20)
         first = len(traces)
         assert first > 0

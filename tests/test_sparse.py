@@ -55,7 +55,7 @@ def solve(W, weights, method, dtype: Any = np.float32, start=None):
 
 # What is solved beside the dense solver: each method, a penalty, and the default start until it has converged.
 DEFAULT = {"start": "separable", "max_iters": 400}
-CASES = {name: {"method": name} for name in SPARSE} | {
+CASES: dict[str, Any] = {name: {"method": name} for name in SPARSE} | {
     "with a penalty": {"method": "als", "nuclear": 1.0},
     "from the default start": {"method": "als", **DEFAULT},
 }
