@@ -31,7 +31,9 @@ CASES: dict[str, dict[str, Any]] = {  # how `compress` is asked for each, its de
 
 def sentences(name: str) -> list[str]:
     """The sentences of "calibration" or "heldout", which have none in common."""
-    return importlib.resources.files("bert_adapter").joinpath("sentences", f"{name}.txt").read_text("utf-8").splitlines()
+    return (
+        importlib.resources.files("bert_adapter").joinpath("sentences", f"{name}.txt").read_text("utf-8").splitlines()
+    )
 
 
 def minilm() -> Path:

@@ -85,14 +85,14 @@ def scripted(script, until=never, traces=None):
         factor = jnp.asarray(script, start.left.dtype)[jnp.minimum(i, len(script) - 1)]
         return Factors(start.left * factor, start.right), (start, i + 1)
 
-    return Stage(Method(init, step), until)
+    return Stage(init, step, until)
 
 
 @contextlib.contextmanager
 def registered(*stages):
     """A name for a method of these stages."""
     name = f"scripted {len(METHODS)} {next(counter)}"
-    METHODS[name] = [*stages]
+    METHODS[name] = Method(name, stages)
     try:
         yield name
     finally:

@@ -11,7 +11,7 @@ from wlra.linalg.batch import over_grams
 from wlra.linalg.decompose import balance, psd_roots, subspace_step, truncated_svd
 from wlra.linalg.gram import eliminated, gram_inverse, gram_solve, psd_inverse, tiny_solve
 from wlra.problem import Factors
-from wlra.units import even_out
+from wlra.units import balance_exactly
 
 M, N, K = 12, 10, 3
 EPS32, EPS = (float(np.finfo(dtype).eps) for dtype in (np.float32, np.float64))
@@ -32,7 +32,7 @@ inverse = jax.jit(gram_inverse)
 step = jax.jit(lambda gradient, left, right: subspace_step(gradient, Factors(left, right)))
 svd = jax.jit(truncated_svd, static_argnames="rank")
 balanced = jax.jit(lambda left, right: balance(Factors(left, right)))
-evened = jax.jit(lambda left, right: even_out(Factors(left, right)))
+evened = jax.jit(lambda left, right: balance_exactly(Factors(left, right)))
 roots = jax.jit(psd_roots)
 
 

@@ -11,7 +11,7 @@ from contract import PENALISED as TABLE
 from reference import product
 
 import wlra
-from wlra.problem import Factors, Problem, loss, row_stationarity, slope_left, slope_right, stationarity
+from wlra.problem import Factors, Problem, gradient_left, gradient_right, loss, stationarity, stationarity_bound
 
 M, N, K = 8, 6, 6
 EPS = float(np.finfo(np.float64).eps)
@@ -113,18 +113,18 @@ def test_no_more_than_a_ridge_of_one_is_needed_for_zero(x64):
 @jax.jit
 def measures(left, right, penalty):
     problem, factors = Problem(jnp.asarray(W), jnp.asarray(WEIGHTS), penalty), Factors(left, right)
-    slopes = slope_left(problem, factors), slope_right(problem, factors)
-    return loss(problem, factors), slopes, stationarity(problem, factors), row_stationarity(problem, factors)
+    gradients = gradient_left(problem, factors), gradient_right(problem, factors)
+    return loss(problem, factors), gradients, stationarity(problem, factors), stationarity_bound(problem, factors)
 
 
-def test_slopes_are_minus_half_the_derivatives_of_the_objective(x64):
+def test_gradients_are_minus_half_the_derivatives_of_the_objective(x64):
     def objective(left, right):
         size = jnp.sum(left**2) + jnp.sum(right**2)
         return jnp.sum(WEIGHTS * (W - left @ right) ** 2) + NUCLEAR * size
 
-    value, slopes, *_ = measures(LEFT, RIGHT, NUCLEAR)
+    value, gradients, *_ = measures(LEFT, RIGHT, NUCLEAR)
     assert value * np.sum(WEIGHTS * W**2) == pytest.approx(float(objective(LEFT, RIGHT)), rel=64 * EPS)  # 48 terms
-    for got, wanted in zip(slopes, jax.grad(objective, (0, 1))(jnp.asarray(LEFT), jnp.asarray(RIGHT)), strict=True):
+    for got, wanted in zip(gradients, jax.grad(objective, (0, 1))(jnp.asarray(LEFT), jnp.asarray(RIGHT)), strict=True):
         np.testing.assert_allclose(got, -wanted / 2, rtol=0, atol=64 * EPS * np.abs(wanted).max())  # sums of 8 terms
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import reference
 
-from wlra.problem import Factors, Problem, gradient, loss, rounding, stationarity
+from wlra.problem import Factors, Problem, loss, rounding, stationarity, weighted_residual
 
 M, N, K = 9, 7, 3
 EPS = float(np.finfo(np.float64).eps)
@@ -48,7 +48,9 @@ def test_gradient_is_minus_half_the_derivative_of_the_objective(x64):
         return jnp.sum(WEIGHT * (TARGET - product) ** 2)
 
     wanted = -jax.grad(objective)(jnp.asarray(LEFT @ RIGHT)) / 2
-    got = gradient(Problem(jnp.asarray(TARGET), jnp.asarray(WEIGHT)), Factors(jnp.asarray(LEFT), jnp.asarray(RIGHT)))
+    got = weighted_residual(
+        Problem(jnp.asarray(TARGET), jnp.asarray(WEIGHT)), Factors(jnp.asarray(LEFT), jnp.asarray(RIGHT))
+    )
     np.testing.assert_allclose(got, wanted, rtol=0, atol=16 * EPS * np.abs(wanted).max())  # rounding of 3 terms
 
 

@@ -27,7 +27,7 @@ def found(result) -> Restarts:
 
 @functools.cache
 def starts():
-    return random_starts(jax.numpy.asarray(W), WEIGHTS, K, 2 * ROUND, jax.random.key(1))
+    return random_starts(jax.numpy.asarray(W), jax.numpy.asarray(WEIGHTS), K, count=2 * ROUND, key=jax.random.key(1))
 
 
 @functools.cache
@@ -76,8 +76,10 @@ def test_random_products_are_as_large_as_the_target():
 
 def test_starts_ignore_targets_without_weight():
     holes = WEIGHTS * (W > 0)
-    got = random_starts(jax.numpy.asarray(np.where(W > 0, W, np.float32(np.nan))), holes, K, 1, jax.random.key(0))
-    wanted = random_starts(jax.numpy.asarray(np.where(W > 0, W, 1e30)), holes, K, 1, jax.random.key(0))
+    got = random_starts(
+        jax.numpy.asarray(np.where(W > 0, W, np.float32(np.nan))), holes, K, count=1, key=jax.random.key(0)
+    )
+    wanted = random_starts(jax.numpy.asarray(np.where(W > 0, W, 1e30)), holes, K, count=1, key=jax.random.key(0))
     jax.tree.map(np.testing.assert_array_equal, got, wanted)
     assert np.isfinite(got[0][0]).all()
 

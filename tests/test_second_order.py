@@ -1,7 +1,6 @@
 """Newton's method and damped Gauss-Newton have the derivatives of the reduced objective, and their rates."""
 
 import functools
-import importlib
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +9,9 @@ import pytest
 import reference
 
 import wlra
+from wlra.methods import newton, varpro
 from wlra.problem import Factors, Problem
 
-newton, varpro = (importlib.import_module(f"wlra.methods.{name}") for name in ("newton", "varpro"))
 M, N, K = 10, 14, 2
 EPS = float(np.finfo(np.float64).eps)
 rng = np.random.default_rng(0)

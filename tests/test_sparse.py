@@ -15,8 +15,8 @@ from jax.experimental.sparse import BCOO
 import wlra
 from wlra import checks
 from wlra.linalg.decompose import leading_components
-from wlra.options import prepare
-from wlra.pipeline import solve_arrays
+from wlra.options import check_options, prepare
+from wlra.pipeline import solve_inputs
 from wlra.sparse import grams
 
 M, N, K = 37, 23, 3
@@ -66,22 +66,21 @@ def prepared(W, weights, dtype, method, start=None, max_iters=ITERS, nuclear=Non
     """The solver's arrays and its options."""
     W = checks.check_target(W, batched=False)
     start = pair(dtype) if start is None else start
-    options = (method, start, "separable", "subspace", 0.0, max_iters, 1000, None, nuclear)
-    inputs, static = prepare(W, weights, K, *options)
-    return inputs, tuple(static.items())
+    request = check_options(method, start=start, tol=0.0, max_iters=max_iters, patience=1000, nuclear=nuclear)
+    return prepare(W, weights, K, request)
 
 
 @functools.partial(jax.jit, static_argnames="options")
-def solve_inputs(inputs, options):
+def solve_all(inputs, options):
     """One program for all: it compiles in half the time of one for each."""
-    return {name: solve_arrays(*inputs[name], **dict(each)) for name, each in options}
+    return {name: solve_inputs(inputs[name], each) for name, each in options}
 
 
 def solve_cases(W, weights, dtype, names, **changes):
     cases = {name: prepared(W, weights, dtype, **CASES[name] | changes) for name in names}
     inputs = {name: inputs for name, (inputs, _) in cases.items()}
     options = tuple((name, options) for name, (_, options) in cases.items())
-    return jax.tree.map(np.asarray, solve_inputs(inputs, options))
+    return jax.tree.map(np.asarray, solve_all(inputs, options))
 
 
 @functools.cache
@@ -188,7 +187,7 @@ def test_nothing_in_the_programs_has_as_many_entries_as_the_matrix(compiled):
     sizes = set()
     for method in ("als",) if compiled else SINGLE:
         inputs, options = prepared(matrix, None, np.float32, method, "separable", 5)
-        lowered = solve_arrays.lower(*inputs, **dict(options))
+        lowered = solve_inputs.lower(inputs, options)
         text = (lowered.compile().as_text() or "") if compiled else lowered.as_text().replace("x", ",")
         shapes = re.findall(r"\[(\d[\d,]*)\]|<(\d[\d,]*),[a-z]", text)
         sizes |= {math.prod(int(length) for length in "".join(shape).split(",")) for shape in shapes}
@@ -198,10 +197,10 @@ def test_nothing_in_the_programs_has_as_many_entries_as_the_matrix(compiled):
 
 def test_another_pattern_of_the_same_size_compiles_nothing():
     sparse_result()
-    before = cache_size(solve_arrays)
+    before = cache_size(solve_inputs)
     moved = np.argwhere(np.ones((M, N)))[:ENTRIES]
     solve(stored(W, places=moved), stored(np.ones((M, N)), places=moved), "als")
-    assert cache_size(solve_arrays) == before
+    assert cache_size(solve_inputs) == before
 
 
 def test_padding_of_jax_is_no_entry():
