@@ -91,7 +91,7 @@ class ByHeads(nn.Module):
 
     @nn.compact
     def __call__(self, input_ids):
-        steps = nn.Embed(self.config.vocab_size, 8, name="words")(jnp.asarray(input_ids))
+        steps = nn.Embed(self.config.vocab_size, 8, name="word_embeddings")(jnp.asarray(input_ids))
         heads = nn.tanh(Heads(name="heads")(steps))
         mean = nn.Dense(5, name="last")(heads.reshape(*heads.shape[:2], 12)).mean(axis=1)
         return mean / jnp.linalg.norm(mean, axis=1, keepdims=True)
