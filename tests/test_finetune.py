@@ -1,13 +1,18 @@
 """Training moves dense and factorised parameters alike, and goes on where it was stopped."""
 
-import importlib
+import functools
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+import tiny
+from tiny import WORDS, row_batches, rows
 
+from bert_adapter import training
 from bert_adapter.checkpoint import load, save
 from bert_adapter.checkpoint.names import by_path
 from bert_adapter.cli import main
@@ -18,73 +23,74 @@ from bert_adapter.heads import with_head
 from bert_adapter.importance.measure import measure_importance
 from bert_adapter.layers.running import apply
 from bert_adapter.losses import distillation, task_loss
-from bert_adapter.model import Model, forward
+from bert_adapter.model import forward
 from bert_adapter.text import LabelledTexts, labelled_batches, read_rows
 from bert_adapter.training import finetune
 
-CONFIG = {
-    "architectures": ["BertModel"],
-    "model_type": "bert",
-    "vocab_size": 20,
-    "hidden_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 16,
-    "max_position_embeddings": 16,
-}
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "fox", "dog", "runs", "far", "from", "it"]
-FILES = {
-    "vocab.txt": "\n".join(WORDS).encode(),
-    "tokenizer_config.json": b'{"tokenizer_class": "BertTokenizer", "do_lower_case": true}',
-}
-RNG = np.random.default_rng(0)
-# Red things are of class 1.
-TEXTS = [" ".join(RNG.choice(WORDS[5:], size=6)) for _ in range(40)]
-ROWS = LabelledTexts(TEXTS, np.array(["red" in text for text in TEXTS], np.int32))
 KEY = "bert/encoder/layer/0/attention/self/key"
+RNG = np.random.default_rng(0)
 train = partial(finetune, progress=False, learning_rate=2e-2)
 
 
+@functools.cache
 def embedder():
-    module, rng = module_for(CONFIG), np.random.default_rng(0)
-    shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
-    params = jax.tree.map(lambda leaf: rng.normal(0, 0.2, leaf.shape).astype(np.float32), shapes)
-    return Model(module, params, CONFIG, FILES)
+    return tiny.model(size=0.2)
 
 
-training = importlib.import_module("bert_adapter.training")
-MODEL = with_head(embedder(), 2)
-BATCHES = labelled_batches(MODEL, ROWS, batch_size=8)
+@functools.cache
+def headed():
+    return with_head(embedder(), 2)
 
 
+@functools.cache
 def small():
-    params, _ = factorise(MODEL.params, {KEY: None}, {KEY: 4}, method="svd", progress=False)
-    return MODEL._replace(params=params, config=MODEL.config | {"low_rank": {"schema": 1, "ranks": {KEY: 4}}})
+    params, _ = factorise(headed().params, {KEY: None}, {KEY: 4}, method="svd", progress=False)
+    return headed()._replace(params=params, config=headed().config | {"low_rank": {"schema": 1, "ranks": {KEY: 4}}})
 
 
-@pytest.mark.parametrize("model", [MODEL, small()], ids=["dense", "factorised"])
-def test_a_rule_is_learnt(model):
-    trained, losses = train(model, BATCHES, epochs=20)
+@functools.cache
+def still():
+    """Without dropout."""
+    rates = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    return headed()._replace(module=module_for(headed().config | rates))
+
+
+@functools.cache
+def gradients():
+    """The compiled gradient of the mean loss of a batch, of the model without dropout."""
+
+    def objective(params, batch):
+        weights = batch["weights"]
+        output = apply(still().module, params, *(batch[n] for n in ("input_ids", "attention_mask", "token_type_ids")))
+        return jnp.sum(weights * task_loss(output, batch)) / jnp.sum(weights)
+
+    return jax.jit(jax.grad(objective))
+
+
+@pytest.mark.parametrize("begin", [headed, small], ids=["dense", "factorised"])
+def test_a_rule_is_learnt(begin):
+    trained, losses = train(begin(), row_batches(), epochs=20)
     assert losses[-1] < 0.3 < losses[0]
-    assert score(trained, ROWS)["accuracy"] > 0.9
-    moved = jax.tree.map(lambda a, b: not np.array_equal(a, b), trained.params, jax.device_get(model.params))
+    assert score(trained, rows())["accuracy"] > 0.9
+    moved = jax.tree.map(lambda a, b: not np.array_equal(a, b), trained.params, jax.device_get(begin().params))
     assert all(jax.tree.leaves(moved))
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(trained.params))
 
 
 def test_factors_that_were_trained_are_saved_and_loaded(tmp_path):
-    trained, _ = train(small(), BATCHES, epochs=1)
+    trained, _ = train(small(), row_batches(), epochs=1)
     save(trained, tmp_path / "small")
     jax.tree.map(np.testing.assert_array_equal, load(tmp_path / "small").params, trained.params)
 
 
 def test_the_command_line_trains_scores_and_saves(tmp_path, capsys):
     save(embedder(), tmp_path / "dense")
-    lines = [f"{text}\t{label}" for text, label in zip(TEXTS, ROWS.labels, strict=True)]
+    lines = [f"{text}\t{label}" for text, label in zip(*rows(), strict=True)]
     (tmp_path / "rows.tsv").write_text("sentence\tlabel\n" + "\n".join(lines), "utf-8")
     common = ["--data", str(tmp_path / "rows.tsv"), "--dev", str(tmp_path / "rows.tsv"), "--batch-size", "8"]
     assert main(["finetune", str(tmp_path / "dense"), *common, "--epochs", "1", "-o", str(tmp_path / "once")]) == 0
-    again = ["--teacher", str(tmp_path / "once"), "--state", str(tmp_path / "state"), "-o", str(tmp_path / "twice")]
+    again = ["--teacher", str(tmp_path / "once"), "--distil", "1.0", "-o", str(tmp_path / "twice")]
+    again += ["--state", str(tmp_path / "state")]
     assert main(["finetune", str(tmp_path / "once"), *common, "--epochs", "1", *again]) == 0
     printed = capsys.readouterr().out
     assert "a new head of 2 outputs" in printed
@@ -95,14 +101,14 @@ def test_the_command_line_trains_scores_and_saves(tmp_path, capsys):
 
 
 def test_model_given_is_left_alone():
-    before = jax.tree.map(np.array, MODEL.params)
-    train(MODEL, BATCHES, epochs=1)
-    jax.tree.map(np.testing.assert_array_equal, MODEL.params, before)
+    before = jax.tree.map(np.array, headed().params)
+    train(headed(), row_batches(), epochs=1)
+    jax.tree.map(np.testing.assert_array_equal, headed().params, before)
 
 
 def test_a_run_that_was_killed_ends_where_another_one_does(tmp_path, monkeypatch):
     file = tmp_path / "state.safetensors"
-    whole, losses = train(MODEL, BATCHES, epochs=2)
+    whole, losses = train(headed(), row_batches(), epochs=2)
     monkeypatch.setattr(training, "SAVE_EVERY", 0.0)
     saved = training.save_state
 
@@ -113,9 +119,9 @@ def test_a_run_that_was_killed_ends_where_another_one_does(tmp_path, monkeypatch
 
     monkeypatch.setattr(training, "save_state", killed)
     with pytest.raises(KeyboardInterrupt):
-        train(MODEL, BATCHES, epochs=2, file=file)
+        train(headed(), row_batches(), epochs=2, file=file)
     assert file.exists()
-    again, later = train(MODEL, BATCHES, epochs=2, file=file)
+    again, later = train(headed(), row_batches(), epochs=2, file=file)
     jax.tree.map(np.testing.assert_array_equal, again.params, whole.params)
     assert later == losses
     assert not file.exists()
@@ -123,56 +129,87 @@ def test_a_run_that_was_killed_ends_where_another_one_does(tmp_path, monkeypatch
 
 def test_state_of_another_training_is_refused(tmp_path):
     file = tmp_path / "state.safetensors"
-    params = jax.tree.map(jnp.asarray, MODEL.params)
-    state = training.State(params, training.adamw(1e-3, 1, 5, 0.01).init(params), 3)
+    params = jax.tree.map(jnp.asarray, headed().params)
+    state = training.State(params, training.adamw(0.01).init(params), 3)
     training.save_state(state, np.zeros(5, np.float32), file)
     with pytest.raises(ValueError, match="the state of another training, of 5 steps"):
-        train(MODEL, BATCHES, epochs=2, file=file)
+        train(headed(), row_batches(), epochs=2, file=file)
     file.write_text("no tensors")
     with pytest.raises(ValueError, match="wanted the state of a training"):
-        train(MODEL, BATCHES, epochs=2, file=file)
+        train(headed(), row_batches(), epochs=2, file=file)
 
 
 def test_seed_decides():
-    first, second, other = (train(MODEL, BATCHES, epochs=1, seed=seed)[1] for seed in (0, 0, 1))
+    first, second, other = (train(headed(), row_batches(), epochs=1, seed=seed)[1] for seed in (0, 0, 1))
     assert first == second != other
 
 
 def test_one_step_is_adamws():
-    """Dropout is off in this module; the first rate of a warm-up of one step is 0, the second the whole."""
-    still = MODEL._replace(
-        module=module_for(MODEL.config | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0})
-    )
-    batch = BATCHES[0]
-    trained, _ = finetune(still, [batch], epochs=2, warmup=0.5, learning_rate=1e-3, weight_decay=0.1, progress=False)
-
-    def objective(params):
-        weights = batch["weights"]
-        output = apply(still.module, params, *(batch[n] for n in ("input_ids", "attention_mask", "token_type_ids")))
-        return jnp.sum(weights * task_loss(output, batch)) / jnp.sum(weights)
-
-    gradients = jax.jit(jax.grad(objective))(still.params)
-    norm = float(np.sqrt(sum(float(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(gradients))))
-    for path, gradient in by_path(gradients).items():
+    """The first rate of a warm-up of one step is 0, the second the whole."""
+    batch = row_batches()[0]
+    options: Any = {"warmup": 0.5, "learning_rate": 1e-3, "weight_decay": 0.1}
+    trained, _ = finetune(still(), [batch], epochs=2, progress=False, **options)
+    found = gradients()(still().params, batch)
+    norm = float(np.sqrt(sum(float(np.sum(np.square(leaf))) for leaf in jax.tree.leaves(found))))
+    for path, gradient in by_path(found).items():
         g = np.asarray(gradient, np.float64) * min(1, 1 / norm)  # twice the same: means without bias are g and g**2
-        start = np.asarray(by_path(still.params)[path], np.float64)
+        start = np.asarray(by_path(still().params)[path], np.float64)
         decay = 0.1 * start if start.ndim > 1 else 0.0
         wanted = start - 1e-3 * (g / (np.abs(g) + 1e-8) + decay)
         clear = np.abs(g) > 1e-5  # where rounding does not decide the sign
         np.testing.assert_allclose(by_path(trained.params)[path][clear], wanted[clear], rtol=0, atol=2e-5)
 
 
+def test_rates_are_those_of_optax():
+    for warmup, total in ((0, 5), (1, 1), (2, 7), (6, 6)):
+        up, down = max(warmup, 1), max(total - warmup, 1)
+        parts = [optax.linear_schedule(0.0, 3e-4, up), optax.linear_schedule(3e-4, 0.0, down)]
+        schedule = optax.join_schedules(parts, [warmup])
+        wanted = np.array([np.asarray(schedule(step)) for step in range(total)])
+        np.testing.assert_allclose(training.learning_rates(3e-4, warmup, total), wanted, rtol=1e-6, atol=1e-10)
+
+
+def test_steps_are_those_of_optax_with_the_schedule_inside():
+    """The rate is an argument of our step; optax has the whole schedule in its own."""
+    wanted: Any = jax.tree.map(jnp.asarray, still().params)
+    schedule = optax.join_schedules([optax.linear_schedule(0, 1e-3, 2), optax.linear_schedule(1e-3, 0, 2)], [2])
+    matrices = jax.tree.map(lambda leaf: leaf.ndim > 1, wanted)
+    adamw = optax.adamw(schedule, weight_decay=0.1, mask=matrices)
+    optimiser = optax.chain(optax.clip_by_global_norm(1.0), adamw)
+    state, batch = optimiser.init(wanted), row_batches()[0]
+    update = jax.jit(optimiser.update)
+    with jax.numpy_dtype_promotion("standard"):  # optax counts steps in integers
+        for _ in range(4):
+            updates, state = update(gradients()(wanted, batch), state, wanted)
+            wanted = jax.tree.map(lambda leaf, change: leaf + change, wanted, updates)
+    options: Any = {"warmup": 0.5, "learning_rate": 1e-3, "weight_decay": 0.1}
+    got, _ = finetune(still(), [batch], epochs=4, progress=False, **options)
+    close = partial(np.testing.assert_allclose, rtol=0, atol=2e-5)  # of steps of 1e-3, some of a gradient near nothing
+    jax.tree.map(close, got.params, jax.device_get(wanted))
+
+
+def test_one_program_serves_all_epochs_and_rates():
+    recipe = training.recipe_for(headed(), None, loss=task_loss, distil=0.5, weight_decay=0.01)
+    step = training.step_function(recipe)
+    counts = []
+    for epochs, rate in ((1, 1e-3), (2, 1e-4)):
+        finetune(headed(), row_batches(), epochs=epochs, learning_rate=rate, progress=False)
+        counts.append(step._cache_size())
+    assert training.step_function(recipe) is step
+    assert counts[0] == counts[1]
+
+
 def test_a_teacher_alone_is_followed():
-    teacher, _ = train(MODEL, BATCHES, epochs=20)
+    teacher, _ = train(headed(), row_batches(), epochs=20)
     other = with_head(embedder(), 2, seed=5)
-    labels = [{**batch, "labels": 1 - batch["labels"]} for batch in BATCHES]  # which count for nothing
+    labels = [{**batch, "labels": 1 - batch["labels"]} for batch in row_batches()]  # which count for nothing
     taught, _ = train(other, labels, teacher=teacher, distil=1.0, epochs=20)
-    assert score(taught, ROWS)["accuracy"] > 0.9
+    assert score(taught, rows())["accuracy"] > 0.9
 
 
 def test_distillation_is_zero_for_a_copy_and_its_gradient_that_of_soft_labels():
     logits, wanted = RNG.normal(size=(2, 5, 3)).astype(np.float32)
-    apart = distillation(MODEL.module, 2.0)
+    apart = distillation(headed().module, 2.0)
     np.testing.assert_allclose(apart(jnp.asarray(wanted), jnp.asarray(wanted)), 0, atol=1e-6)
     got = jax.grad(lambda logits: jnp.sum(apart(logits, jnp.asarray(wanted))))(jnp.asarray(logits))
     soft = np.asarray(jax.nn.softmax(logits / 2) - jax.nn.softmax(wanted / 2), np.float64)
@@ -192,16 +229,16 @@ def test_regression_has_half_the_squared_error():
 
 
 def test_head_keeps_the_encoder_and_its_pooler():
-    jax.tree.map(np.testing.assert_array_equal, MODEL.params["bert"], embedder().params)
-    assert MODEL.params["classifier"]["kernel"].shape == (16, 2)
+    jax.tree.map(np.testing.assert_array_equal, headed().params["bert"], embedder().params)
+    assert headed().params["classifier"]["kernel"].shape == (16, 2)
     with pytest.raises(ValueError, match="a head already, of 2 labels"):
-        with_head(MODEL, 3)
+        with_head(headed(), 3)
 
 
 def test_head_on_an_encoder_without_a_pooler_gets_a_new_one(tmp_path):
     bare = embedder()
     params = {name: part for name, part in bare.params.items() if name != "pooler"}
-    got = with_head(Model(bare.module.clone(add_pooling_layer=False), params, CONFIG, FILES), 1)
+    got = with_head(bare._replace(module=bare.module.clone(add_pooling_layer=False), params=params), 1)
     save(got, tmp_path / "headed")
     assert load(tmp_path / "headed").params["bert"]["pooler"]["dense"]["kernel"].shape == (16, 16)
 
@@ -217,18 +254,18 @@ def test_head_on_an_encoder_without_a_pooler_gets_a_new_one(tmp_path):
 )
 def test_what_cannot_be_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        train(MODEL, **{"batches": BATCHES} | options)
+        train(headed(), **{"batches": row_batches()} | options)
 
 
 def test_rows_are_read_as_they_stand(tmp_path):
     file = tmp_path / "rows.tsv"
     file.write_text('sentence1\tsentence2\tlabel\na "red\tfox\t2.5\r\nit\tdog\t0\n', "utf-8")
-    rows = read_rows(file)
-    assert list(rows.texts) == [('a "red', "fox"), ("it", "dog")]
-    np.testing.assert_array_equal(rows.labels, np.array([2.5, 0], np.float32))
+    found = read_rows(file)
+    assert list(found.texts) == [('a "red', "fox"), ("it", "dog")]
+    np.testing.assert_array_equal(found.labels, np.array([2.5, 0], np.float32))
     file.write_text("label\tsentence\n1\ta fox\n0\tit\n", "utf-8")
-    rows = read_rows(file)
-    assert (list(rows.texts), rows.labels.tolist(), rows.labels.dtype) == (["a fox", "it"], [1, 0], np.int32)
+    found = read_rows(file)
+    assert (list(found.texts), found.labels.tolist(), found.labels.dtype) == (["a fox", "it"], [1, 0], np.int32)
 
 
 @pytest.mark.parametrize(
@@ -248,7 +285,7 @@ def test_rows_that_cannot_be_read_are_named(text, message, tmp_path):
 
 
 def test_batches_hold_every_row_once_with_its_label():
-    batches = labelled_batches(MODEL, LabelledTexts(TEXTS[:11], ROWS.labels[:11]), batch_size=4)
+    batches = labelled_batches(headed(), LabelledTexts(rows().texts[:11], rows().labels[:11]), batch_size=4)
     assert [len(batch["labels"]) for batch in batches] == [4, 4, 4]
     assert sum(batch["weights"].sum() for batch in batches) == 11
     red = WORDS.index("red")
@@ -275,35 +312,36 @@ def test_embedder_is_scored_by_cosines_of_pairs():
     )
     assert score(embedder(), pairs)["pearson"] > 0.9
     with pytest.raises(ValueError, match="scored by the cosines of pairs"):
-        score(embedder(), ROWS)
+        score(embedder(), rows())
 
 
 def test_loss_rises_by_what_the_fisher_information_predicts():
     """To second order; the diagonal alone is right on average over the signs of the errors."""
+    model = headed()
     measured = measure_importance(
-        forward(MODEL), MODEL.params, BATCHES, ["classifier"], loss="categorical", statistics=["fisher"], progress=False
+        forward(model), model.params, row_batches(), ["classifier"], loss="categorical", statistics=["fisher"]
     )
     fisher = measured["classifier"].fisher
     assert fisher is not None
     predicted = 0.5 * 0.1**2 * float(np.sum(fisher)) / measured.examples
     rng, ratios = np.random.default_rng(1), []
     for _ in range(40):
-        moved = MODEL.params["classifier"]["kernel"] + np.float32(0.1) * rng.choice([-1, 1], (16, 2)).astype(np.float32)
-        head = MODEL.params["classifier"] | {"kernel": moved}
-        other = MODEL._replace(params=MODEL.params | {"classifier": head})
-        ratios.append(loss_increase(MODEL, other, BATCHES) / predicted)
+        moved = model.params["classifier"]["kernel"] + np.float32(0.1) * rng.choice([-1, 1], (16, 2)).astype(np.float32)
+        head = model.params["classifier"] | {"kernel": moved}
+        other = model._replace(params=model.params | {"classifier": head})
+        ratios.append(loss_increase(model, other, row_batches()) / predicted)
     error = np.std(ratios) / np.sqrt(len(ratios))
     assert abs(np.mean(ratios) - 1) < 4 * error + 0.02
-    assert loss_increase(MODEL, MODEL, BATCHES) == pytest.approx(0, abs=1e-6)
+    assert loss_increase(model, model, row_batches()) == pytest.approx(0, abs=1e-6)
 
 
 def test_loss_of_labels_rises_by_the_difference_of_the_means():
     other = with_head(embedder(), 2, seed=9)
-    got = loss_increase(MODEL, other, BATCHES, task_loss)
+    got = loss_increase(headed(), other, row_batches(), task_loss)
     means = []
-    for model in (MODEL, other):
-        each = [(np.asarray(task_loss(forward(model)(model.params, b), b)), b["weights"]) for b in BATCHES]
+    for model in (headed(), other):
+        each = [(np.asarray(task_loss(forward(model)(model.params, b), b)), b["weights"]) for b in row_batches()]
         means.append(sum(float(np.sum(a * w)) for a, w in each) / sum(float(np.sum(w)) for _, w in each))
     assert got == pytest.approx(means[1] - means[0], abs=1e-5)
     with pytest.raises(ValueError, match="no batches"):
-        loss_increase(MODEL, other, [])
+        loss_increase(headed(), other, [])
