@@ -319,7 +319,7 @@ def test_loss_rises_by_what_the_fisher_information_predicts():
     """To second order; the diagonal alone is right on average over the signs of the errors."""
     model = headed()
     measured = measure_importance(
-        forward(model), model.params, row_batches(), ["classifier"], loss="categorical", statistics=["fisher"]
+        forward(model), model.params, row_batches(), ["classifier"], gradients="categorical", statistics=["fisher"]
     )
     fisher = measured["classifier"].fisher
     assert fisher is not None
