@@ -10,7 +10,7 @@ import wlra
 W = np.random.default_rng(0).normal(size=(12, 8))
 result: wlra.Result = wlra.solve(W, None, 2, method="svd")
 assert result.left.shape == (12, 2), result.left.shape
-assert Path.cwd() not in Path(wlra.__file__).parents or "site-packages" in wlra.__file__, wlra.__file__
+assert "site-packages" in Path(wlra.__file__).parts, wlra.__file__
 
 
 def unused() -> None:

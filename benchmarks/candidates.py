@@ -253,10 +253,16 @@ def main(argv: list[str] | None = None) -> None:
         loss = bert_adapter.loss_increase(setting.dense, model, setting.held)
         rows.append(row("STS-B", name, loss, "", cost, spearman=score, budget=options.budget))
         print(f"  {name}: {score:.4f}, {loss:.4f}", flush=True)
-    head = [f"tried, {options.budget:.0%} kept", "Spearman", "loss"]
+    text = report(rows)
+    print("\n" + text)
+    write(options, "candidates", rows, draw, doc=__doc__, text=text)
+
+
+def report(rows: list[Row]) -> str:
+    """The rows as a table in Markdown."""
+    head = [f"tried, {rows[0]['budget']:.0%} kept", "Spearman", "loss"]
     cells = [[line["method"], f"{line['spearman']:.4f}", f"{line['loss']:.4f}"] for line in rows]
-    print("\n" + markdown(head, cells))
-    write(options, "candidates", rows, draw)
+    return markdown(head, cells)
 
 
 if __name__ == "__main__":

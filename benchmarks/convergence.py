@@ -17,6 +17,7 @@ import numpy as np
 import wlra
 import wlra.plot
 from benchmarks.problems import Case, fisher_cases
+from benchmarks.tables import write_page
 from benchmarks.timing import environment, median_seconds
 
 AT = (0, 1, 3, 5, 10, 20, 30, 60)
@@ -149,8 +150,8 @@ def main() -> None:
     (options.output / "convergence.jsonl").write_text("\n".join(lines) + "\n")
     groups = [rows[i : i + len(METHODS)] for i in range(0, len(rows), len(METHODS))]
     verdicts = "\n".join(f"* {line}" for group in groups for line in bars(group))
-    (options.output / "convergence.md").write_text("\n\n".join([*map(table, groups), verdicts]) + "\n")
     draw(rows, options.output / "convergence.png")
+    write_page(options.output / "convergence.md", __doc__, "\n\n".join([*map(table, groups), verdicts]))
     print(verdicts)
 
 

@@ -91,6 +91,13 @@ def main(argv: list[str] | None = None) -> None:
                     f"  {name}: {method}, {length} iterations: {course.min():.7f}, {cost.run_seconds:.3f} s", flush=True
                 )
     rows = with_gaps(rows)
+    text = report(rows)
+    print("\n" + text)
+    write(options, "quasi_newton", rows, draw, doc=__doc__, text=text)
+
+
+def report(rows: list[Row]) -> str:
+    """The rows as a table in Markdown."""
     cells = [
         [
             r["problem"],
@@ -103,8 +110,7 @@ def main(argv: list[str] | None = None) -> None:
         for r in rows
         if r["loss"] is not None
     ]
-    print("\n" + markdown(["weights", "method", "iterations", "gap", "seconds", "compile s"], cells))
-    write(options, "quasi_newton", rows, draw)
+    return markdown(["weights", "method", "iterations", "gap", "seconds", "compile s"], cells)
 
 
 if __name__ == "__main__":
