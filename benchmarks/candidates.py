@@ -3,6 +3,7 @@
 all-MiniLM-L6-v2 as it comes, all kernels of its encoder, importance from 512 pairs of STS-B's train rows without their
 labels. Spearman's correlation on the whole of dev, once each, so that differences below 0.003 are noise; and half the
 squared distance to the dense embeddings of dev's texts, which is what the plan predicts and less noisy.
+DIR holds STS-B's train.tsv and dev.tsv, as GLUE has them.
 """
 
 import argparse

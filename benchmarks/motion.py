@@ -1,7 +1,7 @@
 """Which methods find the best known structure from motion, from how many random starts, and in what time?
 
 Buchanan & Fitzgibbon's turntable of a dinosaur (72 x 319, a quarter seen) and their face under moving light (20 x 2596,
-two thirds seen), both trimmed, of rank 4 and without mean, in float64: DIR holds `lrmf/dino_trimmed.mat` and
+two thirds seen), both trimmed, of rank 4 and without mean, in float64. DIR holds `lrmf/dino_trimmed.mat` and
 `lrmf/face_trimmed.mat`, with `M` and `W`. The metric is sqrt(sum w r**2 / nnz); the best known values are those of Hong
 & Fitzgibbon, ICCV 2015. A start has found one if it ends within 1e-5 of it, and half a unit of the last digit that they
 print. Starts of every method are the same; `solve(..., restarts=20)` draws its own and stops when the lowest loss has

@@ -2,7 +2,7 @@
 
 all-MiniLM-L6-v2 with a head is fine-tuned on each task (AdamW, 3 epochs, rate 1e-4, batches of 32 of about equal
 length; SST-2 on a fixed subset of 16,000 rows), compressed with importance from 1,024 *train* rows, and scored on the
-whole of *dev*, as it is and after fine-tuning. `--data` holds GLUE as `STS-B/train.tsv` and so on; without it,
+whole of *dev*, as it is and after fine-tuning. DIR holds GLUE as `STS-B/train.tsv` and so on; without it,
 `uv run --extra online` reads Hugging Face's copy. Published iterations as the study ran them: 30 of each from the SVD,
 weights the squared gradients of batches over their maximum. "wlra" is the converged minimiser for the diagonal Fisher
 information of the labels; "eigenbasis" and "default" need no labels. Sizes are shares of the kernels' parameters, or
@@ -416,6 +416,12 @@ def predictions(lines: list[dict[str, Any]]) -> str:
     return f"{markdown(head, rows)}\n\n" + "\n".join(parts)
 
 
+def report(lines: list[dict[str, Any]]) -> str:
+    """All tables and bars, in Markdown."""
+    scores = Scores(lines)
+    return "\n".join([headline(scores), "", tables(scores), "", predictions(lines), "", *verdicts(scores)])
+
+
 def draw(lines: list[dict[str, Any]], path: Path) -> None:
     """The study's figure: the score against what is kept, a panel for each task, without and with fine-tuning."""
     import matplotlib as mpl
@@ -491,11 +497,10 @@ def main(argv: list[str] | None = None) -> None:
         if (len(done) + 1) % FORGET == 0:
             jax.clear_caches()
     lines = read(file)
-    scores = Scores(lines)
-    text = "\n".join([headline(scores), "", tables(scores), "", predictions(lines), "", *verdicts(scores)])
+    text = report(lines)
     print("\n" + text)
     draw(lines, options.output / f"{name}.png")
-    write_page(options.output / f"{name}.md", __doc__, text, " --data GLUE")
+    write_page(options.output / f"{name}.md", __doc__, text)
 
 
 def read(file: Path) -> list[dict[str, Any]]:

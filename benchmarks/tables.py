@@ -1,6 +1,7 @@
 """The rows of a benchmark as JSON lines and as Markdown, and the verdicts on its bars."""
 
 import argparse
+import importlib
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -88,13 +89,13 @@ def write(
     lines = [json.dumps(line | where) + "\n" for line in rows]
     (options.output / f"{name}.jsonl").write_text("".join(lines))
     draw(rows, options.output / f"{name}.png")
-    write_page(options.output / f"{name}.md", doc, text, " --data DIR" if "data" in options else "")
+    write_page(options.output / f"{name}.md", doc, text)
 
 
-def write_page(path: Path, doc: str | None, text: str, options: str = "") -> None:
+def write_page(path: Path, doc: str | None, text: str) -> None:
     """A page of results: the script's question, its command, its notes, what it printed, and its figure.
 
-    path: NAME.md, beside NAME.jsonl and, if there is one, NAME.png. doc: of the script. options: of the command.
+    path: NAME.md, beside NAME.jsonl and, if there is one, NAME.png. doc: of the script.
     """
     question, _, notes = (doc or "").strip().partition("\n")
     name = path.stem
@@ -105,11 +106,20 @@ def write_page(path: Path, doc: str | None, text: str, options: str = "") -> Non
     ]
     rows = f"Rows: [{name}.jsonl]({name}.jsonl)"
     figure = f"![{question}]({name}.png)" if path.with_suffix(".png").exists() else ""
-    parts = [
-        f"# {name}",
-        f"*{question}*",
-        f"    python -m benchmarks.{name}{options}",
-        notes.strip(),
-        "\n".join(spaced),
-    ]
+    command = f"    python -m benchmarks.{name}" + (" --data DIR" if "DIR holds" in notes else "")
+    parts = [f"# {name}", f"*{question}*", command, notes.strip(), "\n".join(spaced)]
     path.write_text("\n\n".join(part for part in [*parts, figure, rows] if part) + "\n")
+
+
+def main() -> None:
+    """Writes every page of results again, from the rows that its script left and with the script's present notes."""
+    parser = argparse.ArgumentParser("python -m benchmarks.tables", description=main.__doc__)
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("benchmarks/results"), help="(%(default)s)")
+    for file in sorted(parser.parse_args().folder.glob("*.jsonl")):
+        script = importlib.import_module(f"benchmarks.{file.stem}")
+        rows = [row for row in map(json.loads, file.read_text().splitlines()) if len(row) > len(environment())]
+        write_page(file.with_suffix(".md"), script.__doc__, script.report(rows))
+
+
+if __name__ == "__main__":
+    main()
