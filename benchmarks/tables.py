@@ -108,14 +108,14 @@ def write_page(path: Path, doc: str | None, text: str) -> None:
     figure = f"![{question}]({name}.png)" if path.with_suffix(".png").exists() else ""
     command = f"    python -m benchmarks.{name}" + (" --data DIR" if "DIR holds" in notes else "")
     parts = [f"# {name}", f"*{question}*", command, notes.strip(), "\n".join(spaced)]
-    path.write_text("\n\n".join(part for part in [*parts, figure, rows] if part) + "\n")
+    path.write_text("\n\n".join(part for part in [*parts, figure, rows] if part) + "\n", "utf-8")
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Writes every page of results again, from the rows that its script left and with the script's present notes."""
     parser = argparse.ArgumentParser("python -m benchmarks.tables", description=main.__doc__)
     parser.add_argument("folder", nargs="?", type=Path, default=Path("benchmarks/results"), help="(%(default)s)")
-    for file in sorted(parser.parse_args().folder.glob("*.jsonl")):
+    for file in sorted(parser.parse_args(argv).folder.glob("*.jsonl")):
         script = importlib.import_module(f"benchmarks.{file.stem}")
         rows = [row for row in map(json.loads, file.read_text().splitlines()) if len(row) > len(environment())]
         write_page(file.with_suffix(".md"), script.__doc__, script.report(rows))

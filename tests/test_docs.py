@@ -1,7 +1,7 @@
 """Every block of README, docs and CONTRIBUTING runs, in order, with the outputs that it shows.
 
 Blocks of one file share one namespace. The comment behind a `print` is what it prints. Where a page loads
-all-MiniLM-L6-v2, a BERT of a few hundred numbers stands in for it.
+all-MiniLM-L6-v2, a BERT of one tiny layer stands in for it.
 """
 
 import re
@@ -10,31 +10,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
 import bert_adapter
 import bert_adapter.demo
+from benchmarks import tables
 from bert_adapter.cli import parser
+from bert_adapter.sample import sample_model
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 FENCE = re.compile(r"^( *)```(\w+)[^\n]*\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 PRINTED = re.compile(r"^print\(.*\)  # (.*)$", re.MULTILINE)
 TABBED = re.compile(r"`([^`]*bert-adapter (?:demo|compress|finetune)[^`]*)`")
-CONFIG: dict[str, Any] = {
-    "architectures": ["BertModel"],
-    "model_type": "bert",
-    "vocab_size": 12,
-    "hidden_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 16,
-    "max_position_embeddings": 16,
-}
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "fox", "dog", "runs", "far", "."]
 SENTENCES = ["A red fox runs.", "A dog runs far.", "far", "A red dog.", "The fox", "a fox runs far."]
 
 
@@ -45,30 +33,19 @@ def blocks(page: Path, *languages: str) -> Iterator[str]:
             yield re.sub(f"^{indent}", "", code, flags=re.MULTILINE)
 
 
-def tiny_bert() -> bert_adapter.Model:
-    """A BERT of one layer, with a tokenizer of twelve words."""
-    from bert_adapter.families import module_for
-
-    module, rng = module_for(CONFIG), np.random.default_rng(0)
-    shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
-    params = jax.tree.map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), shapes)
-    files = {
-        "vocab.txt": "\n".join(WORDS).encode(),
-        "tokenizer_config.json": b'{"tokenizer_class": "BertTokenizer", "do_lower_case": true}',
-    }
-    return bert_adapter.Model(module, params, CONFIG, files)
-
-
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder to run in, with the files that the pages speak of."""
-    bert_adapter.save(tiny_bert(), tmp_path / "minilm")
+    bert_adapter.save(sample_model(), tmp_path / "minilm")
     (tmp_path / "sentences.txt").write_text("\n".join(SENTENCES))
     rows = "\n".join(f"{text}\t{label}" for text, label in zip(SENTENCES, [0, 1, 1, 0, 1, 0], strict=True))
     for name in ("train.tsv", "dev.tsv"):
         (tmp_path / name).write_text(f"sentence\tlabel\n{rows}\n")
     monkeypatch.setattr(bert_adapter.demo, "minilm", lambda: tmp_path / "minilm")
     monkeypatch.setattr(bert_adapter.demo, "sentences", lambda name: SENTENCES)
+    for registry in (bert_adapter.FAMILIES, bert_adapter.LAYERS):
+        for name in ("prefixed", "heads"):
+            monkeypatch.delitem(registry, name, raising=False)  # and so it is gone again after the test
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -98,6 +75,19 @@ def test_readme_is_short() -> None:
     text = (ROOT / "README.md").read_text("utf-8")
     assert len(text.splitlines()) <= 100
     assert len(text.split()) <= 700
+
+
+def test_result_pages_are_what_the_scripts_make_of_their_rows(tmp_path: Path) -> None:
+    results = ROOT / "benchmarks" / "results"
+    for file in [*results.glob("*.jsonl"), *results.glob("*.png")]:
+        (tmp_path / file.name).symlink_to(file)
+    tables.main([str(tmp_path)])
+    pages = sorted(tmp_path.glob("*.md"))
+    assert [page.name for page in pages] == sorted(page.name for page in results.glob("*.md"))
+    for page in pages:
+        assert page.read_text("utf-8") == (results / page.name).read_text("utf-8"), (
+            f"python -m benchmarks.tables: {page.name}"
+        )
 
 
 def test_links_lead_to_files() -> None:
