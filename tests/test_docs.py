@@ -50,7 +50,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if any(blocks(page, "python"))], ids=lambda page: page.stem)
+def of_code() -> Iterator[Any]:
+    """The pages with Python in them; all but the README are slow, for each compiles programs of its own."""
+    for page in PAGES:
+        if any(blocks(page, "python")):
+            yield pytest.param(page, id=page.stem, marks=[] if page.stem == "README" else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("page", of_code())
 def test_code_runs_and_prints_what_it_says(page: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, Any] = {"__name__": "page"}
     for code in blocks(page, "python"):

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("wlra", "bert_adapter")
 FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 TREES = {path.relative_to(ROOT): ast.parse(path.read_text("utf-8")) for path in FILES}
+STANDARD = sys.stdlib_module_names | {"annotationlib", "compression"}  # the latter since Python 3.14
 ENTRY_POINTS = {"solve", "solve_batch", "compress"}  # what users call may have more options
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -57,8 +58,7 @@ def test_no_name_of_a_package_hides_its_module(package: str) -> None:
 
 def test_no_module_has_the_name_of_a_standard_one() -> None:
     """Else the standard one is hidden when a file of the same folder is run as a script."""
-    standard = sys.stdlib_module_names
-    none([f"{path} hides the standard module {path.stem}" for path in TREES if path.stem in standard])
+    none([f"{path} hides the standard module {path.stem}" for path in TREES if path.stem in STANDARD])
 
 
 def test_signatures_have_at_most_twelve_parameters() -> None:
