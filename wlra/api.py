@@ -8,10 +8,11 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from wlra import checks, devices
-from wlra.options import MAX_ITERS, PATIENCE, TOL, prepare, refuse_filled, refuse_whole
-from wlra.pipeline import solve_arrays
+from wlra.methods.method import Method
+from wlra.options import MAX_ITERS, PATIENCE, TOL, check_options, join, prepare, refuse_filled, refuse_whole, split
+from wlra.pipeline import solve_inputs
 from wlra.result import Result
-from wlra.runners import random_starts, repeated, solve_chunks, solve_cut, solve_dealt
+from wlra.runners import solve_chunks, solve_cut, solve_dealt, solve_repeatedly
 
 
 def solve(
@@ -19,8 +20,8 @@ def solve(
     weights: Any,
     rank: int,
     *,
-    method: str = "anderson",
-    start: str | tuple[Any, Any] = "separable",
+    method: str | Method = "anderson",
+    start: str | Method | tuple[Any, Any] = "separable",
     scaling: str = "separable",
     projection: str = "subspace",
     tol: float | Float[Array, ""] = TOL,
@@ -50,7 +51,8 @@ def solve(
         (second order, for tight tolerances), "varpro" (damped Gauss-Newton with a dense Hessian, for targets mostly
         unseen; min(m, n) k <= 4096). Closed forms, one SVD, exact for their own kind of weights only: "svd", "fwsvd",
         "separable", "kronecker". "auto" begins as "anderson"; where the stationarity has not halved in 12 iterations
-        it goes on as "lbfgs", and where not in 100 of those as "newton", memory permitting.
+        it goes on as "lbfgs", and where not in 100 of those as "newton", memory permitting. Or a `wlra.Method` of your
+        own, which inherits scaling, stopping, batches and devices.
       start: a closed form, or a pair (left, right) to go on from. Closed forms are their own start.
       scaling: "separable" removes from the weights what rows and columns explain, before iterating; "none" only divides
         them by their maximum. The problem solved is the same, its conditioning is not.
@@ -85,22 +87,28 @@ def solve(
       >>> bool(result.loss < 1e-6), round(float((result.left @ result.right)[0, 1]), 3)
       (True, 0.5)
     """
+    request = check_options(
+        method,
+        start=start,
+        scaling=scaling,
+        projection=projection,
+        tol=tol,
+        max_iters=max_iters,
+        patience=patience,
+        ridge=ridge,
+        nuclear=nuclear,
+    )
     if isinstance(W, BCOO):
-        refuse_filled(weights, method, projection, ridge, restarts, mesh)
+        refuse_filled(request, weights, restarts, mesh)
     if mesh is not None:
-        refuse_whole(method, projection, ridge, nuclear, restarts, weights)
-        W, weights, start, plan = devices.cut(devices.check_mesh(mesh), W, weights, rank, start)
-        options = (method, start, scaling, projection, tol, max_iters, patience)
-        return solve_cut(*prepare(checks.check_target(W, batched=False), weights, rank, *options), plan)
-    W = checks.check_target(W, batched=False)
+        refuse_whole(request, weights, restarts)
+        W, weights, start, plan = devices.cut(devices.check_mesh(mesh), W, weights, rank=rank, start=request.start)
+        target = checks.check_target(W, batched=False)
+        return solve_cut(*prepare(target, weights, rank, request._replace(start=start)), plan)
+    inputs, options = prepare(checks.check_target(W, batched=False), weights, rank, request)
     if restarts is not None:
-        starts = random_starts(W, weights, rank, checks.check_count("restarts", restarts, 1), key)
-        options = (method, "separable", scaling, projection, tol, max_iters, patience, ridge, nuclear)
-        inputs, static = prepare(W, weights, rank, *options)
-        return repeated(inputs, static | {"start": "pair"}, starts)
-    options = (method, start, scaling, projection, tol, max_iters, patience, ridge, nuclear)
-    inputs, static = prepare(W, weights, rank, *options)
-    return solve_arrays(*inputs, **static)
+        return solve_repeatedly(inputs, options, checks.check_count("restarts", restarts, 1), key)
+    return solve_inputs(inputs, options)
 
 
 def solve_batch(
@@ -108,8 +116,8 @@ def solve_batch(
     weights: Any,
     rank: int,
     *,
-    method: str = "anderson",
-    start: str | tuple[Any, Any] = "separable",
+    method: str | Method = "anderson",
+    start: str | Method | tuple[Any, Any] = "separable",
     scaling: str = "separable",
     projection: str = "subspace",
     tol: float | Float[Array, ""] = TOL,
@@ -135,14 +143,35 @@ def solve_batch(
         processes, each passes the same arrays or all pass global ones.
 
     All else as in `solve`; a pair as `start` has the batch axis too.
+
+    Raises:
+      ValueError: as `solve` does, with the index of the problem.
+
+    Example:
+      >>> import numpy as np, wlra
+      >>> W = np.stack([np.outer([1, 2, 3], [1, 2]), np.outer([3, 2, 1], [1, 1])])
+      >>> result = wlra.solve_batch(W, None, rank=1)
+      >>> result.left.shape, [bool(loss < 1e-6) for loss in result.loss]
+      ((2, 3, 1), [True, True])
     """
+    request = check_options(
+        method,
+        start=start,
+        scaling=scaling,
+        projection=projection,
+        tol=tol,
+        max_iters=max_iters,
+        patience=patience,
+        ridge=ridge,
+        nuclear=nuclear,
+    )
     W = checks.check_target(W, batched=True)
     chunk = len(W) if chunk is None else checks.check_count("chunk", chunk, 1)
-    options = (method, start, scaling, projection, tol, max_iters, patience, ridge, nuclear)
     mesh = None if mesh is None else devices.check_mesh(mesh)
-    inputs, static = prepare(W, weights, rank, *options, ranks=ranks)
+    inputs, options = prepare(W, weights, rank, request, ranks=ranks)
     if mesh is None:
-        return solve_chunks(*inputs, **static, chunk=min(chunk, len(W)))
-    own = min(chunk, -(-len(W) // mesh.size))
-    result = solve_dealt(*devices.deal(inputs[:4], mesh), *inputs[4:], **static, chunk=own, mesh=mesh)
+        return solve_chunks(inputs, options, min(chunk, len(W)))
+    arrays, shared = split(inputs)
+    dealt = join(devices.deal(arrays, mesh), shared)
+    result = solve_dealt(dealt, options, min(chunk, -(-len(W) // mesh.size)), mesh)
     return result if len(result.left) == len(W) else jax.tree.map(lambda leaf: leaf[: len(W)], result)

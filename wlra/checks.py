@@ -3,7 +3,7 @@
 import functools
 import operator
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,9 @@ from jaxtyping import Array, Bool, Float
 
 from wlra.problem import Kronecker
 from wlra.sparse import Matrix, Sparse, in_row_order, is_sparse, like, values
+
+T = TypeVar("T")
+POSITIVE = " where the weight is positive"
 
 
 def check_target(W: Any, batched: bool) -> Array | Sparse:
@@ -90,13 +93,13 @@ def check_name(name: str, value: Any, known: Collection[str]) -> str:
     return value
 
 
-def at_once(function: Callable[..., None]) -> Callable[..., None]:
+def eager(function: Callable[..., T]) -> Callable[..., T]:
     """The function computed while a caller traces: of arrays that are known, it may ask what they hold."""
 
     @functools.wraps(function)
-    def known(*arguments: Any) -> None:
+    def known(*arguments: Any) -> T:
         with jax.ensure_compile_time_eval():
-            function(*arguments)
+            return function(*arguments)
 
     return known
 
@@ -140,31 +143,35 @@ def check_pair(start: Any, shape: tuple[int, ...], rank: int) -> tuple[Array, Ar
     return pair[0], pair[1]
 
 
-@at_once
+@eager
 def check_finite(name: str, array: Array) -> None:
     """No entry is NaN or infinite."""
-    report(name, array, ~jnp.isfinite(array), "NaN or infinite", "finite values")
+    report(name, array, ~jnp.isfinite(array), "NaN or infinite", wanted="finite values")
 
 
-@at_once
-def check_values(W: Matrix | Array, weights: Matrix | Array) -> None:
-    """Values are fit to be solved: finite where they count, weights not negative and not all zero.
+@eager
+def check_values(W: Matrix | Array, weights: Matrix | Array) -> bool:
+    """Whether the values are known to be fit to be solved: finite where they count, weights >= 0 and not all zero.
 
     Under a caller's own jit the values of what it traces are not known, and the solver's status says the same.
+
+    Raises:
+      ValueError: they are known and are not fit.
     """
     target, weight = values(W), values(weights)
     if is_traced(target) or is_traced(weight):
-        return
+        return False
     target_bad, weights_bad, empty = faults(target, weight)
     if weights_bad.any():
         bad = ~(jnp.isfinite(weight) & (weight >= 0))
-        report("weights", weights, bad, "NaN, infinite or negative", "weights >= 0")
+        report("weights", weights, bad, "NaN, infinite or negative", wanted="weights >= 0")
     if empty.any():
         where = f" in problem {int(jnp.argmax(empty))} of the batch" if target.ndim == 3 else ""
         raise ValueError(f"weights are all zero{where}; wanted at least one positive weight")
     if target_bad.any():
         bad = ~jnp.isfinite(target) & (weight > 0)
-        report("W", W, bad, "NaN or infinite", "finite values, or weight 0 there", " where the weight is positive")
+        report("W", W, bad, "NaN or infinite", wanted="finite values, or weight 0 there", where=POSITIVE)
+    return True
 
 
 def check_ranks(ranks: Any, batch: int, rank: int) -> Array:
@@ -177,16 +184,22 @@ def check_ranks(ranks: Any, batch: int, rank: int) -> Array:
     return jnp.asarray(numbers, jnp.int32)
 
 
-@at_once
-def check_kronecker_values(W: Array, weights: Kronecker) -> None:
-    """Values are finite, and both factors symmetric and positive semi-definite up to rounding."""
+@eager
+def check_kronecker_values(W: Array, weights: Kronecker) -> bool:
+    """Whether values are known to be finite, and both factors symmetric positive semi-definite up to rounding.
+
+    Raises:
+      ValueError: they are known and are not.
+    """
     if any(map(is_traced, (W, *weights))):
-        return
-    report("W", W, ~jnp.isfinite(W), "NaN or infinite", "finite values: Kronecker weights skip no entry")
+        return False
+    wanted = "finite values: Kronecker weights skip no entry"
+    report("W", W, ~jnp.isfinite(W), "NaN or infinite", wanted=wanted)
     for name, matrix in weights._asdict().items():
         check_finite(f"weights.{name}", matrix)
         if not semidefinite(matrix).all():
             raise ValueError(f"weights.{name} must be symmetric positive semi-definite and not zero, and is not")
+    return True
 
 
 @jax.jit
@@ -213,7 +226,9 @@ def semidefinite(matrix: Float[Array, "*b n n"]) -> Bool[Array, "*b"]:
     return symmetric & jnp.all(jnp.isfinite(lower), axis=(-2, -1)) & (size > 0)
 
 
-def report(name: str, array: Matrix | Array, bad: Bool[Array, "..."], fault: str, wanted: str, where: str = "") -> None:
+def report(
+    name: str, array: Matrix | Array, bad: Bool[Array, "..."], fault: str, *, wanted: str, where: str = ""
+) -> None:
     """Raises a ValueError that names the first of the bad entries, if there are any."""
     count = int(jnp.sum(bad))
     if count:

@@ -32,7 +32,7 @@ class Cut(NamedTuple):
     """How a matrix lies on the devices: with its longer axis second, which is cut and was padded from this length."""
 
     mesh: Mesh
-    turned: bool
+    transposed: bool
     length: int
 
 
@@ -61,7 +61,7 @@ def each_its_own(function: Callable, mesh: Mesh) -> Callable:
     return shard_map(function, mesh=mesh, in_specs=(FIRST, REPLICATED), out_specs=FIRST)
 
 
-def cut(mesh: Mesh, W: Any, weights: Any, rank: Any, start: Any) -> tuple[Any, Any, Any, Cut]:
+def cut(mesh: Mesh, W: Any, weights: Any, *, rank: Any, start: Any) -> tuple[Any, Any, Any, Cut]:
     """Target, weights and start, if it is a pair, cut along the longer axis; what is added to divide it weighs zero.
 
     Wide: from tall ones the compiler makes hundreds of exchanges an iteration, from wide ones three. Arrays of NumPy go
@@ -75,22 +75,22 @@ def cut(mesh: Mesh, W: Any, weights: Any, rank: Any, start: Any) -> tuple[Any, A
     weights = (jnp if isinstance(weights, jax.Array) else np).broadcast_to(weights, shape)
     if not isinstance(start, str):
         checks.check_pair(start, shape, rank)
-        left, right = turn(as_array(start[0]), as_array(start[1]), plan)
+        left, right = transpose(as_array(start[0]), as_array(start[1]), plan)
         start = place(left, NamedSharding(mesh, REPLICATED)), part(right, plan)
-    W, weights = (part(array.T if plan.turned else array, plan) for array in (W, weights))
-    if plan.turned and not checks.is_traced(W) and any(fault.any() for fault in checks.faults(W, weights)):
+    W, weights = (part(array.T if plan.transposed else array, plan) for array in (W, weights))
+    if plan.transposed and not checks.is_traced(W) and any(fault.any() for fault in checks.faults(W, weights)):
         checks.check_values(W.T, weights.T)  # whose indices are the caller's
     return W, weights, start, plan
 
 
 def uncut(left: Array, right: Array, plan: Cut) -> Factors:
     """The factors as the caller's matrix lies, without the columns that were added."""
-    return Factors(*turn(left, right[:, : plan.length], plan))
+    return Factors(*transpose(left, right[:, : plan.length], plan))
 
 
-def turn(left: Any, right: Any, plan: Cut) -> tuple[Any, Any]:
-    """The factors of the matrix turned as in the plan."""
-    return (right.T, left.T) if plan.turned else (left, right)
+def transpose(left: Any, right: Any, plan: Cut) -> tuple[Any, Any]:
+    """The factors of the matrix, transposed if the plan says so."""
+    return (right.T, left.T) if plan.transposed else (left, right)
 
 
 def as_array(value: Any) -> Any:

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from wlra.linalg.decompose import spectral_norm
-from wlra.problem import Factors, Problem, gradient, total
+from wlra.problem import Factors, Problem, total, weighted_residual
 
 
 def duality_gap(problem: Problem, factors: Factors) -> Float[Array, ""]:
@@ -14,7 +14,7 @@ def duality_gap(problem: Problem, factors: Factors) -> Float[Array, ""]:
     the penalty, <Y, target> - sum Y**2 / weight / 2 (Fenchel). The dual point is the weighted residual, shrunk until it
     is one. The nuclear norm is bounded by (||left||**2 + ||right||**2) / 2, which balanced factors attain.
     """
-    residual = gradient(problem, factors)
+    residual = weighted_residual(problem, factors)
     size = spectral_norm(residual)
     point = residual * jnp.minimum(1, problem.penalty / jnp.where(size > 0, size, 1))
     seen = problem.weight > 0

@@ -1,101 +1,207 @@
-"""Which options go together, and what the solver takes."""
+"""What the solver is asked for, and which options go together."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 from jax.experimental.sparse import BCOO
 from jaxtyping import Array
 
 from wlra import checks
-from wlra.methods import METHODS, PENALISED, PUBLISHED, SPARSE, SWEEPS
-from wlra.methods.closed import STARTS
-from wlra.problem import Kronecker
+from wlra.methods import METHODS
+from wlra.methods.method import Method
+from wlra.problem import Factors, Kronecker
 from wlra.scaling import SCALINGS
 from wlra.sparse import Sparse, is_sparse
 
-PROJECTIONS = {"subspace": METHODS, "svd": PUBLISHED}
-
-
+PROJECTIONS = ("subspace", "svd")
 TOL, MAX_ITERS, PATIENCE = 1e-3, 200, 30
 
 
+class Options(NamedTuple):
+    """What a program is compiled for; hashable, a method by its value.
+
+    start: a method whose closed form iterations start from; None for the factors in `Inputs`.
+    unit: of the penalty: "ridge", "nuclear", or "" if there is none.
+    examined: whether the values are known to be fit: else the program looks, and its status says so.
+    """
+
+    rank: int
+    method: Method
+    start: Method | None
+    scaling: str
+    projection: str
+    max_iters: int
+    unit: str
+    examined: bool
+
+
+class Inputs(NamedTuple):
+    """What a compiled program is given: arrays, and numbers that may change from call to call.
+
+    start: factors to go on from, or None. ranks: a rank beyond which factors are zero, or None.
+    """
+
+    target: Any
+    weights: Any
+    start: Factors | None
+    ranks: Any
+    tol: Any
+    patience: Any
+    penalty: Any
+
+
+def split(inputs: Inputs) -> tuple[tuple, tuple]:
+    """What has the axis of a batch, and what all problems share."""
+    return tuple(inputs[:4]), tuple(inputs[4:])
+
+
+def join(arrays: tuple, shared: tuple) -> Inputs:
+    """The inputs that `split` has cut in two."""
+    return Inputs(*arrays, *shared)  # pyright: ignore[reportCallIssue]
+
+
+class Request(NamedTuple):
+    """The options of `wlra.solve`, as given."""
+
+    method: Any = "anderson"
+    start: Any = "separable"
+    scaling: Any = "separable"
+    projection: Any = "subspace"
+    tol: Any = TOL
+    max_iters: Any = MAX_ITERS
+    patience: Any = PATIENCE
+    ridge: Any = None
+    nuclear: Any = None
+
+
+def check_options(method: Any, **options: Any) -> Request:
+    """The options of `wlra.solve`, once each is known to be usable, the method and the start by their values.
+
+    Raises:
+      ValueError: a name is unknown, a number is out of range, or two options do not go together.
+    """
+    if unknown := options.keys() - set(Request._fields):
+        raise ValueError(f"options must be of {', '.join(map(repr, Request._fields))}; got {sorted(unknown)}")
+    return check_request(Request(method, **options))
+
+
+def check_request(request: Request) -> Request:
+    """The same, of a request."""
+    method = as_method(request.method)
+    checks.check_name("scaling", request.scaling, SCALINGS)
+    checks.check_name("projection", request.projection, PROJECTIONS)
+    if method.stages and request.projection == "svd" and not method.svd_stages:
+        raise ValueError(f"method {method.name!r} projects nothing: projection must be 'subspace'; got 'svd'")
+    start = request.start
+    if method.stages and isinstance(start, str | Method):
+        if isinstance(start, str):
+            checks.check_name("start", start, able(lambda method: method.equalise is not None))
+        start = as_method(start)
+        if start.equalise is None:
+            raise ValueError(f"start must be a closed form for weights of entries, with `equalise`; got {start.name!r}")
+    patience = request.patience
+    if not checks.is_traced(patience):
+        patience = checks.check_count("patience", patience, 1)
+    _, unit = checks.check_penalty(request.ridge, request.nuclear)
+    if unit and not method.penalty:
+        raise ValueError(f"{unit} needs one of the methods {listed('penalty')}; got {method.name!r}")
+    max_iters = checks.check_count("max_iters", request.max_iters, 1)
+    return request._replace(
+        method=method, start=start, tol=checks.check_tol(request.tol), max_iters=max_iters, patience=patience
+    )
+
+
+def as_method(method: Any) -> Method:
+    """The method of that name, or the method itself.
+
+    Raises:
+      ValueError: the name is unknown, or a method has neither or both of stages and a closed form.
+    """
+    if not isinstance(method, Method):
+        return METHODS[checks.check_name("method", method, METHODS)]
+    if bool(method.stages) == (method.closed_form is not None):
+        raise ValueError(f"method {method.name!r} must have stages or a closed form, and not both")
+    return method._replace(stages=tuple(method.stages), svd_stages=tuple(method.svd_stages))
+
+
+def able(capable: Callable[[Method], bool]) -> list[str]:
+    """The names of the methods that are capable of something."""
+    return [name for name, method in METHODS.items() if capable(method)]
+
+
+def listed(capability: str) -> str:
+    """The names of the methods that have a capability, for an error."""
+    return ", ".join(map(repr, able(lambda method: getattr(method, capability))))
+
+
 def prepare(
-    W: Array | Sparse,
-    weights: Any,
-    rank: Any,
-    method: Any,
-    start: Any,
-    scaling: Any,
-    projection: Any,
-    tol: Any,
-    max_iters: Any,
-    patience: Any,
-    ridge: Any = None,
-    nuclear: Any = None,
-    ranks: Any = None,
-) -> tuple[tuple, dict[str, Any]]:
+    W: Array | Sparse, weights: Any, rank: Any, request: Request, *, ranks: Any = None
+) -> tuple[Inputs, Options]:
     """The traced and the static arguments of the solver, checked."""
     rank = checks.check_rank(rank, W.shape)
-    tol, max_iters, patience = check_options(method, start, scaling, projection, tol, max_iters, patience)
-    if isinstance(weights, Kronecker) != (method == "kronecker"):
+    request = check_request(request)
+    method = request.method
+    weights, examined = check_values(W, weights, method)
+    if ranks is not None:
+        ranks = checks.check_ranks(check_keeps_zeros(request, ranks), W.shape[0], rank)
+    start, factors = (request.start, None) if method.stages else (None, None)
+    if start is not None and not isinstance(start, Method):
+        start, factors = None, Factors(*checks.check_pair(start, W.shape, rank))
+    penalty, unit = checks.check_penalty(request.ridge, request.nuclear)
+    options = Options(
+        rank=rank,
+        method=method,
+        start=start,
+        scaling=request.scaling,
+        projection=request.projection,
+        max_iters=request.max_iters,
+        unit=unit,
+        examined=examined,
+    )
+    inputs = Inputs(
+        target=W,
+        weights=weights,
+        start=factors,
+        ranks=ranks,
+        tol=request.tol,
+        patience=jnp.asarray(request.patience, jnp.int32),
+        penalty=penalty,
+    )
+    return inputs, options
+
+
+def check_values(W: Array | Sparse, weights: Any, method: Method) -> tuple[Any, bool]:
+    """The weights at the shape that the method takes, and whether their values and the target's have been examined."""
+    if isinstance(weights, Kronecker) != method.kronecker:
         raise ValueError(
-            f"Kronecker weights have a closed form only: write method='kronecker'; got method={method!r}"
+            f"Kronecker weights have a closed form only: write method='kronecker'; got method={method.name!r}"
             if isinstance(weights, Kronecker)
-            else f"method 'kronecker' needs weights=wlra.Kronecker(row, col); got {type(weights).__name__}"
+            else f"method {method.name!r} needs weights=wlra.Kronecker(row, col); got {type(weights).__name__}"
         )
     if isinstance(weights, Kronecker):
         weights = checks.check_kronecker(weights, W.shape)
-        checks.check_kronecker_values(W, weights)  # pyright: ignore[reportArgumentType] a BCOO was refused
-    else:
-        sparse = is_sparse(W)
-        weights = checks.check_sparse_weights(weights, W) if sparse else checks.check_weights(weights, W.shape)
-        checks.check_values(W, weights)
-    penalty, unit = checks.check_penalty(ridge, nuclear)
-    if unit and method not in PENALISED:
-        raise ValueError(f"{unit} needs one of the methods {', '.join(map(repr, PENALISED))}; got {method!r}")
-    if ranks is not None:
-        if method not in (*STARTS, "kronecker", *SWEEPS) or projection != "subspace":
-            able = ", ".join(map(repr, (*STARTS, "kronecker", *SWEEPS)))
-            raise ValueError(
-                f"ranks needs projection='subspace' and one of the methods {able}; got {projection!r} and {method!r}"
-            )
-        ranks = checks.check_ranks(ranks, W.shape[0], rank)
-    pair = None
-    if method in STARTS:
-        start = method
-    elif method in METHODS and not isinstance(start, str):
-        pair, start = checks.check_pair(start, W.shape, rank), "pair"
-    static = {"rank": rank, "method": method, "start": start, "scaling": scaling, "projection": projection}
-    return (W, weights, pair, ranks, tol, patience, penalty), static | {"max_iters": max_iters, "penalty_unit": unit}
+        return weights, checks.check_kronecker_values(W, weights)  # pyright: ignore[reportArgumentType] BCOO is refused
+    weights = checks.check_sparse_weights(weights, W) if is_sparse(W) else checks.check_weights(weights, W.shape)
+    return weights, checks.check_values(W, weights)
 
 
-def check_options(
-    method: Any,
-    start: Any = "separable",
-    scaling: Any = "separable",
-    projection: Any = "subspace",
-    tol: Any = TOL,
-    max_iters: Any = MAX_ITERS,
-    patience: Any = PATIENCE,
-) -> tuple[Any, int, Any]:
-    """tol, max_iters and patience as the solver takes them, once every option is known to be usable."""
-    checks.check_name("method", method, (*METHODS, *STARTS, "kronecker"))
-    checks.check_name("scaling", scaling, SCALINGS)
-    checks.check_name("projection", projection, PROJECTIONS)
-    if method in METHODS and method not in PROJECTIONS[projection]:
-        raise ValueError(f"method {method!r} projects nothing: projection must be 'subspace'; got {projection!r}")
-    if method in METHODS and isinstance(start, str):
-        checks.check_name("start", start, STARTS)
-    if not checks.is_traced(patience):
-        patience = checks.check_count("patience", patience, 1)
-    return checks.check_tol(tol), checks.check_count("max_iters", max_iters, 1), patience
+def check_keeps_zeros(request: Request, ranks: Any) -> Any:
+    """The ranks, if the method leaves components of zero as they are."""
+    if not request.method.keeps_zeros or (request.method.stages and request.projection != "subspace"):
+        raise ValueError(
+            f"ranks needs projection='subspace' and one of the methods {listed('keeps_zeros')}; got "
+            f"{request.projection!r} and {request.method.name!r}"
+        )
+    return ranks
 
 
-def refuse_whole(method: Any, projection: Any, ridge: Any, nuclear: Any, restarts: Any, weights: Any) -> None:
+def refuse_whole(request: Request, weights: Any, restarts: Any) -> None:
     """A mesh is not given with options that need the whole matrix on one device."""
     needs = {
-        f"method={method!r}": method in (*STARTS, "kronecker"),
-        f"projection={projection!r}": projection == "svd",
-        "ridge or nuclear": ridge is not None or nuclear is not None,
+        f"method={request.method.name!r}": request.method.closed_form is not None,
+        f"projection={request.projection!r}": request.projection == "svd",
+        "ridge or nuclear": request.ridge is not None or request.nuclear is not None,
         "restarts": restarts is not None,
         "Kronecker weights": isinstance(weights, Kronecker),
     }
@@ -104,15 +210,15 @@ def refuse_whole(method: Any, projection: Any, ridge: Any, nuclear: Any, restart
             raise ValueError(f"{name} needs the whole matrix on one device: it cannot be cut over a mesh")
 
 
-def refuse_filled(weights: Any, method: Any, projection: Any, ridge: Any, restarts: Any, mesh: Any) -> None:
+def refuse_filled(request: Request, weights: Any, restarts: Any, mesh: Any) -> None:
     """A sparse W is not given with dense weights, nor with options that need every entry."""
     if weights is not None and not isinstance(weights, BCOO):
         raise ValueError(f"weights of a sparse W must be None or a BCOO like it; got {type(weights).__name__}")
-    if method not in SPARSE:
-        raise ValueError(f"method must be one of {', '.join(map(repr, SPARSE))} for a sparse W; got {method!r}")
+    if not request.method.sparse:
+        raise ValueError(f"method must be one of {listed('sparse')} for a sparse W; got {request.method.name!r}")
     needs = {
-        f"projection={projection!r}": projection != "subspace",
-        "ridge, a share of a singular value,": ridge is not None,
+        f"projection={request.projection!r}": request.projection != "subspace",
+        "ridge, a share of a singular value,": request.ridge is not None,
         "restarts": restarts is not None,
         "a mesh": mesh is not None,
     }

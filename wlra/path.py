@@ -13,7 +13,7 @@ from wlra.api import solve
 from wlra.linalg.decompose import balance
 from wlra.problem import Factors
 from wlra.result import Result
-from wlra.scaling import scale_factors, separable, unscale_factors
+from wlra.scaling import equilibrate, scale_factors, unscale_factors
 
 
 def solve_path(
@@ -41,6 +41,12 @@ def solve_path(
 
     Raises:
       ValueError: not exactly one of `ranks`, `nuclear` and `ridge` is given, or is empty; or `solve` does.
+
+    Example:
+      >>> import numpy as np, wlra
+      >>> W = np.diag([3.0, 2.0, 1.0])
+      >>> [round(float(loss), 3) for loss in wlra.solve_path(W, None, [1, 2, 3]).loss]
+      [0.357, 0.071, 0.0]
     """
     given = {"ranks": ranks, "nuclear": nuclear, "ridge": ridge}
     names = [name for name, values in given.items() if values is not None]
@@ -60,26 +66,26 @@ def solve_path(
     start = None
     for i in order:
         now = values[i] if rank is None else rank
-        warm = {} if start is None else {"start": leading(W, weights, start, now)}
+        warm = {} if start is None else {"start": truncate(W, weights, start, now)}
         results[i] = solve(W, weights, now, **({} if name == "ranks" else {name: values[i]}), **warm, **options)
         start = results[i]
     return stacked([results[i] for i in range(len(values))])
 
 
-def leading(W: Array, weights: Any, result: Result, rank: int) -> tuple[Array, Array]:
+def truncate(W: Array, weights: Any, result: Result, rank: int) -> tuple[Array, Array]:
     """The leading components of a result, in variables that make the weights nearly equal."""
     weights = checks.check_weights(weights, W.shape)
-    return leading_arrays(weights, result.left, result.right, rank=checks.check_rank(rank, W.shape))
+    return truncate_arrays(weights, result.left, result.right, rank=checks.check_rank(rank, W.shape))
 
 
 @functools.partial(jax.jit, static_argnames="rank")
-def leading_arrays(weights: Array, left: Array, right: Array, *, rank: int) -> tuple[Array, Array]:
+def truncate_arrays(weights: Array, left: Array, right: Array, *, rank: int) -> tuple[Array, Array]:
     """The same for arrays, with a batch axis or without."""
 
     def one(weights: Array, left: Array, right: Array) -> tuple[Array, Array]:
-        scales = separable(weights / jnp.max(weights))
-        ordered = balance(scale_factors(Factors(left, right), scales))
-        cut = unscale_factors(Factors(ordered.left[:, :rank], ordered.right[:rank]), scales)
+        scaling = equilibrate(weights / jnp.max(weights))
+        ordered = balance(scale_factors(Factors(left, right), scaling))
+        cut = unscale_factors(Factors(ordered.left[:, :rank], ordered.right[:rank]), scaling)
         return cut.left, cut.right
 
     dtype = jnp.promote_types(jnp.promote_types(weights.dtype, left.dtype), jnp.float32)

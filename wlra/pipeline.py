@@ -2,116 +2,168 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from wlra import checks
-from wlra.driver import RUNNING, Outcome, closed, run
+from wlra.driver import RUNNING, Limits, Outcome, closed, run
 from wlra.duality import duality_gap
-from wlra.linalg.batch import once
-from wlra.linalg.decompose import balance, leading, leading_components, spectral_norm, truncated_svd
-from wlra.methods import stay
-from wlra.methods.closed import STARTS, nearest
-from wlra.options import PROJECTIONS
-from wlra.problem import Factors, Problem, gradient
+from wlra.linalg.batch import after
+from wlra.linalg.decompose import balance, leading_components, mask_rank, spectral_norm, truncated_svd
+from wlra.options import Inputs, Options
+from wlra.problem import Factors, Kronecker, Problem
 from wlra.result import Result, Status
-from wlra.scaling import SCALINGS, Scaling, longer, none, scale, scale_factors, unscale_factors
-from wlra.sparse import is_sparse, like, values
-from wlra.units import even_out, from_unit, to_unit
-
-STATIC = ("rank", "method", "start", "scaling", "projection", "max_iters", "penalty_unit")
+from wlra.scaling import SCALINGS, Scaling, longer, rescale_factors, scale, scale_factors, uniform, unscale_factors
+from wlra.sparse import Matrix, is_sparse, like, values
+from wlra.units import balance_exactly, from_unit, to_unit
 
 
-@functools.partial(jax.jit, static_argnames=STATIC)
-def solve_arrays(W, weights, pair, own, tol, patience, penalty, **static) -> Result:
+@functools.partial(jax.jit, static_argnames="options")
+def solve_inputs(inputs: Inputs, options: Options) -> Result:
     """One problem, in float64 if any array is and in float32 else, with matrix products of full precision."""
-    double = any(array.dtype == jnp.float64 for array in jax.tree.leaves((W, weights, pair)))
+    double = any(array.dtype == jnp.float64 for array in jax.tree.leaves(inputs[:3]))
     dtype = jnp.float64 if double else jnp.float32
 
     def cast(array: Array) -> Array:
         return array.astype(dtype) if jnp.issubdtype(array.dtype, jnp.floating) else array  # indices stay
 
-    target, weights, pair = jax.tree.map(cast, (W, weights, pair))
-    core = kronecker if static["method"] == "kronecker" else weighted
+    target, weights, start = jax.tree.map(cast, inputs[:3])
+    given = inputs._replace(
+        target=target,
+        weights=weights,
+        start=start,
+        tol=jnp.asarray(inputs.tol, dtype),
+        penalty=jnp.asarray(inputs.penalty, dtype),
+    )
     with jax.default_matmul_precision("highest"):
-        scalars = jnp.asarray(tol, dtype), jnp.asarray(patience, jnp.int32), jnp.asarray(penalty, dtype)
-        result = core(target, weights, pair, own, *scalars, **static)
-    return result._replace(left=result.left.astype(W.dtype), right=result.right.astype(W.dtype))
+        result = solve_standard(given, options)
+    dtype = inputs.target.dtype
+    return result._replace(left=result.left.astype(dtype), right=result.right.astype(dtype))
 
 
-def weighted(
-    W, weights, pair, own, tol, patience, penalty, *, rank, method, start, scaling, projection, max_iters, penalty_unit
-) -> Result:
-    """Weights of entries: unit scale, start, change of variables, iterations, and back."""
-    numbers, weight = values(W), values(weights)
-    target_bad, weights_bad, empty = checks.faults(numbers, weight)
-    status = jnp.where(target_bad, Status.INVALID_TARGET, RUNNING)
-    status = jnp.where(weights_bad | empty, Status.INVALID_WEIGHTS, status).astype(jnp.int32)
+def solve_standard(inputs: Inputs, options: Options) -> Result:
+    """The same in one dtype: in unit scale by the closed form or by the iterations, and back."""
+    standard = kronecker_units(inputs, options) if options.method.kronecker else entry_units(inputs, options)
+    if options.method.closed_form is not None:
+        problem = with_hidden(standard) if options.method.sees_hidden else standard.problem
+        evaluated = options.method.closed_form(problem, options.rank, inputs.ranks)
+        outcome = closed(evaluated, inputs.tol, standard.status)
+        gap = jnp.full_like(outcome.loss, jnp.inf)
+    else:
+        outcome, gap = iterate(standard, inputs, options)
+    left, right = balance_exactly(from_unit(outcome.factors, standard.exponent))
+    return Result(left, right, *outcome[1:], gap=gap)
+
+
+class Standard(NamedTuple):
+    """A problem in unit scale: the largest target and the largest weight are in [1/2, 1), what cannot be used is 0.
+
+    finite: the target as given, finite, with its entries of weight 0.
+    exponent, weight_exponent: of the powers of two that give the caller's units back.
+    status: RUNNING, or what is wrong with the values.
+    """
+
+    problem: Problem
+    finite: Matrix
+    exponent: Int[Array, ""]
+    weight_exponent: Int[Array, ""]
+    status: Int[Array, ""]
+
+
+def entry_units(inputs: Inputs, options: Options) -> Standard:
+    """With weights of entries."""
+    numbers, weight = values(inputs.target), values(inputs.weights)
+    status = jnp.array(RUNNING, jnp.int32)
+    if not options.examined:
+        target_bad, weights_bad, empty = checks.faults(numbers, weight)
+        status = named_faults(target_bad, weights_bad | empty)
     weight, weight_exponent = to_unit(jnp.where(jnp.isfinite(weight) & (weight > 0), weight, 0))
     finite = jnp.where(jnp.isfinite(numbers), numbers, 0)
     target, exponent = to_unit(jnp.where(weight > 0, finite, 0))
-    problem = Problem(like(W, target), like(W, weight))
-    decompose = truncated_svd if method in STARTS or projection == "svd" else leading_components
-    first = (
-        from_unit(Factors(*pair), -exponent)
-        if pair
-        else STARTS[start](with_hidden(problem, finite, exponent), rank, decompose)
-    )
-    first = leading(first, own)
-    scales = (of_penalised(projection, scaling) if penalty_unit else SCALINGS[scaling])(problem.weight)
-    scaled = scale(problem, scales)
-    if penalty_unit == "ridge":
-        scaled = scaled._replace(penalty=penalty * spectral_norm(gradient(scaled, zero_like(first))))
-    elif penalty_unit == "nuclear":
-        in_units = jnp.ldexp(penalty, -exponent - weight_exponent)
-        scaled = scaled._replace(penalty=in_units / jnp.sqrt(scales.row[0]))
-    stages, steps = (stay, 0) if method in STARTS else (PROJECTIONS[projection][method], max_iters)
-    begun = scale_factors(first, scales)
-    balanced = not pair and not penalty_unit and start == scaling == "separable"
-    ready = begun if balanced or method in STARTS else leading(balance(begun), own)
-    outcome = run(scaled, ready, stages, tol, patience, steps, status)
-    certified = penalty_unit and not is_sparse(W)  # the gap takes a singular value of the gradient
-    gap = duality_gap(scaled, balance(outcome.factors)) if certified else jnp.full_like(outcome.loss, jnp.inf)
-    best = first if method in STARTS else unscale_factors(outcome.factors, scales)
-    return to_result(outcome, best, exponent, gap)
+    problem = Problem(like(inputs.target, target), like(inputs.target, weight))
+    return Standard(problem, like(inputs.target, finite), exponent, weight_exponent=weight_exponent, status=status)
 
 
-def of_penalised(projection: str, scaling: str) -> Callable[[Float[Array, "m n"]], Scaling]:
-    """The scaling of a problem whose penalty changes with those of single rows and columns."""
-    return longer if (projection, scaling) == ("svd", "separable") else none
-
-
-def zero_like(factors: Factors) -> Factors:
-    """Factors whose product is zero."""
-    return Factors(jnp.zeros_like(factors.left), jnp.zeros_like(factors.right))
-
-
-def kronecker(W, weights, pair, own, tol, patience, penalty, *, rank, max_iters, **unused) -> Result:
-    """Weights of rows and columns as wholes: unit scale, the closed form, and back."""
-    del pair, patience, penalty, unused, max_iters
-    valid = checks.semidefinite(weights.row)
-    valid &= checks.semidefinite(once(valid.astype(W.dtype), weights.col))
-    status = jnp.where(jnp.all(jnp.isfinite(W)), RUNNING, Status.INVALID_TARGET)
-    status = jnp.where(valid, status, Status.INVALID_WEIGHTS).astype(jnp.int32)
-    target, exponent = to_unit(jnp.where(jnp.isfinite(W), W, 0))
+def kronecker_units(inputs: Inputs, options: Options) -> Standard:
+    """With weights of rows and columns as wholes."""
+    status, numbers, weights = jnp.array(RUNNING, jnp.int32), inputs.target, inputs.weights
+    if not options.examined:
+        valid = checks.semidefinite(weights.row)
+        valid &= checks.semidefinite(after(valid.astype(numbers.dtype), then=weights.col))
+        status = named_faults(~jnp.all(jnp.isfinite(numbers)), ~valid)
+        numbers = after(valid.astype(numbers.dtype), then=numbers)
+    finite = jnp.where(jnp.isfinite(numbers), numbers, 0)
+    target, exponent = to_unit(finite)
     row, col = (to_unit(jnp.where(jnp.isfinite(matrix), matrix, 0))[0] for matrix in weights)
-    factors, loss, slope = nearest(once(valid.astype(W.dtype), target), row, col, rank, own)
-    best = closed(factors, loss, slope, tol, status)
-    return to_result(best, best.factors, exponent, jnp.full_like(loss, jnp.inf))
+    problem = Problem(target, Kronecker(row, col))
+    return Standard(problem, finite, exponent, weight_exponent=jnp.zeros_like(exponent), status=status)
 
 
-def with_hidden(problem: Problem, finite: Float[Array, "..."], exponent: Int[Array, ""]) -> Problem:
+def named_faults(target_bad: Bool[Array, ""], weights_bad: Bool[Array, ""]) -> Int[Array, ""]:
+    """The status before the first iteration."""
+    status = jnp.where(target_bad, Status.INVALID_TARGET, RUNNING)
+    return jnp.where(weights_bad, Status.INVALID_WEIGHTS, status).astype(jnp.int32)
+
+
+def with_hidden(standard: Standard) -> Problem:
     """The problem with the target's entries of weight 0 too, which svd and fwsvd look at.
 
     Those 1000 times larger than all that count are taken for what NaN is there, a way to say that nothing is known.
     """
-    target = jnp.ldexp(finite, -exponent)
+    target = jnp.ldexp(values(standard.finite), -standard.exponent)
+    problem = standard.problem
     return problem._replace(target=like(problem.target, jnp.where(jnp.abs(target) <= 1024, target, 0)))
 
 
-def to_result(outcome: Outcome, factors: Factors, exponent: Int[Array, ""], gap: Float[Array, ""]) -> Result:
-    """The outcome in the caller's units."""
-    left, right = even_out(from_unit(factors, exponent))
-    return Result(left, right, *outcome[1:], gap)
+def iterate(standard: Standard, inputs: Inputs, options: Options) -> tuple[Outcome, Float[Array, ""]]:
+    """The outcome of the method's stages, its factors in the standard problem's variables, and the certified gap."""
+    equalise = scaling_for(options)
+    scaling = equalise(standard.problem.weight)
+    scaled = scale(standard.problem, scaling)
+    start = mask_rank(scaled_start(standard, scaling, scaled, inputs=inputs, options=options), inputs.ranks)
+    scaled = scaled._replace(penalty=scaled_penalty(standard, scaling, scaled, inputs=inputs, options=options))
+    method = options.method
+    stages = method.svd_stages if options.projection == "svd" else method.stages
+    limits = Limits(inputs.tol, inputs.patience, options.max_iters)
+    outcome = run(scaled, start, stages, limits=limits, status=standard.status)
+    certified = options.unit and not is_sparse(inputs.target)  # the gap takes a singular value of the whole
+    gap = duality_gap(scaled, balance(outcome.factors)) if certified else jnp.full_like(outcome.loss, jnp.inf)
+    return outcome._replace(factors=unscale_factors(outcome.factors, scaling)), gap
+
+
+def scaling_for(options: Options) -> Callable[[Matrix], Scaling]:
+    """The function weight -> scaling; with a penalty, which changes with those of single rows, one number for all."""
+    if not options.unit:
+        return SCALINGS[options.scaling]
+    return longer if (options.projection, options.scaling) == ("svd", "separable") else uniform
+
+
+def scaled_start(standard: Standard, scaling: Scaling, scaled: Problem, *, inputs: Inputs, options: Options) -> Factors:
+    """The factors to begin with, in scaled variables: those given, or of the closed form named, balanced."""
+    if options.start is None:
+        assert inputs.start is not None  # either is given
+        given = mask_rank(from_unit(inputs.start, -standard.exponent), inputs.ranks)
+        return balance(scale_factors(given, scaling))
+    decompose = truncated_svd if options.projection == "svd" else leading_components
+    equalise = options.start.equalise
+    assert equalise is not None  # checked
+    if equalise is scaling_for(options):
+        return decompose(scaled.target, options.rank)
+    problem = with_hidden(standard) if options.start.sees_hidden else standard.problem
+    before = equalise(problem.weight)
+    factors = mask_rank(decompose(scale(problem, before).target, options.rank), inputs.ranks)
+    return balance(rescale_factors(factors, before, scaling))
+
+
+def scaled_penalty(standard: Standard, scaling: Scaling, scaled: Problem, *, inputs: Inputs, options: Options) -> Any:
+    """The penalty on the squares of the scaled factors."""
+    if not options.unit:
+        return 0.0
+    if options.unit == "ridge":
+        weighted_target = like(scaled.target, values(scaled.weight) * values(scaled.target))
+        return inputs.penalty * spectral_norm(weighted_target)
+    in_units = jnp.ldexp(inputs.penalty, -standard.exponent - standard.weight_exponent)
+    return in_units / jnp.sqrt(scaling.row[0])

@@ -16,6 +16,13 @@ def convergence(losses: Mapping[str, Any], best: float | None = None, ax: "Axes 
       losses: by name, losses per iteration, entry 0 the start: `result.history.loss`; +inf ends a course.
       best: the lowest loss known; if None, the lowest among `losses`.
       ax: axes to draw on; new ones if None.
+
+    Example:
+      >>> import matplotlib, numpy as np, wlra
+      >>> matplotlib.use("Agg")
+      >>> result = wlra.solve(np.eye(3), np.arange(1, 10).reshape(3, 3), rank=1, max_iters=5)
+      >>> wlra.plot.convergence({"mine": result.history.loss}).get_xlabel()
+      'iteration'
     """
     import matplotlib.pyplot as plt
 
@@ -44,6 +51,12 @@ def path(
         `select_rank`, drawn as means with standard errors.
       xlabel, ylabel: names of the axes.
       ax: axes to draw on; new ones if None.
+
+    Example:
+      >>> import matplotlib, wlra
+      >>> matplotlib.use("Agg")
+      >>> wlra.plot.path([1, 2, 4], [0.5, 0.2, 0.1]).get_ylabel()
+      'loss'
     """
     import matplotlib.pyplot as plt
 

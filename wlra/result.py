@@ -4,11 +4,17 @@ import enum
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 
 class Status(enum.IntEnum):
-    """How a solve ended; `advice` says what to do about it."""
+    """How a solve ended; `advice` says what to do about it.
+
+    Example:
+      >>> import wlra
+      >>> wlra.Status.CONVERGED.advice
+      'The stationarity fell to `tol`: nothing to do.'
+    """
 
     CONVERGED = 0
     CLOSED_FORM = 1
@@ -35,14 +41,28 @@ ADVICE = {
 
 
 class History(NamedTuple):
-    """The course of a solve; entry 0 is the start, +inf stands where no iteration came."""
+    """The course of a solve; entry 0 is the start, +inf stands where no iteration came.
+
+    Example:
+      >>> import numpy as np, wlra
+      >>> history = wlra.solve(np.eye(3), np.arange(1, 10).reshape(3, 3), rank=1, max_iters=5).history
+      >>> history.loss.shape
+      (6,)
+    """
 
     loss: Float[Array, " iters"]
     stationarity: Float[Array, " iters"]
 
 
 class Restarts(NamedTuple):
-    """The distinct losses that random starts ended with, lowest first, and how many starts ended with each."""
+    """The distinct losses that random starts ended with, lowest first, and how many starts ended with each.
+
+    Example:
+      >>> import jax, numpy as np, wlra
+      >>> result = wlra.solve(np.eye(3), np.arange(1, 10).reshape(3, 3), rank=1, restarts=5, key=jax.random.key(0))
+      >>> bool(result.restarts.count.sum() == 5)
+      True
+    """
 
     loss: Float[np.ndarray, " r"]
     count: Int[np.ndarray, " r"]
@@ -53,11 +73,17 @@ class Result(NamedTuple):
 
     `loss` is sum weights (W - left @ right)**2 / sum weights W**2 for the weights as given. `stationarity` is the share
     of the gradient, in scaled variables, that a matrix of rank k can still follow (see `wlra.problem.stationarity`).
-    `status` is a `wlra.Status`: `wlra.Status(int(result.status)).advice` says in a sentence what to do.
+    `status` is a `wlra.Status`; `advice` says in a sentence what to do, `converged` whether nothing is to be done.
     `history` holds loss and stationarity of every iterate, entry 0 the start, +inf where no iteration came.
     `gap`, with a penalty, bounds the relative distance of its objective from the lowest of all ranks (see
-    `wlra.dual.duality_gap`); +inf without, when nothing certifies it. `restarts` tells what random starts found.
+    `wlra.duality.duality_gap`); +inf without, when nothing certifies it. `restarts` tells what random starts found.
     Each column of `left` is as large as its row of `right`, to a factor of two.
+
+    Example:
+      >>> import numpy as np, wlra
+      >>> result = wlra.solve(np.outer([1, 2, 3], [1, 2]), None, rank=1)
+      >>> bool(result.converged), result.advice
+      (True, 'The stationarity fell to `tol`: nothing to do.')
     """
 
     left: Float[Array, "*b m k"]
@@ -69,3 +95,14 @@ class Result(NamedTuple):
     history: History
     gap: Float[Array, "*b"]
     restarts: Restarts | None = None
+
+    @property
+    def converged(self) -> Bool[Array, "*b"]:
+        """Whether the stationarity fell to `tol`; of each problem of a batch."""
+        return self.status == Status.CONVERGED.value
+
+    @property
+    def advice(self) -> str | list[str]:
+        """What to do, in a sentence; a sentence for each problem of a batch."""
+        status = np.asarray(self.status)
+        return Status(int(status)).advice if status.ndim == 0 else [Status(int(one)).advice for one in status.ravel()]

@@ -6,21 +6,72 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from wlra import checks, devices
 from wlra.linalg.batch import in_chunks
-from wlra.pipeline import STATIC, solve_arrays
+from wlra.options import Inputs, Options, join, split
+from wlra.pipeline import solve_inputs
+from wlra.problem import Factors
 from wlra.result import Restarts, Result
 
 ROUND = 5  # starts solved at a time
 
 
-def random_starts(W: Array, weights: Any, rank: Any, count: int, key: Any) -> list[tuple[Array, Array]]:
-    """Pairs (left, right) of normal entries, stacked in rounds; their products are as large as the target."""
+@functools.partial(jax.jit, static_argnames=("options", "chunk"))
+def solve_chunks(inputs: Inputs, options: Options, chunk: int) -> Result:
+    """Many problems of one shape, `chunk` at a time."""
+
+    arrays, shared = split(inputs)
+
+    def one(arrays: tuple) -> Result:
+        return solve_inputs(join(arrays, shared), options)
+
+    return jax.vmap(one)(arrays) if chunk == len(inputs.target) else in_chunks(one, arrays, chunk)
+
+
+@functools.partial(jax.jit, static_argnames=("options", "chunk", "mesh"))
+def solve_dealt(inputs: Inputs, options: Options, chunk: int, mesh: Mesh) -> Result:
+    """Many problems of one shape, each device its own, `chunk` at a time."""
+
+    def part(arrays: tuple, shared: tuple) -> Result:
+        return solve_chunks(join(arrays, shared), options, chunk)
+
+    return devices.each_its_own(part, mesh)(*split(inputs))
+
+
+def solve_cut(inputs: Inputs, options: Options, plan: devices.Cut) -> Result:
+    """One problem cut over the devices: the compiler makes every product and sum of parts."""
+    result = solve_inputs(inputs, options)
+    left, right = devices.uncut(result.left, result.right, plan)
+    return result._replace(left=left, right=right)
+
+
+def solve_repeatedly(inputs: Inputs, options: Options, count: int, key: Any) -> Result:
+    """The result of the lowest loss from random starts, which stop once it has been found twice."""
+    losses, found = np.zeros(0), tally(np.full(1, np.inf), 0.0)
+    rounds: list[Result] = []
+    for start in random_starts(inputs.target, inputs.weights, options.rank, count=count, key=key):
+        rounds.append(solve_from_each(inputs._replace(start=start), options._replace(start=None)))
+        losses = np.append(losses, np.nan_to_num(rounds[-1].loss, nan=np.inf))
+        found = tally(losses, float(jnp.finfo(rounds[-1].loss.dtype).eps) ** (1 / 3))
+        if found.count[0] > 1:
+            break
+    place, winner = divmod(int(np.argmin(losses)), len(rounds[0].loss))
+    return jax.tree.map(lambda leaf: leaf[winner], rounds[place])._replace(restarts=found)
+
+
+@functools.partial(jax.jit, static_argnames="options")
+def solve_from_each(inputs: Inputs, options: Options) -> Result:
+    """One problem from several starts at a time."""
+    return jax.vmap(lambda start: solve_inputs(inputs._replace(start=start), options))(inputs.start)
+
+
+def random_starts(W: Array, weights: Array, rank: int, *, count: int, key: Any) -> list[Factors]:
+    """Factors of normal entries, stacked in rounds; their products are as large as the target."""
     if key is None:
         raise ValueError("restarts are random: give key=jax.random.key(seed)")
-    rank, weights = checks.check_rank(rank, W.shape), checks.check_weights(weights, W.shape)
     if checks.is_traced(W) or checks.is_traced(weights):
         raise ValueError("restarts stop at a loss found twice, which needs values: call outside of jit and vmap")
     dtype = jnp.float64 if jnp.float64 in (W.dtype, weights.dtype) else jnp.float32
@@ -31,7 +82,7 @@ def random_starts(W: Array, weights: Any, rank: Any, count: int, key: Any) -> li
     keys = jax.random.split(key, 2 * count)
     left = jax.vmap(lambda key: root * jax.random.normal(key, (W.shape[0], rank), dtype))(keys[:count])
     right = jax.vmap(lambda key: root * jax.random.normal(key, (rank, W.shape[1]), dtype))(keys[count:])
-    return [(left[i : i + ROUND], right[i : i + ROUND]) for i in range(0, count, ROUND)]
+    return [Factors(left[i : i + ROUND], right[i : i + ROUND]) for i in range(0, count, ROUND)]
 
 
 def tally(losses: Float[np.ndarray, " r"], resolution: float) -> Restarts:
@@ -44,53 +95,3 @@ def tally(losses: Float[np.ndarray, " r"], resolution: float) -> Restarts:
     new = np.append(True, ordered[1:] > ordered[:-1] + apart)
     places = np.flatnonzero(new)
     return Restarts(ordered[places], np.diff(np.append(places, len(ordered))))
-
-
-@functools.partial(jax.jit, static_argnames=(*STATIC, "chunk"))
-def solve_chunks(W, weights, pair, own, tol, patience, penalty, *, chunk, **static) -> Result:
-    """Many problems of one shape, `chunk` at a time."""
-
-    def one(arrays: tuple) -> Result:
-        return solve_arrays(*arrays, tol, patience, penalty, **static)
-
-    if chunk == len(W):
-        return jax.vmap(one)((W, weights, pair, own))
-    return in_chunks(one, (W, weights, pair, own), chunk)
-
-
-@functools.partial(jax.jit, static_argnames=(*STATIC, "chunk", "mesh"))
-def solve_dealt(W, weights, pair, own, tol, patience, penalty, *, chunk, mesh, **static) -> Result:
-    """Many problems of one shape, each device its own, `chunk` at a time."""
-
-    def part(arrays: tuple, scalars: tuple) -> Result:
-        return solve_chunks(*arrays, *scalars, **static, chunk=chunk)
-
-    return devices.each_its_own(part, mesh)((W, weights, pair, own), (tol, patience, penalty))
-
-
-def solve_cut(inputs: tuple, static: dict[str, Any], plan: devices.Cut) -> Result:
-    """One problem cut over the devices: the compiler makes every product and sum of parts."""
-    result = solve_arrays(*inputs, **static)
-    left, right = devices.uncut(result.left, result.right, plan)
-    return result._replace(left=left, right=right)
-
-
-def repeated(inputs: tuple, static: dict[str, Any], starts: list[tuple[Array, Array]]) -> Result:
-    """The result of the lowest loss from random starts, which stop once it has been found twice."""
-    W, weights, _, own, tol, patience, penalty = inputs
-    losses, found = np.zeros(0), tally(np.full(1, np.inf), 0.0)
-    rounds: list[Result] = []
-    for pair in starts:
-        rounds.append(solve_from_each(W, weights, pair, own, tol, patience, penalty, **static))
-        losses = np.append(losses, np.nan_to_num(rounds[-1].loss, nan=np.inf))
-        found = tally(losses, float(jnp.finfo(rounds[-1].loss.dtype).eps) ** (1 / 3))
-        if found.count[0] > 1:
-            break
-    place, winner = divmod(int(np.argmin(losses)), len(rounds[0].loss))
-    return jax.tree.map(lambda leaf: leaf[winner], rounds[place])._replace(restarts=found)
-
-
-@functools.partial(jax.jit, static_argnames=STATIC)
-def solve_from_each(W, weights, pairs, own, tol, patience, penalty, **static) -> Result:
-    """One problem from several starts at a time."""
-    return jax.vmap(lambda pair: solve_arrays(W, weights, pair, own, tol, patience, penalty, **static))(pairs)

@@ -21,7 +21,7 @@ class Scaling(NamedTuple):
     col: Float[Array, " n"]
 
 
-def none(weight: Matrix, largest: float = 1.0) -> Scaling:
+def uniform(weight: Matrix, largest: float = 1.0) -> Scaling:
     """Weights keep their proportions: they are divided by their maximum, as EM needs them in [0, 1]."""
     m, n = weight.shape
     return Scaling(jnp.full(m, jnp.max(values(weight)) / largest), jnp.ones(n, weight.dtype))
@@ -35,10 +35,10 @@ def longer(weight: Matrix) -> Scaling:
 
     Those on a convex objective lower it for all factors below 2 (Beck & Teboulle 2009, lemma 2.3).
     """
-    return none(weight, LONGER)
+    return uniform(weight, LONGER)
 
 
-def separable(weight: Matrix, sweeps: int = 8) -> Scaling:
+def equilibrate(weight: Matrix, sweeps: int = 8) -> Scaling:
     """weight / (row col') lies in [0, 1], with the 4-norm of its positive entries about equal in all rows and columns.
 
     A Sinkhorn iteration (Sinkhorn & Knopp 1967) on the fourth powers: with the first, single entries far above 1 are
@@ -79,6 +79,11 @@ def unscale_factors(factors: Factors, scaling: Scaling) -> Factors:
     return Factors(left, divide(factors.right, jnp.sqrt(scaling.col)[None, :]))
 
 
+def rescale_factors(factors: Factors, before: Scaling, after: Scaling) -> Factors:
+    """Factors in the variables of one scaling, in those of another."""
+    return scale_factors(unscale_factors(factors, before), after)
+
+
 def power_mean(rows: Matrix) -> Float[Array, " m"]:
     """The fourth root of the mean fourth power of each row's positive entries; 0 for a row of zeros."""
     largest = row_max(rows)
@@ -93,4 +98,4 @@ def divide(numerator: Float[Array, "..."], denominator: Float[Array, "..."]) -> 
     return jnp.where(positive, numerator / jnp.where(positive, denominator, 1), 0)
 
 
-SCALINGS: dict[str, Callable[[Matrix], Scaling]] = {"separable": separable, "none": none}
+SCALINGS: dict[str, Callable[[Matrix], Scaling]] = {"separable": equilibrate, "none": uniform}

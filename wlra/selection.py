@@ -10,13 +10,20 @@ from jaxtyping import Array, Float, Int
 
 from wlra import checks
 from wlra.api import solve_batch
-from wlra.path import check_values, leading
+from wlra.path import check_values, truncate
+from wlra.problem import Factors
 
 
 class Selection(NamedTuple):
     """The rank whose solutions predict hidden entries best, and the errors that say so.
 
     `error` is sum weights (W - left @ right)**2 / sum weights W**2 over the entries hidden in each fold.
+
+    Example:
+      >>> import jax, numpy as np, wlra
+      >>> selection = wlra.select_rank(np.outer(np.arange(1, 9), np.arange(1, 7)), None, [1], key=jax.random.key(0))
+      >>> selection.rank, selection.error.shape
+      (1, (1, 5))
     """
 
     rank: int
@@ -49,6 +56,13 @@ def select_rank(
 
     Raises:
       ValueError: an option cannot be used, or fewer entries have positive weight than there are folds.
+
+    Example:
+      >>> import jax, numpy as np, wlra
+      >>> rng = np.random.default_rng(0)
+      >>> W = np.outer(rng.normal(size=12), rng.normal(size=10)) + 0.1 * rng.normal(size=(12, 10))
+      >>> wlra.select_rank(W, None, [1, 2, 3], key=jax.random.key(0)).rank
+      1
     """
     W, folds = checks.check_target(W, batched=False), checks.check_count("folds", folds, 2)
     weights = checks.check_weights(weights, W.shape)
@@ -64,16 +78,17 @@ def select_rank(
     targets = jnp.broadcast_to(W[None], hidden.shape)
     errors, start = {}, None
     for rank in reversed(candidates):
-        warm = {} if start is None else {"start": leading(targets, shown, start, rank)}
+        warm = {} if start is None else {"start": truncate(targets, shown, start, rank)}
         start = solve_batch(targets, shown, rank, chunk=chunk, **warm, **options)
-        errors[rank] = np.asarray(hidden_error(W, weights, hidden, start.left, start.right))
+        errors[rank] = np.asarray(hidden_error(W, weights, hidden, Factors(start.left, start.right)))
     table = np.stack([errors[rank] for rank in candidates])
     return Selection(candidates[int(np.argmin(table.mean(axis=1)))], np.array(candidates), table)
 
 
 @jax.jit
-def hidden_error(W: Array, weights: Array, hidden: Array, left: Array, right: Array) -> Float[Array, " folds"]:
+def hidden_error(W: Array, weights: Array, hidden: Array, factors: Factors) -> Float[Array, " folds"]:
     """The weighted error on the hidden entries, relative to their size."""
+    left, right = factors
     dtype = jnp.promote_types(left.dtype, jnp.float32)
     seen = jnp.where(hidden, weights[None], 0).astype(dtype)
     target = jnp.where(weights > 0, W, 0).astype(dtype)[None]

@@ -150,9 +150,9 @@ def observed(X: Float[np.ndarray, "m n"], weights: Any) -> tuple[Float[Array, "m
     weight = checks.check_weights(None if weights is None else np.asarray(weights), X.shape)
     entries, shares = np.asarray(target), np.asarray(weight)  # on the host, where no operation has to be compiled
     weight_bad, target_bad = ~(np.isfinite(shares) & (shares >= 0)), ~np.isfinite(entries) & (shares > 0)
-    checks.report("weights", weight, jnp.asarray(weight_bad), "NaN, infinite or negative", "weights >= 0")
-    wanted, where = "finite values, or weight 0 there", " where the weight is positive"
-    checks.report("X", target, jnp.asarray(target_bad), "NaN or infinite", wanted, where)
+    checks.report("weights", weight, jnp.asarray(weight_bad), "NaN, infinite or negative", wanted="weights >= 0")
+    wanted = "finite values, or weight 0 there"
+    checks.report("X", target, jnp.asarray(target_bad), "NaN or infinite", wanted=wanted, where=checks.POSITIVE)
     return jnp.asarray(np.where(shares > 0, entries, 0)), jnp.asarray(shares.astype(entries.dtype))
 
 

@@ -1,6 +1,6 @@
 """Matrices of which only some entries are stored: what the rest of the package asks of them, dense ones included.
 
-Target, weight and gradient of a problem store the same entries; what they do not store has weight 0. Nothing here has
+Target, weight and residual of a problem store the same entries; what they do not store has weight 0. Nothing here has
 the shape of the whole, nothing is a loop, and no more is in memory at once than a few numbers for each entry and each
 component. An iteration reads as many numbers: a gather for either factor, and one and a sum for each product.
 """
@@ -45,7 +45,14 @@ class Sparse:
 
     @property
     def T(self) -> "Sparse":
-        return Sparse(self.values, self.cols, self.rows, self.col_runs, self.row_runs, self.shape[::-1])
+        return Sparse(
+            self.values,
+            rows=self.cols,
+            cols=self.rows,
+            row_runs=self.col_runs,
+            col_runs=self.row_runs,
+            shape=self.shape[::-1],
+        )
 
     def __matmul__(self, other: Float[Array, "n p"]) -> Float[Array, "m p"]:
         terms = self.values[:, None] * pick(other, self.cols)
@@ -169,5 +176,11 @@ def in_row_order(matrix: BCOO, name: str) -> Sparse:
     if not len(indices):
         raise ValueError(f"{name} stores no entry; wanted at least one")
     rows, cols = indices.T
-    dealt = runs(rows, matrix.shape[0]), runs(cols, matrix.shape[1])
-    return Sparse(matrix.data[order], jnp.asarray(rows), jnp.asarray(cols), *dealt, matrix.shape)
+    return Sparse(
+        values=matrix.data[order],
+        rows=jnp.asarray(rows),
+        cols=jnp.asarray(cols),
+        row_runs=runs(rows, matrix.shape[0]),
+        col_runs=runs(cols, matrix.shape[1]),
+        shape=matrix.shape,
+    )

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, Int
 from wlra.problem import Factors
 
 
-def even_out(factors: Factors) -> Factors:
+def balance_exactly(factors: Factors) -> Factors:
     """The same product, bit for bit, with each column of `left` as large as its row of `right` to a factor of two."""
     size_left, size_right = jnp.max(jnp.abs(factors.left), axis=0), jnp.max(jnp.abs(factors.right), axis=1)
     (mantissa_left, exponent_left), (mantissa_right, exponent_right) = jnp.frexp(size_left), jnp.frexp(size_right)

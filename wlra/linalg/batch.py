@@ -53,11 +53,11 @@ def in_chunks(function: Callable, arrays: Any, size: int) -> Any:
     return jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:])[:count], chunks)
 
 
-def once(known: Float[Array, "..."], array: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The array, not before the other is known.
+def after(value: Float[Array, "..."], *, then: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The array `then`, not before the value is known.
 
     On a CPU, LAPACK on a batch waits in a thread for others to help: two at once can wait for each other for ever. XLA
     drops an `optimization_barrier` before it schedules, but not the sum with a zero that only the data can tell.
     """
-    first = known.ravel()[0]
-    return array + jnp.where(jnp.isfinite(first), 0, first)
+    first = value.ravel()[0]
+    return then + jnp.where(jnp.isfinite(first), 0, first)

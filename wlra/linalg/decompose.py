@@ -4,14 +4,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from wlra.linalg.batch import once
+from wlra.linalg.batch import after
 from wlra.linalg.gram import gram_inverse
 from wlra.problem import Factors
 from wlra.sparse import Matrix, Sparse, is_sparse
 
 
-def subspace_step(gradient: Matrix, factors: Factors, penalty: Float[Array, ""] | float = 0.0) -> Factors:
-    """The product is the projection of Y = left @ right + gradient onto the span of Y @ right.T.
+def subspace_step(weighted_residual: Matrix, factors: Factors, penalty: Float[Array, ""] | float = 0.0) -> Factors:
+    """The product is the projection of Y = left @ right + weighted_residual onto the span of Y @ right.T.
 
     One step of orthogonal iteration (Golub & Van Loan 2013, sec. 8.2.4) that never forms Y and needs no QR: each factor
     moves by a least-squares correction, so factors that already are the best rank-k approximation of Y stay as they
@@ -19,11 +19,11 @@ def subspace_step(gradient: Matrix, factors: Factors, penalty: Float[Array, ""] 
     penalty on the squares of the factors, ridge regression for one, then the other (Hastie et al. 2015, alg. 2.1).
     """
     left, right = factors
-    move = (gradient @ right.T - penalty * left) @ gram_inverse(right @ right.T, penalty)
+    move = (weighted_residual @ right.T - penalty * left) @ gram_inverse(right @ right.T, penalty)
     new_left = left + move
     inverse = gram_inverse(new_left.T @ new_left, penalty)
     solver = new_left @ inverse
-    return Factors(new_left, right + solver.T @ gradient - (solver.T @ move + penalty * inverse) @ right)
+    return Factors(new_left, right + solver.T @ weighted_residual - (solver.T @ move + penalty * inverse) @ right)
 
 
 def truncated_svd(matrix: Float[Array, "m n"], rank: int, penalty: Float[Array, ""] | float = 0.0) -> Factors:
@@ -39,11 +39,11 @@ def truncated_svd(matrix: Float[Array, "m n"], rank: int, penalty: Float[Array, 
     return subspace_step(matrix - factors.left @ factors.right, factors, penalty)
 
 
-def leading(factors: Factors, own: Int[Array, ""] | None) -> Factors:
-    """The factors with zeros beyond a rank of their own, which the sweeps and gradients leave there."""
-    if own is None:
+def mask_rank(factors: Factors, rank: Int[Array, ""] | None) -> Factors:
+    """The factors with zeros beyond a traced rank, which sweeps leave there; as they are if that is None."""
+    if rank is None:
         return factors
-    kept = jnp.arange(factors.left.shape[1], dtype=own.dtype) < own
+    kept = jnp.arange(factors.left.shape[1], dtype=rank.dtype) < rank
     return Factors(jnp.where(kept[None, :], factors.left, 0), jnp.where(kept[:, None], factors.right, 0))
 
 
@@ -75,8 +75,8 @@ def leading_components(matrix: Matrix, rank: int) -> Factors:
         return iterated_svd(matrix, rank)
     m, n = matrix.shape
     if m > n:
-        turned = leading_components(matrix.T, rank)
-        return Factors(turned.right.T, turned.left.T)
+        transposed = leading_components(matrix.T, rank)
+        return Factors(transposed.right.T, transposed.left.T)
     _, vectors = jnp.linalg.eigh(matrix @ matrix.T)
     basis = vectors[:, ::-1][:, :rank]
     right = basis.T @ matrix
@@ -98,8 +98,8 @@ def balance(factors: Factors) -> Factors:
     product overflows stay as they are.
     """
     q_left, r_left = jnp.linalg.qr(factors.left)
-    q_right, r_right = jnp.linalg.qr(once(q_left, factors.right.T))
-    u, s, vt = jnp.linalg.svd(once(q_right, r_left @ r_right.T))
+    q_right, r_right = jnp.linalg.qr(after(q_left, then=factors.right.T))
+    u, s, vt = jnp.linalg.svd(after(q_right, then=r_left @ r_right.T))
     floor = jnp.finfo(s.dtype).eps * jnp.where(s[0] > 0, s[0], 1)
     root = jnp.sqrt(jnp.maximum(s, floor))
     even = Factors(q_left @ (u * (s / root)[None, :]), (root[:, None] * vt) @ q_right.T)

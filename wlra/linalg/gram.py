@@ -5,14 +5,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 
-def gram_inverse(gram: Float[Array, "k k"], ridge: Float[Array, ""] | float = 0.0) -> Float[Array, "k k"]:
-    """The inverse of gram + ridge, whose unit-diagonal form is shifted by k * eps, the size of its rounding errors.
+def gram_inverse(gram: Float[Array, "k k"], shift: Float[Array, ""] | float = 0.0) -> Float[Array, "k k"]:
+    """The inverse of gram + shift, whose unit-diagonal form is shifted by k * eps, the size of its rounding errors.
 
     Products alone: a Cholesky factor takes fewer operations and several times as long, within a loop of products; on a
     CPU its threads get in the way of theirs, and accelerators are slow at it. Callers multiply a residual by the
     result, so the shift biases no solution.
     """
-    unit, scale = unit_diagonal(gram + ridge * jnp.eye(len(gram), dtype=gram.dtype))
+    unit, scale = unit_diagonal(gram + shift * jnp.eye(len(gram), dtype=gram.dtype))
     return newton_schulz(unit, by_halves(unit, times=2)) * (scale[:, None] * scale[None, :])
 
 
@@ -60,19 +60,19 @@ def newton_schulz(matrix: Float[Array, "k k"], guess: Float[Array, "k k"]) -> Fl
 
 
 def gram_solve(
-    gram: Float[Array, "k k"], right_side: Float[Array, " k"], ridge: Float[Array, ""] | float = 0.0
+    gram: Float[Array, "k k"], right_side: Float[Array, " k"], shift: Float[Array, ""] | float = 0.0
 ) -> Float[Array, " k"]:
     """The solution with the inverse of `gram_inverse`, by Cholesky: for many small systems with one right side each."""
-    unit, scale = unit_diagonal(gram + ridge * jnp.eye(len(gram), dtype=gram.dtype))
+    unit, scale = unit_diagonal(gram + shift * jnp.eye(len(gram), dtype=gram.dtype))
     return scale * jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(unit), True), scale * right_side)
 
 
-def eliminated(gram: Float[Array, "k k"], ridge: Float[Array, ""] | float = 0.0) -> Float[Array, "k k"]:
+def eliminated(gram: Float[Array, "k k"], shift: Float[Array, ""] | float = 0.0) -> Float[Array, "k k"]:
     """The inverse of `gram_inverse`, by Gauss-Jordan elimination in place: for many small matrices under vmap.
 
     On a CPU, triangular solves with many right sides, one small matrix after another, spend their time on threads.
     """
-    unit, scale = unit_diagonal(gram + ridge * jnp.eye(len(gram), dtype=gram.dtype))
+    unit, scale = unit_diagonal(gram + shift * jnp.eye(len(gram), dtype=gram.dtype))
 
     def sweep(i: Int[Array, ""], matrix: Float[Array, "k k"]) -> Float[Array, "k k"]:
         inverse = 1 / matrix[i, i]

@@ -2,58 +2,57 @@
 
 from wlra.linalg.batch import CHUNK
 from wlra.methods.accelerate import accelerated, anderson, nesterov, plain
-from wlra.methods.lbfgs import lbfgs
+from wlra.methods.closed import fwsvd, kronecker, separable, svd
+from wlra.methods.lbfgs import quasi_newton_stage
 from wlra.methods.method import Method, Stage, after, crawling
-from wlra.methods.newton import newton
-from wlra.methods.published import published
+from wlra.methods.newton import newton_stage
+from wlra.methods.published import as_published
 from wlra.methods.sweeps import als, em
-from wlra.methods.varpro import varpro
+from wlra.methods.varpro import varpro_stage
 from wlra.problem import Factors, Problem
 
-stay = [Stage(Method(lambda problem, factors: (factors, ()), lambda problem, factors, aux: (factors, aux)))]
 
+def where_it_fits(stage: Stage, other: Stage) -> Stage:
+    """The stage where the Gram matrices of all rows and columns take at most CHUNK numbers, else the other one."""
 
-def where_it_fits(method: Method, other: Method) -> Method:
-    """The method where the Gram matrices of all rows and columns take at most CHUNK numbers, else the other one."""
-
-    def choice(problem: Problem, factors: Factors) -> Method:
+    def choice(problem: Problem, factors: Factors) -> Stage:
         (m, n), k = problem.target.shape, factors.left.shape[1]
-        return method if (m + n) * k * k <= CHUNK else other
+        return stage if (m + n) * k * k <= CHUNK else other
 
-    return Method(
+    return Stage(
         lambda problem, factors: choice(problem, factors).init(problem, factors),
         lambda problem, factors, aux: choice(problem, factors).step(problem, factors, aux),
     )
 
 
-METHODS: dict[str, list[Stage]] = {
-    "em": [Stage(accelerated(em, plain))],
-    "nesterov": [Stage(accelerated(em, nesterov))],
-    "anderson": [Stage(accelerated(em, anderson))],
-    "als": [Stage(accelerated(als, plain, waits=True))],
-    "als-anderson": [Stage(accelerated(als, anderson, waits=True))],
-    "lbfgs": [Stage(lbfgs)],
-    "newton": [Stage(accelerated(em, anderson), after(5)), Stage(newton)],
-    "varpro": [Stage(varpro)],
-    "auto": [
-        Stage(accelerated(em, anderson), crawling(12)),
-        Stage(lbfgs, crawling(100)),
-        Stage(where_it_fits(newton, lbfgs)),
-    ],
-}
+def iteration(name: str, *stages: Stage, svd_stages: tuple[Stage, ...] = (), keeps_zeros: bool = True) -> Method:
+    """A method of first order, which takes penalties and sparse targets."""
+    return Method(name, stages, svd_stages=svd_stages, penalty=True, sparse=True, keeps_zeros=keeps_zeros)
 
 
-SWEEPS = ("em", "nesterov", "anderson", "als", "als-anderson")  # they leave components that are zero as they are
-
-
-PENALISED = (*SWEEPS, "lbfgs")
-
-
-SPARSE = PENALISED  # what they ask of the target is in wlra/sparse.py
-
-
-PUBLISHED: dict[str, list[Stage]] = {
-    "em": [Stage(published(plain))],
-    "nesterov": [Stage(published(nesterov))],
-    "anderson": [Stage(published(anderson))],
+em_anderson = accelerated(em, anderson)
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        iteration("em", accelerated(em, plain), svd_stages=(as_published(plain),)),
+        iteration("nesterov", accelerated(em, nesterov), svd_stages=(as_published(nesterov),)),
+        iteration("anderson", em_anderson, svd_stages=(as_published(anderson),)),
+        iteration("als", accelerated(als, plain, waits=True)),
+        iteration("als-anderson", accelerated(als, anderson, waits=True)),
+        iteration("lbfgs", quasi_newton_stage, keeps_zeros=False),
+        Method("newton", (em_anderson._replace(until=after(5)), newton_stage)),
+        Method("varpro", (varpro_stage,)),
+        Method(
+            "auto",
+            (
+                em_anderson._replace(until=crawling(12)),
+                quasi_newton_stage._replace(until=crawling(100)),
+                where_it_fits(newton_stage, quasi_newton_stage),
+            ),
+        ),
+        svd,
+        fwsvd,
+        separable,
+        kronecker,
+    )
 }

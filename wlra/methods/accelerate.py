@@ -1,4 +1,4 @@
-"""Extrapolations of a fixed-point iteration, and the guard that makes a method of a sweep and one of them."""
+"""Extrapolations of a fixed-point iteration, and the guard that makes a stage of a sweep and one of them."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,7 +8,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int
 
 from wlra.linalg.gram import tiny_solve
-from wlra.methods.method import Method, choose
+from wlra.methods.method import Stage, choose
 from wlra.methods.sweeps import Sweep
 from wlra.problem import Factors, Problem, loss
 
@@ -68,7 +68,14 @@ SLOTS = 5  # more gain little on Fisher weights, and each costs 2 k (m + n) numb
 def anderson_init(point: Any) -> Window:
     flat, _ = ravel_pytree(point)
     empty = jnp.zeros((SLOTS, flat.size), flat.dtype)
-    return Window(flat, flat, empty, empty, jnp.zeros((SLOTS, SLOTS), flat.dtype), jnp.array(0, jnp.int32))
+    return Window(
+        image=flat,
+        residual=flat,
+        image_changes=empty,
+        residual_changes=empty,
+        gram=jnp.zeros((SLOTS, SLOTS), flat.dtype),
+        count=jnp.array(0, jnp.int32),
+    )
 
 
 def anderson_step(memory: Window, point: Any, image: Any) -> tuple[Any, Window]:
@@ -83,13 +90,21 @@ def anderson_step(memory: Window, point: Any, image: Any) -> tuple[Any, Window]:
     change, slot = residual - memory.residual, (memory.count - 1) % SLOTS
     image_changes = memory.image_changes.at[slot].set(now - memory.image)
     residual_changes = memory.residual_changes.at[slot].set(change)
-    products, slopes = residual_changes @ change, residual_changes @ residual
+    products, overlaps = residual_changes @ change, residual_changes @ residual
     gram = memory.gram.at[slot, :].set(products).at[:, slot].set(products)
     known = jnp.arange(SLOTS, dtype=jnp.int32) < memory.count
     seen = jnp.where(known[:, None] & known[None, :], gram, 0)
-    coefficients = tiny_solve(seen, jnp.where(known, slopes, 0))
+    coefficients = tiny_solve(seen, jnp.where(known, overlaps, 0))
     ahead = unravel(now - coefficients @ image_changes)
-    return ahead, Window(now, residual, image_changes, residual_changes, gram, memory.count + 1)
+    window = Window(
+        image=now,
+        residual=residual,
+        image_changes=image_changes,
+        residual_changes=residual_changes,
+        gram=gram,
+        count=memory.count + 1,
+    )
+    return ahead, window
 
 
 anderson = Extrapolation(
@@ -99,7 +114,7 @@ anderson = Extrapolation(
 )
 
 
-class Guard(NamedTuple):
+class State(NamedTuple):
     """What to fall back on: the plain image of the last point that was accepted, and that point's loss."""
 
     memory: Any
@@ -107,8 +122,8 @@ class Guard(NamedTuple):
     loss: Float[Array, ""]
 
 
-def accelerated(sweep: Sweep, extrapolation: Extrapolation, waits: bool = False) -> Method:
-    """The method that extrapolates the factors themselves and never goes on from a loss above the last accepted one.
+def accelerated(sweep: Sweep, extrapolation: Extrapolation, waits: bool = False) -> Stage:
+    """The stage that extrapolates the factors themselves and never goes on from a loss above the last accepted one.
 
     A point with a higher loss is given up for the plain image of the last accepted point, which the sweep guarantees
     to be no worse than that, and the memory starts afresh. The sweep does not depend on the gauge of the factors, so
@@ -116,19 +131,19 @@ def accelerated(sweep: Sweep, extrapolation: Extrapolation, waits: bool = False)
     sweep with loops of its own waits for the evaluation, and gives up the products that the two share.
     """
 
-    def init(problem: Problem, factors: Factors) -> tuple[Factors, Guard]:
-        return factors, Guard(extrapolation.init(factors), factors, jnp.array(jnp.inf, factors.left.dtype))
+    def init(problem: Problem, factors: Factors) -> tuple[Factors, State]:
+        return factors, State(extrapolation.init(factors), factors, jnp.array(jnp.inf, factors.left.dtype))
 
-    def step(problem: Problem, factors: Factors, guard: Guard) -> tuple[Factors, Guard]:
+    def step(problem: Problem, factors: Factors, state: State) -> tuple[Factors, State]:
         now = loss(problem, factors)
-        accepted = not_above(now, guard.loss)
-        point = choose(accepted, factors, guard.safe)
-        image = choose(accepted, sweep(problem, point if waits else factors), guard.safe)
-        ahead, memory = extrapolation.step(guard.memory, point, image)
+        accepted = not_above(now, state.loss)
+        point = choose(accepted, factors, state.safe)
+        image = choose(accepted, sweep(problem, point if waits else factors), state.safe)
+        ahead, memory = extrapolation.step(state.memory, point, image)
         memory = extrapolation.keep(memory, accepted)
-        return choose(accepted, ahead, image), Guard(memory, image, jnp.where(accepted, now, guard.loss))
+        return choose(accepted, ahead, image), State(memory, image, jnp.where(accepted, now, state.loss))
 
-    return Method(init, step)
+    return Stage(init, step)
 
 
 def not_above(loss: Float[Array, ""], bound: Float[Array, ""]) -> Bool[Array, ""]:

@@ -1,24 +1,57 @@
 """Closed forms: one decomposition each, exact for weights of a special shape."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
-from wlra import scaling
-from wlra.linalg.decompose import leading, orthonormal, psd_roots
+from wlra.linalg.decompose import mask_rank, orthonormal, psd_roots, truncated_svd
 from wlra.linalg.gram import gram_inverse
-from wlra.problem import Factors, Problem, rounding, total
-from wlra.sparse import Matrix, like, row_sum, values
+from wlra.methods.method import Evaluated, Method
+from wlra.problem import Factors, Kronecker, Problem, loss, rounding, stationarity, total
+from wlra.scaling import Scaling, equilibrate, scale, scale_factors, unscale_factors
+from wlra.sparse import Matrix, row_sum
 
 
-def nearest(
-    target: Float[Array, "m n"],
-    row: Float[Array, "m m"],
-    col: Float[Array, "n n"],
-    rank: int,
-    own: Int[Array, ""] | None = None,
-) -> tuple[Factors, Float[Array, ""], Float[Array, ""]]:
+def equal(weight: Matrix) -> Scaling:
+    """All weights are taken for equal."""
+    m, n = weight.shape
+    return Scaling(jnp.ones(m, weight.dtype), jnp.ones(n, weight.dtype))
+
+
+def row_sums(weight: Matrix) -> Scaling:
+    """The weights of a row are taken for equal, and replaced by their sum (Hsu et al. 2022, eq. 7).
+
+    The row of a kernel (in, out) is an input, as in the paper.
+    """
+    return Scaling(row_sum(weight), jnp.ones(weight.shape[1], weight.dtype))
+
+
+def equalised(name: str, equalise: Callable[[Matrix], Scaling], *, sees_hidden: bool = False) -> Method:
+    """The method that is exact for weights row_i col_j, and takes those of `equalise` for all others.
+
+    Its factors are the truncated SVD in the variables in which such weights are equal; loss and stationarity are those
+    of the weights as given.
+    """
+
+    def closed_form(problem: Problem, rank: int, ranks: Any) -> Evaluated:
+        scaling = equalise(problem.weight)
+        scaled_factors = truncated_svd(scale(problem, scaling).target, rank)
+        factors = mask_rank(unscale_factors(scaled_factors, scaling), ranks)
+        balanced = equilibrate(problem.weight)
+        scaled, scaled_factors = scale(problem, balanced), scale_factors(factors, balanced)
+        return Evaluated(factors, loss(scaled, scaled_factors), stationarity(scaled, scaled_factors))
+
+    return Method(name, closed_form=closed_form, equalise=equalise, sees_hidden=sees_hidden, keeps_zeros=True)
+
+
+svd = equalised("svd", equal, sees_hidden=True)  # Eckart & Young 1936
+fwsvd = equalised("fwsvd", row_sums, sees_hidden=True)  # Hsu et al. 2022, eq. 7
+separable = equalised("separable", equilibrate)  # Irani & Anandan 2000, sec. 3
+
+
+def nearest(problem: Problem, rank: int, ranks: Int[Array, ""] | None = None) -> Evaluated:
     """The factors of least trace(row E col E'), E = target - left @ right, with their relative loss and stationarity.
 
     The leading eigenvectors U of row^1/2 target col target' row^1/2 give right = U' row^1/2 target, and that the best
@@ -26,60 +59,27 @@ def nearest(
     a square halves the digits of small singular values; a step of orthogonal iteration, without it, returns them.
     What the smaller side's weight is too small to see is fitted as the rest is.
     """
+    target, weight = problem.target, problem.weight
     m, n = target.shape
     if m > n:
-        factors, loss, slope = nearest(target.T, col, row, rank, own)
-        return Factors(factors.right.T, factors.left.T), loss, slope
-    root, product = psd_roots(row)[0], target @ col
+        flipped = Problem(target.T, Kronecker(weight.col, weight.row))
+        factors, *figures = nearest(flipped, rank, ranks)
+        return Evaluated(Factors(factors.right.T, factors.left.T), *figures)
+    root, product = psd_roots(weight.row)[0], target @ weight.col
     gram = root @ (product @ target.T) @ root
     vectors = jnp.linalg.eigh((gram + gram.T) / 2)[1][:, ::-1][:, :rank]
     basis, _ = orthonormal(root @ (product @ (target.T @ (root @ vectors))))
-    basis, right = leading(Factors(basis, (root @ basis).T @ target), own)
-    weighed = right @ col
-    left = product @ right.T @ gram_inverse(weighed @ right.T)
+    basis, right = mask_rank(Factors(basis, (root @ basis).T @ target), ranks)
+    weighted_right = right @ weight.col
+    left = product @ right.T @ gram_inverse(weighted_right @ right.T)
     error = target - left @ right
-    lost = total((row @ error) * (product - left @ weighed))
-    whole = total((row @ target) * product)
-    loss = jnp.maximum(lost, 0) / jnp.where(whole > 0, whole, 1)
+    lost = total((weight.row @ error) * (product - left @ weighted_right))
+    whole = total((weight.row @ target) * product)
+    relative = jnp.maximum(lost, 0) / jnp.where(whole > 0, whole, 1)
     along = (root @ basis).T @ error
-    slope = jnp.sqrt(jnp.clip(total(along * (along @ col)) / jnp.where(lost > 0, lost, 1), 0, 1))
-    return Factors(left, right), loss, jnp.where(loss > rounding(Factors(left, right)), slope, 0)
+    share = jnp.sqrt(jnp.clip(total(along * (along @ weight.col)) / jnp.where(lost > 0, lost, 1), 0, 1))
+    factors = Factors(left, right)
+    return Evaluated(factors, relative, jnp.where(relative > rounding(factors), share, 0))
 
 
-Decomposition = Callable[[Matrix, int], Factors]
-
-
-Start = Callable[[Problem, int, Decomposition], Factors]
-
-
-def svd(problem: Problem, rank: int, decompose: Decomposition) -> Factors:
-    """Optimal if all weights are equal (Eckart & Young 1936)."""
-    return decompose(problem.target, rank)
-
-
-def fwsvd(problem: Problem, rank: int, decompose: Decomposition) -> Factors:
-    """Optimal if each row has one weight; other weights are replaced by their row sums (Hsu et al. 2022, eq. 7).
-
-    The row of a kernel (in, out) is an input, as in the paper.
-    """
-    col = jnp.ones(problem.target.shape[1], problem.target.dtype)
-    return by_svd(problem, scaling.Scaling(row_sum(problem.weight), col), rank, decompose)
-
-
-def separable(problem: Problem, rank: int, decompose: Decomposition) -> Factors:
-    """Optimal if weight_ij = p_i q_j (Irani & Anandan 2000, sec. 3); other weights are replaced by such a fit.
-
-    Where the weight is 0 the target counts as 0: what it holds there is nobody's business.
-    """
-    seen = jnp.where(values(problem.weight) > 0, values(problem.target), 0)
-    problem = problem._replace(target=like(problem.target, seen))
-    return by_svd(problem, scaling.separable(problem.weight), rank, decompose)
-
-
-def by_svd(problem: Problem, scales: scaling.Scaling, rank: int, decompose: Decomposition) -> Factors:
-    """The best approximation for the weights row col'."""
-    target = scaling.scale(problem, scales).target
-    return scaling.unscale_factors(decompose(target, rank), scales)
-
-
-STARTS: dict[str, Start] = {"svd": svd, "fwsvd": fwsvd, "separable": separable}
+kronecker = Method("kronecker", closed_form=nearest, kronecker=True, keeps_zeros=True)

@@ -9,14 +9,14 @@ from jaxtyping import Array, Bool, Float, Int
 from wlra.linalg.decompose import balance
 from wlra.linalg.gram import gram_inverse
 from wlra.methods.accelerate import not_above
-from wlra.methods.method import Method, choose
-from wlra.problem import Factors, Problem, loss, slope_left, slope_right
+from wlra.methods.method import Stage, choose
+from wlra.problem import Factors, Problem, gradient_left, gradient_right, loss
 
 PAIRS = 8
 
 
 class Pairs(NamedTuple):
-    """The last changes of point and of slope, in rows that are reused in turn, and all products of the two."""
+    """The last changes of point and of gradient, in rows that are reused in turn, and all products of the two."""
 
     moves: Float[Array, "pairs d"]
     bends: Float[Array, "pairs d"]
@@ -24,27 +24,27 @@ class Pairs(NamedTuple):
     count: Int[Array, ""]
 
 
-class Accepted(NamedTuple):
+class State(NamedTuple):
     """The last point that lowered the loss, and the way ahead of it."""
 
     point: Float[Array, " d"]
-    slope: Float[Array, " d"]
+    gradient: Float[Array, " d"]
     loss: Float[Array, ""]
     direction: Float[Array, " d"]
     length: Float[Array, ""]
     pairs: Pairs
 
 
-def init(problem: Problem, factors: Factors) -> tuple[Factors, Accepted]:
+def init(problem: Problem, factors: Factors) -> tuple[Factors, State]:
     factors = balance(factors)
     flat, _ = ravel_pytree(factors)
     empty, products = jnp.zeros((PAIRS, flat.size), flat.dtype), jnp.zeros((PAIRS, PAIRS), flat.dtype)
     infinite, zero = jnp.array(jnp.inf, flat.dtype), jnp.zeros_like(flat)
     pairs = Pairs(empty, empty, products, jnp.array(0, jnp.int32))
-    return factors, Accepted(flat, zero, infinite, zero, infinite, pairs)
+    return factors, State(flat, zero, infinite, direction=zero, length=infinite, pairs=pairs)
 
 
-def step(problem: Problem, factors: Factors, last: Accepted) -> tuple[Factors, Accepted]:
+def step(problem: Problem, factors: Factors, last: State) -> tuple[Factors, State]:
     """The next point to evaluate: a full quasi-Newton step from one that lowered the loss, else a shorter last one.
 
     Liu & Nocedal 1989, on minus half the derivative of the objective. Differs from the paper: the Hessian that the
@@ -53,12 +53,12 @@ def step(problem: Problem, factors: Factors, last: Accepted) -> tuple[Factors, A
     """
     point, unravel = ravel_pytree(factors)
     now = loss(problem, factors)
-    slope, _ = ravel_pytree(Factors(slope_left(problem, factors), slope_right(problem, factors)))
+    gradient, _ = ravel_pytree(Factors(gradient_left(problem, factors), gradient_right(problem, factors)))
     accepted = not_above(now, last.loss)
-    pairs = learn(last.pairs, point - last.point, last.slope - slope, accepted & jnp.isfinite(last.loss))
-    direction = quasi_newton(pairs, slope, factors, problem.penalty)
+    pairs = learn(last.pairs, point - last.point, last.gradient - gradient, accepted & jnp.isfinite(last.loss))
+    direction = quasi_newton(pairs, gradient, factors, problem.penalty)
     length = jnp.where(pairs.count > 0, 1.0, 0.5).astype(now.dtype)  # alone, both factors' steps add up to two
-    fresh = Accepted(point, slope, now, direction, length, pairs)
+    fresh = State(point, gradient, now, direction=direction, length=length, pairs=pairs)
     retry = last._replace(length=last.length / 4, pairs=pairs)
     state = choose(accepted, fresh, retry)._replace(pairs=pairs)
     return unravel(state.point + state.length * state.direction), state
@@ -75,9 +75,9 @@ def learn(pairs: Pairs, move: Float[Array, " d"], bend: Float[Array, " d"], usab
 
 
 def quasi_newton(
-    pairs: Pairs, slope: Float[Array, " d"], factors: Factors, penalty: Float[Array, ""] | float
+    pairs: Pairs, gradient: Float[Array, " d"], factors: Factors, penalty: Float[Array, ""] | float
 ) -> Float[Array, " d"]:
-    """The slope times the inverse Hessian.
+    """The gradient times the inverse Hessian.
 
     The two loops of Nocedal 1980: in order of age they are triangular systems in the products of the pairs, so that
     every row of the buffers is read in one pass each.
@@ -85,18 +85,20 @@ def quasi_newton(
     place = jnp.arange(PAIRS, dtype=jnp.int32)
     order, known = (pairs.count - 1 - place) % PAIRS, place < pairs.count  # newest first
     both = known[:, None] & known[None, :]
-    lower = jnp.tril(jnp.where(both, pairs.products[order][:, order], jnp.eye(PAIRS, dtype=slope.dtype)))
-    first = substitute(lower, jnp.where(known, (pairs.moves @ slope)[order], 0))
-    direction = precondition(factors, slope - jnp.zeros_like(first).at[order].set(first) @ pairs.bends, penalty)
+    lower = jnp.tril(jnp.where(both, pairs.products[order][:, order], jnp.eye(PAIRS, dtype=gradient.dtype)))
+    first = substitute(lower, jnp.where(known, (pairs.moves @ gradient)[order], 0))
+    direction = precondition(factors, gradient - jnp.zeros_like(first).at[order].set(first) @ pairs.bends, penalty)
     rest = jnp.diagonal(lower) * first - jnp.where(known, (pairs.bends @ direction)[order], 0)
     second = substitute(lower[::-1, ::-1].T, rest[::-1])[::-1]
     return direction + jnp.zeros_like(second).at[order].set(second) @ pairs.moves
 
 
-def precondition(factors: Factors, slope: Float[Array, " d"], penalty: Float[Array, ""] | float) -> Float[Array, " d"]:
+def precondition(
+    factors: Factors, gradient: Float[Array, " d"], penalty: Float[Array, ""] | float
+) -> Float[Array, " d"]:
     """The least-squares step of each factor for equal weights, the other fixed."""
     _, unravel = ravel_pytree(factors)
-    left, right = unravel(slope)
+    left, right = unravel(gradient)
     step = Factors(
         left @ gram_inverse(factors.right @ factors.right.T, penalty),
         gram_inverse(factors.left.T @ factors.left, penalty) @ right,
@@ -114,4 +116,4 @@ def substitute(lower: Float[Array, "k k"], right_side: Float[Array, " k"]) -> Fl
     return solution
 
 
-lbfgs = Method(init, step)
+quasi_newton_stage = Stage(init, step)

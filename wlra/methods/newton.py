@@ -9,14 +9,14 @@ from jaxtyping import Array, Bool, Float
 from wlra.linalg.batch import over_grams
 from wlra.linalg.decompose import balance, orthonormal
 from wlra.linalg.gram import eliminated
-from wlra.methods.method import Method, choose
+from wlra.methods.method import Stage, choose
 from wlra.methods.sweeps import best_right
-from wlra.problem import Factors, Problem, gradient, loss, total
+from wlra.problem import Factors, Problem, loss, total, weighted_residual
 
 STEPS = 250  # of conjugate gradients an iteration, at most
 
 
-class Accepted(NamedTuple):
+class State(NamedTuple):
     """The last point that lowered the loss, and the step that was tried from it."""
 
     factors: Factors
@@ -31,7 +31,7 @@ class Model(NamedTuple):
 
     problem: Problem
     factors: Factors
-    gradient: Float[Array, "m n"]
+    weighted_residual: Float[Array, "m n"]
     columns: Float[Array, "n k k"]
     rows: Float[Array, "m k k"]
 
@@ -42,20 +42,20 @@ class Search(NamedTuple):
     step: Float[Array, "m k"]
     residual: Float[Array, "m k"]
     direction: Float[Array, "m k"]
-    slope: Float[Array, ""]
+    decrease: Float[Array, ""]
     lengths: Float[Array, " 3"]
     gain: Float[Array, ""]
     count: Float[Array, ""]
     bounded: Bool[Array, ""]
 
 
-def init(problem: Problem, factors: Factors) -> tuple[Factors, Accepted]:
+def init(problem: Problem, factors: Factors) -> tuple[Factors, State]:
     infinite, zero = jnp.array(jnp.inf, factors.left.dtype), jnp.zeros((), factors.left.dtype)
-    factors = turned(at_best(*turn(problem, balance(factors))), problem)
-    return factors, Accepted(factors, infinite, infinite, zero, jnp.array(False))
+    factors = restore_axes(at_best(*shorter_first(problem, balance(factors))), problem)
+    return factors, State(factors, infinite, infinite, promised=zero, bounded=jnp.array(False))
 
 
-def step(problem: Problem, factors: Factors, last: Accepted) -> tuple[Factors, Accepted]:
+def step(problem: Problem, factors: Factors, last: State) -> tuple[Factors, State]:
     """The minimum, within a radius, of the model around the best point so far, along a geodesic's first order.
 
     Variable projection (Golub & Pereyra 1973) with the exact Hessian of what is left, a function on the Grassmannian;
@@ -69,23 +69,24 @@ def step(problem: Problem, factors: Factors, last: Accepted) -> tuple[Factors, A
     accepted = jnp.isfinite(now) & ((ratio > 1e-3) | first)
     growth = jnp.where(ratio > 0.75, jnp.where(last.bounded, 3, 1), jnp.where(ratio > 0.25, 1, 0.25)).astype(now.dtype)
     point, best = choose(accepted, (factors, now), (last.factors, last.loss))
-    inner, around = turn(problem, point)
+    inner, around = shorter_first(problem, point)
     found, radius = minimise(model(inner, around), jnp.where(first, jnp.inf, growth * last.radius))
-    trial = turned(at_best(inner, Factors(around.left + found.step, around.right)), problem)
+    trial = restore_axes(at_best(inner, Factors(around.left + found.step, around.right)), problem)
     zero = total(problem.weight * problem.target**2)
-    return trial, Accepted(point, best, radius, 2 * found.gain / jnp.where(zero > 0, zero, 1), found.bounded)
+    promised = 2 * found.gain / jnp.where(zero > 0, zero, 1)
+    return trial, State(point, best, radius, promised=promised, bounded=found.bounded)
 
 
-def turn(problem: Problem, factors: Factors) -> tuple[Problem, Factors]:
+def shorter_first(problem: Problem, factors: Factors) -> tuple[Problem, Factors]:
     """The problem and factors with the shorter axis first."""
     m, n = problem.target.shape
     if m <= n:
         return problem, factors
-    turned = problem._replace(target=problem.target.T, weight=problem.weight.T)
-    return turned, Factors(factors.right.T, factors.left.T)
+    transposed = problem._replace(target=problem.target.T, weight=problem.weight.T)
+    return transposed, Factors(factors.right.T, factors.left.T)
 
 
-def turned(factors: Factors, problem: Problem) -> Factors:
+def restore_axes(factors: Factors, problem: Problem) -> Factors:
     """Factors with the shorter axis first, as the problem has its axes."""
     m, n = problem.target.shape
     return factors if m <= n else Factors(factors.right.T, factors.left.T)
@@ -100,8 +101,13 @@ def at_best(problem: Problem, factors: Factors) -> Factors:
 
 def model(problem: Problem, factors: Factors) -> Model:
     left, right = factors
-    columns = over_grams(eliminated, problem.weight.T, left.T)
-    return Model(problem, factors, gradient(problem, factors), columns, over_grams(eliminated, problem.weight, right))
+    return Model(
+        problem=problem,
+        factors=factors,
+        weighted_residual=weighted_residual(problem, factors),
+        columns=over_grams(eliminated, problem.weight.T, left.T),
+        rows=over_grams(eliminated, problem.weight, right),
+    )
 
 
 def horizontal(model: Model, step: Float[Array, "m k"]) -> Float[Array, "m k"]:
@@ -111,13 +117,13 @@ def horizontal(model: Model, step: Float[Array, "m k"]) -> Float[Array, "m k"]:
 
 
 def curvature(model: Model, step: Float[Array, "m k"]) -> Float[Array, "m k"]:
-    """The Hessian times the step: how the slope turns as `left` moves and `right` stays the best for it."""
+    """The Hessian times the step: how the gradient changes as `left` moves and `right` stays the best for it."""
     left, right = model.factors
-    weight, gradient = model.problem.weight, model.gradient
+    weight, weighted_residual = model.problem.weight, model.weighted_residual
     moved = step @ right
-    pull = step.T @ gradient - left.T @ (weight * moved)
+    pull = step.T @ weighted_residual - left.T @ (weight * moved)
     follow = jnp.einsum("jkl,lj->kj", model.columns, pull)
-    return horizontal(model, (weight * (moved + left @ follow)) @ right.T - gradient @ follow.T)
+    return horizontal(model, (weight * (moved + left @ follow)) @ right.T - weighted_residual @ follow.T)
 
 
 def precondition(model: Model, residual: Float[Array, "m k"]) -> Float[Array, "m k"]:
@@ -130,46 +136,53 @@ def minimise(model: Model, radius: Float[Array, ""]) -> tuple[Search, Float[Arra
 
     An infinite radius becomes four times the length of a step of alternating least squares.
     """
-    residual = horizontal(model, -model.gradient @ model.factors.right.T)
+    residual = horizontal(model, -model.weighted_residual @ model.factors.right.T)
     ahead = precondition(model, residual)
-    slope = total(residual * ahead)
+    decrease = total(residual * ahead)
     error = total(model.problem.weight * (model.problem.target - model.factors.left @ model.factors.right) ** 2)
-    forcing = jnp.minimum(0.01, slope / jnp.where(error > 0, error, 1))
-    radius = jnp.where(jnp.isinf(radius), 4 * jnp.sqrt(slope), radius)
-
-    def body(search: Search) -> Search:
-        bent = curvature(model, search.direction)
-        along = total(search.direction * bent)
-        (zz, zd, dd), room = search.lengths, radius**2
-        length = search.slope / jnp.where(along > 0, along, 1)
-        outside = (along <= 0) | (zz + 2 * length * zd + length**2 * dd >= room)
-        edge = (jnp.sqrt(zd**2 + dd * jnp.maximum(room - zz, 0)) - zd) / jnp.where(dd > 0, dd, 1)
-        length = jnp.where(outside, edge, length)
-        residual = search.residual + length * bent
-        ahead = precondition(model, residual)
-        slope = total(residual * ahead)
-        beta = slope / search.slope
-        lengths = jnp.stack([zz + 2 * length * zd + length**2 * dd, beta * (zd + length * dd), slope + beta**2 * dd])
-        return Search(
-            search.step + length * search.direction,
-            residual,
-            beta * search.direction - ahead,
-            slope,
-            lengths,
-            search.gain + length * search.slope - length**2 * along / 2,
-            search.count + 1,
-            outside,
-        )
+    forcing = jnp.minimum(0.01, decrease / jnp.where(error > 0, error, 1))
+    radius = jnp.where(jnp.isinf(radius), 4 * jnp.sqrt(decrease), radius)
 
     def going(search: Search) -> Bool[Array, ""]:
-        return ~search.bounded & (search.slope > forcing * slope) & (search.count < STEPS)
+        return ~search.bounded & (search.decrease > forcing * decrease) & (search.count < STEPS)
 
-    zero = jnp.zeros_like(slope)
+    zero = jnp.zeros_like(decrease)
     start = Search(
-        jnp.zeros_like(residual), residual, -ahead, slope, jnp.stack([zero, zero, slope]), zero,
-        jnp.array(0, jnp.int32), jnp.array(False),
-    )  # fmt: skip
-    return jax.lax.while_loop(going, body, start), radius
+        step=jnp.zeros_like(residual),
+        residual=residual,
+        direction=-ahead,
+        decrease=decrease,
+        lengths=jnp.stack([zero, zero, decrease]),
+        gain=zero,
+        count=jnp.array(0, jnp.int32),
+        bounded=jnp.array(False),
+    )
+    return jax.lax.while_loop(going, lambda search: searched(model, search, radius), start), radius
 
 
-newton = Method(init, step)
+def searched(model: Model, search: Search, radius: Float[Array, ""]) -> Search:
+    """One step of conjugate gradients, cut where it would leave the radius (Steihaug 1983)."""
+    bent = curvature(model, search.direction)
+    along = total(search.direction * bent)
+    (zz, zd, dd), room = search.lengths, radius**2
+    length = search.decrease / jnp.where(along > 0, along, 1)
+    outside = (along <= 0) | (zz + 2 * length * zd + length**2 * dd >= room)
+    edge = (jnp.sqrt(zd**2 + dd * jnp.maximum(room - zz, 0)) - zd) / jnp.where(dd > 0, dd, 1)
+    length = jnp.where(outside, edge, length)
+    residual = search.residual + length * bent
+    ahead = precondition(model, residual)
+    decrease = total(residual * ahead)
+    beta = decrease / search.decrease
+    return Search(
+        step=search.step + length * search.direction,
+        residual=residual,
+        direction=beta * search.direction - ahead,
+        decrease=decrease,
+        lengths=jnp.stack([zz + 2 * length * zd + length**2 * dd, beta * (zd + length * dd), decrease + beta**2 * dd]),
+        gain=search.gain + length * search.decrease - length**2 * along / 2,
+        count=search.count + 1,
+        bounded=outside,
+    )
+
+
+newton_stage = Stage(init, step)

@@ -7,11 +7,11 @@ from jaxtyping import Array, Float
 
 from wlra.linalg.decompose import balance, truncated_svd
 from wlra.methods.accelerate import Extrapolation, not_above
-from wlra.methods.method import Method, choose
-from wlra.problem import Factors, Problem, gradient, loss
+from wlra.methods.method import Stage, choose
+from wlra.problem import Factors, Problem, loss, weighted_residual
 
 
-class Completed(NamedTuple):
+class State(NamedTuple):
     """The last completed matrix that was projected, and the last factors that were accepted with their loss."""
 
     memory: Any
@@ -22,11 +22,11 @@ class Completed(NamedTuple):
 
 def complete(problem: Problem, factors: Factors) -> Float[Array, "m n"]:
     """The target where its weight is 1, the product of the factors where it is 0, and their mean between."""
-    return factors.left @ factors.right + gradient(problem, factors)
+    return factors.left @ factors.right + weighted_residual(problem, factors)
 
 
-def published(extrapolation: Extrapolation) -> Method:
-    """The method Y <- complete(X), extrapolated; X <- the best rank-k approximation of Y, shrunk by the penalty if any.
+def as_published(extrapolation: Extrapolation) -> Stage:
+    """The stage Y <- complete(X), extrapolated; X <- the best rank-k approximation of Y, shrunk by the penalty if any.
 
     Plain, it is EM (Srebro & Jaakkola 2003, sec. 3); with momentum and with Anderson's combination the accelerations
     of Tuzhilina & Hastie 2021 (sec. 3), whose Anderson iteration combines completed matrices as here. Completing is
@@ -35,18 +35,18 @@ def published(extrapolation: Extrapolation) -> Method:
     did not raise it (an option in theirs).
     """
 
-    def init(problem: Problem, factors: Factors) -> tuple[Factors, Completed]:
+    def init(problem: Problem, factors: Factors) -> tuple[Factors, State]:
         point, factors = jnp.zeros_like(problem.target), balance(factors)
         infinite = jnp.array(jnp.inf, point.dtype)
-        return factors, Completed(extrapolation.init(point), point, factors, infinite)
+        return factors, State(extrapolation.init(point), point, factors, infinite)
 
-    def step(problem: Problem, factors: Factors, aux: Completed) -> tuple[Factors, Completed]:
+    def step(problem: Problem, factors: Factors, aux: State) -> tuple[Factors, State]:
         now = loss(problem, factors)
         ahead, memory = extrapolation.step(aux.memory, aux.point, complete(problem, factors))
         accepted = not_above(now, aux.loss)
         back = complete(problem, aux.safe)
         rejected = aux._replace(memory=extrapolation.init(back), point=back)
-        aux = choose(accepted, Completed(memory, ahead, factors, now), rejected)
+        aux = choose(accepted, State(memory, ahead, factors, now), rejected)
         return truncated_svd(aux.point, factors.left.shape[1], problem.penalty), aux
 
-    return Method(init, step)
+    return Stage(init, step)

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 from wlra.linalg.batch import over_grams
 from wlra.linalg.decompose import subspace_step
 from wlra.linalg.gram import gram_solve
-from wlra.problem import Factors, Problem, gradient
+from wlra.problem import Factors, Problem, weighted_residual
 from wlra.sparse import Matrix
 
 Sweep = Callable[[Problem, Factors], Factors]
@@ -20,7 +20,7 @@ def em(problem: Problem, factors: Factors) -> Factors:
     project Y on the matrices of rank k. Differs from the paper: the projection is onto the span of Y @ right.T, which
     `right` makes nearly optimal from one iteration to the next. Three products of 2mnk operations. Needs weights <= 1.
     """
-    return subspace_step(gradient(problem, factors), factors, problem.penalty)
+    return subspace_step(weighted_residual(problem, factors), factors, problem.penalty)
 
 
 def als(problem: Problem, factors: Factors) -> Factors:
@@ -36,21 +36,21 @@ def als(problem: Problem, factors: Factors) -> Factors:
 
 def best_left(problem: Problem, factors: Factors) -> Float[Array, "m k"]:
     """The `left` of least objective for the `right` given."""
-    slope = gradient(problem, factors) @ factors.right.T - problem.penalty * factors.left
-    return factors.left + corrections(problem.weight, slope, factors.right, problem.penalty)
+    gradient = weighted_residual(problem, factors) @ factors.right.T - problem.penalty * factors.left
+    return factors.left + corrections(problem.weight, gradient, factors.right, problem.penalty)
 
 
 def best_right(problem: Problem, factors: Factors) -> Float[Array, "k n"]:
     """The `right` of least objective for the `left` given."""
-    slope = factors.left.T @ gradient(problem, factors) - problem.penalty * factors.right
-    return factors.right + corrections(problem.weight.T, slope.T, factors.left.T, problem.penalty).T
+    gradient = factors.left.T @ weighted_residual(problem, factors) - problem.penalty * factors.right
+    return factors.right + corrections(problem.weight.T, gradient.T, factors.left.T, problem.penalty).T
 
 
 def corrections(
     weight: Matrix,
-    slope: Float[Array, "m k"],
+    gradient: Float[Array, "m k"],
     basis: Float[Array, "k n"],
     penalty: Float[Array, ""] | float,
 ) -> Float[Array, "m k"]:
-    """Row i is the correction d_i with (basis diag(weight_i) basis' + penalty) d_i = slope_i."""
-    return over_grams(lambda gram, slope: gram_solve(gram, slope, penalty), weight, basis, slope)
+    """Row i is the correction d_i with (basis diag(weight_i) basis' + penalty) d_i = gradient_i."""
+    return over_grams(lambda gram, gradient: gram_solve(gram, gradient, penalty), weight, basis, gradient)

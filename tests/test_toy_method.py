@@ -1,0 +1,99 @@
+"""A method of one's own is one object: it inherits scaling, stopping, batches, devices and programs of its own."""
+
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import reference
+from jax.experimental.sparse import BCOO
+from reference import product
+
+import wlra
+from wlra.linalg.decompose import balance
+from wlra.methods.method import Evaluated
+from wlra.problem import gradient_left, gradient_right
+
+M, N, K = 10, 8, 2
+RNG = np.random.default_rng(0)
+W = RNG.normal(size=(M, N)).astype(np.float32)
+WEIGHTS = np.exp(RNG.normal(size=(M, N))).astype(np.float32)
+
+
+def descent(name, length):
+    """Steepest descent on both factors, balanced before each step so that one length suits both."""
+
+    def step(problem, factors, aux):
+        factors = balance(factors)
+        left, right = gradient_left(problem, factors), gradient_right(problem, factors)
+        size = jax.numpy.linalg.norm(factors.right) ** 2
+        return wlra.Factors(factors.left + length / size * left, factors.right + length / size * right), aux
+
+    return wlra.Method(name, (wlra.Stage(lambda problem, factors: (factors, ()), step),), sparse=True)
+
+
+TOY = descent("steepest descent", 0.5)
+
+
+def solve(method, **options):
+    return wlra.solve(W, WEIGHTS, K, method=method, max_iters=60, **options)
+
+
+def test_a_method_of_ones_own_lowers_the_loss_of_its_start():
+    result = solve(TOY)
+    assert result.iterations > 0
+    assert result.loss < result.history.loss[0]
+    np.testing.assert_allclose(result.loss, reference.loss(W, WEIGHTS, product(result)), rtol=1e-5)
+
+
+def test_a_batch_of_it_has_the_results_of_its_members():
+    batch = wlra.solve_batch(np.stack([W, 2 * W]), WEIGHTS[None], K, method=TOY, max_iters=60)
+    np.testing.assert_allclose(batch.loss, solve(TOY).loss, rtol=1e-5)
+    assert batch.advice == [solve(TOY).advice] * 2
+
+
+def test_it_solves_what_it_says_it_can_and_is_refused_what_it_cannot():
+    stored = wlra.solve(BCOO.fromdense(W), BCOO.fromdense(WEIGHTS), K, method=TOY, start=(W[:, :K], W[:K]), max_iters=60)
+    np.testing.assert_allclose(stored.loss, solve(TOY, start=(W[:, :K], W[:K])).loss, rtol=1e-4)
+    with pytest.raises(ValueError, match="ridge needs one of the methods 'em'"):
+        solve(TOY, ridge=0.1)
+    with pytest.raises(ValueError, match="projection must be 'subspace'"):
+        solve(TOY, projection="svd")
+
+
+def test_programs_are_those_of_a_methods_value_not_of_its_name():
+    first, second = solve(descent("mine", 0.5)), solve(descent("mine", 0.1))
+    assert (first.history.loss[:5] != second.history.loss[:5]).any()
+
+
+def test_a_closed_form_of_ones_own_is_a_method_too():
+    def zeros(problem, rank, ranks):
+        m, n = problem.target.shape
+        none = wlra.Factors(jax.numpy.zeros((m, rank)), jax.numpy.zeros((rank, n)))
+        return Evaluated(none, jax.numpy.float32(1), jax.numpy.float32(1))
+
+    result = solve(wlra.Method("nothing", closed_form=zeros))
+    assert (float(result.loss), int(result.status)) == (1.0, wlra.Status.CLOSED_FORM)
+
+
+def test_a_method_without_an_algorithm_is_refused():
+    with pytest.raises(ValueError, match="'empty' must have stages or a closed form"):
+        solve(wlra.Method("empty"))
+
+
+def lines(method, weights):
+    """How long the compiled program of a solve is."""
+    compiled = jax.jit(lambda W, weights: wlra.solve(W, weights, K, method=method)).lower(W, weights).compile()
+    return compiled.as_text().count("\n")
+
+
+@pytest.mark.parametrize("method", ["svd", "fwsvd", "separable", "kronecker"])
+def test_a_closed_form_compiles_no_iterations(method):
+    weights = WEIGHTS if method != "kronecker" else wlra.Kronecker(np.eye(M, dtype="f4"), np.eye(N, dtype="f4"))
+    assert lines(method, weights) <= LINES[method] / 2
+
+
+def test_figures_are_an_attribute_of_the_package_and_cost_nothing_until_then():
+    code = "import sys, wlra; assert 'wlra.plot' not in sys.modules; assert wlra.plot.convergence and wlra.plot.path"
+    subprocess.run([sys.executable, "-c", code], check=True)
