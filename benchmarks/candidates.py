@@ -24,26 +24,26 @@ from benchmarks.study import chosen, rows_of, summed
 from benchmarks.tables import Row, arguments, markdown, row, write
 from benchmarks.timing import Measured
 from bert_adapter.checkpoint.names import by_path
-from bert_adapter.importance.batch import products, unpadded
+from bert_adapter.importance.batch import time_products, unpadded
 from bert_adapter.importance.gradients import gaussian
 from bert_adapter.importance.sums import Importance
 from bert_adapter.layers.capture import Batch, capture
 from bert_adapter.model import Model
-from bert_adapter.text import Rows
+from bert_adapter.text import LabelledTexts
 
 
-class Setting(NamedTuple):
+class Context(NamedTuple):
     """What every candidate begins with."""
 
     dense: Model
-    pairs: Rows
+    pairs: LabelledTexts
     batches: list[Batch]
-    dev: Rows
+    dev: LabelledTexts
     held: list[Batch]
     budget: float
 
 
-def prepared(options: argparse.Namespace) -> Setting:
+def prepared(options: argparse.Namespace) -> Context:
     """The model and its batches."""
     from bert_adapter.demo import minilm
 
@@ -51,26 +51,26 @@ def prepared(options: argparse.Namespace) -> Setting:
     pairs = chosen(rows_of("STS-B", "train", options.data), 8 if options.quick else 512, 0)
     dev = chosen(rows_of("STS-B", "dev", options.data), 64 if options.quick else None, 0)
     batches, held = (bert_adapter.text_batches(dense, separate(rows)) for rows in (pairs, chosen(dev, 256, 0)))
-    return Setting(dense, pairs, list(batches), dev, list(held), options.budget)
+    return Context(dense, pairs, list(batches), dev, list(held), options.budget)
 
 
-def separate(rows: Rows) -> list[str]:
+def separate(rows: LabelledTexts) -> list[str]:
     """The texts of all pairs."""
     return [text for pair in rows.texts for text in pair]
 
 
 def measured(dense: Model, batches: Iterable[Batch], signal: str, seed: int = 0) -> Importance:
     """What a signal needs to know of the kernels, with one random direction for a text."""
-    params, paths = jax.device_put(dense.params), bert_adapter.select_kernels(dense.params)
+    params, paths = jax.device_put(dense.params), bert_adapter.select_kernels(dense)
     return bert_adapter.measure_signal(
-        bert_adapter.forward(dense), params, batches, paths, signal, seed=seed, progress=False
+        bert_adapter.forward(dense), params, batches, paths, signal=signal, seed=seed, progress=False
     )
 
 
-def compressed(setting: Setting, importance: Importance | None, signal: str = "shampoo", **options: Any) -> Model:
+def compressed(context: Context, importance: Importance | None, signal: str = "shampoo", **options: Any) -> Model:
     """The model with the kernels that `compress` makes of it."""
-    options = {"importance": signal, "budget": setting.budget, "progress": False} | options
-    return bert_adapter.compress(setting.dense, (), measured=importance, **options)[0]
+    options = {"signal": signal, "budget": context.budget, "progress": False} | options
+    return bert_adapter.compress(context.dense, (), importance=importance, **options)[0]
 
 
 def with_leaves(model: Model, leaves: Mapping[str, Any]) -> Model:
@@ -81,7 +81,7 @@ def with_leaves(model: Model, leaves: Mapping[str, Any]) -> Model:
 
 def with_biases(dense: Model, small: Model, batches: Iterable[Batch]) -> Model:
     """The small model, each layer's bias corrected by the mean input times what its kernel lost."""
-    paths, forward = frozenset(bert_adapter.select_kernels(dense.params)), bert_adapter.forward(dense)
+    paths, forward = frozenset(bert_adapter.select_kernels(dense)), bert_adapter.forward(dense)
 
     @jax.jit
     def inputs(params: Any, batch: Batch) -> dict[str, Any]:
@@ -107,8 +107,8 @@ def fed_back(
     small: Model,
     batches: list[Batch],
     importance: Importance,
-    groups: list[list[str]],
     *,
+    groups: list[list[str]],
     tokens: bool = False,
     ridge: float = 1e-2,
 ) -> Model:
@@ -136,7 +136,7 @@ def fed_back(
                 found = {}
                 for path in paths:
                     old, new = (unpadded(one.inputs[path], batch["attention_mask"]) for one in (x, y))
-                    both = [old, new] if tokens else [products(deltas[path]) @ one for one in (old, new)]
+                    both = [old, new] if tokens else [time_products(deltas[path]) @ one for one in (old, new)]
                     found[path] = [jnp.einsum("bti,btj->ij", new, other) for other in both]
             return found
 
@@ -159,32 +159,32 @@ def fed_back(
 def by_layer(dense: Model) -> list[list[str]]:
     """The kernels of each layer, from below."""
     groups: dict[int, list[str]] = {}
-    for path in bert_adapter.select_kernels(dense.params):
+    for path in bert_adapter.select_kernels(dense):
         groups.setdefault(int(path.split("layer/")[1].split("/")[0]), []).append(path)
     return [groups[number] for number in sorted(groups)]
 
 
-def distilled(setting: Setting, small: Model, epochs: int) -> Model:
+def distilled(context: Context, small: Model, epochs: int) -> Model:
     """All parameters trained to the dense model's outputs on the same texts."""
     return bert_adapter.finetune(
-        small, setting.batches, no_loss, teacher=setting.dense, distil=1.0, epochs=epochs, progress=False
+        small, context.batches, loss=no_loss, teacher=context.dense, distil=1.0, epochs=epochs, progress=False
     )[0]
 
 
 def no_loss(output: Any, batch: Batch) -> Any:
-    """Labels that nobody looks at."""
+    """Labels do not matter."""
     return jnp.zeros(len(output))
 
 
-def candidates(setting: Setting) -> Iterable[tuple[str, Callable[[], Model]]]:
+def candidates(context: Context) -> Iterable[tuple[str, Callable[[], Model]]]:
     """By name, a call that makes the compressed model."""
-    dense, batches = setting.dense, setting.batches
+    dense, batches = context.dense, context.batches
     yield "dense", lambda: dense
-    yield "FWSVD, equal ranks", lambda: compressed(setting, measured(dense, batches, "row"), "row", uniform=True)
-    for name, signal in (("diagonal Fisher information", "exact"), ("E[xx'], E[delta delta']", "kronecker")):
+    yield "FWSVD, equal ranks", lambda: compressed(context, measured(dense, batches, "fwsvd"), "fwsvd", uniform=True)
+    for name, signal in (("diagonal Fisher information", "exact"), ("E[xx'], E[delta delta']", "kfac")):
         found = measured(dense, batches, signal)
-        yield f"{name}, planned", lambda found=found, signal=signal: compressed(setting, found, signal)
-    turned = measured(dense, batches, "eigenbasis")
+        yield f"{name}, planned", lambda found=found, signal=signal: compressed(context, found, signal)
+    rotated = measured(dense, batches, "eigenbasis")
     for name, options in {
         "equal ranks": {"uniform": True},
         "planned": {},
@@ -193,37 +193,37 @@ def candidates(setting: Setting) -> Iterable[tuple[str, Callable[[], Model]]]:
     }.items():
         yield (
             f"diagonal in the eigenbasis, {name}",
-            lambda options=options: compressed(setting, turned, "eigenbasis", **options),
+            lambda options=options: compressed(context, rotated, "eigenbasis", **options),
         )
-    del turned
+    del rotated
     marginals, *others = (measured(dense, batches, "shampoo", seed) for seed in range(4))
-    yield "E[GG'], E[G'G], equal ranks", lambda: compressed(setting, marginals, uniform=True)
-    default = compressed(setting, marginals)
+    yield "E[GG'], E[G'G], equal ranks", lambda: compressed(context, marginals, uniform=True)
+    default = compressed(context, marginals)
     yield "the default: the same, planned", lambda: default
     for count in (16, 64, 256):
-        texts = separate(chosen(setting.pairs, count // 2, 1))
+        texts = separate(chosen(context.pairs, count // 2, 1))
         few = measured(dense, bert_adapter.text_batches(dense, texts), "shampoo")
-        for name, shrink in (("", None), (", not drawn towards the identity", 0.0)):
+        for name, shrink in (("", None), (", not shrunk towards the identity", 0.0)):
             yield (
                 f"the default, {few.examples} texts{name}",
-                lambda few=few, shrink=shrink: compressed(setting, few, shrink=shrink),
+                lambda few=few, shrink=shrink: compressed(context, few, shrink=shrink),
             )
     more = sum(others, marginals)
-    yield "the default, four random directions for a text", lambda: compressed(setting, more)
+    yield "the default, four random directions for a text", lambda: compressed(context, more)
     for share in (0.0, 0.001, 0.01, 0.1):
         yield (
             f"the default, {share:.1%} towards the identity, whatever is noise",
-            lambda share=share: compressed(setting, marginals, shrink=share),
+            lambda share=share: compressed(context, marginals, shrink=share),
         )
     yield "the default, biases corrected by E[x] (W - left right)", lambda: with_biases(dense, default, batches)
-    whole, layers = [list(bert_adapter.select_kernels(dense.params))], by_layer(dense)
+    whole, layers = [list(bert_adapter.select_kernels(dense))], by_layer(dense)
     for order, groups in (("all kernels at once", whole), ("layer after layer", layers)):
         for name, tokens in (("steps apart", True), ("steps as gradients tie them", False)):
             yield (
                 f"error feedback, {order}, {name}",
-                partial(fed_back, dense, default, batches, marginals, groups, tokens=tokens),
+                partial(fed_back, dense, default, batches, marginals, groups=groups, tokens=tokens),
             )
-    yield "the default, then two epochs of Adam to the dense embeddings", lambda: distilled(setting, default, 2)
+    yield "the default, then two epochs of Adam to the dense embeddings", lambda: distilled(context, default, 2)
 
 
 def draw(rows: list[Row], path: Path) -> None:
@@ -245,13 +245,13 @@ def main(argv: list[str] | None = None) -> None:
     parser = arguments("candidates", __doc__, data="GLUE: STS-B/train.tsv and dev.tsv")
     parser.add_argument("--budget", type=float, default=0.25, help="share of parameters kept (%(default)s)")
     options = parser.parse_args(argv)
-    setting, rows = prepared(options), []
-    for name, make in candidates(setting):
+    context, rows = prepared(options), []
+    for name, make in candidates(context):
         began = time.perf_counter()
         model = make()
         cost = Measured(None, None, time.perf_counter() - began, None)
-        score = bert_adapter.score(model, setting.dev)["spearman"]
-        loss = bert_adapter.loss_increase(setting.dense, model, setting.held)
+        score = bert_adapter.score(model, context.dev)["spearman"]
+        loss = bert_adapter.loss_increase(context.dense, model, context.held)
         rows.append(row("STS-B", name, loss, "", cost, spearman=score, budget=options.budget))
         print(f"  {name}: {score:.4f}, {loss:.4f}", flush=True)
     text = report(rows)

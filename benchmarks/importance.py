@@ -24,14 +24,15 @@ import bert_adapter
 from benchmarks.tables import Row, arguments, at_most, markdown, number, row, write
 from benchmarks.timing import Measured, compiled, median_of, timed
 from bert_adapter.families import module_for
+from bert_adapter.importance.batch import Position, Wanted
 from bert_adapter.importance.measure import batch_functions, eigenbases
-from bert_adapter.importance.sums import mirrored
+from bert_adapter.importance.sums import symmetrised
 from bert_adapter.losses import task_loss
 from bert_adapter.signals import SIGNALS
 
 BASE = {"architectures": ["BertForSequenceClassification"], "model_type": "bert", "num_labels": 2}
 SMALL = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96, "vocab_size": 99}
-PASSES = ("shampoo", "fisher", "row", "activation", "kronecker")
+PASSES = ("shampoo", "fisher", "fwsvd", "activation", "kfac")
 LIMIT = 1.5
 
 
@@ -49,7 +50,7 @@ def sample(config: dict[str, Any], batch: int, length: int) -> tuple[bert_adapte
 def passes(model: bert_adapter.Model, batch: dict[str, Any]) -> dict[str, tuple[Any, int | None]]:
     """By name, a call without arguments that adds what one pass over the batch gives, and its peak memory in bytes."""
     forward = bert_adapter.forward(model)
-    paths = frozenset(bert_adapter.select_kernels(model.params))
+    paths = frozenset(bert_adapter.select_kernels(model))
     key = jax.random.key(0)
 
     def gradient(params: Any, batch: Any) -> Any:
@@ -57,8 +58,8 @@ def passes(model: bert_adapter.Model, batch: dict[str, Any]) -> dict[str, tuple[
             return jax.grad(lambda params: jnp.sum(task_loss(forward(params, batch), batch)))(params)
 
     def added(statistics: tuple[str, ...], bases: Any) -> tuple[Any, int | None]:
-        sums, update = batch_functions(forward, task_loss, paths, statistics)
-        inputs = (model.params, batch, key, 0, bases)
+        sums, update = batch_functions(Wanted(forward, task_loss, paths, statistics))
+        inputs = (model.params, batch, Position(key, 0, bases))
         total = [jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), jax.eval_shape(sums, *inputs))]
         program, _, peak = compiled(update, *total, *inputs)
 
@@ -71,7 +72,7 @@ def passes(model: bert_adapter.Model, batch: dict[str, Any]) -> dict[str, tuple[
     plain, _, peak = compiled(gradient, model.params, batch)
     calls: dict[str, Any] = {"gradient of all parameters": (lambda: plain(model.params, batch), peak)}
     calls |= {name: added(SIGNALS[name].statistics, {}) for name in PASSES}
-    bases = eigenbases(mirrored(bert_adapter.Importance(calls["kronecker"][0](), 1, 1, 1, "labels", 0, {})))
+    bases = eigenbases(symmetrised(bert_adapter.Importance(calls["kfac"][0](), 1, 1, 1, "labels", 0, {})))
     return calls | {"eigenbasis, second pass": added(("fisher",), bases)}
 
 
@@ -117,13 +118,13 @@ def main(argv: list[str] | None = None) -> None:
     model, arrays = sample(config, batch, length)
     calls = passes(model, arrays)
     sums = calls["shampoo"][0]()
-    measured = mirrored(bert_adapter.Importance(sums, batch, batch * length, 1, "labels", 0, {}))
+    measured = symmetrised(bert_adapter.Importance(sums, batch, batch * length, 1, "labels", 0, {}))
     planning = median_of(lambda: bert_adapter.plan(model.params, measured, 0.5), runs=1 if options.quick else 3)
     del sums, measured
     times = [{name: timed(call)[1] for name, (call, _) in calls.items()} for _ in range(turns)]
     median = {name: float(np.median([turn[name] for turn in times])) for name in calls}
     plain = median["gradient of all parameters"]
-    median["eigenbasis, both passes"] = median["kronecker"] + median["eigenbasis, second pass"]
+    median["eigenbasis, both passes"] = median["kfac"] + median["eigenbasis, second pass"]
     rows = []
     for name, seconds in median.items():
         peak = calls[name][1] if name in calls else None

@@ -43,7 +43,7 @@ from bert_adapter.importance.measure import measure_importance
 from bert_adapter.importance.storage import load_importance, save_importance
 from bert_adapter.importance.sums import Importance, Sums
 from bert_adapter.losses import task_loss
-from bert_adapter.text import Rows
+from bert_adapter.text import LabelledTexts
 
 
 class Task(NamedTuple):
@@ -77,17 +77,17 @@ class Method(NamedTuple):
 def published(method: str) -> Method:
     """As the study ran it: 30 iterations from the SVD, weights the squared gradients of batches over their maximum."""
     iteration = {"start": "svd", "projection": "svd", "scaling": "none", "tol": 0, "max_iters": 30}
-    return Method("batches", {"importance": "fisher", "shrink": 0.0, "method": method} | iteration)
+    return Method("batches", {"signal": "fisher", "shrink": 0.0, "method": method, "solver": iteration})
 
 
 METHODS = {
-    "svd": Method(None, {"importance": "none"}),
-    "fwsvd": Method("labels", {"importance": "row"}),
+    "svd": Method(None, {"signal": "svd"}),
+    "fwsvd": Method("labels", {"signal": "fwsvd"}),
     "em, published": published("em"),
     "nesterov, published": published("nesterov"),
     "anderson, published": published("anderson"),
-    "wlra": Method("labels", {"importance": "fisher", "shrink": 0.0}),
-    "eigenbasis": Method("eigenbasis", {"importance": "eigenbasis"}),
+    "wlra": Method("labels", {"signal": "fisher", "shrink": 0.0}),
+    "eigenbasis": Method("eigenbasis", {"signal": "eigenbasis"}),
     "default": Method("shampoo", {}),
 }
 OURS = "default"
@@ -95,7 +95,7 @@ NAMES = {"all": "all encoder kernels", "ffn": "feed-forward kernels"}
 
 
 class Cell(NamedTuple):
-    """One score, and what it is known by: of a model compressed to a size, after so many epochs of fine-tuning.
+    """One score, and what it is known by: of a model compressed to a size, after a number of epochs of fine-tuning.
 
     size: a rank, the same for all kernels or what that takes of their parameters; or, up to 1, a share of them to keep.
     """
@@ -138,7 +138,7 @@ def grid(tasks: list[str], seeds: int, epochs: list[int]) -> list[Cell]:
 
 
 @cache
-def rows_of(task: str, split: str, folder: Path | None) -> Rows:
+def rows_of(task: str, split: str, folder: Path | None) -> LabelledTexts:
     """The rows of GLUE's task: of the folder's {task}/{split}.tsv, or, without a folder, of Hugging Face's copy."""
     if folder is not None:
         return bert_adapter.read_rows(folder / task / f"{split}.tsv")
@@ -147,16 +147,16 @@ def rows_of(task: str, split: str, folder: Path | None) -> Rows:
     found = load_dataset("nyu-mll/glue", TASKS[task].online, split={"dev": "validation"}.get(split, split))
     columns = [found[name] for name in ("sentence", "sentence1", "sentence2") if name in found.column_names]
     texts: Any = list(columns[0]) if len(columns) == 1 else [(str(a), str(b)) for a, b in zip(*columns, strict=True)]
-    return Rows(texts, np.array(found["label"]))
+    return LabelledTexts(texts, np.array(found["label"]))
 
 
-def chosen(rows: Rows, count: int | None, seed: int) -> Rows:
-    """So many rows, drawn once for a seed."""
+def chosen(rows: LabelledTexts, count: int | None, seed: int) -> LabelledTexts:
+    """`count` rows, drawn once for a seed."""
     if count is None or count >= len(rows.labels):
         return rows
     texts: Any = rows.texts
     picked = np.random.default_rng(seed).permutation(len(rows.labels))[:count]
-    return Rows([texts[i] for i in picked], rows.labels[picked])
+    return LabelledTexts([texts[i] for i in picked], rows.labels[picked])
 
 
 class Bench(NamedTuple):
@@ -164,8 +164,8 @@ class Bench(NamedTuple):
 
     task: str
     dense: bert_adapter.Model
-    train: Rows
-    dev: Rows
+    train: LabelledTexts
+    dev: LabelledTexts
     calibration: int
     folder: Path
 
@@ -201,7 +201,7 @@ def measured(bench: Bench, name: str | None, seed: int) -> Importance | None:
     study's; or a signal of `measure_signal`."""
     if name is None:
         return None
-    forward, paths = bert_adapter.forward(bench.dense), bert_adapter.select_kernels(bench.dense.params)
+    forward, paths = bert_adapter.forward(bench.dense), bert_adapter.select_kernels(bench.dense)
     batches, file = calibration(bench, seed), bench.folder / f"{name}-{seed}.safetensors"
     params = jax.device_put(bench.dense.params)
     if name == "batches":
@@ -210,10 +210,12 @@ def measured(bench: Bench, name: str | None, seed: int) -> Importance | None:
         return load_importance(file)
     if name == "labels":
         return measure_importance(
-            forward, params, batches, paths, loss=task_loss, statistics=("fisher", "rows"), file=file
+            forward, params, batches, paths, gradients=task_loss, statistics=("fisher", "rows"), file=file
         )
     distribution = predictive(bench.dense.module)
-    return bert_adapter.measure_signal(forward, params, batches, paths, name, loss=distribution, seed=seed, file=file)
+    return bert_adapter.measure_signal(
+        forward, params, batches, paths, signal=name, gradients=distribution, seed=seed, file=file
+    )
 
 
 def squared_batch_gradients(forward: Any, params: Any, batches: list[Any], paths: list[str]) -> Importance:
@@ -240,10 +242,11 @@ def compressed(bench: Bench, cell: Cell, importance: Importance | None) -> tuple
     if cell.ranks == "uniform" and cell.size >= 1:
         size: dict[str, Any] = {"rank": int(cell.size)}
     else:
-        shapes = bert_adapter.select_kernels(bench.dense.params, include)
+        shapes = bert_adapter.select_kernels(bench.dense, include)
         size = {"budget": share(shapes, cell.size), "uniform": cell.ranks == "uniform"}
     options = size | METHODS[cell.method].options
-    return bert_adapter.compress(bench.dense, (), measured=importance, include=include, progress=False, **options)
+    options |= {"importance": importance, "include": include, "progress": False}
+    return bert_adapter.compress(bench.dense, (), **options)
 
 
 def share(shapes: Mapping[str, tuple[int, int]], size: float) -> float:
@@ -256,7 +259,7 @@ def share(shapes: Mapping[str, tuple[int, int]], size: float) -> float:
 def scored(bench: Bench, cell: Cell, importance: Importance | None) -> dict[str, Any]:
     """The cell's line of results."""
     small, report = compressed(bench, cell, importance)
-    shapes = bert_adapter.select_kernels(bench.dense.params, KERNELS[cell.kernels])
+    shapes = bert_adapter.select_kernels(bench.dense, KERNELS[cell.kernels])
     about: dict[str, Any] = {
         "share": report.parameters_after / report.parameters_before,
         "wanted_share": share(shapes, cell.size),
@@ -461,8 +464,8 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--epochs", type=int, nargs="*", default=[1, 3], help="of fine-tuning afterwards (1 3)")
     cache = Path.home() / ".cache" / "wlra-study"
     result.add_argument("--cache", type=Path, default=cache, help="for models and measurements (%(default)s)")
-    result.add_argument("--minutes", type=float, default=math.inf, help="begin no model after so many")
-    result.add_argument("--report", action="store_true", help="only print what there is")
+    result.add_argument("--minutes", type=float, default=math.inf, help="begin no model after that many")
+    result.add_argument("--report", action="store_true", help="only print the results so far")
     return result
 
 

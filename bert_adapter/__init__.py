@@ -3,28 +3,41 @@
 from bert_adapter.checkpoint import as_model, load, save
 from bert_adapter.compression import Report, compress
 from bert_adapter.evaluate import loss_increase, score
-from bert_adapter.factorisation import factorise, merge
+from bert_adapter.factorisation import KernelReport, factorise, merge
+from bert_adapter.families import FAMILIES
+from bert_adapter.families.family import Family
 from bert_adapter.heads import with_head
 from bert_adapter.importance.measure import measure_importance
 from bert_adapter.importance.storage import load_importance, save_importance
 from bert_adapter.importance.sums import Importance
 from bert_adapter.kernels import choose_ranks, select_kernels
+from bert_adapter.layers import LAYERS
+from bert_adapter.layers.layer import Layer
 from bert_adapter.layers.marker import FACTORISED
 from bert_adapter.layers.running import apply, factorised
 from bert_adapter.model import Model, forward
 from bert_adapter.ranks import Plan, plan
-from bert_adapter.signals import measure_signal
+from bert_adapter.signals import SIGNALS
+from bert_adapter.signals.measure import measure_signal
 from bert_adapter.signals.reliability import reliability
-from bert_adapter.text import Rows, labelled_batches, read_rows, text_batches, tokenizer
+from bert_adapter.signals.signal import Signal
+from bert_adapter.text import LabelledTexts, labelled_batches, read_rows, text_batches, tokenizer
 from bert_adapter.training import finetune
 
 __all__ = [
     "FACTORISED",
+    "FAMILIES",
+    "LAYERS",
+    "SIGNALS",
+    "Family",
     "Importance",
+    "KernelReport",
+    "LabelledTexts",
+    "Layer",
     "Model",
     "Plan",
     "Report",
-    "Rows",
+    "Signal",
     "apply",
     "as_model",
     "choose_ranks",

@@ -11,48 +11,51 @@ import jax
 import wlra
 from bert_adapter.checkpoint import as_model
 from bert_adapter.checkpoint.names import SCHEMA, low_rank
-from bert_adapter.factorisation import Row, factorise
+from bert_adapter.factorisation import KernelReport, factorise
 from bert_adapter.families import predictive
-from bert_adapter.importance.gradients import Loss
+from bert_adapter.importance.gradients import Gradients, check_gradients
 from bert_adapter.importance.sums import Importance
 from bert_adapter.kernels import choose_ranks, select_kernels
 from bert_adapter.layers.capture import Batch
 from bert_adapter.model import Model, forward
-from bert_adapter.ranks import check_budget, per_example, plan_for
-from bert_adapter.signals import SIGNALS, measure_signal, reliabilities, solver_weights
-from wlra.checks import check_count, check_name
+from bert_adapter.ranks import allowed_ranks, check_budget, per_example, plan_for
+from bert_adapter.signals import SIGNALS, as_signal
+from bert_adapter.signals.measure import measure_signal
+from bert_adapter.signals.signal import Signal
+from bert_adapter.signals.weights import reliabilities, solver_weights
 from wlra.options import check_options
 
 
 class Report(NamedTuple):
-    """What `compress` did: a row per kernel, and the seconds that each stage took.
+    """What `compress` did: a report for each kernel, and the seconds that each stage took.
 
-    predicted: the increase of the mean loss, to second order; None where ranks were given.
+    predicted: the increase of the mean loss, to second order; None where ranks were given, or where the signal is not
+      in units of the loss.
     reliability: by path, the share of what was measured, beyond what is simpler, that is no noise, in [0, 1]: the rest
-      was drawn towards what is simpler. It rises with the number of examples. Empty where it is not known.
+      was shrunk towards what is simpler. It rises with the number of examples. Empty where it is not known.
     """
 
-    rows: list[Row]
+    kernels: list[KernelReport]
     method: str
-    importance: str
+    signal: str
     seconds: dict[str, float]
     predicted: float | None = None
-    reliability: dict[str, float] = {}  # noqa: RUF012 of a NamedTuple, which no one can change
+    reliability: Mapping[str, float] = {}
 
     @property
     def parameters_before(self) -> int:
         """Of the selected kernels."""
-        return sum(row.parameters_before for row in self.rows)
+        return sum(kernel.parameters_before for kernel in self.kernels)
 
     @property
     def parameters_after(self) -> int:
         """Of the factors, and of the kernels that stay dense."""
-        return sum(row.parameters_after for row in self.rows)
+        return sum(kernel.parameters_after for kernel in self.kernels)
 
     @property
     def dense(self) -> list[str]:
         """The kernels that stay dense, because factors of their rank would not be smaller."""
-        return [row.path for row in self.rows if row.status == "DENSE"]
+        return [kernel.path for kernel in self.kernels if kernel.status == "DENSE"]
 
 
 def compress(
@@ -60,21 +63,21 @@ def compress(
     batches: Iterable[Batch],
     *,
     budget: float | None = None,
+    rank: int | Mapping[str, int] | None = None,
     of: str = "kernels",
     uniform: bool = False,
     multiple_of: int = 1,
-    rank: int | Mapping[str, int] | None = None,
-    importance: str = "shampoo",
-    method: str | None = None,
+    signal: str | Signal = "shampoo",
+    importance: Importance | None = None,
+    gradients: Gradients | None = None,
+    method: str | wlra.Method | None = None,
     shrink: float | None = None,
-    loss: Loss | None = None,
-    measured: Importance | None = None,
-    include: str = r"^(bert/)?encoder/",
+    include: str | None = None,
     exclude: str | None = None,
     seed: int = 0,
     file: str | Path | None = None,
+    solver: Mapping[str, Any] | None = None,
     progress: bool = True,
-    **options: Any,
 ) -> tuple[Model, Report]:
     """The model with its selected kernels factorised where that makes them smaller, and a report.
 
@@ -83,84 +86,120 @@ def compress(
         FlaxBertForSequenceClassification.
       batches: what the importance is measured on, mappings of arrays (batch, ...) with "input_ids", "attention_mask"
         and what else the module takes; see `text_batches`. Not the rows that the result will be judged on.
-      budget, of: the share of the selected kernels' parameters to keep, in (0, 1], or of what else `plan` knows. It
-        gives each kernel its rank, a multiple of `multiple_of`, by what that saves; with `uniform`, each kernel keeps
-        the same share.
+      budget: the share of the selected kernels' parameters to keep, in (0, 1]. It gives each kernel its rank by what
+        that saves.
       rank: instead of a budget, of every selected kernel, or by path.
-      importance: "shampoo", the correlations of a kernel's gradients along its inputs and along its outputs;
-        "kronecker", those of inputs and of output gradients; "activation", of inputs alone; "eigenbasis", a weight per
-        entry in the coordinates of "kronecker", two passes; "fisher", a weight per entry of the kernel, from the
-        gradients of `loss`; "exact", the same of the model's own predictive distribution; "row", a weight per input;
-        "none".
-      method: of `wlra.solve`, by default the one that fits the importance; `options` (tol, max_iters, ...) go there.
-      shrink: how far Gram matrices are drawn towards the identity, and weights per entry towards their separable fit,
+      of: what the budget is a share of; see `plan`.
+      uniform: each kernel keeps the same share, not more where it matters more.
+      multiple_of: ranks are multiples of it.
+      signal: what an error is weighted by, a name in `SIGNALS` or a `Signal` of your own. The default, "shampoo", is
+        the marginals of the Fisher information: E[GG'] along a kernel's inputs and E[G'G] along its outputs, with G an
+        example's gradient (Gupta et al. 2018).
+      importance: what `measure_signal` returned for these kernels, to use instead of measuring on `batches`.
+      gradients: of which loss. A function (output, batch) -> (batch,), each example's loss with its label; or
+        "categorical" or "gaussian", the distribution that the model predicts; see `measure_importance`. By default the
+        module's own distribution: no labels are needed.
+      method: of `wlra.solve`, by default the one that fits the signal.
+      shrink: how far Gram matrices are shrunk towards the identity, and weights per entry towards their separable fit,
         in [0, 1]; if None, as far as they are noise, as far as that is known: see `Report.reliability`.
-      loss: (output, batch) -> (batch,), each example's loss with its label. If None, no labels are needed: the
-        gradients are those of the model's own predictive distribution; see `measure_importance`.
-      measured: what `measure_signal` returned for these kernels, to use instead of measuring on `batches`.
       include, exclude: regular expressions that select kernels by path; by default all of the encoder.
       seed: of the random directions that stand in for labels.
       file: what was measured is kept there, and a run that was killed goes on from it; see `measure_importance`.
+      solver: other options of `wlra.solve_batch` (tol, max_iters, ...).
+      progress: whether there are bars on a terminal.
 
     Raises:
       ValueError: before work starts, for a name, rank or share that cannot be; or when a batch does not fit.
+
+    Example:
+      >>> import bert_adapter
+      >>> from bert_adapter.sample import sample_model
+      >>> small, report = bert_adapter.compress(sample_model(intermediate_size=16), [], budget=0.5, signal="svd")
+      >>> report.parameters_after <= 0.5 * report.parameters_before
+      True
     """
-    check_name("importance", importance, SIGNALS)
-    signal = SIGNALS[importance]
-    method = method or signal.method
-    check_options(method, **options)
-    if (signal.method == "kronecker") != (method == "kronecker"):
-        raise ValueError(
-            f"method 'kronecker' is for importance 'shampoo', 'kronecker' and 'activation', and they for it; "
-            f"got {method!r} and {importance!r}"
-        )
-    if measured is None and importance in ("fisher", "exact") and (importance == "fisher") != (loss is not None):
-        wanted = "'fisher' needs loss=, of examples with labels" if loss is None else "'exact' takes no loss"
-        raise ValueError(f"importance {wanted}: write importance='exact' without labels, 'fisher' with them")
-    if (rank is None) == (budget is None):
-        raise ValueError(f"wanted exactly one of rank and budget; got rank={rank!r}, budget={budget!r}")
+    chosen = as_signal(signal)
+    solved_by = method_for(chosen, method, solver)
+    if importance is None:
+        check_labels(chosen, gradients)
+    check_one_size(rank, budget)
     check_budget(budget, of, shrink)
-    multiple_of = check_count("multiple_of", multiple_of, 1)
-    began = time.perf_counter()
+    allowed = allowed_ranks(1, None, multiple_of)
+    clock = [time.perf_counter()]
     dense = as_model(model)
-    shapes = select_kernels(dense.params, include, exclude)
-    ranks = None if rank is None else choose_ranks(shapes, rank)
-    loaded = time.perf_counter()
-    if measured is None and importance != "none":
-        measured = measure_signal(
-            forward(dense),
-            dense.params,
-            batches,
-            shapes,
-            importance,
-            loss=loss or predictive(dense.module),
-            seed=seed,
-            file=file,
-            progress=progress,
-        )
-    weighed = time.perf_counter()
-    weights, predicted = solver_weights(measured, importance, shapes, shrink), None
+    shapes = select_kernels(dense, include, exclude)
+    ranks, predicted = None if rank is None else choose_ranks(shapes, rank), None
+    clock.append(time.perf_counter())
+    if importance is None and chosen.statistics:
+        wanted: dict[str, Any] = {"signal": chosen, "gradients": gradients or predictive(dense.module), "seed": seed}
+        shown = {"file": file, "progress": progress}
+        importance = measure_signal(forward(dense), dense.params, batches, shapes, **wanted, **shown)
+    clock.append(time.perf_counter())
+    weights = solver_weights(importance, chosen, shapes, shrink)
     if ranks is None:
         assert budget is not None
-        limits = {"of": of, "uniform": uniform, "multiple_of": multiple_of}
-        examples = per_example(measured, importance)
-        planned = plan_for(dense.params, shapes, weights.__getitem__, examples, budget, **limits)
-        ranks, predicted = planned.ranks, planned.predicted
-    plotted = time.perf_counter()
-    small, rows = factorise(dense.params, weights, ranks, method=method, progress=progress, **options)
-    seconds = {
-        "load": loaded - began,
-        "importance": weighed - loaded,
-        "plan": plotted - weighed,
-        "solve": time.perf_counter() - plotted,
-    }
-    section = {
+        limits = {"allowed": allowed, "examples": per_example(importance, chosen)}
+        planned = plan_for(dense.params, shapes, weights.__getitem__, budget, of=of, uniform=uniform, **limits)
+        ranks, predicted = planned.ranks, planned.predicted if chosen.in_loss_units else None
+    clock.append(time.perf_counter())
+    how = {"shapes": shapes, "method": solved_by, "solver": solver, "progress": progress}
+    params, kernels = factorise(dense.params, weights, ranks, **how)
+    clock.append(time.perf_counter())
+    trusted = reliabilities(importance, chosen, shapes)
+    done = {"method": solved_by.name, "signal": chosen.name, "seconds": stages(clock)}
+    report = Report(kernels, **done, predicted=predicted, reliability=trusted)
+    config = dense.config | {"low_rank": section(dense, report, seed)}
+    return dense._replace(params=params, config=config), report
+
+
+def method_for(signal: Signal, method: str | wlra.Method | None, solver: Mapping[str, Any] | None) -> wlra.Method:
+    """The method, or else the signal's own, once it is known to fit the signal's weights and the other options."""
+    own = check_options(signal.method).method
+    chosen = check_options(own if method is None else method, **(solver or {})).method
+    if own.kronecker != chosen.kronecker:
+        raise ValueError(
+            f"signal {signal.name!r} needs a method for {'Kronecker' if own.kronecker else 'other'} weights; got "
+            f"{chosen.name!r}, which is not: leave method out, and {own.name!r} is used"
+        )
+    return chosen
+
+
+def check_one_size(rank: Any, budget: Any) -> None:
+    """Either is given, and the other is not."""
+    if (rank is None) == (budget is None):
+        raise ValueError(f"wanted exactly one of rank and budget; got rank={rank!r}, budget={budget!r}")
+
+
+def check_labels(signal: Signal, gradients: Gradients | None) -> None:
+    """The gradients are of labels where the signal needs that, and are not where it refuses them."""
+    given = callable(gradients) if gradients is None else callable(check_gradients(gradients))
+    free, bound = ([name for name, one in SIGNALS.items() if one.needs_labels == needs] for needs in (False, True))
+    if signal.needs_labels and not given:
+        raise ValueError(
+            f"signal {signal.name!r} needs gradients=loss, a function (output, batch) -> (batch,) of examples with "
+            f"labels; got {gradients!r}. Signals that need no labels: {', '.join(map(repr, free))}"
+        )
+    if signal.refuses_labels and given:
+        raise ValueError(
+            f"signal {signal.name!r} is of the distribution that the model predicts and takes no loss as gradients: "
+            f"leave gradients out, or write signal={' or '.join(map(repr, bound))}"
+        )
+
+
+def stages(clock: list[float]) -> dict[str, float]:
+    """The seconds of each stage, from the times at which they begin and the last one ends."""
+    names = ("load", "importance", "plan", "solve")
+    return {name: end - begin for name, begin, end in zip(names, clock[:-1], clock[1:], strict=True)}
+
+
+def section(dense: Model, report: Report, seed: int) -> dict[str, Any]:
+    """The "low_rank" section of config.json: which kernels have which rank, and how that was done."""
+    ranks = {kernel.path: kernel.rank for kernel in report.kernels if kernel.status != "DENSE"}
+    return {
         "schema": SCHEMA,
-        "ranks": low_rank(dense.config) | {row.path: row.rank for row in rows if row.status != "DENSE"},
-        "method": method,
-        "importance": importance,
+        "ranks": low_rank(dense.config) | ranks,
+        "method": report.method,
+        "signal": report.signal,
         "seed": seed,
         "versions": {package.__name__: package.__version__ for package in (wlra, jax, flax)},
     }
-    compressed = dense._replace(params=small, config=dense.config | {"low_rank": section})
-    return compressed, Report(rows, method, importance, seconds, predicted, reliabilities(measured, importance, shapes))

@@ -3,6 +3,7 @@
 import importlib.resources
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,16 +14,16 @@ from bert_adapter.evaluate import Fidelity, compare, embed
 from bert_adapter.importance.measure import measure_importance
 from bert_adapter.kernels import select_kernels
 from bert_adapter.layers.running import apply
-from bert_adapter.model import forward
+from bert_adapter.model import Model, forward
 from bert_adapter.page import write_page
 from bert_adapter.report import as_text, fidelity_table, summary, write_json
-from bert_adapter.signals import SIGNALS
+from bert_adapter.signals import as_signal
 from bert_adapter.text import text_batches, tokenizer
 
-CASES = {  # how `compress` is asked for each, its default last
-    "svd": {"importance": "none", "uniform": True},
-    "fwsvd": {"importance": "row", "uniform": True},
-    "fisher": {"importance": "exact", "uniform": True},
+CASES: dict[str, dict[str, Any]] = {  # how `compress` is asked for each, its default last
+    "svd": {"signal": "svd", "uniform": True},
+    "fwsvd": {"signal": "fwsvd", "uniform": True},
+    "fisher": {"signal": "exact", "uniform": True},
     "shampoo, uniform": {"uniform": True},
     "shampoo": {},
 }
@@ -48,34 +49,38 @@ def demo(directory: Path, budget: float, say: Callable[[str], None]) -> tuple[Re
     """`directory` holds the compressed checkpoint, loaded back and run, and a report as a page and as JSON."""
     model = load(minilm())
     calibration, heldout = sentences("calibration"), sentences("heldout")
-    shapes = select_kernels(model.params)
+    shapes = select_kernels(model)
     say(f"all-MiniLM-L6-v2: {len(shapes)} encoder kernels, to be reduced to {budget:.0%} of their parameters")
     dense = embed(model, heldout)
 
     say(f"measuring what matters: Fisher information from {len(calibration)} sentences, without labels")
     batches = text_batches(model, calibration)
-    statistics = {name for signal in ("exact", "row", "shampoo") for name in SIGNALS[signal].statistics}
-    measured = measure_importance(forward(model), model.params, batches, shapes, statistics=statistics)
+    statistics = {name for case in CASES.values() for name in as_signal(case.get("signal", "shampoo")).statistics}
+    importance = measure_importance(forward(model), model.params, batches, shapes, statistics=statistics)
 
     fidelities = {"dense": compare(dense, dense)}
     small, report = model, None
     for name, options in CASES.items():
         say(f"compressing with {name}")
-        small, report = compress(model, batches, budget=budget, measured=measured, **options)
+        small, report = compress(model, batches, budget=budget, importance=importance, **options)
         fidelities[name] = compare(dense, embed(small, heldout))
         say(f"  mean cosine {fidelities[name].cosine:.3f}, Spearman {fidelities[name].spearman:.3f}")
     assert report is not None
 
-    checkpoint = directory / "checkpoint"
-    save(small, checkpoint)
-    again, batch = load(checkpoint), tokenizer(small)(heldout[:8])
-    outputs = [jax.device_get(apply(saved.module, saved.params, **batch)) for saved in (small, again)]
-    if not np.array_equal(*outputs):
-        raise RuntimeError(f"the model in {checkpoint} does not give what the one that was saved gave")
-    say(f"saved {checkpoint}, loaded it back and ran it: the same outputs, bit for bit")
+    check_saved(small, directory / "checkpoint", heldout[:8])
+    say(f"saved {directory / 'checkpoint'}, loaded it back and ran it: the same outputs, bit for bit")
 
     note = f"<p>Calibrated on {len(calibration)} sentences, judged on {len(heldout)} others.</p>"
-    write_page(directory / "report.html", "all-MiniLM-L6-v2, compressed", report, fidelities, note)
+    write_page(directory / "report.html", "all-MiniLM-L6-v2, compressed", report, fidelities=fidelities, note=note)
     write_json(directory / "report.json", report, fidelities)
     say(f"\n{summary(report)}\n\n{as_text(fidelity_table(fidelities))}\n\nreport: {directory / 'report.html'}")
     return report, fidelities
+
+
+def check_saved(small: Model, checkpoint: Path, texts: list[str]) -> None:
+    """The checkpoint holds the model, which gives the same outputs once it is loaded back."""
+    save(small, checkpoint)
+    again, batch = load(checkpoint), tokenizer(small)(texts)
+    outputs = [jax.device_get(apply(model.module, model.params, **batch)) for model in (small, again)]
+    if not np.array_equal(*outputs):
+        raise RuntimeError(f"the model in {checkpoint} does not give what the one that was saved gave")

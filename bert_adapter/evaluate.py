@@ -6,12 +6,12 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from bert_adapter.families.bert import SequenceClassifier
+from bert_adapter.families import label_count
 from bert_adapter.importance.gradients import Loss
 from bert_adapter.layers.capture import Batch
 from bert_adapter.losses import distillation
 from bert_adapter.model import Model, forward
-from bert_adapter.text import Rows, Texts, tokenizer
+from bert_adapter.text import LabelledTexts, Texts, tokenizer
 
 
 class Fidelity(NamedTuple):
@@ -53,6 +53,14 @@ def loss_increase(dense: Model, small: Model, batches: Iterable[Batch], loss: Lo
     (output, batch) -> (batch,) is the loss of labelled rows. If None, it is the expected one if labels were drawn from
     what the dense model predicts: between classes, the divergence of the predictions; else half the squared distance
     of the outputs. "weights", if a batch has any, weigh its examples.
+
+    Example:
+        >>> import bert_adapter
+        >>> from bert_adapter.sample import sample_model
+        >>> model = sample_model()
+        >>> batches = bert_adapter.text_batches(model, ["a red fox runs", "a dog"])
+        >>> bert_adapter.loss_increase(model, model, batches)
+        0.0
     """
     runs = [(jax.jit(forward(model)), jax.device_put(model.params)) for model in (dense, small)]
     apart = distillation(dense.module, temperature=1.0)
@@ -79,15 +87,23 @@ def ranks(values: np.ndarray) -> np.ndarray:
     return (last - (count + 1) / 2)[place]
 
 
-def score(model: Model, rows: Rows, batch_size: int = 32, max_length: int = 128) -> dict[str, float]:
+def score(model: Model, rows: LabelledTexts, batch_size: int = 32, max_length: int = 128) -> dict[str, float]:
     """Accuracy and Matthews' correlation of the classes predicted; Pearson's and Spearman's of values.
 
     The value that a regression predicts is its output; that of an embedder, for pairs of texts, the cosine of theirs.
 
     Raises:
       ValueError: an embedder is given single texts.
+
+    Example:
+        >>> import numpy as np, bert_adapter
+        >>> from bert_adapter.sample import sample_model
+        >>> pairs = [("a red fox", "a red fox"), ("a dog", "it runs far")]
+        >>> scores = bert_adapter.score(sample_model(), bert_adapter.LabelledTexts(pairs, np.array([1.0, 0.0])))
+        >>> round(scores["spearman"], 6)
+        1.0
     """
-    if isinstance(model.module, SequenceClassifier):
+    if label_count(model.module) is not None:
         outputs = embed(model, rows.texts, batch_size, max_length)
         if outputs.shape[1] > 1:
             return of_classes(outputs.argmax(axis=1), rows.labels)

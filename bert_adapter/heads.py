@@ -5,36 +5,54 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
 
-from bert_adapter.families import module_for
-from bert_adapter.families.bert import SequenceClassifier
+from bert_adapter.checkpoint.names import low_rank, shapes
+from bert_adapter.families import family_of, label_count, module_for
 from bert_adapter.model import Model
 
 
 def with_head(model: Model, labels: int, *, seed: int = 0) -> Model:
-    """The model with a new classifier of so many classes on its pooler; of one, the value of a regression.
+    """The model with a new classifier of `labels` classes on its pooler; of one, the value of a regression.
 
-    An encoder without a pooler gets a new one.
+    An encoder without a pooler gets a new one. New kernels are drawn from the normal distribution that the config
+    names; new biases are zero.
 
     Raises:
-      ValueError: the model has a classifier, or is factorised and would need a new pooler.
+      ValueError: the model has a classifier.
+
+    Example:
+        >>> import bert_adapter
+        >>> from bert_adapter.sample import sample_model
+        >>> bert_adapter.with_head(sample_model(), 3).params["classifier"]["kernel"].shape
+        (16, 3)
     """
-    if isinstance(model.module, SequenceClassifier):
-        raise ValueError(f"the model has a head already, of {model.module.config.num_labels} labels")
-    config = {name: value for name, value in model.config.items() if name not in ("id2label", "label2id")}
-    config |= {"architectures": ["BertForSequenceClassification"], "num_labels": labels}
-    if "low_rank" in config:
-        section = config["low_rank"]
-        config["low_rank"] = section | {"ranks": {f"bert/{path}": rank for path, rank in section["ranks"].items()}}
+    if (count := label_count(model.module)) is not None:
+        raise ValueError(f"the model has a head already, of {count} labels")
+    family = family_of(model.config)
+    config = headed_config(model.config, labels, family.classifier.names[0], family.prefix)
     module = module_for(config)
-    shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
-    initial = nn.initializers.normal(model.module.config.initializer_range)
-    keys = iter(jax.random.split(jax.random.key(seed), 2))
+    flat = flatten_dict(model.params, keep_empty_nodes=True, sep="/")
+    params: dict[str, Any] = {f"{family.prefix}{path}": leaf for path, leaf in flat.items()}
+    wanted = shapes(module, low_rank(config))
+    new = fresh({path: wanted[path] for path in wanted if path not in params}, family.deviation(module.config), seed)
+    return Model(module, unflatten_dict(params | new, sep="/"), config, model.files)
 
-    def fresh(part: dict[str, Any]) -> dict[str, Any]:
-        kernel = part["kernel"]
-        return {"kernel": initial(next(keys), kernel.shape, kernel.dtype), "bias": jnp.zeros(part["bias"].shape)}
 
-    pooler = model.params.get("pooler") or {"dense": fresh(shapes["bert"]["pooler"]["dense"])}
-    params = {"bert": {**model.params, "pooler": pooler}, "classifier": fresh(shapes["classifier"])}
-    return Model(module, params, config, model.files)
+def headed_config(config: dict[str, Any], labels: int, architecture: str, prefix: str) -> dict[str, Any]:
+    """The config of an encoder, changed to that of the architecture around it."""
+    kept = {name: value for name, value in config.items() if name not in ("id2label", "label2id")}
+    kept |= {"architectures": [architecture], "num_labels": labels}
+    if "low_rank" not in kept:
+        return kept
+    ranks = {f"{prefix}{path}": rank for path, rank in low_rank(kept).items()}
+    return kept | {"low_rank": kept["low_rank"] | {"ranks": ranks}}
+
+
+def fresh(wanted: dict[str, tuple[int, ...]], deviation: float, seed: int) -> dict[str, Any]:
+    """New kernels, in the order of their paths, and zeros for all else."""
+    kernels = sorted(path for path in wanted if path.endswith("/kernel"))
+    keys = jax.random.split(jax.random.key(seed), len(kernels))
+    draw = nn.initializers.normal(deviation)
+    drawn = {path: draw(key, wanted[path], jnp.float32) for path, key in zip(kernels, keys, strict=True)}
+    return {path: jnp.zeros(shape) for path, shape in wanted.items()} | drawn

@@ -1,5 +1,6 @@
-"""Which kernels are factorised, and at which ranks."""
+"""Which kernels are factorised, as which matrices, and at which ranks."""
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -8,37 +9,72 @@ import jax
 import numpy as np
 
 from bert_adapter.checkpoint.names import by_path
+from bert_adapter.families import family_of
+from bert_adapter.layers.running import kernel_shapes
+from bert_adapter.model import Model
 from wlra.checks import check_count
 
-Shapes = dict[str, tuple[int, int]]
+Shapes = Mapping[str, tuple[int, int]]
 
 
-def select_kernels(params: Any, include: str = r"^(bert/)?encoder/", exclude: str | None = None) -> Shapes:
-    """The shapes (in, out) of the dense kernels whose module's path `include` finds and `exclude` does not.
+def select_kernels(model: Model, include: str | None = None, exclude: str | None = None) -> dict[str, tuple[int, int]]:
+    """By path, the shapes (m, n), inputs by outputs, of the kernels that `include` finds and `exclude` does not.
 
-    Both are regular expressions, searched in paths such as "encoder/layer/0/attention/self/query".
+    Kernels with several axes of inputs or outputs count as the matrices that they multiply by.
+
+    Args:
+      model: a `Model`.
+      include, exclude: regular expressions, searched in the paths of modules, such as
+        "encoder/layer/0/attention/self/query". By default all of the encoder, and nothing is excluded.
 
     Raises:
       ValueError: no kernel is selected, or some are factorised already.
+
+    Example:
+      >>> import bert_adapter
+      >>> from bert_adapter.sample import sample_model
+      >>> model = sample_model(hidden_size=8, intermediate_size=32)
+      >>> bert_adapter.select_kernels(model, include="intermediate|output", exclude="attention")
+      {'encoder/layer/0/intermediate/dense': (8, 32), 'encoder/layer/0/output/dense': (32, 8)}
     """
-    found = {
-        path.removesuffix("/kernel"): np.shape(leaf)
-        for path, leaf in by_path(params).items()
-        if path.endswith("/kernel")
+    pattern = family_of(model.config).encoder if include is None else include
+    shapes = kernel_shapes(model.module)
+    selected = {
+        path: shape
+        for path, shape in shapes.items()
+        if re.search(pattern, path) and not (exclude and re.search(exclude, path))
     }
-    done = [path.removesuffix("/left") for path in by_path(params) if path.endswith("/left")]
+    if not selected:
+        raise ValueError(f"include={pattern!r} and exclude={exclude!r} select none of {sorted(shapes)}")
+    leaves = by_path(model.params)
+    if done := [path for path in selected if f"{path}/left" in leaves]:
+        raise ValueError(f"{len(done)} of the selected kernels are factorised already, {done[0]!r} first: merge() them")
+    return selected
 
-    def selected(path: str) -> bool:
-        return bool(re.search(include, path)) and not (exclude and re.search(exclude, path))
 
-    if again := [path for path in done if selected(path)]:
-        raise ValueError(
-            f"{len(again)} of the selected kernels are factorised already, {again[0]!r} first: merge() them"
-        )
-    shapes = {path: shape for path, shape in found.items() if len(shape) == 2 and selected(path)}
-    if not shapes:
-        raise ValueError(f"include={include!r} and exclude={exclude!r} select none of {sorted(found)}")
-    return shapes
+def matrix_shape(path: str, kernel: Any, shapes: Shapes | None) -> tuple[int, int]:
+    """The shape (m, n), inputs by outputs, of the matrix that the kernel is.
+
+    Raises:
+      ValueError: it is not known how many of its axes are inputs, or `shapes` says what cannot be.
+    """
+    if shapes is None:
+        if np.ndim(kernel) != 2:
+            raise ValueError(
+                f"{path}: wanted the shape (m, n) of a kernel with axes {np.shape(kernel)}: select_kernels(model) "
+                f"returns it"
+            )
+        return np.shape(kernel)
+    split_axes(path, np.shape(kernel), shapes[path])
+    return shapes[path]
+
+
+def split_axes(path: str, axes: tuple[int, ...], shape: tuple[int, int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The axes of a kernel's inputs and of its outputs, which hold m and n numbers."""
+    for i in range(1, len(axes)):
+        if (math.prod(axes[:i]), math.prod(axes[i:])) == tuple(shape):
+            return axes[:i], axes[i:]
+    raise ValueError(f"{path}: a kernel with axes {axes} is no matrix of shape {shape}")
 
 
 def break_even(shape: tuple[int, int]) -> float:
@@ -54,6 +90,11 @@ def choose_ranks(shapes: Shapes, rank: int | Mapping[str, int]) -> dict[str, int
 
     Raises:
       ValueError: a rank is out of range, or the paths are not those of the kernels.
+
+    Example:
+      >>> import bert_adapter
+      >>> bert_adapter.choose_ranks({"query": (8, 8), "output": (32, 8)}, rank=3)
+      {'query': 3, 'output': 3}
     """
     ranks = dict(rank) if isinstance(rank, Mapping) else dict.fromkeys(shapes, rank)
     if ranks.keys() != shapes.keys():

@@ -1,6 +1,7 @@
 """Losses of examples with labels, and distances from a teacher's outputs."""
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import flax.linen as nn
@@ -21,11 +22,12 @@ def task_loss(logits: Float[Array, "batch labels"], batch: Batch) -> Float[Array
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels.astype(jnp.int32))
 
 
+@lru_cache(maxsize=32)
 def distillation(module: nn.Module, temperature: float) -> Callable[[Any, Any], Float[Array, " batch"]]:
     """How far each output of the module is from what is wanted (Hinton, Vinyals & Dean 2015, sec. 2).
 
     Between classes, the divergence of the softened distributions times the square of the temperature; else half the
-    squared distance.
+    squared distance. The same function for the same arguments, so that what is compiled with it serves again.
     """
 
     def divergence(logits: Any, wanted: Any) -> Float[Array, " batch"]:

@@ -1,12 +1,13 @@
 """A module with its parameters, its config and its small files."""
 
-import functools
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 
-from bert_adapter.layers.capture import Batch
+from bert_adapter.families import family_of
+from bert_adapter.layers.capture import Batch, Forward
 from bert_adapter.layers.running import apply
 
 
@@ -22,19 +23,38 @@ class Model(NamedTuple):
     files: dict[str, bytes]  # the tokenizer's and other small files, by name
 
 
-def forward(model: Model) -> Callable[[Any, Batch], Any]:
+def forward(model: Model) -> Forward:
     """The function (params, batch) -> output of the model's module, dropout off; keys it does not take are ignored.
 
     The same function for the same module, so that what is compiled for it once serves again.
+
+    Example:
+        >>> import jax, bert_adapter
+        >>> from bert_adapter.sample import sample_model
+        >>> model = sample_model()
+        >>> (batch,) = bert_adapter.text_batches(model, ["a red fox runs", "a dog"])
+        >>> jax.jit(bert_adapter.forward(model))(model.params, batch).shape
+        (2, 16)
     """
-    return forward_of(model.module)
+    return forward_of(model.module, family_of(model.config).inputs)
 
 
-@functools.cache
-def forward_of(module: Any) -> Callable[[Any, Batch], Any]:
-    inputs = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+@lru_cache(maxsize=32)
+def forward_of(module: Any, inputs: tuple[str, ...]) -> Forward:
+    """One function for each module and the names of its inputs."""
 
     def run(params: Any, batch: Batch) -> Any:
         return apply(module, params, **{name: batch[name] for name in inputs if name in batch})
+
+    return run
+
+
+@lru_cache(maxsize=32)
+def training_forward_of(module: Any, inputs: tuple[str, ...]) -> Callable[[Any, Batch, Any], Any]:
+    """The function (params, batch, key) -> output, with dropout drawn from the key."""
+
+    def run(params: Any, batch: Batch, key: Any) -> Any:
+        given = {name: batch[name] for name in inputs if name in batch}
+        return apply(module, params, **given, deterministic=False, rngs={"dropout": key})
 
     return run

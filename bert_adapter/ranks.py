@@ -1,44 +1,32 @@
 """Which rank each kernel gets for a budget: where a parameter saves the most loss."""
 
-import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from threadpoolctl import threadpool_limits
 
 from bert_adapter.checkpoint.names import by_path
+from bert_adapter.choices import Curve, all_plans, cheapest, choices_of, even
 from bert_adapter.importance.sums import Importance
-from bert_adapter.kernels import break_even, select_kernels
-from bert_adapter.signals import SIGNALS, solver_weights
+from bert_adapter.kernels import Shapes, matrix_shape
+from bert_adapter.signals import as_signal
+from bert_adapter.signals.signal import Signal
+from bert_adapter.signals.weights import solver_weights
 from bert_adapter.spectra import predicted_losses
 from wlra.checks import check_count, check_name
 
 UNITS = ("kernels", "parameters", "bytes", "flops")
 
 
-class Curve(NamedTuple):
-    """All plans from the smallest to the whole: step i gives kernel `paths[kernel[i]]` the rank `rank[i]`.
-
-    share, predicted: of what is budgeted, after each step, and the loss predicted. The first len(paths) steps give
-    every kernel its smallest rank. A rank of break-even or more is a dense kernel.
-    """
-
-    paths: tuple[str, ...]
-    kernel: Int[np.ndarray, " steps"]
-    rank: Int[np.ndarray, " steps"]
-    share: Float[np.ndarray, " steps"]
-    predicted: Float[np.ndarray, " steps"]
-
-
 class Plan(NamedTuple):
     """The ranks by path, the share of the budgeted quantity that they keep, and what they are predicted to cost.
 
-    predicted: the increase of the mean loss to second order, half the weighted squared error an example. For
-      importance "activation", "row" and "none", whose units are not the loss's, good for comparisons only.
+    predicted: the increase of the mean loss to second order, half the weighted squared error an example. For a signal
+      whose units are not the loss's (`Signal.in_loss_units`), good for comparisons only.
     """
 
     ranks: dict[str, int]
@@ -52,15 +40,14 @@ def plan(
     importance: Importance | None,
     budget: float,
     *,
+    signal: str | Signal = "shampoo",
     of: str = "kernels",
-    signal: str = "shampoo",
     shrink: float | None = None,
     uniform: bool = False,
     minimum: int = 1,
     maximum: int | None = None,
     multiple_of: int = 1,
-    include: str = r"^(bert/)?encoder/",
-    exclude: str | None = None,
+    kernels: Shapes | None = None,
 ) -> Plan:
     """The ranks of least predicted loss for a budget, and those for all other budgets along the way.
 
@@ -70,7 +57,8 @@ def plan(
 
     Args:
       params: nested dicts, with dense kernels.
-      importance: what `measure_signal` returned, or `measure_importance` with what the signal needs; None for "none".
+      importance: what `measure_signal` returned, or `measure_importance` with what the signal needs; None for a signal
+        that needs nothing.
       budget: the share to keep, in (0, 1].
       of: "kernels", the parameters of the selected kernels; "parameters", those of the whole model; "bytes", their
         size in memory, where kernels may have several dtypes; "flops", the operations for a token in all dense layers,
@@ -78,62 +66,88 @@ def plan(
       signal, shrink: as `compress` takes them.
       uniform: the same share of every kernel, for comparison.
       minimum, maximum, multiple_of: of the ranks of kernels that do not stay dense.
-      include, exclude: regular expressions that select kernels by path.
+      kernels: what `select_kernels` returned. By default all kernels that were measured; all with two axes where
+        nothing was.
 
     Raises:
       ValueError: a name, share or rank that cannot be, or a budget below what the smallest ranks take.
+
+    Example:
+      >>> import numpy as np, bert_adapter
+      >>> params = {"easy": {"kernel": np.diag([9.0, 8, 0, 0, 0, 0, 0, 0])}, "hard": {"kernel": np.eye(8)}}
+      >>> bert_adapter.plan(params, None, budget=0.75, signal="svd").ranks  # 4 is break-even: "hard" stays dense
+      {'easy': 2, 'hard': 4}
     """
-    check_name("importance", signal, SIGNALS)
+    chosen = as_signal(signal)
     check_budget(budget, of, shrink)
-    minimum, multiple_of = check_count("minimum", minimum, 1), check_count("multiple_of", multiple_of, 1)
-    maximum = None if maximum is None else check_count("maximum", maximum, minimum)
-    limits = {"minimum": minimum, "maximum": maximum, "multiple_of": multiple_of}
-    shapes = select_kernels(params, include, exclude)
+    allowed = allowed_ranks(minimum, maximum, multiple_of)
+    shapes = selected_shapes(params, importance, kernels)
 
     def weights(path: str) -> Any:
-        return solver_weights(importance, signal, {path: shapes[path]}, shrink)[path]
+        return solver_weights(importance, chosen, {path: shapes[path]}, shrink)[path]
 
-    return plan_for(params, shapes, weights, per_example(importance, signal), budget, of=of, uniform=uniform, **limits)
+    examples = per_example(importance, chosen)
+    return plan_for(params, shapes, weights, budget, of=of, uniform=uniform, allowed=allowed, examples=examples)
+
+
+def selected_shapes(params: Any, importance: Importance | None, kernels: Shapes | None) -> dict[str, tuple[int, int]]:
+    """The shapes of the kernels to plan for: those given, or those that were measured, or all with two axes."""
+    flat = by_path(params)
+    found = {path.removesuffix("/kernel"): leaf for path, leaf in flat.items() if path.endswith("/kernel")}
+    paths = [path for path, leaf in found.items() if np.ndim(leaf) == 2] if importance is None else importance.sums
+    paths = list(paths if kernels is None else kernels)
+    if not paths or (missing := [path for path in paths if path not in found]):
+        wanted = "no kernels" if not paths else f"{missing}, which are no dense kernels"
+        raise ValueError(f"kernels: got {wanted}; wanted paths of {sorted(found)}")
+    return {path: matrix_shape(path, found[path], kernels) for path in paths}
 
 
 def plan_for(
     params: Any,
-    paths: Iterable[str],
+    shapes: Shapes,
     weights: Callable[[str], Any],
-    examples: float,
     budget: float,
     *,
     of: str,
     uniform: bool,
-    multiple_of: int,
-    minimum: int = 1,
-    maximum: int | None = None,
+    allowed: range,
+    examples: float,
 ) -> Plan:
-    """The plan for kernels whose weights, by path, are those of so many examples: see `plan`."""
+    """The plan for kernels whose weights, by path, are sums over `examples` examples; see `plan`."""
     flat = by_path(params)
-    kernels = {path: flat[f"{path}/kernel"] for path in paths}
-    ranks = range(-(-minimum // multiple_of) * multiple_of, (maximum or 10**9) + 1, multiple_of)
-    # Half the time goes to LAPACK, which is no faster on two cores than on one: a kernel for each, large ones first.
-    largest = sorted(kernels, key=lambda path: -kernels[path].size)
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(lambda path: predicted_losses(kernels[path], weights(path)), largest)
-        losses = dict(zip(largest, found, strict=True))
+    kernels = {path: flat[f"{path}/kernel"] for path in shapes}
+    losses = all_losses(kernels, shapes, weights)
     choices = {}
     for path, kernel in kernels.items():
         price = {"bytes": kernel.dtype.itemsize, "flops": 2}.get(of, 1)
-        choices[path] = choices_of(kernel.shape, price, losses[path] / examples, ranks)
+        choices[path] = choices_of(shapes[path], price, losses[path] / examples, allowed)
     fixed = fixed_cost(flat, kernels, of)
     total = fixed + sum(float(choice.cost[-1]) for choice in choices.values())
     curve = all_plans(choices, fixed, total)
     if budget * (1 + 1e-12) < (least := float(curve.share[len(kernels) - 1])):
         raise ValueError(f"budget: the smallest ranks take {least:.4g} of the {of}; got {budget}")
     chosen = even(choices, budget * total - fixed) if uniform else cheapest(choices, curve, budget, total)
+    cost = sum(float(choice.cost[chosen[path]]) for path, choice in choices.items())
     return Plan(
-        {path: int(choice.rank[chosen[path]]) for path, choice in choices.items()},
-        (fixed + sum(float(choice.cost[chosen[path]]) for path, choice in choices.items())) / total,
-        sum(float(choice.loss[chosen[path]]) for path, choice in choices.items()),
-        curve,
+        ranks={path: int(choice.rank[chosen[path]]) for path, choice in choices.items()},
+        share=(fixed + cost) / total,
+        predicted=sum(float(choice.loss[chosen[path]]) for path, choice in choices.items()),
+        curve=curve,
     )
+
+
+def all_losses(kernels: dict[str, Any], shapes: Shapes, weights: Callable[[str], Any]) -> dict[str, Any]:
+    """By path, the losses predicted for every rank.
+
+    Half the time goes to LAPACK, which is no faster on two cores than on one: a kernel for each, large ones first.
+    """
+    largest = sorted(kernels, key=lambda path: -kernels[path].size)
+
+    def losses(path: str) -> Float[np.ndarray, " ranks"]:
+        return predicted_losses(np.asarray(kernels[path]).reshape(shapes[path]), weights(path))
+
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(os.cpu_count()) as pool:
+        return dict(zip(largest, pool.map(losses, largest), strict=True))
 
 
 def check_budget(budget: float | None, of: str, shrink: float | None) -> None:
@@ -142,95 +156,28 @@ def check_budget(budget: float | None, of: str, shrink: float | None) -> None:
     if budget is not None and not 0 < budget <= 1:
         raise ValueError(f"budget is the share of the {of} to keep, in (0, 1]; got {budget}")
     if shrink is not None and not 0 <= shrink <= 1:
-        raise ValueError(f"shrink is how far weights are drawn towards simpler ones, in [0, 1]; got {shrink}")
+        raise ValueError(f"shrink is how far weights are shrunk towards simpler ones, in [0, 1]; got {shrink}")
 
 
-class Choices(NamedTuple):
-    """What one kernel can be: its ranks, their costs, the losses predicted. The last is to stay dense."""
-
-    rank: Int[np.ndarray, " options"]
-    cost: Float[np.ndarray, " options"]
-    loss: Float[np.ndarray, " options"]
-
-
-def choices_of(shape: tuple[int, int], price: int, losses: Float[np.ndarray, " ranks"], ranks: range) -> Choices:
-    """The ranks below break-even that are allowed, and dense; `price` is that of a number, losses begin at rank 0."""
-    dense = math.ceil(break_even(shape))
-    allowed = np.array(ranks[: len(range(ranks.start, dense, ranks.step))], int)
-    return Choices(
-        np.append(allowed, dense),
-        price * np.append(allowed * float(sum(shape)), float(shape[0] * shape[1])),
-        np.append(losses[allowed], 0.0),
-    )
+def allowed_ranks(minimum: int, maximum: int | None, multiple_of: int) -> range:
+    """The ranks that a kernel may have, if it does not stay dense."""
+    minimum, step = check_count("minimum", minimum, 1), check_count("multiple_of", multiple_of, 1)
+    most = 10**9 if maximum is None else check_count("maximum", maximum, minimum)
+    return range(-(-minimum // step) * step, most + 1, step)
 
 
-def per_example(importance: Importance | None, signal: str) -> float:
-    """What the weights are divided by."""
+def per_example(importance: Importance | None, signal: Signal) -> float:
+    """What the weights are divided by, for the loss of an example."""
     if importance is None:
         return 1.0
-    return float(importance.examples * (importance.tokens if SIGNALS[signal].per_token else 1))
+    return float(importance.examples * (importance.tokens if signal.per_token else 1))
 
 
 def fixed_cost(flat: dict[str, Any], kernels: dict[str, Any], of: str) -> float:
-    """What is not selected costs, whatever the ranks."""
+    """The cost of what is not selected, whatever the ranks."""
     others = [(path, leaf) for path, leaf in flat.items() if path.removesuffix("/kernel") not in kernels]
     if of == "kernels":
         return 0.0
     if of == "flops":
         return float(sum(2 * leaf.size for path, leaf in others if path.endswith(("/kernel", "/left", "/right"))))
     return float(sum(leaf.nbytes if of == "bytes" else leaf.size for _, leaf in others))
-
-
-def all_plans(choices: dict[str, Choices], fixed: float, total: float) -> Curve:
-    """The steps of all kernels, each kernel's in their order, those that save most for their cost first."""
-    first, steps = [], []
-    for number, choice in enumerate(choices.values()):
-        corners = lower_hull(choice.cost, choice.loss)
-        rank, cost, loss = (array[corners] for array in choice)
-        first.append((number, rank[0], cost[0], 0.0))
-        steps.append(np.stack([np.full(len(rank) - 1, number), rank[1:], np.diff(cost), -np.diff(loss)]))
-    later = np.concatenate(steps, axis=1)
-    later = later[:, np.lexsort((later[1], later[0], -later[3] / later[2]))]
-    kernel, rank, cost, saved = np.concatenate([np.array(first).T, later], axis=1)
-    worst = sum(float(choice.loss[0]) for choice in choices.values())
-    share, predicted = (fixed + np.cumsum(cost)) / total, np.maximum(worst - np.cumsum(saved), 0)
-    return Curve(tuple(choices), kernel.astype(int), rank.astype(int), share, predicted)
-
-
-def lower_hull(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> list[int]:
-    """The corners of the convex hull from below (Andrew 1979), for x that rises."""
-    points, corners = list(zip(x.tolist(), y.tolist(), strict=True)), []
-    for i, point in enumerate(points):
-        while len(corners) > 1 and above(points[corners[-2]], points[corners[-1]], point):
-            corners.pop()
-        corners.append(i)
-    return corners
-
-
-def above(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]) -> bool:
-    """Whether b lies on or above the line from a to c."""
-    return (b[1] - a[1]) * (c[0] - a[0]) >= (c[1] - a[1]) * (b[0] - a[0])
-
-
-def cheapest(choices: dict[str, Choices], curve: Curve, budget: float, total: float) -> dict[str, int]:
-    """By path, the option that the steps within the budget lead to; the next step is gone as far as the rest allows."""
-    limit = budget * (1 + 1e-12)
-    count = int(np.searchsorted(curve.share, limit, side="right"))
-    ranks = dict(zip(curve.kernel[:count], curve.rank[:count], strict=True))
-    chosen = {
-        path: int(np.searchsorted(choice.rank, ranks[number])) for number, (path, choice) in enumerate(choices.items())
-    }
-    if count < len(curve.share):
-        path = curve.paths[curve.kernel[count]]
-        left = (limit - curve.share[count - 1]) * total + choices[path].cost[chosen[path]]
-        chosen[path] = int(np.searchsorted(choices[path].cost, left, side="right")) - 1
-    return chosen
-
-
-def even(choices: dict[str, Choices], affordable: float) -> dict[str, int]:
-    """By path, the option that keeps the same share of every kernel, or the smallest there is."""
-    share = affordable / sum(choice.cost[-1] for choice in choices.values()) * (1 + 1e-12)
-    return {
-        path: max(0, int(np.searchsorted(choice.cost, share * choice.cost[-1], side="right")) - 1)
-        for path, choice in choices.items()
-    }

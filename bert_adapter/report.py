@@ -7,6 +7,7 @@ from typing import Any
 
 from bert_adapter.compression import Report
 from bert_adapter.evaluate import Fidelity
+from bert_adapter.factorisation import KernelReport
 from bert_adapter.files import write_text
 
 
@@ -14,10 +15,10 @@ def summary(report: Report) -> str:
     """One paragraph: parameters before and after, what that is predicted to cost, and what stays dense."""
     before, after = report.parameters_before, report.parameters_after
     text = (
-        f"{len(report.rows)} kernels, {before:,} parameters, became {after:,} ({after / before:.1%}) "
-        f"by {report.method} with importance {report.importance!r} in {sum(report.seconds.values()):.0f} s."
+        f"{len(report.kernels)} kernels, {before:,} parameters, became {after:,} ({after / before:.1%}) "
+        f"by method {report.method!r} with signal {report.signal!r} in {sum(report.seconds.values()):.0f} s."
     )
-    if report.predicted is not None and report.importance not in ("activation", "row", "none"):
+    if report.predicted is not None:
         text += f" The mean loss is predicted to rise by {report.predicted:.3g}, to second order."
     if report.dense:
         text += f" {len(report.dense)} stay dense, since factors of their rank would not be smaller: {report.dense}."
@@ -26,25 +27,26 @@ def summary(report: Report) -> str:
 
 def kernel_table(report: Report) -> list[list[str]]:
     """A heading and a line of text cells for each kernel."""
-    rows, trusted = report.rows, report.reliability
-    methods = list(dict.fromkeys(name for row in rows for name in row.loss))
+    trusted = report.reliability
+    methods = list(dict.fromkeys(name for kernel in report.kernels for name in kernel.loss))
     known = ["reliability"] if trusted else []
     heading = ["kernel", "shape", "rank", "before", "after", *known, *methods, "iterations", "status", "seconds"]
-    return [heading] + [
-        [
-            row.path,
-            " by ".join(map(str, row.shape)),
-            str(row.rank),
-            f"{row.parameters_before:,}",
-            f"{row.parameters_after:,}",
-            *([f"{trusted[row.path]:.2f}"] if trusted else []),
-            *(f"{row.loss[name]:.4f}" if name in row.loss else "" for name in methods),
-            str(row.iterations),
-            row.status,
-            f"{row.seconds:.2f}",
+
+    def line(kernel: KernelReport) -> list[str]:
+        return [
+            kernel.path,
+            " by ".join(map(str, kernel.shape)),
+            str(kernel.rank),
+            f"{kernel.parameters_before:,}",
+            f"{kernel.parameters_after:,}",
+            *([f"{trusted[kernel.path]:.2f}"] if trusted else []),
+            *(f"{kernel.loss[name]:.4f}" if name in kernel.loss else "" for name in methods),
+            str(kernel.iterations),
+            kernel.status,
+            f"{kernel.seconds:.2f}",
         ]
-        for row in rows
-    ]
+
+    return [heading, *map(line, report.kernels)]
 
 
 def fidelity_table(fidelities: Mapping[str, Fidelity]) -> list[list[str]]:
@@ -68,7 +70,7 @@ def as_text(table: list[list[str]]) -> str:
 
 def write_json(path: Path, report: Report, fidelities: Mapping[str, Fidelity]) -> None:
     """`path` holds the same numbers for programs."""
-    rows = [row._asdict() for row in report.rows]
-    content: dict[str, Any] = report._asdict() | {"rows": rows}
+    kernels = [kernel._asdict() for kernel in report.kernels]
+    content: dict[str, Any] = report._asdict() | {"kernels": kernels}
     content |= {"fidelity": {name: value._asdict() for name, value in fidelities.items()}}
     write_text(path, json.dumps(content, indent=1))

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 import wlra
-from bert_adapter.importance.sums import STRIP
+from bert_adapter.importance.sums import BLOCK
 from bert_adapter.signals.signal import Rotated
 
 
@@ -57,8 +57,8 @@ def root(gram: Float[np.ndarray, "m m"]) -> Float[np.ndarray, "m m"]:
 def congruent(kernel: Float[np.ndarray, "m n"], gram: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "m m"]:
     """kernel @ gram @ kernel.T, from the Gram matrix's upper triangle alone: a third fewer operations."""
     product = np.empty_like(kernel)
-    for begin in range(0, len(gram), STRIP):
-        end = begin + STRIP
+    for begin in range(0, len(gram), BLOCK):
+        end = begin + BLOCK
         product[:, begin:end] = kernel[:, :begin] @ gram[:begin, begin:end]
         product[:, begin:end] += 0.5 * kernel[:, begin:end] @ gram[begin:end, begin:end]
     half = product @ kernel.T

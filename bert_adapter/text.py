@@ -8,12 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bert_adapter.checkpoint.directory import write_texts
+from bert_adapter.families import family_of
 from bert_adapter.layers.capture import Batch
 from bert_adapter.model import Model
 
 Texts = Sequence[str] | Sequence[tuple[str, str]]
-
-
 Tokenizer = Callable[[Texts], dict[str, np.ndarray]]
 
 
@@ -23,6 +22,13 @@ def tokenizer(model: Model, max_length: int = 128, multiple_of: int = 16) -> Tok
     Rows are cut at max_length, or at the model's last position, and padded to the longest of them rounded up
     to a multiple of multiple_of: few lengths are few compilations. The lengths in tokenizer.json are
     overruled.
+
+    Example:
+        >>> import bert_adapter
+        >>> from bert_adapter.sample import sample_model
+        >>> encode = bert_adapter.tokenizer(sample_model())
+        >>> encode(["a red fox", "a dog runs far"])["attention_mask"].sum(axis=1)
+        array([5, 6])
     """
     from transformers import AutoTokenizer
 
@@ -31,7 +37,7 @@ def tokenizer(model: Model, max_length: int = 128, multiple_of: int = 16) -> Tok
     with tempfile.TemporaryDirectory() as directory:
         write_texts(model, Path(directory))
         tokenize = AutoTokenizer.from_pretrained(directory)
-    limit = min(max_length, model.module.config.max_position_embeddings)
+    limit = min(max_length, family_of(model.config).longest(model.module.config))
     padding = {"input_ids": tokenize.pad_token_id, "attention_mask": 0, "token_type_ids": 0}
 
     def encode(texts: Texts) -> dict[str, np.ndarray]:
@@ -51,6 +57,13 @@ def text_batches(model: Model, texts: Texts, batch_size: int = 16, max_length: i
     """The texts, or pairs of texts, as batches of about equal length, the longest first.
 
     The order of the texts is lost.
+
+    Example:
+        >>> import bert_adapter
+        >>> from bert_adapter.sample import sample_model
+        >>> batches = bert_adapter.text_batches(sample_model(), ["a dog", "it", "a red fox runs"], batch_size=2)
+        >>> [batch["input_ids"].shape for batch in batches]
+        [(2, 16), (1, 16)]
     """
     encode = tokenizer(model, max_length)
     ordered: Any = sorted(
@@ -59,20 +72,29 @@ def text_batches(model: Model, texts: Texts, batch_size: int = 16, max_length: i
     return [encode(ordered[i : i + batch_size]) for i in range(0, len(ordered), batch_size)]
 
 
-class Rows(NamedTuple):
+class LabelledTexts(NamedTuple):
     """Texts, or pairs of texts, and a number for each: a class 0, 1, ..., or a value."""
 
     texts: Texts
     labels: np.ndarray
 
 
-def read_rows(file: str | Path) -> Rows:
+def read_rows(file: str | Path) -> LabelledTexts:
     """The rows of a tab-separated file with a heading, such as GLUE's: all columns but "label" are text, one or two.
 
     Nothing is quoted, as in GLUE. Labels are integers if all of them are.
 
     Raises:
       ValueError: no column "label", no text or more than two, a row of another length, a label that is no number.
+
+    Example:
+        >>> import os, tempfile, bert_adapter
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     file = os.path.join(directory, "rows.tsv")
+        ...     with open(file, "w") as text:
+        ...         _ = text.write("sentence\\tlabel\\na red fox\\t1\\n")
+        ...     bert_adapter.read_rows(file).texts
+        ['a red fox']
     """
     lines = Path(file).read_text("utf-8").split("\n")
     heading = lines[0].split("\t")
@@ -92,13 +114,21 @@ def read_rows(file: str | Path) -> Rows:
     whole = all("." not in row[place] for _, row in cells)
     texts = [tuple(cell for i, cell in enumerate(row) if i != place) for _, row in cells]
     columns = [row[0] for row in texts] if len(heading) == 2 else [(row[0], row[1]) for row in texts]
-    return Rows(columns, values.astype(np.int32) if whole else values.astype(np.float32))
+    return LabelledTexts(columns, values.astype(np.int32) if whole else values.astype(np.float32))
 
 
-def labelled_batches(model: Model, rows: Rows, batch_size: int = 32, max_length: int = 128) -> Sequence[Batch]:
+def labelled_batches(model: Model, rows: LabelledTexts, batch_size: int = 32, max_length: int = 128) -> Sequence[Batch]:
     """The rows as batches of `batch_size` rows of about equal length, with their "labels", the longest first.
 
     The last batch repeats rows of its own to be as large as the others, with "weights" of 0 for what is repeated.
+
+    Example:
+        >>> import numpy as np, bert_adapter
+        >>> from bert_adapter.sample import sample_model
+        >>> rows = bert_adapter.LabelledTexts(["a dog", "it", "a red fox runs"], np.array([0, 0, 1]))
+        >>> batches = bert_adapter.labelled_batches(sample_model(), rows, batch_size=2)
+        >>> [batch["weights"].tolist() for batch in batches]
+        [[1.0, 1.0], [1.0, 0.0]]
     """
     encode = tokenizer(model, max_length)
     texts: list = list(rows.texts)

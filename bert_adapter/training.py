@@ -1,48 +1,60 @@
-"""Training on labelled rows, for dense and factorised parameters alike."""
+"""Training on labelled rows, for dense and factorised parameters."""
 
-import functools
 import time
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 from safetensors.numpy import save_file
 
+from bert_adapter.families import family_of
 from bert_adapter.files import read_arrays, writing
-from bert_adapter.layers.capture import Batch
-from bert_adapter.layers.running import apply
+from bert_adapter.layers.capture import Batch, Forward
 from bert_adapter.losses import distillation, task_loss
-from bert_adapter.model import Model
+from bert_adapter.model import Model, forward, training_forward_of
 from bert_adapter.progress import track
 
 SAVE_EVERY = 60.0  # seconds between two states of a training that may be killed
-
-
-INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+TEMPERATURE = 2.0  # at which a teacher's classes are followed
 
 
 class State(NamedTuple):
     """Everything that the next step depends on."""
 
     params: Any
-    optimiser: Any
+    moments: Any  # the optimiser's
     step: int
+
+
+class Recipe(NamedTuple):
+    """What a step is compiled for. All else is its argument, the learning rate too.
+
+    run: (params, batch, key) -> output.
+    teach: (params, batch) -> the teacher's output, if there is one.
+    apart: (output, teacher's output) -> (batch,).
+    """
+
+    run: Callable[[Any, Batch, Any], Any]
+    teach: Forward | None
+    apart: Callable[[Any, Any], Float[Array, " batch"]]
+    loss: Callable[[Any, Batch], Float[Array, " batch"]]
+    distil: float
+    weight_decay: float
 
 
 def finetune(
     model: Model,
     batches: Sequence[Batch],
-    loss: Callable[[Any, Batch], Float[Array, " batch"]] = task_loss,
     *,
+    loss: Callable[[Any, Batch], Float[Array, " batch"]] = task_loss,
     teacher: Model | None = None,
     distil: float = 0.5,
-    temperature: float = 2.0,
     epochs: int = 3,
     learning_rate: float = 5e-5,
     warmup: float = 0.1,
@@ -61,41 +73,45 @@ def finetune(
       batches: mappings of arrays (batch, ...), see `labelled_batches`; "weights", if any, weigh the examples. Each
         epoch has its own order of them.
       loss: (output, batch) -> (batch,).
-      teacher: a model whose outputs the model is drawn to: the loss is then (1 - distil) loss + distil `distillation`,
-        at that temperature. The dense model for a compressed one.
-      warmup: the share of the steps in which the rate rises.
+      teacher: a model whose outputs are followed too: the loss is then (1 - distil) loss + distil `distillation`, at
+        the temperature `TEMPERATURE`. The dense model for a compressed one.
+      warmup: the fraction of the steps in which the rate rises.
       seed: of the order of the batches and of dropout.
       file: holds the state once a minute and after each epoch; if it is there already, training goes on from it. It is
         deleted in the end.
 
     Raises:
       ValueError: no batches, a number that cannot be, or a file of another training.
-      FloatingPointError: the loss of an epoch is not finite.
+      FloatingPointError: the loss of a step is not finite.
+
+    Example:
+        >>> import numpy as np, bert_adapter
+        >>> from bert_adapter.sample import sample_model
+        >>> model = bert_adapter.with_head(sample_model(), 2)
+        >>> rows = bert_adapter.LabelledTexts(["a red fox", "a dog"], np.array([1, 0]))
+        >>> trained, losses = bert_adapter.finetune(model, bert_adapter.labelled_batches(model, rows), epochs=2)
+        >>> len(losses)
+        2
     """
     if not batches:
         raise ValueError("no batches: wanted at least one to train on")
-    for name, value, least, most in (
-        ("epochs", epochs, 1, 10**6),
-        ("learning_rate", learning_rate, 0, 1),
-        ("warmup", warmup, 0, 1),
-        ("distil", distil, 0, 1),
-    ):
-        if not least <= value <= most:
-            raise ValueError(f"{name} must be in [{least}, {most}]; got {value}")
-    steps = epochs * len(batches)
-    optimiser = adamw(learning_rate, round(warmup * steps), steps, weight_decay)
-    above = None if teacher is None else teacher.module
-    advance = step_function(model.module, above, loss, distil, temperature, optimiser)
+    check_range("epochs", epochs, 1, 10**6)
+    for name, value in (("learning_rate", learning_rate), ("warmup", warmup), ("distil", distil)):
+        check_range(name, value, 0, 1)
+    total = epochs * len(batches)
+    advance = step_function(recipe_for(model, teacher, loss=loss, distil=distil, weight_decay=weight_decay))
+    order, rates = batch_order(seed, epochs, len(batches)), learning_rates(learning_rate, round(warmup * total), total)
     params = jax.tree.map(jnp.array, model.params)  # copies: a step reuses the memory of the last one's
-    state, history = resumed(State(params, optimiser.init(params), 0), np.zeros(steps, np.float32), file)
+    fresh = State(params, adamw(weight_decay).init(params), 0)
+    state, history = resumed(fresh, np.zeros(total, np.float32), file)
     taught = None if teacher is None else jax.device_put(teacher.params)
     saved = time.monotonic()
-    order = np.concatenate([np.random.default_rng([seed, i]).permutation(len(batches)) for i in range(epochs)])
-    for number in track(range(state.step, steps), "finetune", progress):
+    for number in track(range(state.step, total), "finetune", progress):
+        batch = {name: jnp.asarray(array) for name, array in batches[order[number]].items()}
         key = jax.random.fold_in(jax.random.key(seed), number)
-        arrays = {name: jnp.asarray(array) for name, array in batches[order[number]].items()}
-        params, inner, value = advance(state.params, state.optimiser, taught, arrays, key)
-        state, history[number] = State(params, inner, number + 1), float(value)
+        learnt = state.params, state.moments
+        (params, moments), value = advance(learnt, taught=taught, batch=batch, key=key, rate=rates[number])
+        state, history[number] = State(params, moments, number + 1), float(value)
         if not np.isfinite(history[number]):
             raise FloatingPointError(f"the loss is {history[number]} in step {number + 1}: try a lower learning_rate")
         if file is not None and (time.monotonic() - saved > SAVE_EVERY or (number + 1) % len(batches) == 0):
@@ -107,55 +123,74 @@ def finetune(
     return model._replace(params=jax.device_get(state.params)), [float(mean) for mean in means]
 
 
-@functools.cache
-def adamw(rate: float, warmup: int, steps: int, weight_decay: float) -> optax.GradientTransformation:
-    """The optimiser; the same one for the same numbers, so that what is compiled for it once serves again."""
-    schedule = optax.join_schedules(
-        [optax.linear_schedule(0.0, rate, max(warmup, 1)), optax.linear_schedule(rate, 0.0, max(steps - warmup, 1))],
-        [warmup],
+def check_range(name: str, value: float | int, least: int, most: int) -> None:
+    """A ValueError if the value cannot be."""
+    if not least <= value <= most:
+        raise ValueError(f"{name} must be in [{least}, {most}]; got {value}")
+
+
+def recipe_for(model: Model, teacher: Model | None, *, loss: Callable, distil: float, weight_decay: float) -> Recipe:
+    """The same recipe for the same modules and numbers, so that what is compiled for it once serves again."""
+    return Recipe(
+        run=training_forward_of(model.module, family_of(model.config).inputs),
+        teach=None if teacher is None else forward(teacher),
+        apart=distillation(model.module, TEMPERATURE),
+        loss=loss,
+        distil=0.0 if teacher is None else distil,
+        weight_decay=weight_decay,
     )
+
+
+def batch_order(seed: int, epochs: int, count: int) -> Int[np.ndarray, " steps"]:
+    """The batch of each step: every epoch has all of them, in an order of its own."""
+    return np.concatenate([np.random.default_rng([seed, epoch]).permutation(count) for epoch in range(epochs)])
+
+
+def learning_rates(highest: float, warmup: int, total: int) -> Float[np.ndarray, " steps"]:
+    """The rate of each step: from zero up to the highest in `warmup` steps, then down to zero in the others."""
+    step = np.arange(total)
+    share = np.where(step < warmup, step / max(warmup, 1), (total - step) / max(total - warmup, 1))
+    return (highest * share).astype(np.float32)
+
+
+def adamw(weight_decay: float) -> optax.GradientTransformation:
+    """The direction of a step of AdamW: `optax.adamw` without its learning rate, of gradients that are cut to 1."""
 
     def matrices(params: Any) -> Any:
         return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=weight_decay, mask=matrices))
+    decay = optax.add_decayed_weights(weight_decay, matrices)
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(), decay)
 
 
-@functools.cache
-def step_function(
-    module: nn.Module,
-    teacher: nn.Module | None,
-    loss: Callable,
-    distil: float,
-    temperature: float,
-    optimiser: optax.GradientTransformation,
-) -> Callable:
-    """The compiled step: (params, optimiser's state, teacher's params, batch, key) -> (params, state, loss)."""
-
-    def run(module: nn.Module, params: Any, batch: Batch, **options: Any) -> Any:
-        return apply(module, params, **{name: batch[name] for name in INPUTS if name in batch}, **options)
+@lru_cache(maxsize=16)
+def step_function(recipe: Recipe) -> Callable:
+    """The compiled step: ((params, moments), teacher's params, batch, key, rate) -> ((params, moments), loss)."""
+    optimiser = adamw(recipe.weight_decay)
 
     def objective(params: Any, taught: Any, batch: Batch, key: Array) -> Float[Array, ""]:
-        output = run(module, params, batch, deterministic=False, rngs={"dropout": key})
-        each = loss(output, batch)
-        if teacher is not None:
-            wanted = jax.lax.stop_gradient(run(teacher, taught, batch))
-            each = (1 - distil) * each + distil * distillation(module, temperature)(output, wanted)
+        output = recipe.run(params, batch, key)
+        each = recipe.loss(output, batch)
+        if recipe.teach is not None:
+            wanted = jax.lax.stop_gradient(recipe.teach(taught, batch))
+            each = (1 - recipe.distil) * each + recipe.distil * recipe.apart(output, wanted)
         weights = batch.get("weights", jnp.ones(each.shape, each.dtype))
         return jnp.sum(weights * each) / jnp.sum(weights)
 
-    def step(params: Any, inner: Any, taught: Any, batch: Batch, key: Array) -> tuple[Any, Any, Float[Array, ""]]:
+    def step(learnt: tuple[Any, Any], taught: Any, batch: Batch, key: Array, rate: Any) -> tuple[Any, Any]:
+        params, moments = learnt
         value, gradients = jax.value_and_grad(objective)(params, taught, batch, key)
         with jax.numpy_dtype_promotion("standard"):  # optax counts steps in integers
-            updates, inner = optimiser.update(gradients, inner, params)
-        return optax.apply_updates(params, updates), inner, value
+            directions, moments = optimiser.update(gradients, moments, params)
+        updates = jax.tree.map(lambda direction: -rate.astype(direction.dtype) * direction, directions)
+        return (optax.apply_updates(params, updates), moments), value
 
-    return jax.jit(step, donate_argnums=(0, 1))
+    return jax.jit(step, donate_argnums=0)
 
 
 def save_state(state: State, history: np.ndarray, file: Path) -> None:
     """The file holds the state as `resumed` reads it, or what it held before."""
-    leaves = jax.device_get(jax.tree.leaves((state.params, state.optimiser)))
+    leaves = jax.device_get(jax.tree.leaves((state.params, state.moments)))
     arrays = {f"{i:05d}": np.array(leaf, order="C") for i, leaf in enumerate(leaves)}
     with writing(file) as temporary:
         save_file(arrays | {"history": history}, temporary, metadata={"step": str(state.step)})
@@ -165,7 +200,7 @@ def resumed(fresh: State, history: np.ndarray, file: str | Path | None) -> tuple
     """The state and the losses that the file holds, if there is one; else the fresh ones."""
     if file is None or not Path(file).exists():
         return fresh, history
-    leaves, structure = jax.tree.flatten((fresh.params, fresh.optimiser))
+    leaves, structure = jax.tree.flatten((fresh.params, fresh.moments))
     metadata, arrays = read_arrays(file, "the state of a training")
     if "step" not in metadata:
         raise ValueError(f"{file}: wanted the state of a training; got {sorted(arrays)[:3]}")
@@ -173,5 +208,5 @@ def resumed(fresh: State, history: np.ndarray, file: str | Path | None) -> tuple
     found = [arrays[name] for name in sorted(arrays)]
     if [leaf.shape for leaf in found] != [np.shape(leaf) for leaf in leaves] or losses.shape != history.shape:
         raise ValueError(f"{file} holds the state of another training, of {len(losses)} steps: name another file")
-    params, inner = jax.tree.unflatten(structure, [jnp.asarray(leaf) for leaf in found])
-    return State(params, inner, int(metadata["step"])), losses
+    params, moments = jax.tree.unflatten(structure, [jnp.asarray(leaf) for leaf in found])
+    return State(params, moments, int(metadata["step"])), losses

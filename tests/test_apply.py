@@ -10,28 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny
+from tiny import ARCHITECTURES, BATCH, CLASSIFIER, EPS, random_params, split
 
-from bert_adapter.families import module_for
 from bert_adapter.layers.marker import FACTORISED, Factorised
-from bert_adapter.layers.running import apply, factorised
+from bert_adapter.layers.running import apply, factorised, kernel_shapes
 
-CONFIG = {
-    "model_type": "bert",
-    "vocab_size": 50,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 24,
-    "max_position_embeddings": 12,
-}
-BATCH = {
-    "input_ids": np.random.default_rng(0).integers(0, 50, (3, 8), np.int32),
-    "attention_mask": np.array([[1] * 8, [1] * 5 + [0] * 3, [1] * 2 + [0] * 6], np.int32),
-    "token_type_ids": np.array([[0] * 4 + [1] * 4, [0] * 8, [0, 1] * 4], np.int32),
-}
-ARCHITECTURES = ["BertModel", "BertForSequenceClassification"]
 ADVICE = r"with bert_adapter.factorised\(\).*bert_adapter.apply\(module, params.*bert_adapter.merge\(params\)"
-EPS = float(np.finfo(np.float32).eps)
 
 
 class Inner(nn.Module):
@@ -60,48 +45,18 @@ class ByKeyword(nn.Module):
         return nn.Dense(4, name="last")(inputs=x)
 
 
+class Twice(nn.Dense):
+    """A foreign kind of dense layer."""
+
+
 class General(nn.Module):
     @nn.compact
     def __call__(self, x):
         return nn.DenseGeneral(4, name="last")(x)
 
 
-NET, X = Net(), np.random.default_rng(1).normal(size=(3, 2, 7)).astype(np.float32)
-
-
-def bert(architecture):
-    return module_for(CONFIG | {"architectures": [architecture]})
-
-
-def random_params(module, *inputs):
-    shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
-    rng = np.random.default_rng(0)
-    return jax.tree.map(lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(np.float32), shapes)
-
-
-def split(params, rank=2, dtype: Any = np.float32):
-    """The parameters with random factors for every kernel, and with the products of these factors."""
-    if not isinstance(params, dict):
-        return params.astype(dtype), params.astype(dtype)
-    small, dense = {}, {}
-    for name, value in params.items():
-        if name == "kernel":
-            rng = np.random.default_rng(value.shape)
-            left = rng.normal(0, 0.5, (value.shape[0], rank)).astype(dtype)
-            right = rng.normal(0, 0.5, (rank, value.shape[1])).astype(dtype)
-            small |= {"kernel": FACTORISED, "left": left, "right": right}
-            dense[name] = (left.astype(np.float64) @ right.astype(np.float64)).astype(np.float32)
-        else:
-            small[name], dense[name] = split(value, rank, dtype)
-    return small, dense
-
-
-def flax_bert(architecture):
-    """Hugging Face's model; from version 5 on, transformers has none."""
-    transformers = pytest.importorskip("transformers")
-    name = f"Flax{architecture}"
-    reference = getattr(transformers, name, None) or pytest.skip(f"transformers {transformers.__version__}")
-    return reference(transformers.BertConfig(**CONFIG), _do_init=False)
+NET, FLOAT32 = Net(), Net(jnp.float32)
+X = np.random.default_rng(1).normal(size=(3, 2, 7)).astype(np.float32)
 
 
 def run_flax_bert(model, params):
@@ -123,18 +78,17 @@ def net():
     return split(random_params(NET, X))
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_our_modules_run_on_factors(architecture):
-    module = bert(architecture)
-    small, dense = split(random_params(module, BATCH["input_ids"]))
+def test_our_modules_run_on_factors():
+    """The classifier, whose kernels are those of the embedder and one more."""
+    module = tiny.module(CLASSIFIER)
+    small, dense = split(tiny.params(CLASSIFIER))
     got = jax.jit(partial(apply, module))(small, **BATCH)
     assert_same_but_for_rounding(got, jax.jit(module.apply)({"params": dense}, **BATCH))
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_models_of_transformers_run_on_factors(architecture):
-    model, module = flax_bert(architecture), bert(architecture)
-    small, dense = split(random_params(module, BATCH["input_ids"]))
+def test_models_of_transformers_run_on_factors():
+    model = tiny.flax_bert(CLASSIFIER)
+    small, dense = split(tiny.params(CLASSIFIER))
     with factorised():
         got = run_flax_bert(model, small)
     assert_same_but_for_rounding(got, run_flax_bert(model, dense))
@@ -205,13 +159,13 @@ def test_gradients_of_all_else_are_those_of_the_dense_model(net):
 
 def test_bfloat16_factors_are_multiplied_in_the_layers_dtype():
     small, dense = split(random_params(NET, X), dtype=jnp.bfloat16)
-    got = apply(Net(jnp.float32), small, X)
-    assert_same_but_for_rounding(got, Net(jnp.float32).apply({"params": dense}, X))
+    got = apply(FLOAT32, small, X)
+    assert_same_but_for_rounding(got, FLOAT32.apply({"params": dense}, X))
 
 
 def test_bfloat16_layers_return_bfloat16():
-    module = bert("BertModel").clone(dtype=jnp.bfloat16)
-    small, _ = split(random_params(module, BATCH["input_ids"]), dtype=jnp.bfloat16)
+    module = tiny.module().clone(dtype=jnp.bfloat16)
+    small, _ = split(tiny.params(), dtype=jnp.bfloat16)
     got = jax.eval_shape(partial(apply, module), small, **BATCH)
     assert got.dtype == jnp.bfloat16
 
@@ -229,16 +183,16 @@ def test_bfloat16_computation_is_near_that_in_float64():
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_our_modules_say_what_to_do_outside(architecture):
-    module = bert(architecture)
-    small, _ = split(random_params(module, BATCH["input_ids"]))
+    module = tiny.module(architecture)
+    small, _ = split(tiny.params(architecture))
     with pytest.raises(TypeError, match=ADVICE):
         jax.eval_shape(module.apply, {"params": small}, **BATCH)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_models_of_transformers_say_what_to_do_outside(architecture):
-    model = flax_bert(architecture)
-    small, _ = split(random_params(bert(architecture), BATCH["input_ids"]))
+    model = tiny.flax_bert(architecture)
+    small, _ = split(tiny.params(architecture))
     with pytest.raises(TypeError, match=ADVICE):
         run_flax_bert(model, small)
 
@@ -248,6 +202,23 @@ def test_models_of_transformers_say_what_to_do_outside(architecture):
 def test_other_linen_modules_say_what_to_do_outside(net, transform, dtype):
     with pytest.raises(TypeError, match=ADVICE):
         transform(lambda params: jnp.sum(dense_output(Net(dtype), params)))(net[0])
+
+
+def test_subclass_of_a_layer_runs_on_factors():
+    left, right = tiny.factors((7, 4), 2)
+    got = apply(Twice(4, use_bias=False), {"kernel": FACTORISED, "left": left, "right": right}, X)
+    assert_same_but_for_rounding(got, X.astype(np.float64) @ left @ right)
+
+
+def test_kernels_are_listed_with_their_shapes_without_running_the_model():
+    layer = "encoder/layer/0"
+    assert kernel_shapes(tiny.module()) == {
+        **{f"{layer}/attention/self/{name}": (16, 16) for name in ("query", "key", "value")},
+        f"{layer}/attention/output/dense": (16, 16),
+        f"{layer}/intermediate/dense": (16, 24),
+        f"{layer}/output/dense": (24, 16),
+        "pooler/dense": (16, 16),
+    }
 
 
 def test_layer_that_is_no_dense_refuses_factors_even_inside():

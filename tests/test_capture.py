@@ -7,27 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
+from tiny import BATCH, CLASSIFIER, EPS, random_params
 
-from bert_adapter.families import module_for
 from bert_adapter.layers import capture as module
 from bert_adapter.layers.marker import FACTORISED
 
-EPS = float(np.finfo(np.float32).eps)
 X = jnp.asarray(np.random.default_rng(1).normal(size=(3, 2, 7)), jnp.float32)
-CONFIG = {
-    "model_type": "bert",
-    "vocab_size": 50,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 24,
-    "max_position_embeddings": 12,
-}
-BATCH = {
-    "input_ids": np.random.default_rng(0).integers(0, 50, (3, 8), np.int32),
-    "attention_mask": np.array([[1] * 8, [1] * 5 + [0] * 3, [1] * 2 + [0] * 6], np.int32),
-    "token_type_ids": np.array([[0] * 4 + [1] * 4, [0] * 8, [0, 1] * 4], np.int32),
-}
 
 
 class Inner(nn.Module):
@@ -63,12 +49,6 @@ class ByKeyword(nn.Module):
 
 
 NET, PATHS = Net(), frozenset({"inner/first", "steps", "whole"})
-
-
-def random_params(module, *inputs):
-    shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
-    rng = np.random.default_rng(0)
-    return jax.tree.map(lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(np.float32), shapes)
 
 
 def forward_of(module):
@@ -163,13 +143,13 @@ def test_kernels_that_stayed_dense_are_captured_beside_factors(params):
 
 
 @pytest.mark.parametrize("path", ["inner", "steps/kernel", "nothing"])
-def test_path_of_no_dense_layer_is_named(params, path):
-    with pytest.raises(ValueError, match=rf"no dense layer is called under \['{path}'\]"):
+def test_path_of_no_layer_is_named(params, path):
+    with pytest.raises(ValueError, match=rf"no layer that can be factorised is called under \['{path}'\]"):
         capture(forward_of(NET), objective, params, {"x": X}, PATHS | {path})
 
 
 def test_layer_called_twice_is_named():
-    with pytest.raises(ValueError, match="dense layer 'tied' is called more than once"):
+    with pytest.raises(ValueError, match="the layer 'tied' is called more than once"):
         capture(forward_of(Tied()), objective, random_params(Tied(), X), {"x": X}, frozenset({"tied"}))
 
 
@@ -188,14 +168,8 @@ def test_input_may_be_given_by_keyword():
 
 
 def test_models_of_transformers_are_captured():
-    transformers: Any = pytest.importorskip("transformers")
-    if not hasattr(transformers, "FlaxBertForSequenceClassification"):
-        pytest.skip(f"transformers {transformers.__version__}")
-    model = transformers.FlaxBertForSequenceClassification(transformers.BertConfig(**CONFIG), _do_init=False)
-    params = random_params(
-        module_for(CONFIG | {"architectures": ["BertForSequenceClassification"]}), BATCH["input_ids"]
-    )
-    layer = "bert/encoder/layer/1"
+    model, params = tiny.flax_bert(CLASSIFIER), tiny.params(CLASSIFIER)
+    layer = "bert/encoder/layer/0"
     paths = frozenset({f"{layer}/attention/self/key", f"{layer}/output/dense", "bert/pooler/dense", "classifier"})
 
     def forward(params, batch):

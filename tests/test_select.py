@@ -1,62 +1,55 @@
 """Patterns select kernels, and budgets choose their ranks."""
 
+import re
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from bert_adapter.sample import sample_model
 
-from bert_adapter.kernels import break_even, choose_ranks, parameter_count, select_kernels
+from bert_adapter.factorisation import factorise
+from bert_adapter.kernels import break_even, choose_ranks, matrix_shape, parameter_count, select_kernels, split_axes
 from bert_adapter.layers.marker import FACTORISED
 
-KERNEL = np.zeros((4, 6), np.float32)
-QUERY, KEY, OUT = (f"encoder/layer/{name}" for name in ("0/self/query", "0/self/key", "1/output"))
-PARAMS = {
-    "embeddings": {"word_embeddings": {"embedding": KERNEL}},
-    "encoder": {
-        "layer": {
-            "0": {
-                "self": {"query": {"kernel": KERNEL, "bias": np.zeros(6, np.float32)}, "key": {"kernel": KERNEL}},
-                "LayerNorm": {"scale": np.zeros(6, np.float32)},
-            },
-            "1": {"output": {"kernel": jnp.zeros((6, 4))}, "convolution": {"kernel": np.zeros((3, 4, 6), np.float32)}},
-        }
-    },
-    "pooler": {"dense": {"kernel": KERNEL}},
-}
+MODEL = sample_model(hidden_size=8, intermediate_size=12)
+CLASSIFIER = sample_model(hidden_size=8, intermediate_size=12, architectures=["BertForSequenceClassification"])
+LAYER = "encoder/layer/0"
+QUERY, KEY, VALUE = (f"{LAYER}/attention/self/{name}" for name in ("query", "key", "value"))
+OUT, UP, DOWN = (f"{LAYER}/{name}/dense" for name in ("attention/output", "intermediate", "output"))
 SHAPES = {"wide": (4, 12), "square": (8, 8)}  # break even at 3 and 4
 
 
 def test_default_selects_the_kernels_of_the_encoder_with_their_shapes():
-    assert select_kernels(PARAMS) == {QUERY: (4, 6), KEY: (4, 6), OUT: (6, 4)}
+    square = dict.fromkeys((QUERY, KEY, VALUE, OUT), (8, 8))
+    assert select_kernels(MODEL) == square | {UP: (8, 12), DOWN: (12, 8)}
 
 
 def test_default_selects_the_encoder_below_a_classifier():
-    assert set(select_kernels({"bert": PARAMS, "classifier": {"kernel": KERNEL}})) == {
-        f"bert/{path}" for path in (QUERY, KEY, OUT)
-    }
+    assert select_kernels(CLASSIFIER) == {f"bert/{path}": shape for path, shape in select_kernels(MODEL).items()}
 
 
 def test_include_is_searched_anywhere_in_the_path():
-    assert set(select_kernels(PARAMS, include="query|pooler")) == {QUERY, "pooler/dense"}
+    assert set(select_kernels(MODEL, include="query|pooler")) == {QUERY, "pooler/dense"}
 
 
 def test_exclude_takes_away_what_include_found():
-    assert set(select_kernels(PARAMS, exclude=r"/(key|query)$")) == {OUT}
+    assert set(select_kernels(MODEL, exclude=r"/(key|query|value)$")) == {OUT, UP, DOWN}
 
 
 def test_patterns_see_the_path_of_the_module_alone():
     with pytest.raises(ValueError, match="select none of"):
-        select_kernels(PARAMS, include="kernel")
+        select_kernels(MODEL, include="kernel")
 
 
-def test_nothing_selected_names_both_patterns_and_what_there_is():
+def test_nothing_selected_names_both_patterns_and_what_could_be():
     with pytest.raises(ValueError, match=r"include='decoder' and exclude='x' select none of \['encoder/layer/0.*pool"):
-        select_kernels(PARAMS, include="decoder", exclude="x")
+        select_kernels(MODEL, include="decoder", exclude="x")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def half_done():
-    done = {"kernel": FACTORISED, "left": np.zeros((4, 1)), "right": np.zeros((1, 6))}
-    return PARAMS | {"pooler": {"dense": done}}
+    done = {"kernel": FACTORISED, "left": np.zeros((8, 1)), "right": np.zeros((1, 8)), "bias": np.zeros(8)}
+    return MODEL._replace(params=MODEL.params | {"pooler": {"dense": done}})
 
 
 def test_selected_kernel_that_is_factorised_already_is_named(half_done):
@@ -65,7 +58,19 @@ def test_selected_kernel_that_is_factorised_already_is_named(half_done):
 
 
 def test_factorised_kernels_that_are_not_selected_do_not_matter(half_done):
-    assert select_kernels(half_done) == select_kernels(PARAMS)
+    assert select_kernels(half_done) == select_kernels(MODEL)
+
+
+def test_axes_are_split_where_both_sides_fit():
+    assert split_axes("a", (6, 2, 3), (6, 6)) == ((6,), (2, 3))
+    assert split_axes("a", (2, 3, 6), (6, 6)) == ((2, 3), (6,))
+
+
+def test_kernel_of_several_axes_needs_its_shape():
+    with pytest.raises(ValueError, match=r"a: wanted the shape \(m, n\) of a kernel with axes \(6, 2, 3\)"):
+        matrix_shape("a", np.zeros((6, 2, 3)), None)
+    with pytest.raises(ValueError, match=re.escape("a: a kernel with axes (6, 2, 3) is no matrix of shape (4, 9)")):
+        factorise({"a": {"kernel": np.zeros((6, 2, 3))}}, {"a": None}, {"a": 1}, shapes={"a": (4, 9)}, progress=False)
 
 
 @pytest.mark.parametrize("shape", [(4, 12), (8, 8), (384, 1536)])
@@ -99,4 +104,5 @@ def test_ranks_by_path_fit_the_selection_exactly(ranks):
 
 
 def test_every_number_is_counted():
-    assert parameter_count({"a": KERNEL, "b": {"kernel": FACTORISED, "left": jnp.zeros((4, 2))}}) == 32
+    kernel = np.zeros((4, 6), np.float32)
+    assert parameter_count({"a": kernel, "b": {"kernel": FACTORISED, "left": jnp.zeros((4, 2))}}) == 32

@@ -35,7 +35,7 @@ def test_checkpoint_is_loaded_compressed_run_saved_loaded_and_run_again(tmp_path
     dense = bert_adapter.load(tmp_path / "dense")
     texts = bert_adapter.text_batches(dense, ["A red fox runs.", "far"])
     # Separable alone: as its own method it needs no compiled loop.
-    options: Any = {"method": "separable", "importance": "exact"}
+    options: Any = {"method": "separable", "signal": "exact"}
     small, report = bert_adapter.compress(dense, texts, rank=4, include="bert/.*/attention/", **options)
     logits = bert_adapter.apply(small.module, small.params, **texts[0])
     bert_adapter.save(small, tmp_path / "small")

@@ -1,6 +1,5 @@
 """The repeated study goes on where it stopped, and its verdicts follow from its lines."""
 
-import importlib
 import json
 import sys
 from pathlib import Path
@@ -10,17 +9,18 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from test_finetune import KEY, ROWS, TEXTS, embedder
+import tiny
 
 from benchmarks import study
 from benchmarks.study import OURS, Cell, Scores, grid, recovered, verdicts
+from bert_adapter import demo
 from bert_adapter.checkpoint import save
 from bert_adapter.checkpoint.names import by_path
 from bert_adapter.heads import with_head
 from bert_adapter.losses import task_loss
 from bert_adapter.model import forward
 
-demo = importlib.import_module("bert_adapter.demo")  # the package may have a function under that name
+KEY = "bert/encoder/layer/0/attention/self/key"
 
 
 def line(value, method, ranks, size=0.5, seed=0, epochs=0, task="SST-2"):
@@ -64,8 +64,8 @@ def test_verdicts_follow_from_the_lines():
 
 
 def test_weights_of_the_study_are_squared_gradients_of_batches_over_their_maximum(tmp_path):
-    model = with_head(embedder(), 2)
-    bench = study.Bench("SST-2", model, ROWS, ROWS, 64, tmp_path)
+    model = with_head(tiny.model(intermediate_size=16), 2)
+    bench = study.Bench("SST-2", model, tiny.rows(), tiny.rows(), calibration=64, folder=tmp_path)
     batches = study.calibration(bench, 0)
     wanted = 0.0
     for batch in batches:
@@ -101,11 +101,11 @@ def test_online_rows_are_those_of_the_dataset(monkeypatch):
 
 def test_a_killed_run_goes_on(tmp_path, monkeypatch, capsys):
     """On a tiny model, from the training to the figure."""
-    save(embedder(), tmp_path / "tiny")
+    save(tiny.model(intermediate_size=16), tmp_path / "tiny")
     monkeypatch.setattr(demo, "minilm", lambda: tmp_path / "tiny")
     folder = tmp_path / "glue" / "SST-2"
     folder.mkdir(parents=True)
-    rows = [f"{text}\t{label}" for text, label in zip(TEXTS, ROWS.labels, strict=True)]
+    rows = [f"{text}\t{label}" for text, label in zip(*tiny.rows(), strict=True)]
     for split in ("train", "dev"):
         (folder / f"{split}.tsv").write_text("\n".join(["sentence\tlabel", *rows]) + "\n")
     study.rows_of.cache_clear()

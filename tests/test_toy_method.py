@@ -54,7 +54,9 @@ def test_a_batch_of_it_has_the_results_of_its_members():
 
 
 def test_it_solves_what_it_says_it_can_and_is_refused_what_it_cannot():
-    stored = wlra.solve(BCOO.fromdense(W), BCOO.fromdense(WEIGHTS), K, method=TOY, start=(W[:, :K], W[:K]), max_iters=60)
+    stored = wlra.solve(
+        BCOO.fromdense(W), BCOO.fromdense(WEIGHTS), K, method=TOY, start=(W[:, :K], W[:K]), max_iters=60
+    )
     np.testing.assert_allclose(stored.loss, solve(TOY, start=(W[:, :K], W[:K])).loss, rtol=1e-4)
     with pytest.raises(ValueError, match="ridge needs one of the methods 'em'"):
         solve(TOY, ridge=0.1)

@@ -1,4 +1,4 @@
-"""Signals become the weights of the solver, drawn towards their separable fit as far as they are noise."""
+"""Signals become the weights of the solver, shrunk towards what is simpler as far as they are noise."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -6,20 +6,29 @@ import pytest
 
 import wlra
 from bert_adapter.importance.sums import Basis, Importance, Sums
-from bert_adapter.signals import SIGNALS, solver_weights
+from bert_adapter.signals import SIGNALS
 from bert_adapter.signals.diagonal import separable_fit
 from bert_adapter.signals.reliability import gram_reliability, reliability
 from bert_adapter.signals.signal import Evidence, Rotated
+from bert_adapter.signals.weights import reliabilities, solver_weights
 
 RNG = np.random.default_rng(0)
 SHAPE = (30, 20)
 HALVES = jnp.asarray(RNG.gamma(1.0, size=(2, *SHAPE)), jnp.float32)
-SUMS = Sums(HALVES, jnp.arange(1.0, 31.0), jnp.eye(30), jnp.eye(20), 3 * jnp.eye(30), 4 * jnp.eye(20), jnp.float32(5))
+SUMS = Sums(
+    fisher=HALVES,
+    rows=jnp.arange(1.0, 31.0),
+    inputs=jnp.eye(30),
+    outputs=jnp.eye(20),
+    row_gram=3 * jnp.eye(30),
+    col_gram=4 * jnp.eye(20),
+    gram_squares=jnp.float32(5),
+)
 BASIS = Basis(jnp.eye(30), jnp.eye(20))
 
 
 def importance(sums=SUMS, **bases):
-    return Importance({"a": sums}, 10, 10, 1, "labels", 0, bases)
+    return Importance({"a": sums}, examples=10, tokens=10, batches=1, gradients="labels", seed=0, bases=bases)
 
 
 def weights(signal, shrink: float | None = 0.0, **options):
@@ -62,8 +71,8 @@ def test_reliability_of_grams_is_the_share_of_their_deviation_from_the_identity_
     rows, got, real = np.exp(RNG.normal(size=8)), [], []
     for _ in range(200):
         gradients = np.sqrt(rows)[:, None] * RNG.normal(size=(examples, 8, 5))
-        alike = gradients @ np.swapaxes(gradients, 1, 2)
-        gram, squares = alike.sum(axis=0), np.sum(alike**2)
+        products = gradients @ np.swapaxes(gradients, 1, 2)
+        gram, squares = products.sum(axis=0), np.sum(products**2)
         deviation = np.sum(gram**2) - np.trace(gram) ** 2 / 8
         got.append(gram_reliability(evidence(gram, squares, examples))[0] * deviation)
         real.append(deviation - np.sum((gram - 5 * examples * np.diag(rows)) ** 2))
@@ -101,16 +110,14 @@ def test_shrink_is_by_default_what_is_not_reliable():
     np.testing.assert_allclose(weights("fisher", None), weights("fisher", 1 - reliability(HALVES)), rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("signal", "rows"), [("shampoo", "row_gram"), ("kronecker", "inputs"), ("activation", "inputs")]
-)
-def test_shrink_draws_grams_towards_the_identity_of_the_same_trace(signal, rows):
+@pytest.mark.parametrize(("signal", "rows"), [("shampoo", "row_gram"), ("kfac", "inputs"), ("activation", "inputs")])
+def test_grams_are_shrunk_towards_the_identity_of_the_same_trace(signal, rows):
     gram = np.diag(np.arange(1.0, 31.0)) + 0.5
     got = weights(signal, 0.25, sums=SUMS._replace(**{rows: jnp.asarray(gram, jnp.float32)})).row
     np.testing.assert_allclose(got, 0.75 * gram + 0.25 * 16 * np.eye(30), rtol=1e-6)  # the mean of 1.5, ..., 30.5
 
 
-def test_grams_are_by_default_drawn_as_far_as_they_are_noise():
+def test_grams_are_by_default_shrunk_as_far_as_they_are_noise():
     gram = jnp.asarray(np.diag(np.arange(1.0, 31.0)), jnp.float32)
     sums = SUMS._replace(row_gram=gram, gram_squares=jnp.sum(gram**2) / 4)
     share = 1 - gram_reliability(Evidence(sums, None, 10, SHAPE))[0]
@@ -127,9 +134,9 @@ def test_eigenbasis_has_its_coordinates():
 
 
 def test_other_signals_are_what_the_solver_takes():
-    np.testing.assert_array_equal(weights("row"), np.arange(1.0, 31.0)[:, None])
-    assert weights("none") is None
-    for signal in ("kronecker", "activation", "shampoo"):
+    np.testing.assert_array_equal(weights("fwsvd"), np.arange(1.0, 31.0)[:, None])
+    assert weights("svd") is None
+    for signal in ("kfac", "activation", "shampoo"):
         got = weights(signal)
         assert isinstance(got, wlra.Kronecker)
         assert (got.row.shape, got.col.shape) == ((30, 30), (20, 20))
@@ -150,13 +157,28 @@ def test_shampoo_is_the_fisher_information_where_that_is_a_kronecker_product():
     np.testing.assert_allclose(np.kron(got.row, got.col), fisher, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("signal", [name for name in SIGNALS if name != "none"])
+@pytest.mark.parametrize("signal", [name for name, signal in SIGNALS.items() if signal.statistics])
 def test_what_was_not_measured_is_named(signal):
-    with pytest.raises(ValueError, match=f"importance '{signal}' needs .* of a, which were not measured"):
+    with pytest.raises(ValueError, match=f"signal '{signal}' needs .* of a, which were not measured: measure_signal"):
         weights(signal, sums=Sums())
 
 
 @pytest.mark.parametrize(("signal", "bases"), [("fisher", {"a": BASIS}), ("eigenbasis", {})])
 def test_fisher_in_other_coordinates_is_refused(signal, bases):
-    with pytest.raises(ValueError, match=f"importance '{signal}' wants the Fisher information .*; got the other"):
+    with pytest.raises(ValueError, match=f"signal '{signal}' wants the Fisher information .*; got the other"):
         weights(signal, **bases)
+
+
+def test_registry_and_signals_agree_on_their_names():
+    assert [signal.name for signal in SIGNALS.values()] == list(SIGNALS)
+
+
+def test_a_signal_may_be_passed_as_itself():
+    np.testing.assert_array_equal(weights(SIGNALS["fwsvd"]), weights("fwsvd"))
+
+
+def test_reliability_is_known_where_the_signal_can_tell():
+    known = {name: reliabilities(importance(a=BASIS), name, {"a": SHAPE}) for name in SIGNALS}
+    assert known["shampoo"] == {"a": min(gram_reliability(Evidence(SUMS, None, 10, SHAPE)))}
+    assert known["exact"] == known["fisher"] == known["eigenbasis"] == {"a": reliability(HALVES)}
+    assert {name for name, found in known.items() if not found} == {"kfac", "activation", "fwsvd", "svd"}

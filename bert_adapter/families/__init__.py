@@ -1,32 +1,66 @@
-"""Families of models."""
+"""Families of models, by config.json's "model_type"."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 
-from bert_adapter.families.bert import SentenceEmbedder, SequenceClassifier, config_from_dict
+from bert_adapter.families.bert import BERT
+from bert_adapter.families.family import Architecture, Family
 
-MODULES = {
-    "BertModel": SentenceEmbedder,
-    "BertForPreTraining": SentenceEmbedder,
-    "BertForMaskedLM": SentenceEmbedder,
-    "BertForSequenceClassification": SequenceClassifier,
+FAMILIES: dict[str, Family] = {  # a config that names none is of the first
+    "bert": BERT,
 }
+
+
+def family_of(config: Mapping[str, Any]) -> Family:
+    """The family that a Hugging Face config.json names."""
+    name = config.get("model_type", next(iter(FAMILIES)))
+    if name not in FAMILIES:
+        known = ", ".join(map(repr, FAMILIES))
+        raise ValueError(f"model_type: got {name!r}, supported: {known}; bert_adapter.FAMILIES[{name!r}] = ... adds it")
+    return FAMILIES[name]
+
+
+def architectures_of(family: Family) -> tuple[Architecture, ...]:
+    """All that the family can be."""
+    return family.embedder, family.classifier
+
+
+def architecture_of(config: Mapping[str, Any]) -> Architecture:
+    """The first known one that a Hugging Face config.json names.
+
+    A model with pretraining heads counts as its encoder, whose use is to embed sentences.
+    """
+    known = {name: each for each in architectures_of(family_of(config)) for name in each.names}
+    named = config.get("architectures") or []
+    found = [known[name] for name in named if name in known]
+    if not found:
+        raise ValueError(f"architectures: got {named!r}, supported: {', '.join(known)}")
+    return found[0]
+
+
+def module_for(config: dict[str, Any]) -> nn.Module:
+    """The module that runs the architecture which a Hugging Face config.json names."""
+    return architecture_of(config).module(family_of(config).config(config))
+
+
+def flax_architectures() -> dict[str, tuple[str, Architecture]]:
+    """By the names of transformers' Flax classes, the "model_type" and the architecture that their parameters fit."""
+    return {
+        each.flax: (name, each)
+        for name, family in FAMILIES.items()
+        for each in architectures_of(family)
+        if each.flax is not None
+    }
+
+
+def label_count(module: nn.Module) -> int | None:
+    """How many labels the module's output has, of which 1 is the value of a regression; None if it is no head's."""
+    known = (each for family in FAMILIES.values() for each in architectures_of(family))
+    return next((each.labels(module.config) for each in known if isinstance(module, each.module)), None)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def predictive(module: nn.Module) -> str:
     """The distribution that the module's output stands for: of classes, or around an embedding or a value."""
-    classes = isinstance(module, SequenceClassifier) and module.config.num_labels > 1
-    return "categorical" if classes else "gaussian"
-
-
-def module_for(config: dict[str, Any]) -> nn.Module:
-    """The module that runs the architecture which a Hugging Face config.json names.
-
-    A model with pretraining heads counts as its encoder, whose use is to embed sentences.
-    """
-    architectures = config.get("architectures") or []
-    known = [MODULES[name] for name in architectures if name in MODULES]
-    if not known:
-        raise ValueError(f"architectures: got {architectures!r}, supported: {', '.join(MODULES)}")
-    return known[0](config_from_dict(config))
+    return "categorical" if (label_count(module) or 1) > 1 else "gaussian"

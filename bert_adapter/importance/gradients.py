@@ -10,23 +10,32 @@ from jaxtyping import Array, Float
 from bert_adapter.layers.capture import Batch
 
 DISTRIBUTIONS = ("categorical", "gaussian")
-
-
 Loss = Callable[[Any, Batch], Float[Array, " batch"]]
+Gradients = Loss | str  # a loss of examples with labels, or one of DISTRIBUTIONS
 
 
-Gradients = Loss | str  # or one of DISTRIBUTIONS
+def check_gradients(gradients: Any) -> Gradients:
+    """The function, or the name of a distribution."""
+    if not (callable(gradients) or gradients in DISTRIBUTIONS):
+        names = ", ".join(map(repr, DISTRIBUTIONS))
+        raise ValueError(
+            f"gradients must be a function (output, batch) -> (batch,), the loss of each example with its label, or "
+            f"one of {names}, the distribution that the model predicts; got {gradients!r}"
+        )
+    return gradients
 
 
-def output_gradients(loss: Gradients, output: Any, batch: Batch, key: Any) -> Any:
+def output_gradients(gradients: Gradients, output: Any, batch: Batch, key: Any) -> Any:
     """Gradients with respect to the output, stacked: the squares of what they reach are summed over the stack."""
-    if callable(loss):
+    if callable(gradients):
+        loss = gradients
         return jax.tree.map(lambda leaf: leaf[None], jax.grad(lambda output: jnp.sum(loss(output, batch)))(output))
     if getattr(output, "ndim", None) != 2:
         raise ValueError(
-            f"without a loss the model's output must be one array (batch, width); got {jax.tree.map(jnp.shape, output)}"
+            f"gradients={gradients!r} wants a model whose output is one array (batch, width); got "
+            f"{jax.tree.map(jnp.shape, output)}: pass a function (output, batch) -> (batch,) instead"
         )
-    return categorical(output) if loss == "categorical" else gaussian(output, key)
+    return categorical(output) if gradients == "categorical" else gaussian(output, key)
 
 
 def categorical(logits: Float[Array, "batch classes"]) -> Float[Array, "gradients batch classes"]:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from functools import cache, partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from bert_adapter.importance.batch import batch_sums
-from bert_adapter.importance.gradients import DISTRIBUTIONS, Gradients
+from bert_adapter.importance.batch import Position, Wanted, batch_sums
+from bert_adapter.importance.gradients import Gradients, check_gradients
 from bert_adapter.importance.storage import load_importance, save_importance
-from bert_adapter.importance.sums import STATISTICS, Basis, Importance, differences, mirrored, strips, with_symmetric
+from bert_adapter.importance.sums import (
+    STATISTICS,
+    Basis,
+    Importance,
+    differences,
+    symmetrised,
+    upper_blocks,
+    with_symmetric,
+)
 from bert_adapter.layers.capture import Batch, Forward
 from bert_adapter.progress import track
 
@@ -28,7 +36,7 @@ def measure_importance(
     batches: Iterable[Batch],
     paths: Iterable[str],
     *,
-    loss: Gradients = "gaussian",
+    gradients: Gradients = "gaussian",
     statistics: Iterable[str] = ("fisher", "inputs", "outputs"),
     bases: Mapping[str, Basis] | None = None,
     seed: int = 0,
@@ -44,13 +52,13 @@ def measure_importance(
       forward: (params, batch) -> output; no dropout.
       batches: mappings of arrays with a leading batch axis. A key "attention_mask" (batch, time) marks padding by 0, a
         key "weights" (batch,) says how often each example counts.
-      paths: dense layers, by the paths of their parameters ("encoder/layer/0/attention/self/query").
-      loss: whose gradients. A function (output, batch) -> (batch,), each example's loss with its label: the empirical
-        Fisher. Or the model's own predictive distribution, without labels: "categorical", the output (batch, classes)
-        being logits, sums over all classes c the squared gradient of -log p_c, times p_c, in classes - 1 backward
-        passes; "gaussian", the output (batch, width) being an embedding or the value of a regression, projects it on a
-        random direction for each example, whose squared gradient is, in expectation, what half the squared error of the
-        output feels (Gauss-Newton).
+      paths: layers, by the paths of their parameters ("encoder/layer/0/attention/self/query").
+      gradients: of which loss. A function (output, batch) -> (batch,), each example's loss with its label: the
+        empirical Fisher. Or the model's own predictive distribution, without labels: "categorical", the output
+        (batch, classes) being logits, sums over all classes c the squared gradient of -log p_c, times p_c, in
+        classes - 1 backward passes; "gaussian", the output (batch, width) being an embedding or the value of a
+        regression, projects it on a random direction for each example, whose squared gradient is, in expectation, what
+        half the squared error of the output feels (Gauss-Newton).
       statistics: which of those of `Sums`. "inputs" alone needs no backward pass.
       bases: by path, the coordinates for "fisher"; see `eigenbases`.
       seed: of the random directions.
@@ -61,45 +69,69 @@ def measure_importance(
     2 in * out numbers per kernel for "fisher", in**2 and out**2 for the others, however many examples there are.
 
     Raises:
-      ValueError: no batches, paths that are no dense layers of the model, unknown names, or a file of something else.
+      ValueError: no batches, paths that are no layers of the model, unknown names, or a file of something else.
+
+    Example:
+      >>> import flax.linen as nn, jax, jax.numpy as jnp, bert_adapter
+      >>> net = nn.Sequential([nn.Dense(3), nn.tanh, nn.Dense(2)])
+      >>> batch = {"x": jnp.ones((4, 5))}
+      >>> params = net.init(jax.random.key(0), batch["x"])["params"]
+      >>> def forward(params, batch):
+      ...     return net.apply({"params": params}, batch["x"])
+      >>> importance = bert_adapter.measure_importance(forward, params, [batch], ["layers_0"])
+      >>> importance.examples, importance["layers_0"].inputs.shape
+      (4, (5, 5))
     """
-    wanted = tuple(name for name in STATISTICS if name in set(statistics))
-    if unknown := set(statistics) - set(STATISTICS):
-        raise ValueError(f"statistics must be of {', '.join(map(repr, STATISTICS))}; got {sorted(unknown)}")
-    if not (callable(loss) or loss in DISTRIBUTIONS):
-        raise ValueError(f"loss must be a function or one of {', '.join(map(repr, DISTRIBUTIONS))}; got {loss!r}")
-    fixed = dict(bases or {})
-    gradients = "labels" if callable(loss) else loss
-    sums, update = batch_functions(forward, loss, frozenset(paths), wanted)
-    key = jax.random.key(seed)
+    wanted = Wanted(forward, check_gradients(gradients), frozenset(paths), check_statistics(statistics))
+    sums, update = batch_functions(wanted)
+    key, fixed = jax.random.key(seed), dict(bases or {})
     total: Importance | None = None
     saved = time.monotonic()
     for number, batch in enumerate(track(batches, "importance", progress)):
         arrays = {name: jnp.asarray(array) for name, array in batch.items()}
         if total is None:
-            shapes = jax.eval_shape(sums, params, arrays, key, 0, fixed)
-            empty = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
-            total = continued(Importance(empty, 0, 0, 0, gradients, seed, fixed), file)
+            shapes = jax.eval_shape(sums, params, arrays, Position(key, 0, fixed))
+            total = continued(empty(shapes, wanted, seed, fixed), file)
         if number < total.batches:
             continue
-        added = update(total.sums, params, arrays, jax.random.fold_in(key, number), total.examples, fixed)
-        examples, tokens = counts(batch)
-        total = replace(
-            total,
-            sums=added,
-            examples=total.examples + examples,
-            tokens=total.tokens + tokens,
-            batches=number + 1,
-        )
+        position = Position(jax.random.fold_in(key, number), total.examples, fixed)
+        total = counted(total, update(total.sums, params, arrays, position), batch)
         if file is not None and time.monotonic() - saved > SAVE_EVERY:
-            save_importance(mirrored(total), file)
+            save_importance(symmetrised(total), file)
             saved = time.monotonic()
     if total is None:
         raise ValueError("no batches: wanted at least one to measure the importance of the kernels on")
-    measured = mirrored(total)
+    importance = symmetrised(total)
     if file is not None:
-        save_importance(measured, file)
-    return measured
+        save_importance(importance, file)
+    return importance
+
+
+def check_statistics(statistics: Iterable[str]) -> tuple[str, ...]:
+    """The statistics in the order of `Sums`, once each."""
+    names = set(statistics)
+    if unknown := names - set(STATISTICS):
+        raise ValueError(f"statistics must be of {', '.join(map(repr, STATISTICS))}; got {sorted(unknown)}")
+    return tuple(name for name in STATISTICS if name in names)
+
+
+def empty(shapes: Any, wanted: Wanted, seed: int, bases: dict[str, Basis]) -> Importance:
+    """The measurement of no batch yet."""
+    zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+    gradients = wanted.gradients if isinstance(wanted.gradients, str) else "labels"
+    return Importance(zeros, examples=0, tokens=0, batches=0, gradients=gradients, seed=seed, bases=bases)
+
+
+def counted(total: Importance, sums: Any, batch: Batch) -> Importance:
+    """The sums in place of the total's, which have seen one batch more."""
+    examples, tokens = counts(batch)
+    return replace(
+        total,
+        sums=sums,
+        examples=total.examples + examples,
+        tokens=total.tokens + tokens,
+        batches=total.batches + 1,
+    )
 
 
 def counts(batch: Batch) -> tuple[int, int]:
@@ -115,20 +147,18 @@ def continued(fresh: Importance, file: str | Path | None) -> Importance:
         return fresh
     found = load_importance(file)
     seeds = "" if found.seed == fresh.seed else f"seed: {found.seed} and {fresh.seed}"
-    if different := differences(found, mirrored(fresh)) or seeds:
+    if different := differences(found, symmetrised(fresh)) or seeds:
         raise ValueError(f"{file} holds another measurement than is wanted; {different}")
-    return with_symmetric(found, strips)
+    return with_symmetric(found, upper_blocks)
 
 
-@cache
-def batch_functions(
-    forward: Forward, loss: Gradients, paths: frozenset[str], statistics: tuple[str, ...]
-) -> tuple[Callable, Callable]:
-    """The sums of one batch, and the compiled update of the total with them; compiled once for each model and loss."""
-    sums = partial(batch_sums, forward, loss, paths, statistics)
+@lru_cache(maxsize=8)
+def batch_functions(wanted: Wanted) -> tuple[Callable, Callable]:
+    """The sums of one batch, and the update of the total with them, which is compiled once for what is wanted."""
+    sums = partial(batch_sums, wanted)
 
-    def update(total: Any, params: Any, batch: Batch, key: Any, seen: Any, bases: Any) -> Any:
-        return jax.tree.map(jnp.add, total, sums(params, batch, key, seen, bases))
+    def update(total: Any, params: Any, batch: Batch, position: Position) -> Any:
+        return jax.tree.map(jnp.add, total, sums(params, batch, position))
 
     return sums, jax.jit(update, donate_argnums=0)
 

@@ -15,7 +15,17 @@ SCHEMA = 1  # of the file
 
 
 def save_importance(importance: Importance, file: str | Path) -> None:
-    """The file, in safetensors, holds what `load_importance` reads, or, if anything fails, what it held before."""
+    """The file, in safetensors, holds what `load_importance` reads, or, if anything fails, what it held before.
+
+    Example:
+      >>> import tempfile, bert_adapter
+      >>> importance = bert_adapter.Importance({}, 8, 80, 1, gradients="gaussian", seed=0, bases={})
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     bert_adapter.save_importance(importance, f"{folder}/importance.safetensors")
+      ...     again = bert_adapter.load_importance(f"{folder}/importance.safetensors")
+      >>> again == importance
+      True
+    """
     arrays = {f"{path}:{name}": array for path, sums in importance.sums.items() for name, array in named(sums)}
     for path, basis in importance.bases.items():
         arrays |= {f"{path}:basis_{name}": array for name, array in basis._asdict().items()}
@@ -31,6 +41,16 @@ def load_importance(file: str | Path) -> Importance:
 
     Raises:
       ValueError: the file is no safetensors file, or holds something else.
+
+    Example:
+      >>> import tempfile, bert_adapter
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     file = f"{folder}/importance.safetensors"
+      ...     bert_adapter.save_importance(
+      ...         bert_adapter.Importance({}, 8, 80, 1, gradients="gaussian", seed=0, bases={}), file
+      ...     )
+      ...     bert_adapter.load_importance(file).examples
+      8
     """
     metadata, arrays = read_arrays(file, "a file of save_importance")
     about = json.loads(metadata.get("importance", "{}"))

@@ -22,7 +22,7 @@ class Sums(NamedTuple):
     gram_squares: sum_b ||G_b G_b'||_F**2, which tells how far the Gram matrices can be trusted.
     Where an example has several gradients, what is squared here is summed over them first.
 
-    While batches are added, symmetric matrices are in `strips`.
+    While batches are added, symmetric matrices are in `upper_blocks`.
     """
 
     fisher: Float[Array, "2 in out"] | None = None
@@ -35,15 +35,9 @@ class Sums(NamedTuple):
 
 
 STATISTICS = Sums._fields
-
-
-FROM_PRODUCTS = {"rows", "row_gram", "gram_squares"}  # of the time steps' output gradients
-
-
+FROM_TIME_GRAM = {"rows", "row_gram", "gram_squares"}  # what needs the products of the time steps' output gradients
 SYMMETRIC = ("inputs", "outputs", "row_gram", "col_gram")
-
-
-STRIP = 384  # rows or columns of a symmetric matrix that are multiplied together
+BLOCK = 384  # rows or columns of a symmetric matrix that are multiplied together
 
 
 class Basis(NamedTuple):
@@ -110,26 +104,29 @@ def named(sums: Sums) -> list[tuple[str, Any]]:
 
 
 def upper_product(a: Float[Array, "batch time n"], b: Float[Array, "batch time n"]) -> Any:
-    """The `strips` of sum_bt outer(a_bt, b_bt), which must be symmetric: little more than half the operations, and half
-    the memory to add the next batch to."""
+    """The `upper_blocks` of sum_bt outer(a_bt, b_bt), which must be symmetric.
+
+    Little more than half the operations, and half the memory to add the next batch to.
+    """
     a, b = a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])
-    return [a[:, begin : begin + STRIP].T @ b[:, begin:] for begin in range(0, a.shape[1], STRIP)]
+    return [a[:, begin : begin + BLOCK].T @ b[:, begin:] for begin in range(0, a.shape[1], BLOCK)]
 
 
-def strips(matrix: Float[Array, "n n"]) -> list[Float[Array, "_ _"]]:
-    """A symmetric matrix as sums over batches have it: some rows at a time, from their diagonal block on."""
-    return [matrix[begin : begin + STRIP, begin:] for begin in range(0, len(matrix), STRIP)]
+def upper_blocks(matrix: Float[Array, "n n"]) -> list[Float[Array, "_ _"]]:
+    """A symmetric matrix without most of its lower triangle: BLOCK rows at a time, from their diagonal block on."""
+    return [matrix[begin : begin + BLOCK, begin:] for begin in range(0, len(matrix), BLOCK)]
 
 
 @jax.jit
-def reflect(strips: list[Float[Array, "_ _"]]) -> Float[Array, "n n"]:
-    """The whole matrix, symmetric whatever rounding did to its diagonal blocks."""
-    upper = jnp.concatenate([jnp.pad(strip, ((0, 0), (strips[0].shape[1] - strip.shape[1], 0))) for strip in strips])
+def symmetrise(blocks: list[Float[Array, "_ _"]]) -> Float[Array, "n n"]:
+    """The whole matrix of `upper_blocks`, symmetric whatever rounding did to its diagonal blocks."""
+    width = blocks[0].shape[1]
+    upper = jnp.concatenate([jnp.pad(block, ((0, 0), (width - block.shape[1], 0))) for block in blocks])
     return jnp.triu(upper) + jnp.triu(upper, 1).T
 
 
 def with_symmetric(importance: Importance, function: Callable[[Any], Any]) -> Importance:
-    """The function's values in place of symmetric matrices, or of their strips."""
+    """The function's values in place of symmetric matrices, or of their upper blocks."""
 
     def changed(sums: Sums) -> Sums:
         return sums._replace(**{name: function(found) for name, found in named(sums) if name in SYMMETRIC})
@@ -137,6 +134,6 @@ def with_symmetric(importance: Importance, function: Callable[[Any], Any]) -> Im
     return replace(importance, sums={path: changed(sums) for path, sums in importance.sums.items()})
 
 
-def mirrored(importance: Importance) -> Importance:
-    """What sums over batches have in strips, in whole symmetric matrices."""
-    return with_symmetric(importance, reflect)
+def symmetrised(importance: Importance) -> Importance:
+    """Whole symmetric matrices in place of their upper blocks."""
+    return with_symmetric(importance, symmetrise)

@@ -1,6 +1,7 @@
-"""What enters and what leaves every dense layer, with its gradient, in one forward and one backward pass."""
+"""What enters and what leaves every layer, with its gradient, in one forward and one backward pass."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -8,16 +9,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bert_adapter.layers.dense import dense_inputs, is_dense, two_products
+from bert_adapter.layers.layer import by_step
+from bert_adapter.layers.running import called_layer, layer_input, on_factors
 
 Batch = Mapping[str, Any]
-
-
 Forward = Callable[[Any, Batch], Any]
 
 
 class Captured(NamedTuple):
-    """A model's output, what enters its dense layers, and how a gradient of the output reaches what leaves them.
+    """A model's output, what enters its layers, and how a gradient of the output reaches what leaves them.
 
     deltas: (gradient of a scalar with respect to the output) -> its gradients with respect to the layers' outputs.
     """
@@ -28,26 +28,27 @@ class Captured(NamedTuple):
 
 
 def capture(forward: Forward, params: Any, batch: Batch, paths: frozenset[str]) -> Captured:
-    """x and delta of every dense layer in `paths`: the kernel's gradient is sum_bt outer(x_bt, delta_bt).
+    """x and delta of every layer in `paths`: the gradient of its kernel, as a matrix, is sum_bt outer(x_bt, delta_bt).
 
     `forward(params, batch)` runs a Linen model. Every layer's output gets a zero added, and the gradient with respect
     to that zero is delta, so one backward pass serves all layers and no gradient of a kernel is formed; each call of
     `deltas` is one. Without dropout, unless `forward` asks for it. Holds the activations of one batch.
 
     Raises:
-      ValueError: a path is not a dense layer that `forward` calls, or it is called more than once.
+      ValueError: a path is not a layer of `LAYERS` that `forward` calls, or it is called more than once.
     """
     shapes: dict[str, jax.ShapeDtypeStruct] = {}
+    run = partial(intercepted, forward, params, batch=batch, paths=paths)
 
     def note(path: str, inputs: Array, outputs: Array) -> Array:
         if path in shapes:
-            raise ValueError(f"the dense layer {path!r} is called more than once: its gradient is no single product")
+            raise ValueError(f"the layer {path!r} is called more than once: its gradient is no single product")
         shapes[path] = jax.ShapeDtypeStruct(outputs.shape, outputs.dtype)
         return outputs
 
-    jax.eval_shape(lambda: intercepted(forward, params, batch, paths, note))
+    jax.eval_shape(lambda: run(touch=note))
     if missing := sorted(paths - shapes.keys()):
-        raise ValueError(f"no dense layer is called under {missing}; there are {sorted(shapes)}")
+        raise ValueError(f"no layer that can be factorised is called under {missing}; called are {sorted(shapes)}")
     zeros = {path: jnp.zeros(shape.shape, shape.dtype) for path, shape in shapes.items()}
 
     def perturbed(perturbations: dict[str, Array]) -> tuple[Any, dict[str, Array]]:
@@ -57,35 +58,31 @@ def capture(forward: Forward, params: Any, batch: Batch, paths: frozenset[str]) 
             seen[path] = inputs
             return outputs + perturbations[path]
 
-        return intercepted(forward, params, batch, paths, perturb), seen
+        return run(touch=perturb), seen
 
     output, pull, inputs = jax.vjp(perturbed, zeros, has_aux=True)
 
     def deltas(gradient: Any) -> dict[str, Float[Array, "batch time out"]]:
         (found,) = pull(gradient)
-        return {path: with_time(found[path]) for path in sorted(paths)}
+        return {path: found[path].reshape(*inputs[path].shape[:2], -1) for path in sorted(paths)}
 
-    return Captured(output, {path: with_time(inputs[path]) for path in sorted(paths)}, deltas)
+    return Captured(output, {path: inputs[path] for path in sorted(paths)}, deltas)
 
 
 def intercepted(
-    forward: Forward,
-    params: Any,
-    batch: Batch,
-    paths: frozenset[str],
-    touch: Callable[[str, Array, Array], Array],
+    forward: Forward, params: Any, batch: Batch, paths: frozenset[str], touch: Callable[[str, Array, Array], Array]
 ) -> Any:
-    """The output of `forward`, with the outputs of the dense layers in `paths` replaced by touch(path, x, y)."""
+    """The output of `forward`, with the outputs of the layers in `paths` replaced by touch(path, x, y).
+
+    x is what the kernel's rows are multiplied by, (batch, time, m).
+    """
 
     def interceptor(next_fun: Callable, args: tuple, kwargs: dict[str, Any], context: Any) -> Any:
-        outputs = next_fun(*args, **kwargs)
+        outputs, layer = next_fun(*args, **kwargs), called_layer(context)
         path = "/".join(context.module.path)
-        return touch(path, dense_inputs(args, kwargs), outputs) if is_dense(context) and path in paths else outputs
+        if layer is None or path not in paths:
+            return outputs
+        return touch(path, by_step(layer_input(args, kwargs), layer.input_axes(context.module)), outputs)
 
-    with nn.intercept_methods(two_products), nn.intercept_methods(interceptor):
+    with nn.intercept_methods(on_factors), nn.intercept_methods(interceptor):
         return forward(params, batch)
-
-
-def with_time(array: Array) -> Float[Array, "batch time width"]:
-    """Layers that see one vector per example see one time step."""
-    return array.reshape(array.shape[0], -1, array.shape[-1])

@@ -1,26 +1,86 @@
 """Any Linen model runs on factorised parameters, unmodified."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 
-from bert_adapter.layers.dense import two_products
+from bert_adapter.layers import LAYERS
+from bert_adapter.layers.layer import Axes, Layer, matrix_shape, split
 
 
 @contextmanager
 def factorised() -> Iterator[None]:
-    """Inside, every Linen model runs on dense and on factorised parameters alike: x @ left @ right + bias.
+    """Inside, every Linen model runs on dense and on factorised parameters: x @ left @ right + bias.
 
-    Works for any module that calls `flax.linen.Dense`, transformers' Flax models among them. Under jit it is the trace
-    that must happen inside.
+    Works for any module that calls the layers in `LAYERS`, transformers' Flax models among them. Under jit it is the
+    trace that must happen inside.
+
+    Example:
+        >>> import flax.linen as nn, numpy as np, bert_adapter
+        >>> layer = {"kernel": bert_adapter.FACTORISED, "left": np.ones((3, 1)), "right": np.ones((1, 2))}
+        >>> with bert_adapter.factorised():
+        ...     print(nn.Dense(2, use_bias=False).apply({"params": layer}, np.ones((1, 3))))
+        [[3. 3.]]
     """
-    with nn.intercept_methods(two_products):
+    with nn.intercept_methods(on_factors):
         yield
 
 
 def apply(module: nn.Module, params: Any, *args: Any, **kwargs: Any) -> Any:
-    """`module.apply({"params": params}, ...)` for parameters that may be factorised."""
+    """`module.apply({"params": params}, ...)` for parameters that may be factorised.
+
+    Example:
+        >>> import flax.linen as nn, numpy as np, bert_adapter
+        >>> layer = {"kernel": bert_adapter.FACTORISED, "left": np.ones((3, 1)), "right": np.ones((1, 2))}
+        >>> print(bert_adapter.apply(nn.Dense(2, use_bias=False), layer, np.ones((1, 3))))
+        [[3. 3.]]
+    """
     with factorised():
         return module.apply({"params": params}, *args, **kwargs)
+
+
+def kernel_shapes(module: nn.Module) -> dict[str, tuple[int, int]]:
+    """The matrix shape (m, n) of every kernel that can be factorised, by the path of its layer; nothing is computed."""
+    return {path: matrix_shape(axes) for path, axes in parameter_shapes(module)[1].items()}
+
+
+def parameter_shapes(module: nn.Module) -> tuple[Any, dict[str, Axes]]:
+    """The dense parameters as shapes, and the axes of those kernels that can be factorised, by path."""
+    found: dict[str, Axes] = {}
+
+    def note(next_fun: Callable, args: tuple, kwargs: dict[str, Any], context: Any) -> Any:
+        outputs, layer = next_fun(*args, **kwargs), called_layer(context)
+        if layer is not None:
+            kernel = context.module.get_variable("params", "kernel")
+            found["/".join(context.module.path)] = split(kernel.shape, layer.input_axes(context.module))
+        return outputs
+
+    with nn.intercept_methods(note):
+        params = jax.eval_shape(module.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 1), jnp.int32))["params"]
+    return params, found
+
+
+def called_layer(context: nn.module.InterceptorContext) -> Layer | None:
+    """The kind of layer that the intercepted call runs, the one registered last if there are several; or None."""
+    if context.method_name != "__call__":
+        return None
+    return next((layer for layer in reversed(LAYERS.values()) if isinstance(context.module, layer.module)), None)
+
+
+def layer_input(args: tuple, kwargs: dict[str, Any]) -> Any:
+    """What a layer is called with."""
+    return next(iter((*args, *kwargs.values())))
+
+
+def on_factors(next_fun: Callable, args: tuple, kwargs: dict[str, Any], context: Any) -> Any:
+    """A layer whose parameters hold factors runs on these."""
+    module, layer = context.module, called_layer(context)
+    if layer is None or not module.has_variable("params", "left"):
+        return next_fun(*args, **kwargs)
+    bias = module.get_variable("params", "bias") if getattr(module, "use_bias", True) else None
+    factors = module.get_variable("params", "left"), module.get_variable("params", "right")
+    return layer.run(module, layer_input(args, kwargs), factors, bias)

@@ -1,13 +1,13 @@
-"""Weights of single entries, and of rows."""
+"""Weights of single entries: the diagonal of the Fisher information, in the kernel's coordinates or in others."""
 
 from jaxtyping import Array, Float
 
 from bert_adapter.signals.reliability import reliability, separable_fit
-from bert_adapter.signals.signal import Evidence, Rotated
+from bert_adapter.signals.signal import Evidence, Rotated, Signal
 
 
 def diagonal(evidence: Evidence, shrink: float | None) -> Float[Array, "in out"]:
-    """The diagonal of the Fisher information, blended with its separable fit."""
+    """The diagonal of the Fisher information, shrunk towards its separable fit."""
     halves = evidence.sums.fisher
     assert halves is not None
     fisher = halves[0] + halves[1]
@@ -21,7 +21,33 @@ def in_eigenbasis(evidence: Evidence, shrink: float | None) -> Rotated:
     return Rotated(diagonal(evidence, shrink), evidence.basis)
 
 
-def row(evidence: Evidence, shrink: float | None) -> Float[Array, "in 1"]:
-    """The Fisher information of an input's entries together (Hsu et al. 2022, sec. 3.2)."""
-    assert evidence.sums.rows is not None
-    return evidence.sums.rows[:, None]
+def diagonal_reliability(evidence: Evidence) -> float:
+    """That of the diagonal, from its halves."""
+    assert evidence.sums.fisher is not None
+    return reliability(evidence.sums.fisher)
+
+
+EXACT = Signal(
+    name="exact",
+    about="a weight for each entry: the Fisher information of the model's own predictions",
+    weights=diagonal,
+    method="anderson",
+    statistics=("fisher",),
+    refuses_labels=True,
+    reliability=diagonal_reliability,
+)
+FISHER = EXACT._replace(
+    name="fisher",
+    about="the same of labels, from the gradients of a loss",
+    needs_labels=True,
+    refuses_labels=False,
+)
+EIGENBASIS = Signal(
+    name="eigenbasis",
+    about="a weight for each entry in the coordinates of 'kfac', from two passes",
+    weights=in_eigenbasis,
+    method="anderson",
+    statistics=("inputs", "outputs"),
+    rotated=True,
+    reliability=diagonal_reliability,
+)

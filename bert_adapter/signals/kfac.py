@@ -4,12 +4,14 @@ import jax.numpy as jnp
 
 import wlra
 from bert_adapter.signals.marginals import towards_identity
-from bert_adapter.signals.signal import Evidence
+from bert_adapter.signals.signal import Evidence, Signal
 
 
-def kronecker(evidence: Evidence, shrink: float | None) -> wlra.Kronecker:
-    """Inputs and output gradients, taken for independent of each other and of other steps of time (Martens & Grosse
-    2015, sec. 3)."""
+def kfac(evidence: Evidence, shrink: float | None) -> wlra.Kronecker:
+    """E[xx'] and E[delta delta'] of inputs x and output gradients delta (Martens & Grosse 2015, sec. 3).
+
+    Inputs are taken for independent of output gradients, and a time step of all others.
+    """
     inputs, outputs = evidence.sums.inputs, evidence.sums.outputs
     assert inputs is not None
     assert outputs is not None
@@ -21,3 +23,22 @@ def activation(evidence: Evidence, shrink: float | None) -> wlra.Kronecker:
     assert evidence.sums.inputs is not None
     eye = jnp.eye(evidence.shape[1], dtype=jnp.float32)
     return wlra.Kronecker(towards_identity(evidence.sums.inputs, shrink or 0.0), eye)
+
+
+KFAC = Signal(
+    name="kfac",
+    about="E[xx'] of inputs and E[dd'] of output gradients, taken for independent (Martens & Grosse 2015)",
+    weights=kfac,
+    method="kronecker",
+    statistics=("inputs", "outputs"),
+    per_token=True,
+)
+ACTIVATION = Signal(
+    name="activation",
+    about="E[xx'] of inputs alone: the error of each layer's output (Chen et al. 2021)",
+    weights=activation,
+    method="kronecker",
+    statistics=("inputs",),
+    per_token=True,
+    in_loss_units=False,
+)

@@ -1,4 +1,4 @@
-"""The marginals of the Fisher information."""
+"""Shampoo (Gupta et al. 2018): the marginals of the Fisher information, E[GG'] along inputs, E[G'G] along outputs."""
 
 from typing import Any
 
@@ -8,15 +8,15 @@ from jaxtyping import Array, Float
 
 import wlra
 from bert_adapter.signals.reliability import gram_reliability
-from bert_adapter.signals.signal import Evidence
+from bert_adapter.signals.signal import Evidence, Signal
 
 
 def shampoo(evidence: Evidence, shrink: float | None) -> wlra.Kronecker:
-    """The product with the marginals of the Fisher information: what it sums to over inputs, and over outputs.
+    """The Kronecker product of the marginals of the Fisher information: its sums over outputs, and over inputs.
 
-    With G a gradient, E[GG'] and E[G'G], as in Gupta et al. 2018; the step from the identity towards the nearest
-    Kronecker product (Morwani et al. 2024, sec. 3). Unlike E[xx'] and E[delta delta'], they know which steps of time go
-    together. Both drawn towards the identity.
+    With G a gradient, E[GG'] and E[G'G], as in Gupta et al. 2018; one power step from the identity to the nearest
+    Kronecker product (Morwani et al. 2024, sec. 3). Unlike E[xx'] and E[delta delta'], they know which time steps go
+    together. Both are shrunk towards the identity.
     """
     sums = evidence.sums
     grams = [gram for gram in (sums.row_gram, sums.col_gram) if gram is not None]
@@ -26,13 +26,23 @@ def shampoo(evidence: Evidence, shrink: float | None) -> wlra.Kronecker:
 
 @jax.jit
 def marginals(grams: list[Float[Array, "_ _"]], shares: list[Any]) -> list[Float[Array, "_ _"]]:
-    """Both drawn towards the identity; of the trace that they have in common, the second is relieved."""
+    """Both shrunk towards the identity; the second is divided by the trace, which they have in common."""
     row, col = (towards_identity(gram, share) for gram, share in zip(grams, shares, strict=True))
     trace = jnp.sum(jnp.diagonal(row))
     return [row, col / jnp.where(trace > 0, trace, 1)]
 
 
 def towards_identity(gram: Float[Array, "n n"], share: Any) -> Float[Array, "n n"]:
-    """Blended with the multiple of the identity that has the same trace (Ledoit & Wolf 2004, sec. 2)."""
+    """Shrunk towards the multiple of the identity that has the same trace (Ledoit & Wolf 2004, sec. 2)."""
     eye = jnp.eye(len(gram), dtype=gram.dtype)
     return (1 - share) * gram + share * jnp.mean(jnp.diagonal(gram)) * eye
+
+
+SHAMPOO = Signal(
+    name="shampoo",
+    about="E[GG'] along inputs and E[G'G] along outputs, G an example's gradient (Gupta et al. 2018)",
+    weights=shampoo,
+    method="kronecker",
+    statistics=("row_gram", "col_gram", "gram_squares"),
+    reliability=lambda evidence: min(gram_reliability(evidence)),
+)

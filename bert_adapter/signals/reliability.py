@@ -12,6 +12,15 @@ def reliability(halves: Float[Array, "2 in out"]) -> float:
 
     In units of the fit, the halves of an estimate differ by its noise alone: (a - b)**2 is in expectation the noise of
     a + b, squared. With more examples it tends to 1, unless the weights are separable.
+
+    Args:
+      halves: the weights measured on every other example, and on the rest; see `Sums.fisher`.
+
+    Example:
+      >>> import jax.numpy as jnp, bert_adapter
+      >>> weights = jnp.array([[1.0, 0.0], [0.0, 1.0]])
+      >>> bert_adapter.reliability(jnp.stack([weights, weights]))  # both halves agree
+      1.0
     """
     fisher = halves[0] + halves[1]
     fit = separable_fit(fisher)

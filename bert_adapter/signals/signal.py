@@ -1,10 +1,11 @@
-"""What a notion of importance is."""
+"""What a signal is: a notion of importance, from what is measured to the weights of the solver."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from jaxtyping import Array, Float
 
+import wlra
 from bert_adapter.importance.sums import Basis, Sums
 
 
@@ -25,17 +26,31 @@ class Evidence(NamedTuple):
 
 
 class Signal(NamedTuple):
-    """A notion of importance: what has to be measured for it, the weights that it makes of that, how they are solved.
+    """A notion of importance, and everything that the rest of the package needs to know of it.
 
-    statistics: of the first pass over the batches.
-    weights: (evidence, shrink) -> None, an array, `wlra.Kronecker` or `Rotated`.
+    name: what it is called in reports, in config.json and on the command line.
+    about: one line for --help.
+    weights: (evidence, shrink) -> what `wlra.solve` takes as weights, or `Rotated`. `shrink` is the share that is what
+      is simpler, or None for as much as is noise.
     method: of `wlra.solve`, by default.
-    rotated: whether a second pass measures "fisher" in the eigenbasis.
+    statistics: what is measured for it, of those of `Sums`; nothing if there are none.
+    rotated: whether a second pass measures "fisher" in the eigenbasis of "inputs" and "outputs".
     per_token: whether the weights are sums over tokens times sums over tokens.
+    in_loss_units: whether half the weighted squared error is an increase of the loss, or good for comparisons only.
+    needs_labels: whether the gradients must be those of a loss of labels; the command line, which has none, does not
+      offer it then.
+    refuses_labels: whether they must not be.
+    reliability: (evidence) -> the share of what was measured, beyond what is simpler, that is no noise, in [0, 1].
     """
 
-    statistics: tuple[str, ...]
+    name: str
+    about: str
     weights: Callable[[Evidence, float | None], Any]
-    method: str
+    method: str | wlra.Method
+    statistics: tuple[str, ...] = ()
     rotated: bool = False
     per_token: bool = False
+    in_loss_units: bool = True
+    needs_labels: bool = False
+    refuses_labels: bool = False
+    reliability: Callable[[Evidence], float] | None = None

@@ -1,0 +1,135 @@
+"""What the command line takes, and the help that it gives."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import wlra
+from bert_adapter.importance.gradients import DISTRIBUTIONS
+from bert_adapter.ranks import UNITS
+from bert_adapter.signals import SIGNALS
+
+ABOUT = "bert-adapter: compress a BERT checkpoint from the command line."
+EPILOG = """examples:
+  bert-adapter demo
+      compress all-MiniLM-L6-v2 to half its encoder and compare methods on held-out sentences
+  bert-adapter compress bert-base-uncased --budget 0.5 --text my-sentences.txt -o bert-half
+      keep half of the encoder kernels' parameters, where your sentences make them matter
+  bert-adapter compress bert-base-uncased --budget 0.7 --of bytes --multiple-of 8 --text my-sentences.txt -o bert-70
+      keep 70 % of the whole checkpoint's bytes, at ranks that are multiples of 8
+  bert-adapter compress ./my-model --rank 96 --text my-sentences.txt -o small --include 'intermediate|output/dense'
+      rank 96 in the feed-forward and output kernels only
+  bert-adapter finetune bert-half --data train.tsv --dev dev.tsv --teacher bert-base-uncased-on-the-task -o bert-tuned
+      train it on labelled rows, and on what a dense model says about them
+
+"bert-adapter compress --help" says what each option does, and which signals there are.
+
+then, in Python:
+  import bert_adapter
+  model = bert_adapter.load("bert-half")
+  batch = bert_adapter.tokenizer(model)(["A sentence.", "Another one."])
+  embeddings = bert_adapter.apply(model.module, model.params, **batch)
+"""
+OFFERED = {name: signal for name, signal in SIGNALS.items() if not signal.needs_labels}  # there are no labels here
+
+
+def parser() -> argparse.ArgumentParser:
+    """The commands and their options."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    root = argparse.ArgumentParser("bert-adapter", description=ABOUT, epilog=EPILOG, formatter_class=formatter)
+    commands = root.add_subparsers(dest="command", required=True)
+    demo = commands.add_parser("demo", help="compress a real model that comes along, and compare methods")
+    demo.add_argument("-o", "--output", type=Path, default=Path("bert-adapter-demo"), help="directory (%(default)s)")
+    demo.add_argument("--budget", type=float, default=0.5, help="share of the kernels' parameters kept (%(default)s)")
+    compress = commands.add_parser(
+        "compress", help="compress a checkpoint of your own", epilog=signals_text(), formatter_class=formatter
+    )
+    add_places(compress)
+    add_size(compress.add_argument_group("how small"))
+    add_weights(compress.add_argument_group("what counts"))
+    finetune = commands.add_parser("finetune", help="train a checkpoint on labelled rows", formatter_class=formatter)
+    add_finetune(finetune)
+    return root
+
+
+def signals_text() -> str:
+    """What --signal can be, a line for each."""
+    width = max(map(len, OFFERED))
+    lines = [f"  {name:{width}}  {signal.about}" for name, signal in OFFERED.items()]
+    return "\n".join(["signals, which say how much an error in a kernel counts:", *lines])
+
+
+def add_places(compress: Any) -> None:
+    """What is read and written."""
+    compress.add_argument("model", metavar="DIR", help="a Hugging Face directory of a BERT, or its name on the Hub")
+    compress.add_argument(
+        "--text", type=Path, required=True, metavar="FILE", help="UTF-8, a sentence a line; hundreds will do"
+    )
+    compress.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the new checkpoint")
+    compress.add_argument("--report", type=Path, metavar="PAGE", help="an HTML page with figures (default OUT.html)")
+    compress.add_argument(
+        "--file",
+        type=Path,
+        metavar="FILE",
+        help="keep what is measured in FILE, and go on from it after an interruption",
+    )
+    compress.add_argument("--batch-size", type=int, default=16, help="sentences at a time (%(default)s)")
+    compress.add_argument("--max-length", type=int, default=128, help="tokens per sentence at most (%(default)s)")
+
+
+def add_size(group: Any) -> None:
+    """What becomes how small."""
+    size = group.add_mutually_exclusive_group(required=True)
+    size.add_argument("--budget", type=float, help="the share to keep, in (0, 1], of what --of names")
+    size.add_argument("--rank", type=int, help="the rank of every selected kernel")
+    group.add_argument(
+        "--of",
+        choices=UNITS,
+        default="kernels",
+        help="what the budget is a share of: the parameters of the selected kernels (%(default)s), of the whole model, "
+        "its bytes, or the operations of its dense layers for a token",
+    )
+    group.add_argument(
+        "--uniform", action="store_true", help="keep the same share of every kernel, not more where it matters more"
+    )
+    group.add_argument("--multiple-of", type=int, default=1, metavar="N", help="ranks are multiples of N")
+    group.add_argument("--include", metavar="REGEX", help="which kernels, by their paths (all of the encoder)")
+    group.add_argument("--exclude", metavar="REGEX", help="which of these stay dense")
+
+
+def add_weights(group: Any) -> None:
+    """What an error is weighted by, and how that is solved."""
+    default = next(iter(OFFERED))
+    group.add_argument(
+        "--signal", choices=OFFERED, default=default, help="what an error is weighted by (%(default)s); see below"
+    )
+    group.add_argument(
+        "--gradients", choices=DISTRIBUTIONS, help="of which predictive distribution (the one of the model's head)"
+    )
+    group.add_argument(
+        "--shrink",
+        type=float,
+        metavar="SHARE",
+        help="how far weights are shrunk towards simpler ones, in [0, 1] (as far as they are noise)",
+    )
+    group.add_argument("--method", choices=wlra.METHODS, help="of the solver (the one that fits the signal)")
+    group.add_argument("--seed", type=int, default=0, help="of the random directions in place of labels (%(default)s)")
+
+
+def add_finetune(tune: Any) -> None:
+    """What is trained, on what, and how."""
+    tune.add_argument("model", metavar="DIR", help="a directory, dense or compressed, or a name on the Hub")
+    rows = "tab-separated, with a heading: one or two columns of text and 'label', a class 0, 1, ... or a value"
+    tune.add_argument("--data", type=Path, required=True, metavar="FILE", help=f"the rows to train on: {rows}")
+    tune.add_argument("--dev", type=Path, metavar="FILE", help="other rows, to score the model on before and after")
+    tune.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the new checkpoint")
+    tune.add_argument("--teacher", metavar="DIR", help="a dense model of the same task, whose outputs are followed too")
+    tune.add_argument("--distil", type=float, default=0.5, help="the teacher's share of the loss (%(default)s)")
+    tune.add_argument("--epochs", type=int, default=3, help="passes over the rows (%(default)s)")
+    tune.add_argument("--learning-rate", type=float, default=5e-5, help="the highest, of AdamW (%(default)s)")
+    tune.add_argument("--batch-size", type=int, default=32, help="rows at a time (%(default)s)")
+    tune.add_argument("--max-length", type=int, default=128, help="tokens of a row at most (%(default)s)")
+    tune.add_argument("--seed", type=int, default=0, help="of the order of the rows, dropout and a new head")
+    tune.add_argument(
+        "--file", type=Path, metavar="FILE", help="keep the state in FILE once a minute, and go on from it"
+    )

@@ -1,0 +1,67 @@
+"""What a family of models says of itself: all that the rest of the package knows of it."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import numpy as np
+
+
+def no_labels(config: Any) -> None:
+    """The output is an embedding."""
+
+
+def unchanged(module: Any, paths: Iterable[str]) -> Any:
+    """Every checkpoint has all parameters of the module."""
+    return module
+
+
+class Architecture(NamedTuple):
+    """A module, and what its output is.
+
+    names: its names in config.json's "architectures"; whatever was read, the first is written.
+    module: the class, which is called with the family's config and keeps it as `.config`.
+    labels: (config) -> the number of the output's labels, of which 1 is the value of a regression; None if the output
+      is an embedding of length one.
+    ignored: a regular expression, searched in the paths of a checkpoint's parameters: those found are not read.
+    fit: (module, paths of parameters) -> the module without the optional parts that a checkpoint leaves out.
+    flax: the class of transformers whose parameters fit; None if there is none.
+    """
+
+    names: tuple[str, ...]
+    module: type[nn.Module]
+    labels: Callable[[Any], int | None] = no_labels
+    ignored: str = r"(?!)"  # nothing
+    fit: Callable[[Any, Iterable[str]], Any] = unchanged
+    flax: str | None = None
+
+
+class Family(NamedTuple):
+    """Models that share a config, a naming of parameters and an encoder.
+
+    config: (config.json's entries) -> the config that the modules take, or a ValueError that names the entry.
+    embedder, classifier: what its models are for.
+    prefix: of the encoder's parameters where a head lies beside them.
+    encoder: a regular expression that finds the paths of the encoder's kernels, with the prefix and without.
+    from_torch: (name, array) in PyTorch's files -> (path, array) of the module.
+    to_torch: the way back; contiguous, because safetensors writes the memory as it lies.
+    inputs: the names of what the modules are called with.
+    longest: (config) -> the most tokens a row.
+    deviation: (config) -> the standard deviation of a new kernel.
+
+    Example:
+        >>> from bert_adapter import FAMILIES
+        >>> FAMILIES["bert"].longest(FAMILIES["bert"].config({"max_position_embeddings": 64}))
+        64
+    """
+
+    config: Callable[[dict[str, Any]], Any]
+    embedder: Architecture
+    classifier: Architecture
+    prefix: str
+    encoder: str
+    from_torch: Callable[[str, np.ndarray], tuple[str, np.ndarray]]
+    to_torch: Callable[[str, np.ndarray], tuple[str, np.ndarray]]
+    inputs: tuple[str, ...]
+    longest: Callable[[Any], int]
+    deviation: Callable[[Any], float]
