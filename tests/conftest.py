@@ -1,18 +1,51 @@
-"""The settings of every test, and the fixtures that more than one module needs."""
+"""The settings of every test, and the fixtures that more than one module needs.
+
+Compiling is the slow part. XLA leaves its optimisations out unless WLRA_FULL=1, what is compiled is kept in .jax_cache,
+and each process computes in one thread, so that as many as there are cores work side by side.
+"""
 
 import importlib
 import os
+from pathlib import Path
+
+# Before anything computes: XLA reads its flags once. Processes that tests begin inherit them.
+FLAGS = ["--xla_cpu_multi_thread_eigen=false"]
+if os.environ.get("WLRA_FULL") != "1":
+    FLAGS.append("--xla_backend_optimization_level=0")
+os.environ["XLA_FLAGS"] = " ".join([*FLAGS, os.environ.get("XLA_FLAGS", "")]).strip()
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".jax_cache"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import jax
 import pytest
+from programs import *  # noqa: F403 the option --programs
 
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+jax.config.update(
+    "jax_persistent_cache_min_compile_time_secs", float(os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"])
+)
+jax.config.update("jax_num_cpu_devices", 8)  # for the tests of several; all others compute on the first
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
-if "JAX_COMPILATION_CACHE_DIR" in os.environ:  # compiling is the slow part, and nearly all of it is in short pieces
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 # jax.enable_x64 came when jax.experimental.enable_x64 went.
 enable_x64 = (jax if hasattr(jax, "enable_x64") else importlib.import_module("jax.experimental")).enable_x64
+
+# The modules that take longest, begun first so that all processes end together (`pytest --programs` tells).
+SLOWEST = ("methods", "sklearn", "finetune", "second_order", "compress", "sparse", "importance")
+
+
+def pytest_collection_modifyitems(items):
+    order = {f"test_{name}.py": place for place, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_auto_num_workers(config):
+    """No second process for a single module, which would wait for all of its start."""
+    files = {argument.split("::")[0] for argument in config.args}
+    return 0 if len(files) == 1 and files.pop().endswith(".py") else None
 
 
 @pytest.fixture(autouse=True, scope="module")

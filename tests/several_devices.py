@@ -1,9 +1,9 @@
-"""What tests/test_devices.py runs in processes of their own, since the number of devices is fixed when JAX starts."""
+"""What tests/test_devices.py compares over several devices, and runs itself in two processes that share four."""
 
+import functools
 import json
 import re
 import sys
-from functools import partial
 from typing import Any
 
 import jax
@@ -45,20 +45,28 @@ def difference(got: wlra.Result, wanted: wlra.Result) -> dict[str, Any]:
     }
 
 
-def dealt(mesh: Mesh, method: str, *counts: int) -> list[dict[str, Any]]:
-    """Batches over the mesh, of so many problems, beside the same on one device."""
-    solve = partial(wlra.solve_batch, rank=K, method=method, **TIGHT)
-    alone = solve(W, WEIGHTS)
-    return [
-        difference(everywhere(solve(W[:i], WEIGHTS[:i], mesh=mesh)), jax.tree.map(lambda leaf, i=i: leaf[:i], alone))
-        for i in counts
-    ]
+@functools.cache
+def alone() -> wlra.Result:
+    """A batch on one device."""
+    return wlra.solve_batch(W, WEIGHTS, K, method="als", **TIGHT)
+
+
+def dealt(mesh: Mesh, method: str, count: int = BATCH) -> dict[str, Any]:
+    """A batch over the mesh, of so many problems, beside the minima found on one device."""
+    got = wlra.solve_batch(W[:count], WEIGHTS[:count], K, method=method, mesh=mesh, **TIGHT)
+    return difference(everywhere(got), jax.tree.map(lambda leaf: leaf[:count], alone()))
+
+
+@functools.cache
+def whole() -> wlra.Result:
+    """A matrix on one device."""
+    return wlra.solve(TALL, np.exp(normal(5, *TALL.shape)), K, method="als", **TIGHT)
 
 
 def cut(mesh: Mesh, method: str) -> dict[str, Any]:
-    """A matrix over the mesh beside the same on one device."""
-    solve = partial(wlra.solve, TALL, np.exp(normal(5, *TALL.shape)), K, method=method, **TIGHT)
-    return difference(everywhere(solve(mesh=mesh)), solve())
+    """A matrix over the mesh beside the minimum found on one device."""
+    got = wlra.solve(TALL, np.exp(normal(5, *TALL.shape)), K, method=method, mesh=mesh, **TIGHT)
+    return difference(everywhere(got), whole())
 
 
 def exact(mesh: Mesh, m: int, n: int, weights: np.ndarray | None) -> float:
@@ -70,38 +78,22 @@ def exact(mesh: Mesh, m: int, n: int, weights: np.ndarray | None) -> float:
 
 def collectives(mesh: Mesh) -> list[str]:
     """The exchanges in the program for a batch over the mesh."""
-    solve = jax.jit(partial(wlra.solve_batch, rank=K, method="als", mesh=mesh, **TIGHT))
+    solve = jax.jit(functools.partial(wlra.solve_batch, rank=K, method="als", mesh=mesh, **TIGHT))
     text = solve.lower(W, WEIGHTS).compile().as_text() or ""
     return re.findall(r"all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter", text)
 
 
-def four() -> dict[str, Any]:
-    mesh = jax.make_mesh((2, 2), ("a", "b"))
-    eight, six = dealt(mesh, "als", 8, 6)
-    return {
-        "dealt als": eight,
-        "dealt six": six,
-        "dealt newton": dealt(mesh, "newton", 8)[0],
-        "cut als": cut(mesh, "als"),
-        "cut anderson": cut(mesh, "anderson"),
-        "collectives": collectives(mesh),
-    }
-
-
-def eight() -> dict[str, Any]:
-    mesh = jax.make_mesh((8,), ("devices",))
-    return {
-        "rows": exact(mesh, 11, 6, np.exp(normal(8, 11, 1))),
-        "columns": exact(mesh, 6, 11, np.exp(normal(8, 1, 11))),
-        "no weights": exact(mesh, 11, 6, None),
-    }
+def mesh_of(*shape: int) -> Mesh:
+    """A mesh of the first devices."""
+    return jax.make_mesh(shape, ("a", "b")[: len(shape)], devices=jax.devices()[: int(np.prod(shape))])
 
 
 def two_processes(port: str, process: str) -> dict[str, Any]:
+    jax.config.update("jax_num_cpu_devices", 2)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(process))
-    mesh = jax.make_mesh((4,), ("devices",))
-    checks = {"dealt": dealt(mesh, "als", 8)[0], "exact": exact(mesh, 11, 6, None)}
+    mesh = mesh_of(4)
+    checks = {"dealt": dealt(mesh, "als"), "exact": exact(mesh, 11, 6, None)}
     jax.distributed.shutdown()
     return checks
 

@@ -1,6 +1,5 @@
 """Over several devices, and several processes, results are those of one."""
 
-import functools
 import json
 import os
 import socket
@@ -12,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+import several_devices
 
 import wlra
 from wlra.devices import check_mesh
@@ -20,13 +20,12 @@ W, WEIGHTS = np.ones((4, 3), np.float32), np.ones((4, 3), np.float32)
 ROUNDING = 1e-5  # of sums of parts, in float32, after iterations that converge
 
 
-def begin(devices: int, *arguments: str) -> subprocess.Popen:
-    """A process with so many devices that runs a function of tests/several_devices.py."""
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    settings = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+def begin(*arguments: str) -> subprocess.Popen:
+    """A process that runs a function of tests/several_devices.py."""
     command = [sys.executable, "-W", "error", "-m", "tests.several_devices", *arguments]
     root, pipe = Path(__file__).parent.parent, subprocess.PIPE
-    return subprocess.Popen(command, cwd=root, env=os.environ | settings, stdout=pipe, stderr=pipe, text=True)
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    return subprocess.Popen(command, cwd=root, env=environment, stdout=pipe, stderr=pipe, text=True)
 
 
 def ended(process: subprocess.Popen) -> dict[str, Any]:
@@ -40,14 +39,20 @@ def ended(process: subprocess.Popen) -> dict[str, Any]:
     return json.loads(out.splitlines()[-1])
 
 
-@functools.cache
+@pytest.fixture
 def four():
-    return ended(begin(4, "four"))
+    return mesh(2, 2)
 
 
-@functools.cache
+@pytest.fixture
 def eight():
-    return ended(begin(8, "eight"))
+    return mesh(8)
+
+
+def mesh(*shape):
+    if len(jax.devices()) < np.prod(shape):
+        pytest.skip(f"this machine has {len(jax.devices())} devices")
+    return several_devices.mesh_of(*shape)
 
 
 def assert_same(check, product=True):
@@ -56,30 +61,42 @@ def assert_same(check, product=True):
     assert not product or check["product"] < ROUNDING
 
 
-@pytest.mark.parametrize("name", ["dealt als", "dealt newton", "cut als", "cut anderson"])
-def test_four_devices_give_the_result_of_one(name):
+@pytest.mark.parametrize("method", ["als", "newton"])
+def test_a_batch_over_four_devices_has_the_results_of_one(method, four):
+    assert_same(several_devices.dealt(four, method))
+
+
+@pytest.mark.parametrize("method", ["als", "anderson"])
+def test_a_matrix_over_four_devices_has_the_result_of_one(method, four):
     # Anderson's last iterates are as far from the minimum as the root of what the loss can tell.
-    assert_same(four()[name], product="anderson" not in name)
+    assert_same(several_devices.cut(four, method), product=method != "anderson")
 
 
-def test_devices_with_a_batch_exchange_nothing():
-    assert four()["collectives"] == []
+def test_devices_with_a_batch_exchange_nothing(four):
+    assert several_devices.collectives(four) == []
 
 
-def test_batch_that_devices_do_not_divide_comes_back_whole():
-    assert_same(four()["dealt six"])
+def test_batch_that_devices_do_not_divide_comes_back_whole(four):
+    assert_same(several_devices.dealt(four, "als", 6))
 
 
-@pytest.mark.parametrize("axis", ["rows", "columns", "no weights"])
-def test_matrix_that_devices_do_not_divide_comes_back_whole(axis):
-    assert eight()[axis] < ROUNDING
+SIDES = {
+    "rows": (11, 6, np.exp(several_devices.normal(8, 11, 1))),
+    "columns": (6, 11, np.exp(several_devices.normal(8, 1, 11))),
+    "no weights": (11, 6, None),
+}
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_matrix_that_devices_do_not_divide_comes_back_whole(side, eight):
+    assert several_devices.exact(eight, *SIDES[side]) < ROUNDING
 
 
 def test_two_processes_give_the_result_of_one():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    first, second = (begin(2, "two_processes", port, str(i)) for i in range(2))
+    first, second = (begin("two_processes", port, str(i)) for i in range(2))
     with first:
         checks = ended(second)
         assert ended(first) == checks

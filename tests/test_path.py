@@ -35,9 +35,9 @@ def selection(seed):
 
 
 def test_a_path_of_ranks_ends_where_single_solves_end():
-    for place, rank in enumerate(RANKS):
-        alone = wlra.solve(W, WEIGHTS, rank, tol=1e-4)
-        np.testing.assert_allclose(of_ranks().loss[place], alone.loss, rtol=1e-4)  # tol**2 over the curvature
+    # Of each rank alone, in one program: tests/test_batch.py has such ranks beside those of `solve`.
+    alone = wlra.solve_batch(np.stack([W] * 3), WEIGHTS[None], max(RANKS), ranks=RANKS, tol=1e-4)
+    np.testing.assert_allclose(of_ranks().loss, alone.loss, rtol=1e-4)  # tol**2 over the curvature
 
 
 def test_factors_of_a_path_are_padded_with_zeros_to_the_largest_rank():

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+from contract import PENALISED as TABLE
 from reference import product
 
 import wlra
-from wlra.methods import PENALISED, PUBLISHED
 from wlra.problem import Factors, Problem, loss, row_stationarity, slope_left, slope_right, stationarity
 
 M, N, K = 8, 6, 6
@@ -20,9 +20,6 @@ W, WEIGHTS = rng.normal(size=(M, N)), np.exp(rng.normal(size=(M, N)) / 2)
 LEFT, RIGHT = rng.normal(size=(M, K)), rng.normal(size=(K, N))
 LARGEST = float(np.linalg.norm(WEIGHTS * W, 2))  # the least penalty whose solution is zero
 NUCLEAR = LARGEST / 4
-TABLE = {name: {"method": name} for name in PENALISED} | {
-    f"{name} by svd": {"method": name, "projection": "svd"} for name in PUBLISHED
-}
 
 
 @jax.jit

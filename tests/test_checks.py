@@ -1,6 +1,5 @@
 """What cannot be used is refused before work starts, with a message that says what and where."""
 
-import functools
 import re
 
 import jax
@@ -195,9 +194,13 @@ BAD = {
 }
 
 
-@functools.partial(jax.jit, static_argnames="method")
+@jax.jit
+def solve_both(W, weights):
+    return {method: solve(W, weights, K, method=method) for method in ("anderson", "separable")}
+
+
 def traced(W, weights, method):
-    return solve(W, weights, K, method=method)
+    return solve_both(W, weights)[method]
 
 
 @pytest.mark.parametrize("method", ["anderson", "separable"])
@@ -262,7 +265,7 @@ KNOWN = {
 @pytest.mark.parametrize("call", KNOWN.values(), ids=KNOWN)
 def test_arrays_may_be_known_under_jit(call):
     arrays = () if call is KNOWN["all"] else (W,)
-    assert np.isfinite(jax.jit(call)(*arrays).loss)
+    assert jax.eval_shape(call, *arrays).loss.shape == ()  # where they cannot be looked at, tracing fails
 
 
 def test_known_arrays_are_looked_at_under_jit():
