@@ -10,7 +10,6 @@ import jax
 import numpy as np
 import pytest
 import reference
-from bert_adapter.sample import CONFIG, sample_model
 
 import bert_adapter
 import wlra
@@ -23,6 +22,7 @@ from bert_adapter.importance.sums import STATISTICS
 from bert_adapter.kernels import parameter_count
 from bert_adapter.layers.running import factorised
 from bert_adapter.model import Model, forward
+from bert_adapter.sample import CONFIG, sample_model
 from bert_adapter.text import text_batches
 
 TEXTS = ["a dog runs", "a red fox runs far from it", "foxs", "red", "the dog runs from a dog", "far far far"]

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bert_adapter.sample import sample_model
 
 import bert_adapter
 import bert_adapter.demo
 from benchmarks import tables
 from bert_adapter.cli import parser
+from bert_adapter.sample import sample_model
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from bert_adapter.families.bert_module import Bert
 
 from bert_adapter.families import module_for
+from bert_adapter.families.bert_module import Bert
 from bert_adapter.importance import batch, gradients, measure, sums
 from bert_adapter.importance.measure import eigenbases, measure_importance
 from bert_adapter.importance.storage import load_importance, save_importance

@@ -5,11 +5,11 @@ import re
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from bert_adapter.sample import sample_model
 
 from bert_adapter.factorisation import factorise
 from bert_adapter.kernels import break_even, choose_ranks, matrix_shape, parameter_count, select_kernels, split_axes
 from bert_adapter.layers.marker import FACTORISED
+from bert_adapter.sample import sample_model
 
 MODEL = sample_model(hidden_size=8, intermediate_size=12)
 CLASSIFIER = sample_model(hidden_size=8, intermediate_size=12, architectures=["BertForSequenceClassification"])

@@ -4,11 +4,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from bert_adapter.sample import sample_model
 
 import bert_adapter
 import wlra
 from bert_adapter.report import kernel_table, summary
+from bert_adapter.sample import sample_model
 from bert_adapter.signals.weights import solver_weights
 
 TEXTS = ["a dog runs", "a red fox runs far from it"]
