@@ -57,7 +57,7 @@ def of_code() -> Iterator[Any]:
             yield pytest.param(page, id=page.stem, marks=[] if page.stem == "README" else pytest.mark.slow)
 
 
-@pytest.mark.parametrize("page", of_code())
+@pytest.mark.parametrize("page", list(of_code()))
 def test_code_runs_and_prints_what_it_says(page: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, Any] = {"__name__": "page"}
     for code in blocks(page, "python"):
