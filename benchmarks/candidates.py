@@ -3,6 +3,7 @@
 all-MiniLM-L6-v2 as it comes, all kernels of its encoder, importance from 512 pairs of STS-B's train rows without their
 labels. Spearman's correlation on the whole of dev, once each, so that differences below 0.003 are noise; and half the
 squared distance to the dense embeddings of dev's texts, which is what the plan predicts and less noisy.
+DIR holds STS-B's train.tsv and dev.tsv, as GLUE has them.
 """
 
 import argparse
@@ -258,10 +259,16 @@ def main(argv: list[str] | None = None) -> None:
         loss = bert_adapter.loss_increase(context.dense, model, context.held)
         rows.append(row("STS-B", name, loss, "", cost, spearman=score, budget=options.budget))
         print(f"  {name}: {score:.4f}, {loss:.4f}", flush=True)
-    head = [f"tried, {options.budget:.0%} kept", "Spearman", "loss"]
+    text = report(rows)
+    print("\n" + text)
+    write(options, "candidates", rows, draw, doc=__doc__, text=text)
+
+
+def report(rows: list[Row]) -> str:
+    """The rows as a table in Markdown."""
+    head = [f"tried, {rows[0]['budget']:.0%} kept", "Spearman", "loss"]
     cells = [[line["method"], f"{line['spearman']:.4f}", f"{line['loss']:.4f}"] for line in rows]
-    print("\n" + markdown(head, cells))
-    write(options, "candidates", rows, draw)
+    return markdown(head, cells)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import numpy as np
 import wlra
 import wlra.plot
 from benchmarks.problems import Case, fisher_cases
+from benchmarks.tables import write_page
 from benchmarks.timing import environment, median_seconds
 
 AT = (0, 1, 3, 5, 10, 20, 30, 60)
@@ -116,6 +117,14 @@ def bars(rows: list[dict[str, Any]]) -> list[str]:
     return [f"{rows[0]['problem']}: {text}: {'met' if met else 'MISSED'}" for text, met in verdicts.items()]
 
 
+def report(rows: list[dict[str, Any]]) -> str:
+    """A table for each kernel, and the bars, in Markdown."""
+    names = dict.fromkeys(row["problem"] for row in rows)
+    groups = [[row for row in rows if row["problem"] == name] for name in names]
+    verdicts = "\n".join(f"* {line}" for group in groups for line in bars(group))
+    return "\n\n".join([*map(table, groups), verdicts])
+
+
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Every problem's gaps to the best known loss by iteration."""
     import matplotlib.pyplot as plt
@@ -147,11 +156,9 @@ def main() -> None:
         print(table(rows[-len(METHODS) :]), flush=True)
     lines = [json.dumps(environment()), *map(json.dumps, rows)]
     (options.output / "convergence.jsonl").write_text("\n".join(lines) + "\n")
-    groups = [rows[i : i + len(METHODS)] for i in range(0, len(rows), len(METHODS))]
-    verdicts = "\n".join(f"* {line}" for group in groups for line in bars(group))
-    (options.output / "convergence.md").write_text("\n\n".join([*map(table, groups), verdicts]) + "\n")
     draw(rows, options.output / "convergence.png")
-    print(verdicts)
+    write_page(options.output / "convergence.md", __doc__, report(rows))
+    print(report(rows).rpartition("\n\n")[2])
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
 """Which methods find the best known structure from motion, from how many random starts, and in what time?
 
 Buchanan & Fitzgibbon's turntable of a dinosaur (72 x 319, a quarter seen) and their face under moving light (20 x 2596,
-two thirds seen), both trimmed, of rank 4 and without mean, in float64. The metric is sqrt(sum w r**2 / nnz); the best
-known values are those of Hong & Fitzgibbon, ICCV 2015. A start has found one if it ends within 1e-5 of it, and half a
-unit of the last digit that they print.
+two thirds seen), both trimmed, of rank 4 and without mean, in float64. DIR holds `lrmf/dino_trimmed.mat` and
+`lrmf/face_trimmed.mat`, with `M` and `W`. The metric is sqrt(sum w r**2 / nnz); the best known values are those of Hong
+& Fitzgibbon, ICCV 2015. A start has found one if it ends within 1e-5 of it, and half a unit of the last digit that they
+print. Starts of every method are the same; `solve(..., restarts=20)` draws its own and stops when the lowest loss has
+been found twice. Bars: 1.084673 on the dinosaur from at least 18 of 20 starts of `varpro`, 0.022461 on the face within
+60.
 """
 
 import itertools
@@ -124,14 +127,14 @@ def run(case: Case, quick: bool, seed: int) -> list[Row]:
     few, many = (1, 2) if quick else (FEW, STARTS[case.name])
     share = 50 if quick else 1
     rows = [from_starts(case, "varpro", many, ITERS["varpro"] // share, seed)]
-    report(case, rows[-1])
+    say(case, rows[-1])
     jobs = [partial(from_starts, case, name, few, iters // share, seed) for name, iters in ITERS.items()][1:]
     jobs += [partial(restarted, case, 5 if quick else 20, ITERS["varpro"] // share, seed)]
     jobs += [partial(published, case, name, 0.2 if quick else 10) for name in peers.PUBLISHED]
     jobs += [partial(package, case, name, few, 2 if quick else 300) for name in peers.PACKAGES]
     for job in jobs:
         rows.append(job())
-        report(case, rows[-1])
+        say(case, rows[-1])
     best = BEST[case.name]
     return [row | {"svd_seconds": svd, "best_known": best, "gap": gap(row, best)} for row in rows]
 
@@ -141,7 +144,7 @@ def gap(row: Row, best: float) -> float | None:
     return None if row["loss"] is None else row["loss"] / best - 1
 
 
-def report(case: Case, row: Row) -> None:
+def say(case: Case, row: Row) -> None:
     """A line while others still run."""
     hits = f"{row.get('found')} of {row.get('starts')}"
     print(f"  {case.name} {row['method']}: {tables.number(row['loss'], '.6f')}, {hits}, {row['status']}", flush=True)
@@ -180,6 +183,12 @@ def bars(rows: list[Row]) -> list[str]:
     ]
 
 
+def report(rows: list[Row]) -> str:
+    """A table for each sequence, and the bars, in Markdown."""
+    groups = [[row for row in rows if row["problem"] == name] for name in BEST]
+    return "\n\n".join([*map(table, filter(None, groups)), "\n".join(bars(rows))])
+
+
 def draw(rows: list[Row], path: Path) -> None:
     """Where the starts of each method ended."""
     import matplotlib.pyplot as plt
@@ -206,9 +215,9 @@ def main() -> None:
     rows: list[Row] = []
     for case in cases:
         rows += run(case, options.quick, options.seed)
-        print(table([row for row in rows if row["problem"] == case.name]), flush=True)
-    tables.write(options, "motion", rows, draw)
-    print("\n".join(bars(rows)))
+    text = report(rows)
+    print("\n" + text)
+    tables.write(options, "motion", rows, draw, doc=__doc__, text=text)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from benchmarks.timing import measure
 from wlra.linalg.decompose import balance, leading_components
 from wlra.methods.lbfgs import PAIRS
 from wlra.problem import Problem, loss
-from wlra.scaling import scale, separable
+from wlra.scaling import equilibrate, scale
 
 KINDS = {"Fisher-like, 4 decades": 8, "half missing": 16}  # the size over the rank
 
@@ -29,7 +29,7 @@ def by_optax(W: Any, weights: Any, rank: int, iterations: int) -> Any:
     import optax
 
     with jax.default_matmul_precision("highest"):
-        problem = scale(Problem(W, weights / jnp.max(weights)), separable(weights / jnp.max(weights)))
+        problem = scale(Problem(W, weights / jnp.max(weights)), equilibrate(weights / jnp.max(weights)))
         objective = partial(loss, problem)
         factors = balance(leading_components(problem.target, rank))
         optimiser = optax.lbfgs(memory_size=PAIRS)
@@ -91,6 +91,13 @@ def main(argv: list[str] | None = None) -> None:
                     f"  {name}: {method}, {length} iterations: {course.min():.7f}, {cost.run_seconds:.3f} s", flush=True
                 )
     rows = with_gaps(rows)
+    text = report(rows)
+    print("\n" + text)
+    write(options, "quasi_newton", rows, draw, doc=__doc__, text=text)
+
+
+def report(rows: list[Row]) -> str:
+    """The rows as a table in Markdown."""
     cells = [
         [
             r["problem"],
@@ -103,8 +110,7 @@ def main(argv: list[str] | None = None) -> None:
         for r in rows
         if r["loss"] is not None
     ]
-    print("\n" + markdown(["weights", "method", "iterations", "gap", "seconds", "compile s"], cells))
-    write(options, "quasi_newton", rows, draw)
+    return markdown(["weights", "method", "iterations", "gap", "seconds", "compile s"], cells)
 
 
 if __name__ == "__main__":

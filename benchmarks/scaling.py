@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array
 
 import wlra
-from benchmarks.tables import Row, arguments, at_most, markdown, number, row
+from benchmarks.tables import Row, arguments, at_most, markdown, number, row, write_page
 from benchmarks.timing import environment, measure
 
 SIZES, LARGEST_RANK = (256, 512, 1024, 2048, 4096, 8192), 512
@@ -174,6 +174,7 @@ def main(argv: list[str] | None = None) -> None:
             print(f"  {line['problem']}: {line['seconds_per_iteration']:.3g} s an iteration", flush=True)
     draw(rows, options.output / f"{name}.png")
     print("\n" + report(rows))
+    write_page(options.output / f"{name}.md", __doc__, report(rows))
 
 
 if __name__ == "__main__":

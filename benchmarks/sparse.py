@@ -18,7 +18,7 @@ import numpy as np
 from jax.experimental.sparse import BCOO
 
 import wlra
-from benchmarks.tables import at_most, markdown
+from benchmarks.tables import at_most, markdown, write_page
 from benchmarks.timing import environment, process_peak_bytes
 
 USERS, ITEMS, RATINGS, PLANTED, RANK = 4000, 6000, 1_000_000, 8, 20
@@ -95,6 +95,7 @@ def main() -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     (options.output / "sparse.jsonl").write_text("".join(json.dumps(line) + "\n" for line in rows))
     print("\n" + report(rows))
+    write_page(options.output / "sparse.md", __doc__, report(rows))
 
 
 def report(rows: list[dict[str, Any]]) -> str:

@@ -1,7 +1,9 @@
 """The rows of a benchmark as JSON lines and as Markdown, and the verdicts on its bars."""
 
 import argparse
+import importlib
 import json
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,11 +71,55 @@ def arguments(name: str, doc: str | None, data: str | None = None) -> argparse.A
     return parser
 
 
-def write(options: argparse.Namespace, name: str, rows: list[Row], draw: Callable[[list[Row], Path], None]) -> None:
-    """The rows as JSON lines, each with device and versions, and their figure; a quick run leaves results alone."""
+def write(
+    options: argparse.Namespace,
+    name: str,
+    rows: list[Row],
+    draw: Callable[[list[Row], Path], None],
+    doc: str | None = None,
+    text: str = "",
+) -> None:
+    """The rows as JSON lines, each with device and versions, their figure, and a page with what the script printed.
+
+    A quick run leaves results alone.
+    """
     name = f"{name}-quick" if options.quick else name
     options.output.mkdir(parents=True, exist_ok=True)
     where = environment()
     lines = [json.dumps(line | where) + "\n" for line in rows]
     (options.output / f"{name}.jsonl").write_text("".join(lines))
     draw(rows, options.output / f"{name}.png")
+    write_page(options.output / f"{name}.md", doc, text)
+
+
+def write_page(path: Path, doc: str | None, text: str) -> None:
+    """A page of results: the script's question, its command, its notes, what it printed, and its figure.
+
+    path: NAME.md, beside NAME.jsonl and, if there is one, NAME.png. doc: of the script.
+    """
+    question, _, notes = (doc or "").strip().partition("\n")
+    name = path.stem
+    lines = [re.sub("^bar: ", "* ", line) for line in text.strip().splitlines()]
+    spaced = [
+        f"\n{line}" if line.startswith("* ") and before and not before.startswith("* ") else line
+        for before, line in zip(["", *lines], lines, strict=False)
+    ]
+    rows = f"Rows: [{name}.jsonl]({name}.jsonl)"
+    figure = f"![{question}]({name}.png)" if path.with_suffix(".png").exists() else ""
+    command = f"    python -m benchmarks.{name}" + (" --data DIR" if "DIR holds" in notes else "")
+    parts = [f"# {name}", f"*{question}*", command, notes.strip(), "\n".join(spaced)]
+    path.write_text("\n\n".join(part for part in [*parts, figure, rows] if part) + "\n", "utf-8")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Writes every page of results again, from the rows that its script left and with the script's present notes."""
+    parser = argparse.ArgumentParser("python -m benchmarks.tables", description=main.__doc__)
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("benchmarks/results"), help="(%(default)s)")
+    for file in sorted(parser.parse_args(argv).folder.glob("*.jsonl")):
+        script = importlib.import_module(f"benchmarks.{file.stem}")
+        rows = [row for row in map(json.loads, file.read_text().splitlines()) if len(row) > len(environment())]
+        write_page(file.with_suffix(".md"), script.__doc__, script.report(rows))
+
+
+if __name__ == "__main__":
+    main()
