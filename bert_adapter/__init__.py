@@ -1,7 +1,7 @@
 """Flax BERT checkpoints, factorised by weighted low-rank approximation."""
 
 from bert_adapter.checkpoint import as_model, load, save
-from bert_adapter.compression import Report, compress
+from bert_adapter.compressing import Report, compress
 from bert_adapter.evaluate import loss_increase, score
 from bert_adapter.factorisation import KernelReport, factorise, merge
 from bert_adapter.families import FAMILIES
@@ -18,9 +18,9 @@ from bert_adapter.layers.running import apply, factorised
 from bert_adapter.model import Model, forward
 from bert_adapter.ranks import Plan, plan
 from bert_adapter.signals import SIGNALS
+from bert_adapter.signals.definition import Signal
 from bert_adapter.signals.measure import measure_signal
 from bert_adapter.signals.reliability import reliability
-from bert_adapter.signals.signal import Signal
 from bert_adapter.text import LabelledTexts, labelled_batches, read_rows, text_batches, tokenizer
 from bert_adapter.training import finetune
 

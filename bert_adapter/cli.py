@@ -34,7 +34,7 @@ def run_compress(options: argparse.Namespace) -> None:
     """A checkpoint that is compressed, with a report beside it."""
     from bert_adapter.checkpoint import load, save
     from bert_adapter.checkpoint.directory import check_target
-    from bert_adapter.compression import compress
+    from bert_adapter.compressing import compress
     from bert_adapter.page import write_page
     from bert_adapter.report import as_text, kernel_table, summary
     from bert_adapter.text import text_batches

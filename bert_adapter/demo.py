@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from bert_adapter.checkpoint import load, save
-from bert_adapter.compression import Report, compress
+from bert_adapter.compressing import Report, compress
 from bert_adapter.evaluate import Fidelity, compare, embed
 from bert_adapter.importance.measure import measure_importance
 from bert_adapter.kernels import select_kernels

@@ -12,7 +12,7 @@ import numpy as np
 import wlra
 from bert_adapter.importance.sums import Basis
 from bert_adapter.kernels import break_even
-from bert_adapter.signals.signal import Rotated
+from bert_adapter.signals.definition import Rotated
 from wlra import checks
 from wlra.options import Request
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bert_adapter.compression import Report
+from bert_adapter.compressing import Report
 from bert_adapter.evaluate import Fidelity
 from bert_adapter.factorisation import KernelReport
 from bert_adapter.files import write_text

@@ -14,7 +14,7 @@ from bert_adapter.choices import Curve, all_plans, cheapest, choices_of, even
 from bert_adapter.importance.sums import Importance
 from bert_adapter.kernels import Shapes, matrix_shape
 from bert_adapter.signals import as_signal
-from bert_adapter.signals.signal import Signal
+from bert_adapter.signals.definition import Signal
 from bert_adapter.signals.weights import solver_weights
 from bert_adapter.spectra import predicted_losses
 from wlra.checks import check_count, check_name

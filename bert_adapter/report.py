@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bert_adapter.compression import Report
+from bert_adapter.compressing import Report
 from bert_adapter.evaluate import Fidelity
 from bert_adapter.factorisation import KernelReport
 from bert_adapter.files import write_text

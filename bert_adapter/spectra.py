@@ -7,7 +7,7 @@ from jaxtyping import Float
 
 import wlra
 from bert_adapter.importance.sums import BLOCK
-from bert_adapter.signals.signal import Rotated
+from bert_adapter.signals.definition import Rotated
 
 
 def predicted_losses(kernel: Any, weights: Any) -> Float[np.ndarray, " ranks"]:

@@ -9,7 +9,7 @@ import tiny
 
 from benchmarks import candidates
 from bert_adapter.checkpoint.names import by_path
-from bert_adapter.compression import compress
+from bert_adapter.compressing import compress
 from bert_adapter.layers.capture import capture
 from bert_adapter.model import forward
 from bert_adapter.text import text_batches

@@ -10,7 +10,7 @@ import pytest
 
 import bert_adapter
 from bert_adapter.cli import main
-from bert_adapter.compression import Report
+from bert_adapter.compressing import Report
 from bert_adapter.demo import sentences
 from bert_adapter.evaluate import compare, embed, ranks, spearman
 from bert_adapter.factorisation import KernelReport

@@ -15,7 +15,7 @@ import bert_adapter
 import wlra
 from bert_adapter.checkpoint import as_model, load, save
 from bert_adapter.checkpoint.names import by_path
-from bert_adapter.compression import Report
+from bert_adapter.compressing import Report
 from bert_adapter.factorisation import merge
 from bert_adapter.importance.measure import measure_importance
 from bert_adapter.importance.sums import STATISTICS

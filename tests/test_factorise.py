@@ -12,7 +12,7 @@ import wlra
 from bert_adapter.factorisation import factorise, merge
 from bert_adapter.importance.sums import Basis
 from bert_adapter.layers.marker import FACTORISED
-from bert_adapter.signals.signal import Rotated
+from bert_adapter.signals.definition import Rotated
 from wlra import checks
 
 M, N, K = 8, 6, 2  # breaks even at 24 / 7

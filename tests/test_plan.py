@@ -13,7 +13,7 @@ from bert_adapter.choices import lower_hull
 from bert_adapter.importance.sums import BLOCK, Basis, Importance, Sums
 from bert_adapter.ranks import plan
 from bert_adapter.signals import SIGNALS
-from bert_adapter.signals.signal import Rotated
+from bert_adapter.signals.definition import Rotated
 from bert_adapter.spectra import congruent, root, squared_singular_values
 
 RNG = np.random.default_rng(0)

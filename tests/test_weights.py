@@ -7,9 +7,9 @@ import pytest
 import wlra
 from bert_adapter.importance.sums import Basis, Importance, Sums
 from bert_adapter.signals import SIGNALS
+from bert_adapter.signals.definition import Evidence, Rotated
 from bert_adapter.signals.diagonal import separable_fit
 from bert_adapter.signals.reliability import gram_reliability, reliability
-from bert_adapter.signals.signal import Evidence, Rotated
 from bert_adapter.signals.weights import reliabilities, solver_weights
 
 RNG = np.random.default_rng(0)

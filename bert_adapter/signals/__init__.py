@@ -3,10 +3,10 @@
 A signal is one file with a `Signal` in it and one line here. `Signal` lists what it can say of itself.
 """
 
+from bert_adapter.signals.definition import Signal
 from bert_adapter.signals.diagonal import EIGENBASIS, EXACT, FISHER
 from bert_adapter.signals.kfac import ACTIVATION, KFAC
 from bert_adapter.signals.marginals import SHAMPOO
-from bert_adapter.signals.signal import Signal
 from bert_adapter.signals.simple import FWSVD, SVD
 from wlra.checks import check_name
 

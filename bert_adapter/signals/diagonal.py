@@ -2,8 +2,8 @@
 
 from jaxtyping import Array, Float
 
+from bert_adapter.signals.definition import Evidence, Rotated, Signal
 from bert_adapter.signals.reliability import reliability, separable_fit
-from bert_adapter.signals.signal import Evidence, Rotated, Signal
 
 
 def diagonal(evidence: Evidence, shrink: float | None) -> Float[Array, "in out"]:

@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 
 import wlra
+from bert_adapter.signals.definition import Evidence, Signal
 from bert_adapter.signals.marginals import towards_identity
-from bert_adapter.signals.signal import Evidence, Signal
 
 
 def kfac(evidence: Evidence, shrink: float | None) -> wlra.Kronecker:

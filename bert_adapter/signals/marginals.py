@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 import wlra
+from bert_adapter.signals.definition import Evidence, Signal
 from bert_adapter.signals.reliability import gram_reliability
-from bert_adapter.signals.signal import Evidence, Signal
 
 
 def shampoo(evidence: Evidence, shrink: float | None) -> wlra.Kronecker:

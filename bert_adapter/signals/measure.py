@@ -11,7 +11,7 @@ from bert_adapter.importance.measure import eigenbases, measure_importance
 from bert_adapter.importance.sums import Importance
 from bert_adapter.layers.capture import Batch, Forward
 from bert_adapter.signals import as_signal
-from bert_adapter.signals.signal import Signal
+from bert_adapter.signals.definition import Signal
 
 
 def measure_signal(

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bert_adapter.signals.signal import Evidence
+from bert_adapter.signals.definition import Evidence
 
 
 def reliability(halves: Float[Array, "2 in out"]) -> float:

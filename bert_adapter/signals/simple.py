@@ -2,7 +2,7 @@
 
 from jaxtyping import Array, Float
 
-from bert_adapter.signals.signal import Evidence, Signal
+from bert_adapter.signals.definition import Evidence, Signal
 
 
 def row(evidence: Evidence, shrink: float | None) -> Float[Array, "in 1"]:

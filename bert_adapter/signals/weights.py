@@ -5,7 +5,7 @@ from typing import Any
 
 from bert_adapter.importance.sums import Importance, Sums
 from bert_adapter.signals import as_signal
-from bert_adapter.signals.signal import Evidence, Signal
+from bert_adapter.signals.definition import Evidence, Signal
 
 
 def solver_weights(

@@ -20,8 +20,8 @@ from bert_adapter.layers.capture import Batch
 from bert_adapter.model import Model, forward
 from bert_adapter.ranks import allowed_ranks, check_budget, per_example, plan_for
 from bert_adapter.signals import SIGNALS, as_signal
+from bert_adapter.signals.definition import Signal
 from bert_adapter.signals.measure import measure_signal
-from bert_adapter.signals.signal import Signal
 from bert_adapter.signals.weights import reliabilities, solver_weights
 from wlra.options import check_options
 
