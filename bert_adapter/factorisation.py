@@ -144,7 +144,7 @@ def merge(params: Any) -> dict[str, Any]:
 
     Example:
       >>> import numpy as np, bert_adapter
-      >>> factors = {"left": np.ones((3, 1)), "right": np.ones((1, 2, 4)), "kernel": bert_adapter.FACTORISED}
+      >>> factors = {"left": np.ones((3, 1), "f4"), "right": np.ones((1, 2, 4), "f4")}
       >>> bert_adapter.merge({"layer": factors})["layer"]["kernel"].shape
       (3, 2, 4)
     """

@@ -78,9 +78,9 @@ def assert_same_params(got, wanted):
     jax.tree.map(np.testing.assert_array_equal, got, wanted)
 
 
-def assert_same_loss(got, wanted):
+def assert_same_loss(got, wanted, roundings=100):
     """The root of the loss is a relative distance: rounding in sums of some hundred terms moves it by some eps."""
-    atol = 100 * float(np.finfo(np.float32).eps)
+    atol = roundings * float(np.finfo(np.float32).eps)
     np.testing.assert_allclose(np.sqrt(np.float64(got)), np.sqrt(np.float64(wanted)), rtol=0, atol=atol)
 
 
@@ -251,7 +251,8 @@ def test_signals_of_two_factors_have_the_loss_of_these(signal):
         kernel = at(model().params, row.path)["kernel"]
         best = reference.kronecker(kernel, *factors, 4)
         assert list(row.loss) == ["kronecker"]
-        assert_same_loss(row.loss["kronecker"], reference.kronecker_loss(kernel, *factors, best))
+        wanted = reference.kronecker_loss(kernel, *factors, best)
+        assert_same_loss(row.loss["kronecker"], wanted, roundings=500)  # Gram matrices of six examples are singular
 
 
 @pytest.mark.parametrize(
