@@ -126,9 +126,9 @@ def test_losses_are_drawn_by_layer_in_a_panel_for_each_kind_of_kernel():
     assert set(panels) == {"intermediate/dense", "a/key"}
     for ax in panels.values():
         (line,) = ax.get_lines()
-        assert line.get_xydata().tolist() == [[0, 0.1], [1, 0.2]]
+        assert np.asarray(line.get_xydata()).tolist() == [[0, 0.1], [1, 0.2]]
         assert ax.get_ylim()[1] > 0.2
-        assert ax.title.get_fontsize() >= 11
+        assert float(ax.title.get_fontsize()) >= 11
     assert place("layers_12/kind/of") == (12, "kind/of")
     assert place("pooler/dense") == (0, "pooler/dense")
 

@@ -75,11 +75,9 @@ def test_random_products_are_as_large_as_the_target():
 
 
 def test_starts_ignore_targets_without_weight():
-    holes = WEIGHTS * (W > 0)
-    got = random_starts(
-        jax.numpy.asarray(np.where(W > 0, W, np.float32(np.nan))), holes, K, count=1, key=jax.random.key(0)
-    )
-    wanted = random_starts(jax.numpy.asarray(np.where(W > 0, W, 1e30)), holes, K, count=1, key=jax.random.key(0))
+    holes, key = jax.numpy.asarray(WEIGHTS * (W > 0)), jax.random.key(0)
+    got = random_starts(jax.numpy.asarray(np.where(W > 0, W, np.float32(np.nan))), holes, K, count=1, key=key)
+    wanted = random_starts(jax.numpy.asarray(np.where(W > 0, W, 1e30)), holes, K, count=1, key=key)
     jax.tree.map(np.testing.assert_array_equal, got, wanted)
     assert np.isfinite(got[0][0]).all()
 

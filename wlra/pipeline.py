@@ -54,7 +54,7 @@ def solve_standard(inputs: Inputs, options: Options) -> Result:
         gap = jnp.full_like(outcome.loss, jnp.inf)
     else:
         outcome, gap = iterate(standard, inputs, options)
-    left, right = balance_exactly(from_unit(outcome.factors, standard.exponent))
+    left, right = balance_exactly(outcome.factors, standard.exponent)
     return Result(left, right, *outcome[1:], gap=gap)
 
 

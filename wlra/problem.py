@@ -1,5 +1,6 @@
 """What is minimised, and how far from a minimum a pair of factors is."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -87,19 +88,20 @@ def loss(problem: Problem, factors: Factors) -> Float[Array, ""]:
     return jnp.where(zero > 0, (error + size) / jnp.where(zero > 0, zero, 1), error + size)
 
 
-def stationarity(problem: Problem, factors: Factors) -> Float[Array, ""]:
+def stationarity(problem: Problem, factors: Factors, inverse: Callable = gram_inverse) -> Float[Array, ""]:
     """The share of the weighted residual that rank-k matrices can follow: ||P_T(G)|| / ||G||, in [0, 1].
 
     G is the weighted residual and P_T(G) = P_U G + G P_V - P_U G P_V its projection onto the tangent space of the
     matrices of rank k at left @ right (Vandereycken 2013, sec. 2.1). With a penalty, its derivative is subtracted, and
     added to the Gram matrices in P_U and P_V.
     It does not change with the gauge of the factors, nor with the units of target and weight. A fit that is exact up
-    to rounding, whose residual is noise, counts as 0.
+    to rounding, whose residual is noise, counts as 0. `inverse` is that of a Gram matrix plus a shift: by default the
+    one that is fast within a loop of products.
     """
     left, right = factors
     along_right, along_left = gradient_left(problem, factors), gradient_right(problem, factors)
-    inverse_left = gram_inverse(left.T @ left, problem.penalty)
-    inverse_right = gram_inverse(right @ right.T, problem.penalty)
+    inverse_left = inverse(left.T @ left, problem.penalty)
+    inverse_right = inverse(right @ right.T, problem.penalty)
     both = along_left @ right.T
     tangent = (
         total(along_right * (along_right @ inverse_right))

@@ -5,8 +5,9 @@ iteration whose rate is set by the spread of the weights then sees only the spre
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -51,10 +52,13 @@ def equilibrate(weight: Matrix, sweeps: int = 8) -> Scaling:
     shares = divide(divide(values(weight), by_row(weight, row)), by_col(weight, col))
     powers, seen = like(weight, shares**4), like(weight, (shares > 0).astype(shares.dtype))
     row_count, col_count = row_sum(seen), row_sum(seen.T)
-    p, q = jnp.ones_like(row), jnp.ones_like(col)
-    for _ in range(sweeps - 1):
+
+    def sweep(_: Any, both: tuple[Array, Array]) -> tuple[Array, Array]:
+        _, q = both
         p = divide(powers @ divide(jnp.ones_like(q), q)[:, None], row_count[:, None])[:, 0]
-        q = divide(powers.T @ divide(jnp.ones_like(p), p)[:, None], col_count[:, None])[:, 0]
+        return p, divide(powers.T @ divide(jnp.ones_like(p), p)[:, None], col_count[:, None])[:, 0]
+
+    p, q = jax.lax.fori_loop(0, sweeps - 1, sweep, (jnp.ones_like(row), jnp.ones_like(col)))
     row, col = row * jnp.sqrt(jnp.sqrt(p)), col * jnp.sqrt(jnp.sqrt(q))
     row = row * jnp.max(divide(divide(values(weight), by_row(weight, row)), by_col(weight, col)))
     return Scaling(row, col)

@@ -6,15 +6,19 @@ from jaxtyping import Array, Float, Int
 from wlra.problem import Factors
 
 
-def balance_exactly(factors: Factors) -> Factors:
-    """The same product, bit for bit, with each column of `left` as large as its row of `right` to a factor of two."""
+def balance_exactly(factors: Factors, exponent: Int[Array, ""] | int = 0) -> Factors:
+    """The product times 2**exponent, bit for bit, with each column of `left` as large as its row of `right`.
+
+    To a factor of two, which no power of two can remove.
+    """
     size_left, size_right = jnp.max(jnp.abs(factors.left), axis=0), jnp.max(jnp.abs(factors.right), axis=1)
     (mantissa_left, exponent_left), (mantissa_right, exponent_right) = jnp.frexp(size_left), jnp.frexp(size_right)
-    both = (size_left > 0) & (size_right > 0)
+    both, half = (size_left > 0) & (size_right > 0), exponent // 2
     ratio = jnp.log2(jnp.where(both, mantissa_right / jnp.where(both, mantissa_left, 1), 1))
-    exponent = jnp.where(both, exponent_right - exponent_left, 0)
-    shift = jnp.round((ratio + exponent.astype(ratio.dtype)) / 2).astype(exponent.dtype)
-    return Factors(jnp.ldexp(factors.left, shift[None, :]), jnp.ldexp(factors.right, -shift[:, None]))
+    apart = jnp.where(both, exponent_right - exponent_left + exponent - 2 * half, 0)
+    shift = half + jnp.round((ratio + apart.astype(ratio.dtype)) / 2).astype(apart.dtype)
+    left, right = jnp.ldexp(factors.left, shift[None, :]), jnp.ldexp(factors.right, (exponent - shift)[:, None])
+    return Factors(left, right)
 
 
 def to_unit(array: Float[Array, "*shape"]) -> tuple[Float[Array, "*shape"], Int[Array, ""]]:

@@ -31,12 +31,20 @@ def truncated_svd(matrix: Float[Array, "m n"], rank: int, penalty: Float[Array, 
 
     With a penalty on the squares of the factors, singular values are less by it and not below zero (Cai, Candes & Shen
     2010, thm. 2.1). They are shared evenly, left = U sqrt(S), right = sqrt(S) V'. A subspace step follows: an SVD is
-    accurate relative to the largest singular value only, and small rows and columns deserve relative accuracy too.
+    accurate relative to the largest singular value only, and small rows and columns deserve relative accuracy too. It
+    is that of `subspace_step`, whose Gram matrices are both S to rounding here.
     """
     u, s, vt = jnp.linalg.svd(matrix, full_matrices=False)
-    root = jnp.sqrt(jnp.maximum(s[:rank] - penalty, 0))
-    factors = Factors(u[:, :rank] * root[None, :], root[:, None] * vt[:rank])
-    return subspace_step(matrix - factors.left @ factors.right, factors, penalty)
+    size = jnp.maximum(s[:rank] - penalty, 0)
+    root, whole = jnp.sqrt(size), size + penalty
+    inverse = jnp.where(whole > 0, 1 / jnp.where(whole > 0, whole, 1), 0)
+    left, right = u[:, :rank] * root[None, :], root[:, None] * vt[:rank]
+    residual = matrix - left @ right
+    move = (residual @ right.T - penalty * left) * inverse[None, :]
+    new_left = left + move
+    solver = new_left * inverse[None, :]
+    shrunk = penalty * inverse[:, None] * right
+    return Factors(new_left, right + solver.T @ residual - (solver.T @ move) @ right - shrunk)
 
 
 def mask_rank(factors: Factors, rank: Int[Array, ""] | None) -> Factors:

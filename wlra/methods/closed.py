@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from wlra.linalg.decompose import mask_rank, orthonormal, psd_roots, truncated_svd
-from wlra.linalg.gram import gram_inverse
+from wlra.linalg.gram import eliminated
 from wlra.methods.method import Evaluated, Method
 from wlra.problem import Factors, Kronecker, Problem, loss, rounding, stationarity, total
 from wlra.scaling import Scaling, equilibrate, scale, scale_factors, unscale_factors
@@ -37,11 +37,13 @@ def equalised(name: str, equalise: Callable[[Matrix], Scaling], *, sees_hidden: 
 
     def closed_form(problem: Problem, rank: int, ranks: Any) -> Evaluated:
         scaling = equalise(problem.weight)
-        scaled_factors = truncated_svd(scale(problem, scaling).target, rank)
-        factors = mask_rank(unscale_factors(scaled_factors, scaling), ranks)
-        balanced = equilibrate(problem.weight)
-        scaled, scaled_factors = scale(problem, balanced), scale_factors(factors, balanced)
-        return Evaluated(factors, loss(scaled, scaled_factors), stationarity(scaled, scaled_factors))
+        scaled = scale(problem, scaling)
+        best = mask_rank(truncated_svd(scaled.target, rank), ranks)
+        factors = unscale_factors(best, scaling)
+        if equalise is not equilibrate:
+            scaling = equilibrate(problem.weight)
+            scaled, best = scale(problem, scaling), scale_factors(factors, scaling)
+        return Evaluated(factors, loss(scaled, best), stationarity(scaled, best, eliminated))
 
     return Method(name, closed_form=closed_form, equalise=equalise, sees_hidden=sees_hidden, keeps_zeros=True)
 
@@ -71,7 +73,7 @@ def nearest(problem: Problem, rank: int, ranks: Int[Array, ""] | None = None) ->
     basis, _ = orthonormal(root @ (product @ (target.T @ (root @ vectors))))
     basis, right = mask_rank(Factors(basis, (root @ basis).T @ target), ranks)
     weighted_right = right @ weight.col
-    left = product @ right.T @ gram_inverse(weighted_right @ right.T)
+    left = product @ right.T @ eliminated(weighted_right @ right.T)
     error = target - left @ right
     lost = total((weight.row @ error) * (product - left @ weighted_right))
     whole = total((weight.row @ target) * product)
