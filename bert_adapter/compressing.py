@@ -33,6 +33,13 @@ class Report(NamedTuple):
       in units of the loss.
     reliability: by path, the share of what was measured, beyond what is simpler, that is no noise, in [0, 1]: the rest
       was shrunk towards what is simpler. It rises with the number of examples. Empty where it is not known.
+
+    Example:
+      >>> import bert_adapter
+      >>> from bert_adapter.sample import sample_model
+      >>> small, report = bert_adapter.compress(sample_model(intermediate_size=16), [], budget=0.5, signal="svd")
+      >>> report.signal, report.method, len(report.kernels)
+      ('svd', 'svd', 6)
     """
 
     kernels: list[KernelReport]

@@ -15,6 +15,12 @@ class Model(NamedTuple):
     """A module, the parameters it runs with, and what else its checkpoint holds.
 
     The arrays lie on the host as they were read; `jax.device_put` them once before a loop.
+
+    Example:
+      >>> import flax.linen as nn, numpy as np, bert_adapter
+      >>> model = bert_adapter.Model(nn.Dense(2), {"kernel": np.eye(2)}, config={}, files={})
+      >>> bert_adapter.apply(model.module, model.params | {"bias": np.zeros(2)}, np.ones((1, 2))).shape
+      (1, 2)
     """
 
     module: nn.Module

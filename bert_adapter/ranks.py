@@ -27,6 +27,13 @@ class Plan(NamedTuple):
 
     predicted: the increase of the mean loss to second order, half the weighted squared error an example. For a signal
       whose units are not the loss's (`Signal.in_loss_units`), good for comparisons only.
+
+    Example:
+      >>> import numpy as np, bert_adapter
+      >>> params = {"easy": {"kernel": np.diag([9.0, 8, 0, 0, 0, 0, 0, 0])}, "hard": {"kernel": np.eye(8)}}
+      >>> planned = bert_adapter.plan(params, None, budget=0.75, signal="svd")
+      >>> planned.share, round(planned.predicted, 3)
+      (0.75, 0.0)
     """
 
     ranks: dict[str, int]

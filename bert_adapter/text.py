@@ -73,7 +73,13 @@ def text_batches(model: Model, texts: Texts, batch_size: int = 16, max_length: i
 
 
 class LabelledTexts(NamedTuple):
-    """Texts, or pairs of texts, and a number for each: a class 0, 1, ..., or a value."""
+    """Texts, or pairs of texts, and a number for each: a class 0, 1, ..., or a value.
+
+    Example:
+      >>> import numpy as np, bert_adapter
+      >>> bert_adapter.LabelledTexts(["a fox", "a dog"], np.array([0, 1])).labels.tolist()
+      [0, 1]
+    """
 
     texts: Texts
     labels: np.ndarray

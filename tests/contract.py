@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import pytest
 import reference
 
 import wlra
@@ -34,18 +35,37 @@ EPS = float(np.finfo(np.float32).eps)
 TOL = 1e-4
 
 
+def cases(names, quick=FAMILIES):
+    """Parameters of a test: what differs from one of the `quick` in its acceleration alone is slow."""
+    return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in names]
+
+
+class Results(dict):
+    """Results by name, of one program for the `quick` ones, and of another for the rest once one of them is wanted.
+
+    A program of many methods compiles in half the time of one for each.
+    """
+
+    def __init__(self, solve, names, quick=FAMILIES):
+        self.solve, self.rest = solve, tuple(name for name in names if name not in quick)
+        super().__init__(solve(tuple(name for name in names if name in quick)))
+
+    def __missing__(self, name):
+        self.update(self.solve(self.rest))
+        return self[name]
+
+
 @functools.partial(jax.jit, static_argnames=("rank", "names"))
 def solve_all(W, weights, start, rank, names):
-    """One program for the whole table: it compiles in half the time of one for each method."""
     return {name: wlra.solve(W, weights, rank, start=start, tol=TOL, **TABLE[name]) for name in names}
 
 
-def results(W, weights, start: Any = "separable", rank=K, names=tuple(TABLE)):
+def results(W, weights, start: Any = "separable", rank=K, names=tuple(TABLE), quick=FAMILIES):
     """The result of every method, from the factors of a closed form or from a pair."""
     if isinstance(start, str):
         blank = np.zeros((len(W), rank), W.dtype), np.zeros((rank, W.shape[1]), W.dtype)
-        start = solve_all(W, weights, blank, rank, names)[start][:2]
-    return jax.tree.map(np.asarray, solve_all(W, weights, start, rank, names))
+        start = results(W, weights, blank, rank, names=names, quick=quick)[start][:2]
+    return Results(lambda names: jax.tree.map(np.asarray, solve_all(W, weights, start, rank, names)), names, quick)
 
 
 def normal(seed, *shape):

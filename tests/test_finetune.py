@@ -90,7 +90,7 @@ def test_the_command_line_trains_scores_and_saves(tmp_path, capsys):
     common = ["--data", str(tmp_path / "rows.tsv"), "--dev", str(tmp_path / "rows.tsv"), "--batch-size", "8"]
     assert main(["finetune", str(tmp_path / "dense"), *common, "--epochs", "1", "-o", str(tmp_path / "once")]) == 0
     again = ["--teacher", str(tmp_path / "once"), "--distil", "1.0", "-o", str(tmp_path / "twice")]
-    again += ["--state", str(tmp_path / "state")]
+    again += ["--file", str(tmp_path / "state")]
     assert main(["finetune", str(tmp_path / "once"), *common, "--epochs", "1", *again]) == 0
     printed = capsys.readouterr().out
     assert "a new head of 2 outputs" in printed

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from contract import SPARSE
+from contract import SPARSE, Results, cases
 from jax.experimental.sparse import BCOO
 
 import wlra
@@ -87,7 +87,11 @@ def solve_cases(W, weights, dtype, names, **changes):
 def beside():
     """In float64: the results of the sparse solver, and those of the dense one."""
     sparse = stored(W, dtype=float), stored(WEIGHTS, dtype=float)
-    return tuple(solve_cases(*arrays, float, tuple(CASES)) for arrays in (sparse, (W, WEIGHTS)))
+    quick = (*SINGLE, "with a penalty", "from the default start")
+    return tuple(
+        Results(lambda names, arrays=arrays: solve_cases(*arrays, float, names), CASES, quick)
+        for arrays in (sparse, (W, WEIGHTS))
+    )
 
 
 @functools.cache
@@ -100,7 +104,7 @@ def sparse_result():
     return solve(stored(W), stored(WEIGHTS), "als")
 
 
-@pytest.mark.parametrize("method", SPARSE)
+@pytest.mark.parametrize("method", cases(SPARSE, SINGLE))
 def test_every_iterate_is_that_of_the_dense_solver(method, x64):
     sparse, dense = (results[method] for results in beside())
     # Extrapolations divide by differences of iterates, which lose half the digits.

@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from wlra import checks
+from wlra.methods.method import Method
 from wlra.problem import Factors
 
 AXIS = "devices"
@@ -73,7 +74,7 @@ def cut(mesh: Mesh, W: Any, weights: Any, *, rank: Any, start: Any) -> tuple[Any
     weights = np.ones((1, 1), np.float32) if weights is None else as_array(weights)
     jax.eval_shape(lambda weights: checks.check_weights(weights, shape), weights)
     weights = (jnp if isinstance(weights, jax.Array) else np).broadcast_to(weights, shape)
-    if not isinstance(start, str):
+    if not isinstance(start, Method):
         checks.check_pair(start, shape, rank)
         left, right = transpose(as_array(start[0]), as_array(start[1]), plan)
         start = place(left, NamedSharding(mesh, REPLICATED)), part(right, plan)

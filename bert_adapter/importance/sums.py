@@ -59,6 +59,13 @@ class Importance:
     tokens: time steps that are no padding, if an attention mask tells; else as many as examples.
     gradients: of whose loss: "labels", or of the model's own "categorical" or "gaussian" predictive distribution.
     bases: by kernel, the coordinates that `fisher` is measured in; empty for those of the kernel.
+
+    Example:
+      >>> import jax.numpy as jnp, bert_adapter
+      >>> from bert_adapter.importance.sums import Sums
+      >>> one = bert_adapter.Importance({"head": Sums(rows=jnp.ones(3))}, 8, 8, 1, gradients="labels", seed=0, bases={})
+      >>> (one + one).examples, (one + one)["head"].rows.tolist()
+      (16, [2.0, 2.0, 2.0])
     """
 
     sums: dict[str, Sums]

@@ -41,6 +41,16 @@ class Signal(NamedTuple):
       offer it then.
     refuses_labels: whether they must not be.
     reliability: (evidence) -> the share of what was measured, beyond what is simpler, that is no noise, in [0, 1].
+
+    Example:
+      >>> import bert_adapter
+      >>> from bert_adapter.sample import sample_model
+      >>> def plain(evidence, shrink):
+      ...     return None  # all entries count the same
+      >>> mine = bert_adapter.Signal("plain", "every entry counts the same", plain, method="svd")
+      >>> small, report = bert_adapter.compress(sample_model(intermediate_size=16), [], budget=0.5, signal=mine)
+      >>> report.signal
+      'plain'
     """
 
     name: str
