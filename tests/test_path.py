@@ -37,7 +37,10 @@ def selection(seed):
 def test_a_path_of_ranks_ends_where_single_solves_end():
     # Of each rank alone, in one program: tests/test_batch.py has such ranks beside those of `solve`.
     alone = wlra.solve_batch(np.stack([W] * 3), WEIGHTS[None], max(RANKS), ranks=RANKS, tol=1e-4)
-    np.testing.assert_allclose(of_ranks().loss, alone.loss, rtol=1e-4)  # tol**2 over the curvature
+    assert (of_ranks().loss <= alone.loss * (1 + 1e-4)).all()  # tol**2 over the curvature
+    ended = np.asarray(alone.status) == wlra.Status.CONVERGED
+    assert ended[[0, 2]].all()  # above the planted rank, noise is fitted for longer than max_iters
+    np.testing.assert_allclose(of_ranks().loss[ended], alone.loss[ended], rtol=1e-4)  # as above
 
 
 def test_factors_of_a_path_are_padded_with_zeros_to_the_largest_rank():
