@@ -17,15 +17,12 @@ from wlra.options import able
 # By what they can do.
 STARTS = able(lambda method: method.equalise is not None)
 CLOSED_FORMS = {name: {"method": name} for name in STARTS}  # for weights of entries
-BY_SVD = {
-    f"{name} by svd": {"method": name, "projection": "svd"} for name in able(lambda method: bool(method.svd_stages))
-}
+PUBLISHED = able(lambda method: bool(method.svd_stages))
+BY_SVD = {f"{name} by svd": {"method": name, "projection": "svd"} for name in PUBLISHED}
 ITERATIONS = {name: {"method": name} for name in able(lambda method: bool(method.stages))} | BY_SVD
 TABLE: dict[str, Any] = CLOSED_FORMS | ITERATIONS
 PENALISED = {name: {"method": name} for name in able(lambda method: method.penalty)} | BY_SVD
-SWEEPS = able(
-    lambda method: bool(method.stages) and method.keeps_zeros
-)  # they leave components that are zero as they are
+SWEEPS = able(lambda method: bool(method.stages) and method.keeps_zeros)
 SPARSE = able(lambda method: method.sparse)
 SINGLE = tuple(name for name in TABLE if name != "auto")  # which compiles three of the others once more
 FAMILIES = (*CLOSED_FORMS, "anderson", "als", "lbfgs", "newton", "varpro", "em by svd")  # one of each kind of step

@@ -13,6 +13,7 @@ SCRIPT = Path(__file__).parent.parent / "benchmarks" / "gpu.sh"
 ENVIRONMENT = os.environ | {"PYTHON": sys.executable}
 
 
+@pytest.mark.slow
 def test_the_gpu_benchmark_writes_one_file(tmp_path: Path) -> None:
     file = tmp_path / "new" / "kernels.json"
     command = [SCRIPT, file, "--quick", "--runs", "1", "--longest", "60"]

@@ -92,6 +92,7 @@ def test_matrix_that_devices_do_not_divide_comes_back_whole(side, eight):
     assert several_devices.exact(eight, *SIDES[side]) < ROUNDING
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_result_of_one():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -100,6 +100,7 @@ def test_every_hidden_state_of_a_real_model_is_that_of_flax_bert(minilm):
     assert_equal_outputs(run(module, minilm.params, **batch), wanted, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_real_sentence_embeddings_rank_sentence_pairs_as_published(minilm):
     if not STS_B.is_file():
         pytest.skip("STS-B is not here")

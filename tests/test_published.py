@@ -56,6 +56,7 @@ def test_the_factors_are_those_of_the_published_iteration(name, x64):
     np.testing.assert_allclose(result.left @ result.right, twin(name)[STEPS], rtol=0, atol=1e-10 * np.abs(W).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", reference.PUBLISHED)
 def test_float32_follows_the_first_steps_of_the_published_iteration(name):
     # 100 eps; later, Anderson's weights come from a Gram matrix of residuals whose condition float32 does not hold.

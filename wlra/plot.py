@@ -20,8 +20,7 @@ def convergence(losses: Mapping[str, Any], best: float | None = None, ax: "Axes 
     Example:
       >>> import matplotlib, numpy as np, wlra
       >>> matplotlib.use("Agg")
-      >>> result = wlra.solve(np.eye(3), np.arange(1, 10).reshape(3, 3), rank=1, max_iters=5)
-      >>> wlra.plot.convergence({"mine": result.history.loss}).get_xlabel()
+      >>> wlra.plot.convergence({"mine": [0.3, 0.2, 0.1, np.inf], "other": [0.3, 0.25, 0.2, 0.15]}).get_xlabel()
       'iteration'
     """
     import matplotlib.pyplot as plt

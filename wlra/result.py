@@ -45,9 +45,9 @@ class History(NamedTuple):
 
     Example:
       >>> import numpy as np, wlra
-      >>> history = wlra.solve(np.eye(3), np.arange(1, 10).reshape(3, 3), rank=1, max_iters=5).history
-      >>> history.loss.shape
-      (6,)
+      >>> history = wlra.solve(np.outer([1, 2, 3], [1, 2]), None, rank=1).history
+      >>> history.loss.shape, bool(history.loss[0] < 1e-6), float(history.loss[1])
+      ((201,), True, inf)
     """
 
     loss: Float[Array, " iters"]
@@ -59,7 +59,7 @@ class Restarts(NamedTuple):
 
     Example:
       >>> import jax, numpy as np, wlra
-      >>> result = wlra.solve(np.eye(3), np.arange(1, 10).reshape(3, 3), rank=1, restarts=5, key=jax.random.key(0))
+      >>> result = wlra.solve(np.outer([1, 2, 3], [1, 2]), None, rank=1, restarts=5, key=jax.random.key(0))
       >>> bool(result.restarts.count.sum() == 5)
       True
     """

@@ -21,9 +21,11 @@ class Selection(NamedTuple):
 
     Example:
       >>> import jax, numpy as np, wlra
-      >>> selection = wlra.select_rank(np.outer(np.arange(1, 9), np.arange(1, 7)), None, [1], key=jax.random.key(0))
-      >>> selection.rank, selection.error.shape
-      (1, (1, 5))
+      >>> rng = np.random.default_rng(0)
+      >>> W = np.outer(rng.normal(size=12), rng.normal(size=10)) + 0.1 * rng.normal(size=(12, 10))
+      >>> selection = wlra.select_rank(W, None, [1, 2], key=jax.random.key(0), method="als")
+      >>> selection.ranks, selection.error.shape
+      (array([1, 2]), (2, 5))
     """
 
     rank: int
@@ -61,7 +63,7 @@ def select_rank(
       >>> import jax, numpy as np, wlra
       >>> rng = np.random.default_rng(0)
       >>> W = np.outer(rng.normal(size=12), rng.normal(size=10)) + 0.1 * rng.normal(size=(12, 10))
-      >>> wlra.select_rank(W, None, [1, 2, 3], key=jax.random.key(0)).rank
+      >>> wlra.select_rank(W, None, [1, 2], key=jax.random.key(0), method="als").rank
       1
     """
     W, folds = checks.check_target(W, batched=False), checks.check_count("folds", folds, 2)
