@@ -61,12 +61,12 @@ def assert_same(check, product=True):
     assert not product or check["product"] < ROUNDING
 
 
-@pytest.mark.parametrize("method", ["als", "newton"])
+@pytest.mark.parametrize("method", ["als", pytest.param("newton", marks=pytest.mark.slow)])
 def test_a_batch_over_four_devices_has_the_results_of_one(method, four):
     assert_same(several_devices.dealt(four, method))
 
 
-@pytest.mark.parametrize("method", ["als", "anderson"])
+@pytest.mark.parametrize("method", ["als", pytest.param("anderson", marks=pytest.mark.slow)])
 def test_a_matrix_over_four_devices_has_the_result_of_one(method, four):
     # Anderson's last iterates are as far from the minimum as the root of what the loss can tell.
     assert_same(several_devices.cut(four, method), product=method != "anderson")

@@ -44,7 +44,7 @@ from wlra.problem import Factors, Problem
 EXACT = 4 * K * (8 * EPS) ** 2  # the relative squared error that rounding K terms of an entry leaves, twice as large
 
 
-DOUBLE = ("separable", "anderson", "als", "newton")  # in float64 too
+DOUBLE = ("separable", "svd", "anderson", "als")  # in float64, and of other shapes, too
 
 
 @functools.cache

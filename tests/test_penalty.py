@@ -20,7 +20,7 @@ rng = np.random.default_rng(0)
 W, WEIGHTS = rng.normal(size=(M, N)), np.exp(rng.normal(size=(M, N)) / 2)
 LEFT, RIGHT = rng.normal(size=(M, K)), rng.normal(size=(K, N))
 LARGEST = float(np.linalg.norm(WEIGHTS * W, 2))  # the least penalty whose solution is zero
-NUCLEAR = LARGEST / 4
+NUCLEAR = np.float64(LARGEST / 4)  # a Python number would be of another type, and compile anew
 
 
 @functools.partial(jax.jit, static_argnames="names")

@@ -95,6 +95,7 @@ def crawled(method):
     return jax.tree.map(np.asarray, wlra.solve(W, weights, K, method=method, tol=1e-11, max_iters=250))
 
 
+@pytest.mark.slow
 def test_auto_begins_as_anderson_and_ends_as_newton_where_that_crawls(x64):
     auto, first_order = crawled("auto"), crawled("anderson")
     # Until it crawls it is the same iteration, in another program: rounding, which the first steps do not yet amplify.

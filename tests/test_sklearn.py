@@ -39,6 +39,7 @@ def least_squares(X, weights, components):
     return np.stack(rows)
 
 
+@pytest.mark.slow
 @parametrize_with_checks([WLRA(method="svd")])
 def test_scikit_learn_accepts_it(estimator, check):
     check(estimator)  # whose data have a dozen shapes: a closed form compiles fastest

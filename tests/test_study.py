@@ -99,6 +99,7 @@ def test_online_rows_are_those_of_the_dataset(monkeypatch):
     np.testing.assert_array_equal(rows.labels, [0.5, 4.0])
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on(tmp_path, monkeypatch, capsys):
     """On a tiny model, from the training to the figure."""
     save(tiny.model(intermediate_size=16), tmp_path / "tiny")
