@@ -49,11 +49,13 @@ def mean_output(model, path):
     return total / count
 
 
+@pytest.mark.slow
 def test_corrected_biases_give_the_mean_outputs_of_the_dense_model(small):
     corrected = candidates.with_biases(dense(), small, batches())
     np.testing.assert_allclose(mean_output(corrected, QUERY), mean_output(dense(), QUERY), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokens", [True, False])
 def test_where_nothing_went_before_feedback_is_the_best_for_the_inputs(small, marginals, tokens):
     """With so large a ridge that all inputs count the same."""

@@ -51,10 +51,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def of_code() -> Iterator[Any]:
-    """The pages with Python in them; all but the README are slow, for each compiles programs of its own."""
+    """The pages with Python in them; slow, for each compiles programs of its own."""
     for page in PAGES:
         if any(blocks(page, "python")):
-            yield pytest.param(page, id=page.stem, marks=[] if page.stem == "README" else pytest.mark.slow)
+            yield pytest.param(page, id=page.stem, marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize("page", list(of_code()))

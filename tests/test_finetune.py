@@ -67,7 +67,7 @@ def gradients():
     return jax.jit(jax.grad(objective))
 
 
-@pytest.mark.parametrize("begin", [headed, small], ids=["dense", "factorised"])
+@pytest.mark.parametrize("begin", [pytest.param(headed, marks=pytest.mark.slow), small], ids=["dense", "factorised"])
 def test_a_rule_is_learnt(begin):
     trained, losses = train(begin(), row_batches(), epochs=20)
     assert losses[-1] < 0.3 < losses[0]

@@ -21,7 +21,7 @@ SHARES = [0.05, 0.5, 1.0]
 
 @functools.cache
 def of_ranks():
-    return jax.tree.map(np.asarray, wlra.solve_path(W, WEIGHTS, RANKS, tol=1e-4, method="als"))
+    return jax.tree.map(np.asarray, wlra.solve_path(W, WEIGHTS, RANKS, tol=1e-4))
 
 
 @functools.cache
@@ -31,12 +31,12 @@ def of_penalties():
 
 @functools.cache
 def selection(seed):
-    return wlra.select_rank(W, WEIGHTS, RANKS, key=jax.random.key(seed), folds=3, method="als")
+    return wlra.select_rank(W, WEIGHTS, RANKS, key=jax.random.key(seed), folds=3)
 
 
 def test_a_path_of_ranks_ends_where_single_solves_end():
     # Of each rank alone, in one program: tests/test_batch.py has such ranks beside those of `solve`.
-    alone = wlra.solve_batch(np.stack([W] * 3), WEIGHTS[None], max(RANKS), ranks=RANKS, tol=1e-4, method="als")
+    alone = wlra.solve_batch(np.stack([W] * 3), WEIGHTS[None], max(RANKS), ranks=RANKS, tol=1e-4)
     assert (of_ranks().loss <= alone.loss * (1 + 1e-4)).all()  # tol**2 over the curvature
     ended = np.asarray(alone.status) == wlra.Status.CONVERGED
     assert ended[[0, 2]].all()  # above the planted rank, noise is fitted for longer than max_iters
@@ -77,6 +77,7 @@ def test_the_error_of_a_selection_is_that_of_entries_not_seen():
     assert 0.1**2 / K / 3 <= worst[K - 1] <= 10 * 0.1**2 / K
 
 
+@pytest.mark.slow
 def test_the_same_key_deals_the_same_folds():
     again = wlra.select_rank(W, WEIGHTS, RANKS, key=jax.random.key(0), folds=3)
     np.testing.assert_array_equal(again.error, selection(0).error)

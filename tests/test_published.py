@@ -71,6 +71,7 @@ def test_no_restart_is_due_in_these_steps(name):
 NUCLEAR = 0.5  # slow enough, at this rank, that no objective rises in 20 steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", reference.PUBLISHED)
 def test_with_a_penalty_every_step_is_that_of_soft_impute_and_its_accelerations(name, x64):
     result = solve_penalised(W, WEIGHTS, NUCLEAR)[name]

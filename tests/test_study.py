@@ -63,6 +63,7 @@ def test_verdicts_follow_from_the_lines():
     assert "bar: SST-2, all, 0.5: above every published iteration, by: met (0.25)" in found
 
 
+@pytest.mark.slow
 def test_weights_of_the_study_are_squared_gradients_of_batches_over_their_maximum(tmp_path):
     model = with_head(tiny.model(intermediate_size=16), 2)
     bench = study.Bench("SST-2", model, tiny.rows(), tiny.rows(), calibration=64, folder=tmp_path)

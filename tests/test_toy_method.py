@@ -1,8 +1,5 @@
 """A method of one's own is one object: it inherits scaling, stopping, batches, devices and programs of its own."""
 
-import subprocess
-import sys
-
 import jax
 import numpy as np
 import pytest
@@ -92,8 +89,3 @@ def test_a_closed_form_compiles_no_iterations(method):
     inputs, options = prepare(checks.check_target(W, batched=False), WEIGHTS, K, check_options(method))
     program = solve_inputs.lower(inputs, options).compile().as_text() or ""
     assert 0 < program.count("\n") <= 9146 / 2
-
-
-def test_figures_are_an_attribute_of_the_package_and_cost_nothing_until_then():
-    code = "import sys, wlra; assert 'wlra.plot' not in sys.modules; assert wlra.plot.convergence and wlra.plot.path"
-    subprocess.run([sys.executable, "-c", code], check=True)
