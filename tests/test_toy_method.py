@@ -54,8 +54,8 @@ def test_a_batch_of_it_has_the_results_of_its_members():
 
 
 def test_it_solves_what_it_says_it_can_and_is_refused_what_it_cannot():
-    start, sparse = (W[:, :K], W[:K]), [BCOO.fromdense(jax.numpy.asarray(array)) for array in (W, WEIGHTS)]
-    stored = wlra.solve(*sparse, K, method=TOY, start=start, max_iters=60)
+    start, (target, weights) = (W[:, :K], W[:K]), map(BCOO.fromdense, map(jax.numpy.asarray, (W, WEIGHTS)))
+    stored = wlra.solve(target, weights, K, method=TOY, start=start, max_iters=60)
     np.testing.assert_allclose(stored.loss, solve(TOY, start=start).loss, rtol=1e-4)
     with pytest.raises(ValueError, match="ridge needs one of the methods 'em'"):
         solve(TOY, ridge=0.1)

@@ -16,13 +16,14 @@ Gradients = Loss | str  # a loss of examples with labels, or one of DISTRIBUTION
 
 def check_gradients(gradients: Any) -> Gradients:
     """The function, or the name of a distribution."""
+    known: Any = gradients
     if not (callable(gradients) or gradients in DISTRIBUTIONS):
         names = ", ".join(map(repr, DISTRIBUTIONS))
         raise ValueError(
             f"gradients must be a function (output, batch) -> (batch,), the loss of each example with its label, or "
             f"one of {names}, the distribution that the model predicts; got {gradients!r}"
         )
-    return gradients
+    return known
 
 
 def output_gradients(gradients: Gradients, output: Any, batch: Batch, key: Any) -> Any:
