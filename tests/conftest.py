@@ -16,7 +16,7 @@ def known(flag):
     """Whether this XLA has the flag: one that it has not would end the process."""
     libraries = Path(jaxlib.__file__).parent.glob("*.so")
     with max(libraries, key=lambda library: library.stat().st_size).open("rb") as largest:
-        return mmap.mmap(largest.fileno(), 0, access=mmap.ACCESS_READ).find(flag.encode()) >= 0
+        return mmap.mmap(largest.fileno(), 0, access=mmap.ACCESS_READ).find(b"\0" + flag.encode() + b"\0") >= 0
 
 
 # Before anything computes: XLA reads its flags once. Processes that tests begin inherit them.
