@@ -47,12 +47,12 @@ def seconds_to(call: Any, full: wlra.Result, goal: float, runs: int) -> float | 
 
     The tolerance is the least stationarity before the goal, so the call stops at the goal or later, never before.
     """
-    losses, slopes = np.asarray(full.history.loss, float), np.asarray(full.history.stationarity, float)
+    losses, shares = np.asarray(full.history.loss, float), np.asarray(full.history.stationarity, float)
     reached = np.flatnonzero(losses <= goal)
     if not len(reached):
         return None
     first = reached[0]
-    tol = slopes[: first + 1].min()
+    tol = shares[: first + 1].min()
     dtype = full.left.dtype
     for slack in (1.0, 0.9, 0.7, 0.5, 0.3, 0.1):
         result = call(jnp.asarray(tol * slack, dtype))

@@ -7,7 +7,7 @@ from typing import Any
 import wlra
 from bert_adapter.importance.gradients import DISTRIBUTIONS
 from bert_adapter.ranks import UNITS
-from bert_adapter.signals import SIGNALS
+from bert_adapter.signals import DEFAULT, SIGNALS
 
 ABOUT = "bert-adapter: compress a BERT checkpoint from the command line."
 EPILOG = """examples:
@@ -99,9 +99,8 @@ def add_size(group: Any) -> None:
 
 def add_weights(group: Any) -> None:
     """What an error is weighted by, and how that is solved."""
-    default = next(iter(OFFERED))
     group.add_argument(
-        "--signal", choices=OFFERED, default=default, help="what an error is weighted by (%(default)s); see below"
+        "--signal", choices=OFFERED, default=DEFAULT, help="what an error is weighted by (%(default)s); see below"
     )
     group.add_argument(
         "--gradients", choices=DISTRIBUTIONS, help="of which predictive distribution (the one of the model's head)"

@@ -19,7 +19,7 @@ from bert_adapter.kernels import choose_ranks, select_kernels
 from bert_adapter.layers.capture import Batch
 from bert_adapter.model import Model, forward
 from bert_adapter.ranks import allowed_ranks, check_budget, per_example, plan_for
-from bert_adapter.signals import SIGNALS, as_signal
+from bert_adapter.signals import DEFAULT, SIGNALS, as_signal
 from bert_adapter.signals.definition import Signal
 from bert_adapter.signals.measure import measure_signal
 from bert_adapter.signals.weights import reliabilities, solver_weights
@@ -61,7 +61,7 @@ class Report(NamedTuple):
 
     @property
     def dense(self) -> list[str]:
-        """The kernels that stay dense, because factors of their rank would not be smaller."""
+        """The kernels that stay dense, because factors would not be smaller at the rank planned or given."""
         return [kernel.path for kernel in self.kernels if kernel.status == "DENSE"]
 
 
@@ -74,7 +74,7 @@ def compress(
     of: str = "kernels",
     uniform: bool = False,
     multiple_of: int = 1,
-    signal: str | Signal = "shampoo",
+    signal: str | Signal = DEFAULT,
     importance: Importance | None = None,
     gradients: Gradients | None = None,
     method: str | wlra.Method | None = None,

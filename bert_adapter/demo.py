@@ -23,7 +23,7 @@ from bert_adapter.text import text_batches, tokenizer
 CASES: dict[str, dict[str, Any]] = {  # how `compress` is asked for each, its default last
     "svd": {"signal": "svd", "uniform": True},
     "fwsvd": {"signal": "fwsvd", "uniform": True},
-    "fisher": {"signal": "exact", "uniform": True},
+    "exact": {"signal": "exact", "uniform": True},
     "shampoo, uniform": {"uniform": True},
     "shampoo": {},
 }

@@ -13,7 +13,7 @@ from bert_adapter.checkpoint.names import by_path
 from bert_adapter.choices import Curve, all_plans, cheapest, choices_of, even
 from bert_adapter.importance.sums import Importance
 from bert_adapter.kernels import Shapes, matrix_shape
-from bert_adapter.signals import as_signal
+from bert_adapter.signals import DEFAULT, as_signal
 from bert_adapter.signals.definition import Signal
 from bert_adapter.signals.weights import solver_weights
 from bert_adapter.spectra import predicted_losses
@@ -47,7 +47,7 @@ def plan(
     importance: Importance | None,
     budget: float,
     *,
-    signal: str | Signal = "shampoo",
+    signal: str | Signal = DEFAULT,
     of: str = "kernels",
     shrink: float | None = None,
     uniform: bool = False,

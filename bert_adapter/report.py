@@ -21,7 +21,8 @@ def summary(report: Report) -> str:
     if report.predicted is not None:
         text += f" The mean loss is predicted to rise by {report.predicted:.3g}, to second order."
     if report.dense:
-        text += f" {len(report.dense)} stay dense, since factors of their rank would not be smaller: {report.dense}."
+        why = "since factors would not be smaller at the rank planned or given"
+        text += f" {len(report.dense)} stay dense, {why}: {report.dense}."
     return text
 
 

@@ -32,8 +32,8 @@ def tokenizer(model: Model, max_length: int = 128, multiple_of: int = 16) -> Tok
     """
     from transformers import AutoTokenizer
 
-    if not model.files.keys() & {"tokenizer.json", "vocab.txt"}:
-        raise ValueError(f"files: got {sorted(model.files)}, wanted tokenizer.json or vocab.txt")
+    if not model.files.keys() & {"tokenizer.json", "vocab.txt", "vocab.json"}:
+        raise ValueError(f"files: got {sorted(model.files)}, wanted tokenizer.json, vocab.txt or vocab.json")
     with tempfile.TemporaryDirectory() as directory:
         write_texts(model, Path(directory))
         tokenize = AutoTokenizer.from_pretrained(directory)

@@ -25,14 +25,14 @@ PENALISED = {name: {"method": name} for name in able(lambda method: method.penal
 SWEEPS = able(lambda method: bool(method.stages) and method.keeps_zeros)
 SPARSE = able(lambda method: method.sparse)
 SINGLE = tuple(name for name in TABLE if name != "auto")  # which compiles three of the others once more
-FAMILIES = (*CLOSED_FORMS, "anderson", "als", "lbfgs", "newton", "varpro", "em by svd")  # one of each kind of step
+KINDS = (*CLOSED_FORMS, "anderson", "als", "lbfgs", "newton", "varpro", "em by svd")  # one of each kind of step
 
 M, N, K = 16, 12, 2
 EPS = float(np.finfo(np.float32).eps)
 TOL = 1e-4
 
 
-def cases(names, quick=FAMILIES):
+def cases(names, quick=KINDS):
     """Parameters of a test: what differs from one of the `quick` in its acceleration alone is slow."""
     return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in names]
 
@@ -43,7 +43,7 @@ class Results(dict):
     A program of many methods compiles in half the time of one for each.
     """
 
-    def __init__(self, solve, names, quick=FAMILIES):
+    def __init__(self, solve, names, quick=KINDS):
         self.solve, self.rest = solve, tuple(name for name in names if name not in quick)
         super().__init__(solve(tuple(name for name in names if name in quick)))
 
@@ -57,7 +57,7 @@ def solve_all(W, weights, start, rank, names):
     return {name: wlra.solve(W, weights, rank, start=start, tol=TOL, **TABLE[name]) for name in names}
 
 
-def results(W, weights, start: Any = "separable", rank=K, names=tuple(TABLE), quick=FAMILIES):
+def results(W, weights, start: Any = "separable", rank=K, names=tuple(TABLE), quick=KINDS):
     """The result of every method, from the factors of a closed form or from a pair."""
     if isinstance(start, str):
         blank = np.zeros((len(W), rank), W.dtype), np.zeros((rank, W.shape[1]), W.dtype)

@@ -59,8 +59,7 @@ REFUSED = {
     "rank above both axes": ({"rank": 5}, "rank must be in [1, 4] for W of shape (5, 4); got 5"),
     "unknown method": (
         {"method": "adam"},
-        "method must be one of 'em', 'nesterov', 'anderson', 'als', 'als-anderson', 'lbfgs', 'newton', 'varpro', "
-        "'auto', 'svd', 'fwsvd', 'separable', 'kronecker'; got 'adam'",
+        f"method must be one of {', '.join(map(repr, wlra.METHODS))}; got 'adam'",
     ),
     "unknown start": ({"start": "random"}, "start must be one of 'svd', 'fwsvd', 'separable'; got 'random'"),
     "unknown scaling": ({"scaling": "max"}, "scaling must be one of 'separable', 'none'; got 'max'"),

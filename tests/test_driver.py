@@ -192,8 +192,8 @@ def test_max_iters_bounds_the_iterations():
 
 def test_a_solve_stops_at_the_first_iterate_that_is_stationary_enough():
     result = run()
-    slopes = result.history.stationarity[: result.iterations + 1]
-    np.testing.assert_array_equal(slopes <= ARGUMENTS["tol"], np.arange(len(slopes)) == result.iterations)
+    shares = result.history.stationarity[: result.iterations + 1]
+    np.testing.assert_array_equal(shares <= ARGUMENTS["tol"], np.arange(len(shares)) == result.iterations)
 
 
 def test_a_step_to_nan_ends_the_solve_with_the_best_iterate_before_it():
@@ -226,18 +226,18 @@ def test_a_stage_hands_its_best_factors_to_the_next(case):
 
 
 def test_a_stage_crawls_when_its_stationarity_has_not_halved_for_so_many_iterations():
-    slopes = np.array([1, 0.9, 0.4, 0.3, 0.15, 0.14, 0.13, 0.12, 0.01, 0.01], np.float32)
+    shares = np.array([1, 0.9, 0.4, 0.3, 0.15, 0.14, 0.13, 0.12, 0.01, 0.01], np.float32)
     until, problem, zero = crawling(3), Problem(jnp.asarray(W), jnp.asarray(WEIGHTS)), jnp.array(0, jnp.int32)
     factors = Factors(jnp.asarray(LEFT), jnp.asarray(RIGHT))
     for entered in (0, 4):
-        for iteration in range(entered, len(slopes)):
-            seen = np.where(np.arange(len(slopes)) <= iteration, slopes, np.inf).astype(np.float32)
+        for iteration in range(entered, len(shares)):
+            seen = np.where(np.arange(len(shares)) <= iteration, shares, np.inf).astype(np.float32)
             places = jnp.array(iteration, jnp.int32), jnp.array(entered, jnp.int32)
             history = History(jnp.asarray(seen), jnp.asarray(seen))
             state = State(factors, (), factors, jnp.array(1, jnp.float32), *places, zero, zero, history)
             before, recent = (
-                slopes[entered : max(iteration - 2, entered)],
-                slopes[max(iteration - 2, 0) : iteration + 1],
+                shares[entered : max(iteration - 2, entered)],
+                shares[max(iteration - 2, 0) : iteration + 1],
             )
             wanted = len(before) > 0 and recent.min() > before.min() / 2
             assert bool(until(problem, state)) == wanted

@@ -135,12 +135,12 @@ def test_gradients_are_minus_half_the_derivatives_of_the_objective(x64):
 @pytest.mark.parametrize("penalty", [0.0, NUCLEAR])
 def test_the_bound_of_the_stationarity_is_one(penalty, x64):
     for rank in (1, 2, 5):
-        *_, slope, bound = measures(LEFT * (np.arange(K) < rank), RIGHT, penalty)
-        assert 0 < bound <= slope * (1 + 1e6 * EPS)  # Gram matrices of condition 1000, squared by their inverses
-        assert slope <= 1
+        *_, share, bound = measures(LEFT * (np.arange(K) < rank), RIGHT, penalty)
+        assert 0 < bound <= share * (1 + 1e6 * EPS)  # Gram matrices of condition 1000, squared by their inverses
+        assert share <= 1
 
 
 def test_a_minimum_with_a_penalty_is_stationary(x64):
     u, s, vt = np.linalg.svd(optimum()[0], full_matrices=False)
-    slope = measures(u * np.sqrt(s), np.sqrt(s)[:, None] * vt, NUCLEAR)[2]
-    assert slope <= 1e-6  # the square root of the objective's rounding errors, where soft-impute ends
+    share = measures(u * np.sqrt(s), np.sqrt(s)[:, None] * vt, NUCLEAR)[2]
+    assert share <= 1e-6  # the square root of the objective's rounding errors, where soft-impute ends

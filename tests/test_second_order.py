@@ -71,20 +71,20 @@ def test_curvature_is_the_derivative_of_the_gradient_of_the_reduced_objective(x6
 
 def test_newton_converges_quadratically(x64):
     result = solved("newton")
-    slopes = result.history.stationarity[: result.iterations + 1]
+    shares = result.history.stationarity[: result.iterations + 1]
     assert result.status == wlra.Status.CONVERGED
     assert result.iterations < 20
-    assert slopes[-1] <= 1e-13
-    small = np.flatnonzero(slopes[:-1] <= 1e-2)
-    # Near the minimum each slope is at most a constant, of the size of the conditions, times the square of the last.
-    assert (slopes[small + 1] <= np.maximum(100 * slopes[small] ** 2, 1e-13)).all()
+    assert shares[-1] <= 1e-13
+    small = np.flatnonzero(shares[:-1] <= 1e-2)
+    # Near the minimum each share is at most a constant, of the size of the conditions, times the square of the last.
+    assert (shares[small + 1] <= np.maximum(100 * shares[small] ** 2, 1e-13)).all()
 
 
 # Gauss-Newton judges its steps by the loss, whose rounding errors are those of a stationarity of sqrt(eps).
-@pytest.mark.parametrize(("method", "slope"), [("newton", 1e-12), ("varpro", 1e-7)])
-def test_second_order_methods_end_in_a_minimum(method, slope, x64):
+@pytest.mark.parametrize(("method", "share"), [("newton", 1e-12), ("varpro", 1e-7)])
+def test_second_order_methods_end_in_a_minimum(method, share, x64):
     result = solved(method)
-    assert reference.stationarity(W, WEIGHTS, *result[:2]) <= slope
+    assert reference.stationarity(W, WEIGHTS, *result[:2]) <= share
     assert result.loss == pytest.approx(minimum(method), rel=1e3 * EPS)  # flat to second order, and sums of 140 terms
 
 

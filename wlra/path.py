@@ -33,11 +33,11 @@ def solve_path(
     penalties).
 
     Args:
-      W, weights: as in `solve`.
+      W, weights: dense, else as in `solve`.
       ranks: the ranks, as `solve_path(W, weights, [8, 16, 32])`. Factors are padded with zeros to the largest.
       rank: the bound of the rank, for a path of penalties.
       nuclear, ridge: the penalties, as `solve_path(W, weights, rank=32, nuclear=[100.0, 10.0, 1.0])`.
-      options: of `solve`, but for start and restarts.
+      options: of `solve`, but for start, restarts and key.
 
     Raises:
       ValueError: not exactly one of `ranks`, `nuclear` and `ridge` is given, or is empty; or `solve` does.
@@ -57,7 +57,7 @@ def solve_path(
     if (name == "ranks") != (rank is None):
         wanted = "no rank next to ranks" if name == "ranks" else f"rank=..., the bound of the rank, next to {name}"
         raise ValueError(f"wanted {wanted}; got rank={rank!r}")
-    W = checks.check_target(W, batched=False)
+    W = checks.check_target(checks.as_real(W, "W"), batched=False)
     for refused in ("start", "restarts", "key"):
         if refused in options:
             raise ValueError(f"a path starts each solve from the one before: {refused} cannot be given")

@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 
 class Status(enum.IntEnum):
-    """How a solve ended; `advice` says what to do about it.
+    """How a solve ended; `advice` says what to do about it. Set in `wlra.driver` and `wlra.pipeline.named_faults`.
 
     Example:
       >>> import wlra
@@ -71,7 +71,8 @@ class Restarts(NamedTuple):
 class Result(NamedTuple):
     """The best factors found, and how they were found. With a leading batch axis from `solve_batch`.
 
-    `loss` is sum weights (W - left @ right)**2 / sum weights W**2 for the weights as given. `stationarity` is the share
+    `loss` is sum weights (W - left @ right)**2 / sum weights W**2 for the weights as given; with a penalty, the
+    objective over that of zero. `stationarity` is the share
     of the gradient, in scaled variables, that a matrix of rank k can still follow (see `wlra.problem.stationarity`).
     `status` is a `wlra.Status`; `advice` says in a sentence what to do, `converged` whether nothing is to be done.
     `history` holds loss and stationarity of every iterate, entry 0 the start, +inf where no iteration came.

@@ -49,7 +49,7 @@ def select_rank(
     entries); each fold is hidden once, as weights of zero, from solves of all ranks, all folds at a time.
 
     Args:
-      W, weights: as in `solve`.
+      W, weights: dense, else as in `solve`.
       ranks: the ranks to compare.
       key: of `jax.random`: deals the entries.
       folds: how many parts the entries are dealt to, at least 2.
@@ -66,7 +66,7 @@ def select_rank(
       >>> wlra.select_rank(W, None, [1, 2], key=jax.random.key(0)).rank
       1
     """
-    W, folds = checks.check_target(W, batched=False), checks.check_count("folds", folds, 2)
+    W, folds = checks.check_target(checks.as_real(W, "W"), batched=False), checks.check_count("folds", folds, 2)
     weights = checks.check_weights(weights, W.shape)
     checks.check_values(W, weights)
     candidates = sorted({checks.check_rank(rank, W.shape) for rank in check_values("ranks", ranks)})

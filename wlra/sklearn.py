@@ -187,8 +187,8 @@ def coefficients(
 
     By the pseudo-inverse of the row's Gram matrix, in which eigenvalues of the size of rounding errors count as 0. The
     normal equations square the condition number, and a second correction for the residual of the first makes up for it.
-    `wlra.sweeps.best_left` is faster, but rows with fewer weights than components get arbitrary coefficients from it,
-    of the same loss.
+    `wlra.methods.sweeps.best_left` is faster, but rows with fewer weights than components get arbitrary coefficients
+    from it, of the same loss.
     """
     largest = jnp.max(weight, axis=1, keepdims=True)
     weight = weight / jnp.where(largest > 0, largest, 1)

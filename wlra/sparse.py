@@ -68,7 +68,7 @@ else:
     Matrix = Num[Array, "m n"] | Sparse
 
 
-KNOWN: Any = {"mode": "promise_in_bounds", "wrap_negative_indices": False}  # the border has looked at the indices
+KNOWN: Any = {"mode": "promise_in_bounds", "wrap_negative_indices": False}  # `in_row_order` has checked the indices
 
 
 def pick(array: Num[Array, "m *k"], places: Any) -> Num[Array, "..."]:

@@ -17,7 +17,14 @@ CONFIG, MSGPACK = "config.json", "flax_model.msgpack"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json")
+TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+)
 
 
 SENTENCE_TRANSFORMERS = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")

@@ -21,6 +21,8 @@ SIGNALS: dict[str, Signal] = {
     "svd": SVD,
 }
 
+DEFAULT = "shampoo"
+
 
 def as_signal(signal: str | Signal) -> Signal:
     """The signal itself, or the one that is registered under the name."""

@@ -10,7 +10,7 @@ from bert_adapter.importance.gradients import Gradients
 from bert_adapter.importance.measure import eigenbases, measure_importance
 from bert_adapter.importance.sums import Importance
 from bert_adapter.layers.capture import Batch, Forward
-from bert_adapter.signals import as_signal
+from bert_adapter.signals import DEFAULT, as_signal
 from bert_adapter.signals.definition import Signal
 
 
@@ -20,7 +20,7 @@ def measure_signal(
     batches: Iterable[Batch],
     paths: Iterable[str],
     *,
-    signal: str | Signal = "shampoo",
+    signal: str | Signal = DEFAULT,
     gradients: Gradients = "gaussian",
     seed: int = 0,
     file: str | Path | None = None,
