@@ -336,5 +336,5 @@ def test_pairs_have_two_token_types():
 
 
 def test_tokenizer_needs_its_files():
-    with pytest.raises(ValueError, match=r"wanted tokenizer\.json or vocab\.txt"):
+    with pytest.raises(ValueError, match=r"wanted tokenizer\.json, vocab\.txt or vocab\.json"):
         tokenizer(random_model()._replace(files={}))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wlra import Kronecker, Status, checks, solve, solve_batch
+from wlra import METHODS, Kronecker, Status, checks, solve, solve_batch
 
 M, N, K = 5, 4, 2
 W = np.random.default_rng(0).normal(size=(M, N)).astype(np.float32)
@@ -59,7 +59,7 @@ REFUSED = {
     "rank above both axes": ({"rank": 5}, "rank must be in [1, 4] for W of shape (5, 4); got 5"),
     "unknown method": (
         {"method": "adam"},
-        f"method must be one of {', '.join(map(repr, wlra.METHODS))}; got 'adam'",
+        f"method must be one of {', '.join(map(repr, METHODS))}; got 'adam'",
     ),
     "unknown start": ({"start": "random"}, "start must be one of 'svd', 'fwsvd', 'separable'; got 'random'"),
     "unknown scaling": ({"scaling": "max"}, "scaling must be one of 'separable', 'none'; got 'max'"),
