@@ -83,11 +83,7 @@ def check_options(method: Any, **options: Any) -> Request:
     """
     if unknown := options.keys() - set(Request._fields):
         raise ValueError(f"options must be of {', '.join(map(repr, Request._fields))}; got {sorted(unknown)}")
-    return check_request(Request(method, **options))
-
-
-def check_request(request: Request) -> Request:
-    """The same, of a request."""
+    request = Request(method, **options)
     method = as_method(request.method)
     checks.check_name("scaling", request.scaling, SCALINGS)
     checks.check_name("projection", request.projection, PROJECTIONS)
@@ -138,10 +134,8 @@ def listed(capability: str) -> str:
 def prepare(
     W: Array | Sparse, weights: Any, rank: Any, request: Request, *, ranks: Any = None
 ) -> tuple[Inputs, Options]:
-    """The traced and the static arguments of the solver, checked."""
-    rank = checks.check_rank(rank, W.shape)
-    request = check_request(request)
-    method = request.method
+    """The traced and the static arguments of the solver, checked; of a request that `check_options` has made."""
+    rank, method = checks.check_rank(rank, W.shape), request.method
     weights, examined = check_values(W, weights, method)
     if ranks is not None:
         ranks = checks.check_ranks(check_keeps_zeros(request, ranks), W.shape[0], rank)
