@@ -87,7 +87,7 @@ def solve_cases(W, weights, dtype, names, **changes):
 def beside():
     """In float64: the results of the sparse solver, and those of the dense one."""
     sparse = stored(W, dtype=float), stored(WEIGHTS, dtype=float)
-    quick = (*SINGLE, "with a penalty", "from the default start")
+    quick = (*SINGLE, "with a penalty")
     return tuple(
         Results(lambda names, arrays=arrays: solve_cases(*arrays, float, names), CASES, quick)
         for arrays in (sparse, (W, WEIGHTS))
@@ -126,6 +126,7 @@ def test_a_nuclear_penalty_is_that_of_the_dense_solver_but_for_the_certificate(x
     assert np.isinf(sparse.gap)
 
 
+@pytest.mark.slow
 def test_the_default_start_is_nearly_that_of_the_dense_solver_and_leads_to_its_loss(x64):
     sparse, dense = (results["from the default start"] for results in beside())
     first, last = sparse.history.loss[0] / dense.history.loss[0], sparse.loss / dense.loss

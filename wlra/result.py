@@ -58,10 +58,10 @@ class Restarts(NamedTuple):
     """The distinct losses that random starts ended with, lowest first, and how many starts ended with each.
 
     Example:
-      >>> import jax, numpy as np, wlra
-      >>> result = wlra.solve(np.outer([1, 2, 3], [1, 2]), None, rank=1, restarts=5, key=jax.random.key(0))
-      >>> bool(result.restarts.count.sum() == 5)
-      True
+      >>> import numpy as np, wlra
+      >>> found = wlra.Restarts(loss=np.array([0.125, 0.5]), count=np.array([2, 3]))
+      >>> f"{found.count.sum()} starts, {found.count[0]} of them at the lowest loss"
+      '5 starts, 2 of them at the lowest loss'
     """
 
     loss: Float[np.ndarray, " r"]

@@ -20,12 +20,10 @@ class Selection(NamedTuple):
     `error` is sum weights (W - left @ right)**2 / sum weights W**2 over the entries hidden in each fold.
 
     Example:
-      >>> import jax, numpy as np, wlra
-      >>> rng = np.random.default_rng(0)
-      >>> W = np.outer(rng.normal(size=12), rng.normal(size=10)) + 0.1 * rng.normal(size=(12, 10))
-      >>> selection = wlra.select_rank(W, None, [1, 2], key=jax.random.key(0))
-      >>> selection.ranks, selection.error.shape
-      (array([1, 2]), (2, 5))
+      >>> import numpy as np, wlra
+      >>> selection = wlra.Selection(2, np.array([1, 2]), error=np.array([[0.5, 0.7], [0.1, 0.3]]))
+      >>> selection.error.mean(axis=1)
+      array([0.6, 0.2])
     """
 
     rank: int
