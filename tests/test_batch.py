@@ -33,7 +33,7 @@ import wlra
 
 PERMUTED = W[ROWS][:, COLUMNS], WEIGHTS[ROWS][:, COLUMNS]
 ONES = np.ones_like(W)
-MAPPED = ("separable", "anderson", "als", "lbfgs")  # the rest is slow
+MAPPED = ("separable", "anderson")  # the rest is slow
 
 
 @functools.cache

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from wlra import checks
+from wlra.certificate import nearly_equal, trusted
 from wlra.driver import RUNNING, Limits, Outcome, closed, run
 from wlra.duality import duality_gap
 from wlra.linalg.batch import after
@@ -127,7 +128,13 @@ def iterate(standard: Standard, inputs: Inputs, options: Options) -> tuple[Outco
     scaled = scaled._replace(penalty=scaled_penalty(standard, scaling, scaled, inputs=inputs, options=options))
     method = options.method
     stages = method.svd_stages if options.projection == "svd" else method.stages
-    limits = Limits(inputs.tol, inputs.patience, options.max_iters)
+    limits = Limits(
+        tol=inputs.tol,
+        patience=inputs.patience,
+        max_iters=options.max_iters,
+        settled=nearly_equal(scaled.weight) if options.start is not None and not options.unit else jnp.array(False),
+        trusted=trusted(scaled.weight) if options.start is not None else jnp.array(False),
+    )
     outcome = run(scaled, start, stages, limits=limits, status=standard.status)
     certified = options.unit and not is_sparse(inputs.target)  # the gap takes a singular value of the whole
     gap = duality_gap(scaled, balance(outcome.factors)) if certified else jnp.full_like(outcome.loss, jnp.inf)

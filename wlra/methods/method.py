@@ -25,6 +25,8 @@ class State(NamedTuple):
     idle: Int[Array, ""]
     status: Int[Array, ""]
     history: History
+    tol: Float[Array, ""]
+    looked: Bool[Array, ""]
 
 
 Condition = Callable[[Problem, State], Bool[Array, ""]]
