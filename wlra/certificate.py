@@ -51,11 +51,11 @@ def trusted(weight: Matrix) -> Bool[Array, ""]:
 
 
 def nearly_equal(weight: Matrix) -> Bool[Array, ""]:
-    """Whether the weights, at most 1, are so equal that the best approximation for equal ones is within WITHIN.
+    """Whether the weights are so equal that the best approximation for equal ones is within WITHIN of the lowest loss.
 
-    Of the lowest loss of all: with w in [1 - WITHIN, 1], no loss is below (1 - WITHIN) times that for weights of 1.
+    Of all: with weights in [1 - WITHIN, 1], no loss is below (1 - WITHIN) times that for weights of 1.
     """
-    return jnp.array(False) if is_sparse(weight) else jnp.min(weight) >= 1 - WITHIN
+    return jnp.array(False) if is_sparse(weight) else jnp.min(weight) >= (1 - WITHIN) * jnp.max(weight)
 
 
 def look_around(problem: Problem, factors: Factors) -> Look:
@@ -76,8 +76,8 @@ def look_around(problem: Problem, factors: Factors) -> Look:
     left = -first * newton[0] + 10 * last @ product @ last  # and ten times what the last directions brought
     lowest = lowest_of(problem, factors, newton @ basis, mix[:, 0] @ basis, size=jnp.sqrt(error))
     bounded = jnp.isfinite(left) & (left <= WITHIN / 2 * error)
-    bends = curvatures[0] < -1e-3 * largest
-    share = jnp.where(bends, 16 * eps, WITHIN / 4)  # a saddle is flat at first: any fall counts
+    bends = curvatures[0] < -8 * eps * largest
+    share = jnp.where(bends, 16 * eps, WITHIN / 20)  # a saddle is flat at first: any fall counts
     return lowest._replace(certified=bounded & ~(lowest.loss < (1 - share) * loss(problem, factors)))
 
 

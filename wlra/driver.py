@@ -127,9 +127,10 @@ def initial(problem: Problem, factors: Factors, limits: Limits, status: Int[Arra
 
 def closed(evaluated: Evaluated, tol: Float[Array, ""], status: Int[Array, ""]) -> Outcome:
     """The outcome of a closed form; with zeros if it is not finite, or the problem was refused before."""
-    factors, loss, stationarity = evaluated
+    factors, loss, stationarity, lowest = evaluated
     finite = jnp.isfinite(loss) & jnp.isfinite(stationarity)
-    named = jnp.where(stationarity <= tol, Status.CONVERGED, Status.CLOSED_FORM)
+    known = (stationarity <= tol) & (lowest | (loss <= rounding(factors)))
+    named = jnp.where(known, Status.CONVERGED, Status.CLOSED_FORM)
     status = jnp.where(status == RUNNING, jnp.where(finite, named, Status.NONFINITE), status).astype(jnp.int32)
     usable = finite & (status != Status.INVALID_TARGET) & (status != Status.INVALID_WEIGHTS)
     loss, stationarity = (jnp.where(usable, value, jnp.inf) for value in (loss, stationarity))

@@ -80,11 +80,12 @@ class Stage(NamedTuple):
 
 
 class Evaluated(NamedTuple):
-    """Factors with their relative loss and their stationarity."""
+    """Factors with their relative loss and stationarity, and whether that loss is known to be about the lowest of all."""
 
     factors: Factors
     loss: Float[Array, ""]
     stationarity: Float[Array, ""]
+    lowest: Bool[Array, ""] | bool = False
 
 
 class Method(NamedTuple):
