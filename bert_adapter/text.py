@@ -1,16 +1,15 @@
 """Texts and labelled rows, as batches of token ids."""
 
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from bert_adapter.checkpoint.directory import write_texts
-from bert_adapter.families import family_of
+from bert_adapter.families.sentence import settings
 from bert_adapter.layers.capture import Batch
 from bert_adapter.model import Model
+from bert_adapter.vocabulary import longest_row, tokenizer_of
 
 Texts = Sequence[str] | Sequence[tuple[str, str]]
 Tokenizer = Callable[[Texts], dict[str, np.ndarray]]
@@ -19,9 +18,10 @@ Tokenizer = Callable[[Texts], dict[str, np.ndarray]]
 def tokenizer(model: Model, max_length: int = 128, multiple_of: int = 16) -> Tokenizer:
     """A function from texts, or pairs of texts, to the int32 arrays that the model's module takes by name.
 
-    Rows are cut at max_length, or at the model's last position, and padded to the longest of them rounded up
-    to a multiple of multiple_of: few lengths are few compilations. The lengths in tokenizer.json are
-    overruled.
+    Rows are cut at max_length, at the model's last position, or where its files say ("max_seq_length" of
+    sentence_bert_config.json, or else "model_max_length" of the tokenizer), whichever comes first, and padded to the
+    longest of them rounded up to a multiple of multiple_of: few lengths are few compilations. The lengths in
+    tokenizer.json are overruled. A default prompt that the files declare is put before every text.
 
     Example:
         >>> import bert_adapter
@@ -30,18 +30,14 @@ def tokenizer(model: Model, max_length: int = 128, multiple_of: int = 16) -> Tok
         >>> encode(["a red fox", "a dog runs far"])["attention_mask"].sum(axis=1)
         array([5, 6])
     """
-    from transformers import AutoTokenizer
-
-    if not model.files.keys() & {"tokenizer.json", "vocab.txt", "vocab.json"}:
-        raise ValueError(f"files: got {sorted(model.files)}, wanted tokenizer.json, vocab.txt or vocab.json")
-    with tempfile.TemporaryDirectory() as directory:
-        write_texts(model, Path(directory))
-        tokenize = AutoTokenizer.from_pretrained(directory)
-    limit = min(max_length, family_of(model.config).longest(model.module.config))
+    tokenize, prompt = tokenizer_of(model), settings(model.files).prompt
+    limit = min(max_length, longest_row(model, tokenize))
     padding = {"input_ids": tokenize.pad_token_id, "attention_mask": 0, "token_type_ids": 0}
 
     def encode(texts: Texts) -> dict[str, np.ndarray]:
-        columns = [list(texts)] if isinstance(texts[0], str) else map(list, zip(*texts, strict=True))
+        columns: Any = [list(texts)] if isinstance(texts[0], str) else map(list, zip(*texts, strict=True))
+        if prompt:
+            columns = [[prompt + text for text in column] for column in columns]
         rows = tokenize(*columns, truncation=True, max_length=limit, return_token_type_ids=True)
         longest = max(map(len, rows["input_ids"]))
         length = min(-(-longest // multiple_of) * multiple_of, limit)

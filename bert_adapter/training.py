@@ -17,7 +17,7 @@ from bert_adapter.families import family_of
 from bert_adapter.files import read_arrays, writing
 from bert_adapter.layers.capture import Batch, Forward
 from bert_adapter.losses import distillation, task_loss
-from bert_adapter.model import Model, forward, training_forward_of
+from bert_adapter.model import Model, check_batch, forward, training_forward_of
 from bert_adapter.progress import track
 
 SAVE_EVERY = 60.0  # seconds between two states of a training that may be killed
@@ -95,6 +95,8 @@ def finetune(
     """
     if not batches:
         raise ValueError("no batches: wanted at least one to train on")
+    for number, batch in enumerate(batches):
+        check_batch(forward(model), batch, number)
     check_range("epochs", epochs, 1, 10**6)
     for name, value in (("learning_rate", learning_rate), ("warmup", warmup), ("distil", distil)):
         check_range(name, value, 0, 1)

@@ -9,7 +9,7 @@ from jax.experimental.sparse import BCOO
 from reference import product
 
 import wlra
-from wlra import checks
+from wlra.door import check_problem
 from wlra.linalg.decompose import balance
 from wlra.methods.method import Evaluated
 from wlra.options import check_options, prepare
@@ -87,6 +87,6 @@ def test_a_method_without_an_algorithm_is_refused():
 @pytest.mark.parametrize("method", cases(["svd", "fwsvd", "separable"], ["separable"]))
 def test_a_closed_form_compiles_no_iterations(method):
     """With a driver that ran for no iteration, the program of "svd" had 9,146 lines, and that of "anderson" 10,387."""
-    inputs, options = prepare(checks.check_target(W, batched=False), WEIGHTS, K, check_options(method))
+    inputs, options = prepare(check_problem(W, WEIGHTS), K, check_options(method))
     program = solve_inputs.lower(inputs, options).compile().as_text() or ""
     assert 0 < program.count("\n") <= 9146 / 2
