@@ -19,8 +19,8 @@ def test_blocks_are_the_connected_components_of_the_positive_weights():
     assert len(found) == 2
     for rows, cols in found:
         group = GROUP_OF_ROW[rows[0]]
-        np.testing.assert_array_equal(rows, np.flatnonzero(GROUP_OF_ROW == group))
-        np.testing.assert_array_equal(cols, np.flatnonzero(GROUP_OF_COLUMN == group))
+        np.testing.assert_array_equal(rows, np.flatnonzero(group == GROUP_OF_ROW))
+        np.testing.assert_array_equal(cols, np.flatnonzero(group == GROUP_OF_COLUMN))
 
 
 def test_a_path_of_single_entries_is_one_block():
@@ -31,10 +31,13 @@ def test_a_path_of_single_entries_is_one_block():
 
 
 def test_each_block_is_solved_exactly():
-    best = sum(
-        reference.loss(part, np.ones_like(part), reference.eckart_young(part, K)) * (part.astype(float) ** 2).sum()
-        for part in (W[np.ix_(rows, cols)] for rows, cols in blocks(APART))
-    ) / (APART * W.astype(float) ** 2).sum()
+    best = (
+        sum(
+            reference.loss(part, np.ones_like(part), reference.eckart_young(part, K)) * (part.astype(float) ** 2).sum()
+            for part in (W[np.ix_(rows, cols)] for rows, cols in blocks(APART))
+        )
+        / (APART * W.astype(float) ** 2).sum()
+    )
     result = wlra.solve(np.where(APART > 0, W, np.nan), APART, K)
     assert result.status == wlra.Status.CONVERGED
     np.testing.assert_allclose(result.loss, best, rtol=1e-5)  # an SVD in float32

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from wlra import checks, devices
+from wlra.blocks import blocks, may_be_cut, solve_apart
 from wlra.door import Given, enter
 from wlra.methods.method import Method
 from wlra.options import (
@@ -131,7 +132,8 @@ def solve_given(
     inputs = jax.tree.map(on_device, inputs)
     if restarts is not None:
         return solve_repeatedly(inputs, options, checks.check_count("restarts", restarts, 1), key)
-    return solve_inputs(inputs, options)
+    parts = blocks(inputs.weights) if given.examined and may_be_cut(inputs, options) else []
+    return solve_apart(inputs, options, parts) if len(parts) > 1 else solve_inputs(inputs, options)
 
 
 def on_device(leaf: Any) -> Any:

@@ -1,21 +1,30 @@
 """Problems that fall apart: blocks of rows and columns that no positive weight connects are solved one by one."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Num
 
 from wlra.options import Inputs, Options
 from wlra.pipeline import solve_inputs
 from wlra.problem import Factors
 from wlra.result import History, Result, Status
+from wlra.sparse import is_sparse
 from wlra.units import balance_exactly
 
 Block = tuple[np.ndarray, np.ndarray]  # the places of its rows and columns
 WORST_FIRST = (Status.NONFINITE, Status.STALLED, Status.MAX_ITERS, Status.CONVERGED)
 
 
-def blocks(weights: Float[Array, "m n"]) -> list[Block]:
+def may_be_cut(inputs: Inputs, options: Options) -> bool:
+    """Whether blocks of the problem are problems of the same kind: dense, by iterations from a start of their own."""
+    dense = not is_sparse(inputs.target)
+    return dense and options.start is not None and not options.unit and inputs.ranks is None
+
+
+def blocks(weights: Num[Any, "m n"]) -> list[Block]:
     """The connected components of the graph whose edges are the positive weights, those of a single side left out.
 
     Two passes over the weights tell for nearly all problems that there is one.
@@ -33,7 +42,7 @@ def blocks(weights: Float[Array, "m n"]) -> list[Block]:
 
 
 @jax.jit
-def connected(weights: Float[Array, "m n"]) -> Bool[Array, ""]:
+def connected(weights: Num[Array, "m n"]) -> Bool[Array, ""]:
     """Whether the row with the most positive weights leads to all rows and columns that have any, in two steps."""
     seen = weights > 0
     cols = seen[jnp.argmax(jnp.sum(seen, axis=1))]
@@ -49,6 +58,10 @@ def solve_apart(inputs: Inputs, options: Options, parts: list[Block]) -> Result:
     Blocks are filled up with weights of 0 to powers of two, so that those of about a size share a program.
     """
     (m, n), rank = inputs.target.shape, options.rank
+    largest = [
+        max(float(jnp.max(jnp.where(inputs.weights > 0, jnp.abs(array), 0))), np.finfo(float).tiny)
+        for array in inputs[:2]
+    ]
     left, right = np.zeros((m, rank), inputs.target.dtype), np.zeros((rank, n), inputs.target.dtype)
     results, shares = [], []
     for rows, cols in parts:
@@ -58,7 +71,7 @@ def solve_apart(inputs: Inputs, options: Options, parts: list[Block]) -> Result:
         result = solve_inputs(inputs._replace(**dict(zip(("target", "weights"), padded, strict=True))), options)
         left[rows], right[:, cols] = result.left[: len(rows)], result.right[:, : len(cols)]
         results.append(jax.tree.map(np.asarray, result))
-        shares.append(size_of(target, weights))
+        shares.append(size_of(target, weights, *largest))
     return joined(results, np.array(shares), Factors(jnp.asarray(left), jnp.asarray(right)))
 
 
@@ -67,10 +80,10 @@ def filled(count: int, rank: int) -> int:
     return 1 << (max(count, rank) - 1).bit_length()
 
 
-def size_of(target: np.ndarray, weights: np.ndarray) -> np.longdouble:
-    """The loss of zero, in a range that no square leaves."""
-    wide = weights.astype(np.longdouble)
-    return np.sum(wide * np.where(wide > 0, target, 0).astype(np.longdouble) ** 2)
+def size_of(target: np.ndarray, weights: np.ndarray, largest_target: float, largest_weight: float) -> float:
+    """The loss of zero in units of the largest target and weight, in float64."""
+    shares = weights.astype(float) / largest_weight
+    return float(np.sum(shares * (np.where(shares > 0, target, 0).astype(float) / largest_target) ** 2))
 
 
 def joined(results: list[Result], sizes: np.ndarray, factors: Factors) -> Result:

@@ -74,8 +74,8 @@ class Result(NamedTuple):
     `loss` is sum weights (W - left @ right)**2 / sum weights W**2 for the weights as given; with a penalty, the
     objective over that of zero. `stationarity` is the share
     of the gradient, in scaled variables, that a matrix of rank k can still follow (see `wlra.problem.stationarity`).
-    `status` is a `wlra.Status`; `advice` says in a sentence what to do, `converged` whether nothing is to be done: the stationarity
-    is at most `tol`, and the loss within 1 % of a local minimum (see `wlra.certificate`).
+    `status` is a `wlra.Status`; `advice` says in a sentence what to do, `converged` whether nothing is to be done: the
+    stationarity is at most `tol`, and the loss within 1 % of a local minimum (see `wlra.certificate`).
     `history` holds loss and stationarity of every iterate, entry 0 the start, +inf where no iteration came.
     `gap`, with a penalty, bounds the relative distance of its objective from the lowest of all ranks (see
     `wlra.duality.duality_gap`); +inf without, when nothing certifies it. `restarts` tells what random starts found.

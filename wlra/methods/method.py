@@ -80,7 +80,7 @@ class Stage(NamedTuple):
 
 
 class Evaluated(NamedTuple):
-    """Factors with their relative loss and stationarity, and whether that loss is known to be about the lowest of all."""
+    """Factors, their relative loss and stationarity, and whether that loss is known to be about the lowest of all."""
 
     factors: Factors
     loss: Float[Array, ""]
