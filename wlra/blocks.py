@@ -15,6 +15,7 @@ from wlra.sparse import is_sparse
 from wlra.units import balance_exactly
 
 Block = tuple[np.ndarray, np.ndarray]  # the places of its rows and columns
+LEAST = 16  # the smallest side of a block's program: smaller ones share it
 WORST_FIRST = (Status.NONFINITE, Status.STALLED, Status.MAX_ITERS, Status.CONVERGED)
 
 
@@ -76,8 +77,8 @@ def solve_apart(inputs: Inputs, options: Options, parts: list[Block]) -> Result:
 
 
 def filled(count: int, rank: int) -> int:
-    """The power of two that holds both."""
-    return 1 << (max(count, rank) - 1).bit_length()
+    """The power of two that holds both, and not below LEAST."""
+    return 1 << (max(count, rank, LEAST) - 1).bit_length()
 
 
 def size_of(target: np.ndarray, weights: np.ndarray, largest_target: float, largest_weight: float) -> float:

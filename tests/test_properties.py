@@ -1,0 +1,116 @@
+"""Whatever finite numbers come in, what comes out is finite, as good as it says, and no worse than its start."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+import reference
+from contract import TABLE, cases
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import wlra
+
+SMALL, LARGE = (9, 7, 3), (40, 60, 5)  # rows, columns and rank of a program; smaller problems have weights of 0
+ENDED = {wlra.Status.CONVERGED, wlra.Status.CLOSED_FORM, wlra.Status.MAX_ITERS, wlra.Status.STALLED}
+
+TARGETS = {
+    "noise": lambda rng, m, n: rng.normal(size=(m, n)),
+    "of low rank": lambda rng, m, n: np.outer(rng.normal(size=m), rng.normal(size=n)),
+    "constant": lambda rng, m, n: np.full((m, n), rng.normal()),
+    "zero": lambda rng, m, n: np.zeros((m, n)),
+    "duplicates": lambda rng, m, n: rng.normal(size=(m, n))[rng.integers(m, size=m)][:, rng.integers(n, size=n)],
+    "diagonal": lambda rng, m, n: np.eye(m, n) * rng.normal(),
+    "heavy tails": lambda rng, m, n: rng.standard_cauchy(size=(m, n)) ** 3,
+    "counts": lambda rng, m, n: rng.poisson(0.3, size=(m, n)).astype(float),
+    "many sizes": lambda rng, m, n: rng.normal(size=(m, n)) * 10.0 ** rng.uniform(-30, 30, size=(m, n)),
+    "subnormal": lambda rng, m, n: rng.normal(size=(m, n)) * 1e-40,
+    "huge": lambda rng, m, n: rng.uniform(-1, 1, size=(m, n)) * 3e38,
+}
+WEIGHTS = {
+    "equal": lambda rng, m, n: np.ones((m, n)),
+    "lognormal": lambda rng, m, n: np.exp(rng.normal(size=(m, n))),
+    "mask": lambda rng, m, n: (rng.uniform(size=(m, n)) < rng.uniform()).astype(float),
+    "of rows and columns": lambda rng, m, n: (
+        10.0 ** (rng.uniform(-6, 6, size=(m, 1)) + rng.uniform(-6, 6, size=(1, n)))
+    ),
+    "many sizes": lambda rng, m, n: 10.0 ** rng.uniform(-30, 30, size=(m, n)),
+    "blocks": lambda rng, m, n: np.equal(rng.integers(3, size=(m, 1)), rng.integers(3, size=(1, n))).astype(float),
+    "empty rows and columns": lambda rng, m, n: np.outer(rng.uniform(size=m) < 0.5, rng.uniform(size=n) < 0.5) * 1.0,
+    "one entry": lambda rng, m, n: np.eye(1, m * n, rng.integers(m * n)).reshape(m, n),
+}
+
+
+def problems(m, n, k):
+    """Strategies of a seed, kinds, a shape and a rank."""
+    shape = st.tuples(st.integers(1, m), st.integers(1, n), st.integers(1, k))
+    return st.tuples(
+        st.integers(0, 2**32 - 1), st.sampled_from(sorted(TARGETS)), st.sampled_from(sorted(WEIGHTS)), shape
+    )
+
+
+def make(seed, target, weights, shape, size):
+    """The problem within a larger one, whose other weights are 0; at least one weight is positive."""
+    rng, (m, n, rank), (big_m, big_n, _) = np.random.default_rng(seed), shape, size
+    W, mask = np.zeros((big_m, big_n), np.float32), np.zeros((big_m, big_n), np.float32)
+    with np.errstate(over="ignore", under="ignore"):
+        W[:m, :n] = np.clip(TARGETS[target](rng, m, n), -3e38, 3e38)
+        mask[:m, :n] = WEIGHTS[weights](rng, m, n)
+    if not mask.any():
+        mask[0, 0] = 1
+    return W, mask, min(rank, m, n)
+
+
+def solve(name, W, weights, rank, size):
+    return jax.tree.map(
+        lambda leaf: np.asarray(leaf)[0],
+        wlra.solve_batch(W[None], weights[None], size[2], ranks=ranks(name, rank), max_iters=30, **TABLE[name]),
+    )
+
+
+def ranks(name, rank):
+    method = wlra.METHODS[TABLE[name]["method"]]
+    return [rank] if method.keeps_zeros and "projection" not in TABLE[name] else None
+
+
+def true_loss(W, weights, result):
+    """In float64, of the target and the weights in units of their largest, so that no square overflows."""
+    seen = weights > 0
+    size = max(np.abs(W[seen]).max(initial=0), np.finfo(np.float32).tiny).astype(float)
+    shares = weights.astype(float) / weights.max().astype(float)
+    left, right = (part.astype(float) for part in result[:2])
+    fit, target = (left / np.sqrt(size)) @ (right / np.sqrt(size)), np.where(seen, W, 0) / size
+    return reference.loss(target, shares, fit) if target.any() else np.sum(shares * fit**2)
+
+
+def check(name, problem, size):
+    W, weights, rank = make(*problem, size)
+    result = solve(name, W, weights, rank, size)
+    assert result.left.shape == (size[0], size[2])
+    assert result.right.shape == (size[2], size[1])
+    assert all(np.isfinite(leaf).all() for leaf in result[:4])
+    assert int(result.status) in ENDED
+    loss = true_loss(W, weights, result)
+    # The root of the loss is a relative distance, of which factors in float32 keep five digits.
+    np.testing.assert_allclose(np.sqrt(result.loss), np.sqrt(loss), rtol=0, atol=1e-5)
+    assert np.sqrt(loss) <= np.sqrt(result.history.loss[0]) + 1e-5
+    if result.status == wlra.Status.CONVERGED:
+        assert result.stationarity <= 1e-3
+
+
+check_small = functools.partial(check, size=SMALL)
+
+
+@pytest.mark.parametrize("name", cases(TABLE, ["separable", "anderson"]))
+@settings(max_examples=150, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@given(problem=problems(*SMALL))
+def test_small_problems_of_any_kind(name, problem):
+    check_small(name, problem)
+
+
+@pytest.mark.slow
+@settings(max_examples=10_000, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@given(problem=problems(*LARGE), name=st.sampled_from(["separable", "anderson"]))
+def test_problems_of_any_kind(name, problem):
+    check(name, problem, LARGE)
