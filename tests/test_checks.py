@@ -485,7 +485,7 @@ def test_units_beyond_float32_change_nothing(unit, heavy):
     target, weights = W.astype(np.float64), WEIGHTS.astype(np.float64)
     plain = solve(W, WEIGHTS, K, method="separable")
     result = solve(unit * target, heavy * weights, K, method="separable")
-    products = [np.float64(each.left) @ np.float64(each.right) for each in (plain, result)]
+    products = [np.asarray(each.left, np.float64) @ np.asarray(each.right, np.float64) for each in (plain, result)]
     np.testing.assert_allclose(products[1], unit * products[0], rtol=1e-12)
     assert result.loss == plain.loss
 
@@ -494,7 +494,7 @@ def test_a_penalty_is_in_the_callers_units_beyond_float32():
     plain = solve(W, WEIGHTS, K, method="als", nuclear=1.0)
     unit, heavy = 2.0**-140, 2.0**-60
     result = solve(unit * np.float64(W), heavy * np.float64(WEIGHTS), K, method="als", nuclear=unit * heavy)
-    products = [np.float64(each.left) @ np.float64(each.right) for each in (plain, result)]
+    products = [np.asarray(each.left, np.float64) @ np.asarray(each.right, np.float64) for each in (plain, result)]
     np.testing.assert_allclose(products[1], unit * products[0], rtol=1e-12)
 
 

@@ -325,7 +325,7 @@ def test_a_rank_is_selected_of_a_sparse_matrix():
 
 @pytest.mark.slow
 def test_folds_and_errors_are_those_of_the_dense_matrix():
-    options = {"key": jax.random.key(0), "folds": 3} | OPTIONS | {"max_iters": 200}
+    options: dict[str, Any] = {"key": jax.random.key(0), "folds": 3} | OPTIONS | {"max_iters": 200}
     sparse = wlra.select_rank(stored(W), stored(WEIGHTS), [3], **options)
     dense = wlra.select_rank(W, WEIGHTS, [3], **options)
     np.testing.assert_allclose(sparse.error.mean(), dense.error.mean(), rtol=0.05)  # two starts, one minimum or so

@@ -155,7 +155,7 @@ def check_penalty(ridge: Any, nuclear: Any) -> tuple[Any, str]:
 def check_key(key: Any) -> Any:
     """The key, which is one of `jax.random`."""
     raw = isinstance(key, np.ndarray | jax.Array) and key.dtype == np.uint32
-    if not raw and not (isinstance(key, jax.Array) and jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)):
+    if not raw and not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
         raise ValueError(f"key must be one of jax.random, such as jax.random.key(0); got {key!r}")
     return key
 

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from wlra.convert import in_jax
@@ -37,7 +38,7 @@ def shift(array: Any, exponent: Any) -> Any:
     exponent = np.asarray(exponent).reshape(np.shape(exponent) + (1,) * (array.ndim - np.ndim(exponent)))
     if isinstance(array, jax.Array) and not exponent.any():
         return array
-    if isinstance(array, jax.core.Tracer):
+    if isinstance(array, Tracer):
         return jnp.ldexp(array, -exponent)
     array = np.asarray(array)  # XLA may take subnormal numbers for 0
     with np.errstate(over="ignore", under="ignore"):
@@ -76,7 +77,7 @@ def from_unit(factors: Factors, exponent: Int[Array, ""]) -> Factors:
 def pair_in_units(pair: tuple[Any, Any], exponent: np.ndarray) -> Factors:
     """The factors of the product / 2**exponent, each as large as the other where their dtype might not hold them."""
     left, right = pair
-    if any(isinstance(factor, jax.core.Tracer) for factor in pair):
+    if any(isinstance(factor, Tracer) for factor in pair):
         return Factors(shift(left, exponent // 2), shift(right, exponent - exponent // 2))
     sizes = [np.max(np.abs(np.asarray(factor)), axis=(-2, -1)) for factor in pair]
     if not (
