@@ -36,7 +36,10 @@ def real(value: Any, name: str, masked: float | None = None) -> Any:
     if mask is not None and masked is None:
         raise ValueError(f"{name} must not be masked: fill it, or give W or weights as the masked array")
     if mask is not None:
-        array = np.ma.filled(array, None) if array.dtype == object else np.ma.getdata(array)
+        array = np.ma.getdata(array)
+        if array.dtype == object:
+            array = array.copy()
+            array[mask] = None
     if array.dtype == object and array.ndim == 0:
         raise ValueError(f"{name} must be an array of numbers; got a {type(value).__name__}")
     array = of_objects(array, name) if array.dtype == object else array.astype(floating(array.dtype, name), copy=False)
