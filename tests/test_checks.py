@@ -1,13 +1,20 @@
 """What cannot be used is refused before work starts, with a message that says what and where."""
 
+import decimal
+import fractions
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.sparse
+from jax.experimental.sparse import BCOO
 
-from wlra import METHODS, Kronecker, Status, checks, solve, solve_batch
+from wlra import METHODS, Kronecker, Status, checks, select_rank, solve, solve_batch, solve_path
+from wlra.api import on_device
+from wlra.door import check_problem, in_units
 
 M, N, K = 5, 4, 2
 W = np.random.default_rng(0).normal(size=(M, N)).astype(np.float32)
@@ -270,3 +277,249 @@ def test_arrays_may_be_known_under_jit(call):
 def test_known_arrays_are_looked_at_under_jit():
     with pytest.raises(ValueError, match="start's left has 10 NaN or infinite entries"):
         jax.jit(lambda W: solve(W, WEIGHTS, K, start=BAD_PAIR))(W)
+
+
+def through_the_door(W, weights=None):
+    """Target and weights as the solver gets them, in the caller's units, in extended precision."""
+    target, weight, units = in_units(check_problem(W, weights))
+    assert target.dtype in (np.float32, jnp.bfloat16, np.float16)
+    assert weight.dtype == np.float32
+    return tuple(
+        np.ldexp(np.float64(array).astype(np.longdouble), exponent)
+        for array, exponent in zip((target, weight), units, strict=True)
+    )
+
+
+WHOLE = np.arange(1, 13).reshape(4, 3)
+SEEN = WHOLE != 5
+HALVES = [[fractions.Fraction(int(x), 2) for x in row] for row in WHOLE]
+KINDS: dict[str, Any] = {  # an input, and the numbers in it
+    "64 bits": (WHOLE * 2**40, WHOLE * 2.0**40),
+    "64 bits, unsigned": (WHOLE.astype(np.uint64) + np.uint64(2**63), WHOLE + 2.0**63),
+    "more than 64 bits": ((WHOLE.astype(object) * 2**70).tolist(), WHOLE * 2.0**70),
+    "another byte order": (WHOLE.astype(">f8"), WHOLE),
+    "integers of another byte order": (WHOLE.astype(">i2"), WHOLE),
+    "extended precision": (WHOLE.astype(np.longdouble), WHOLE),
+    "tiny": (WHOLE * 2.0**-140, WHOLE * 2.0**-140),
+    "large": (WHOLE * 2.0**130, WHOLE * 2.0**130),
+    "tiny in float32": ((WHOLE * 2.0**-145).astype(np.float32), WHOLE * 2.0**-145),
+    "tiny, of JAX": (jnp.asarray((WHOLE * 2.0**-145).astype(np.float32)), WHOLE * 2.0**-145),
+    "bfloat16": (jnp.asarray(WHOLE, jnp.bfloat16), WHOLE),
+    "eight bits": (jnp.asarray(WHOLE, jnp.float8_e5m2), np.float32(jnp.asarray(WHOLE, jnp.float8_e5m2))),
+    "four bits": (jnp.asarray(WHOLE % 8, jnp.int4), WHOLE % 8),
+    "fractions": (HALVES, WHOLE / 2),
+    "decimals": ([[decimal.Decimal(int(x)) / 4 for x in row] for row in WHOLE], WHOLE / 4),
+    "objects": (WHOLE.astype(object), WHOLE),
+    "booleans among floats": ([[True, 2.5]], [[1, 2.5]]),
+    "backwards": (WHOLE[::-1, ::-1], WHOLE[::-1, ::-1]),
+    "broadcast, read only": (np.broadcast_to(WHOLE[:1], (4, 3)), np.broadcast_to(WHOLE[:1], (4, 3))),
+    "arrays of JAX in a list": ([jnp.asarray(row, jnp.float32) for row in WHOLE], WHOLE),
+}
+
+
+@pytest.mark.parametrize(("value", "wanted"), KINDS.values(), ids=KINDS)
+def test_numbers_arrive_as_they_are(value, wanted):
+    # To the half unit in the last place of float32; all but 2**63 are exact.
+    np.testing.assert_allclose(through_the_door(value)[0], np.asarray(wanted, np.longdouble), rtol=2**-24, atol=0)
+
+
+@pytest.mark.parametrize("scale", [2.0**-1000, 2.0**-140, 1.0, 2.0**130, 2.0**1000])
+def test_only_proportions_of_weights_matter(scale):
+    target, weight = through_the_door(WHOLE, scale * WHOLE)
+    np.testing.assert_array_equal(weight, np.longdouble(scale) * WHOLE)
+    np.testing.assert_array_equal(target, WHOLE)
+
+
+def test_each_problem_of_a_batch_has_its_own_scale():
+    scale = np.array([2.0**-140, 1.0, 2.0**130])
+    target, _, units = in_units(check_problem(scale[:, None, None] * WHOLE, None, batched=True))
+    np.testing.assert_array_equal(
+        np.ldexp(np.float64(target), units.target[:, None, None]), scale[:, None, None] * WHOLE
+    )
+
+
+def test_what_has_weight_zero_does_not_set_the_scale():
+    target, _ = through_the_door(np.where(SEEN, WHOLE * 2.0**-140, 1e300), SEEN)
+    np.testing.assert_array_equal(target[SEEN], (WHOLE * 2.0**-140)[SEEN])
+
+
+MASKED = np.ma.masked_array(np.where(SEEN, WHOLE, -7), ~SEEN)
+HIDING = {
+    "target": (MASKED, None),
+    "target, weights of JAX": (MASKED, jnp.ones((4, 3))),
+    "target, in a list": (list(MASKED), 2.0),
+    "target of objects": (np.ma.masked_array(np.where(SEEN, WHOLE.astype(object), "?"), ~SEEN), None),
+    "weights": (WHOLE, np.ma.masked_array(np.ones((4, 3)), ~SEEN)),
+    "both": (MASKED, np.ma.masked_array(WHOLE, ~SEEN)),
+}
+
+
+@pytest.mark.parametrize(("W", "weights"), HIDING.values(), ids=HIDING)
+def test_a_masked_entry_has_weight_zero(W, weights):
+    target, weight = through_the_door(W, weights)
+    np.testing.assert_array_equal(weight > 0, SEEN)
+    np.testing.assert_array_equal(target[SEEN], WHOLE[SEEN])
+
+
+def test_no_positive_weight_becomes_zero():
+    weight = np.where(SEEN, 1.0, 1e-300)
+    given = check_problem(WHOLE, weight)
+    assert (in_units(given)[1] > 0).all()
+
+
+def test_data_frames_are_taken_by_position_or_not_at_all():
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame(WHOLE).astype("Int64")
+    target, weight = through_the_door(table, pandas.DataFrame(WHOLE / 2, columns=list("abc")))
+    np.testing.assert_array_equal(target, WHOLE)
+    np.testing.assert_array_equal(weight, WHOLE / 2)
+    with pytest.raises(ValueError, match=r"weights must have the index of W in its order: write weights.reindex_like"):
+        check_problem(table, table[::-1])
+    with pytest.raises(ValueError, match="weights must have the columns of W in its order"):
+        check_problem(table, table[[1, 0, 2]])
+    table.iloc[1, 2] = pandas.NA
+    with pytest.raises(ValueError, match=r"W has 1 NaN .*, the first nan at \(1, 2\)"):
+        check_problem(table, None)
+    np.testing.assert_array_equal(through_the_door(table, SEEN * [[1.0], [0.0], [1.0], [1.0]])[0][2:], WHOLE[2:])
+
+
+NO_NUMBERS = {
+    "text": (WHOLE.astype(str), "must hold numbers"),
+    "text among numbers": (np.where(SEEN, WHOLE.astype(object), "5"), "must hold numbers"),
+    "bytes": (WHOLE.astype(bytes), "must hold numbers"),
+    "complex": (WHOLE + 0j, "must be real|Complex data not supported"),
+    "dates": (WHOLE.astype("datetime64[D]"), "must hold numbers"),
+    "spans of time": (WHOLE.astype("timedelta64[D]"), "must hold numbers"),
+    "None": (None, "must be an array of numbers; got (a )?None"),
+    "nothing known": (np.full((4, 3), None), "NaN"),
+    "a dictionary": ({1: 2}, "must be an array of numbers; got a dict"),
+    "rows of unequal length": ([[1, 2], [3]], "must be an array of numbers; got a list"),
+    "records": (np.zeros((4, 3), [("a", "f4")]), "must hold numbers|structured|void"),
+    "a number": (3.0, r"got shape \(\)|scalar array"),
+    "one axis": (WHOLE[0], "got shape|1D array"),
+    "four axes": (WHOLE[None, None], "got shape|dim 4"),
+    "empty": (WHOLE[:0], "empty axes|0 sample"),
+    "beyond float64": ([[10**400, 1], [1, 1]], "must hold numbers that float64 holds|too large"),
+    "beyond the factors": (WHOLE * 1e80, "too large for factors in float32: give W in other units, or enable float64"),
+    "sparse": (scipy.sparse.csr_array(WHOLE), "must be one of .* for a sparse W|must be dense"),
+    "sparse, of JAX": (BCOO.fromdense(jnp.asarray(WHOLE)), "must be one of .* for a sparse W|must be dense"),
+}
+DOORS: dict[str, Any] = {
+    "solve": lambda W, weights: solve(W, weights, 1, method="svd"),
+    "solve_batch": lambda W, weights: solve_batch(W, weights, 1, method="svd"),
+    "solve_path": lambda W, weights: solve_path(W, weights, [1], method="svd"),
+    "select_rank": lambda W, weights: select_rank(W, weights, [1], key=jax.random.key(0), method="svd"),
+}
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize(("value", "message"), NO_NUMBERS.values(), ids=NO_NUMBERS)
+def test_what_is_no_target_is_refused_at_every_door(value, message, door):
+    if door == "solve_batch" and isinstance(value, np.ndarray):
+        value = value[None]
+    with pytest.raises(ValueError, match=message):
+        DOORS[door](value, None)
+
+
+@pytest.mark.parametrize(
+    "kind", ["text", "complex", "dates", "spans of time", "sparse", "sparse, of JAX", "nothing known"]
+)
+@pytest.mark.parametrize("door", DOORS)
+def test_what_are_no_weights_is_refused_at_every_door(kind, door):
+    value, message = NO_NUMBERS[kind]
+    target = WHOLE[None] if door == "solve_batch" else WHOLE
+    with pytest.raises(ValueError, match=message):
+        DOORS[door](target, value[None] if door == "solve_batch" and isinstance(value, np.ndarray) else value)
+
+
+NO_OPTIONS: dict[str, Any] = {
+    "rank that is true": ({"rank": True}, "rank must be an integer known before tracing; got True"),
+    "masked start": (
+        {"start": (np.ma.masked_array(LEFT, LEFT > 0), RIGHT)},
+        "start's left must not be masked: fill it, or give W or weights as the masked array",
+    ),
+    "sparse start": (
+        {"start": (scipy.sparse.csr_array(LEFT), RIGHT)},
+        "start's left must be dense here; got a csr_array",
+    ),
+    "sparse factor of Kronecker weights": (
+        {"weights": Kronecker(scipy.sparse.eye_array(M), np.eye(N)), "method": "kronecker"},
+        "weights.row must be dense here",
+    ),
+    "masked target of Kronecker weights": (
+        {"W": np.ma.masked_array(W, W > 1), "weights": SPD, "method": "kronecker"},
+        "W must not be masked: Kronecker weights skip no entry",
+    ),
+}
+
+
+@pytest.mark.parametrize("value", ["0.1", None, 1j, True, np.ma.masked, [0.1], np.datetime64("2020-01-01"), np.nan])
+def test_what_is_no_number_is_no_tolerance_and_no_penalty(value):
+    with pytest.raises(ValueError, match=r"tol bounds the stationarity, a number in \[0, 1\]; got "):
+        checks.check_tol(value)
+    with pytest.raises(ValueError, match="nuclear must be a finite number >= 0; got "):
+        checks.check_penalty(None, "none" if value is None else value)
+
+
+@pytest.mark.parametrize("value", [1, np.int64(1), np.float32(1), np.array(1.0), jnp.array(1), decimal.Decimal(1)])
+def test_numbers_of_any_kind_are_taken(value):
+    assert checks.check_tol(value) == 1.0
+
+
+@pytest.mark.parametrize("key", [None, 0, np.ones(2), "key"])
+def test_what_is_no_key_is_refused(key):
+    with pytest.raises(ValueError, match=r"key must be one of jax.random, such as jax.random.key\(0\); got "):
+        checks.check_key(key)
+
+
+@pytest.mark.parametrize(("changes", "message"), NO_OPTIONS.values(), ids=NO_OPTIONS)
+def test_what_is_no_option_is_refused(changes, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        solve(**{"W": W, "weights": WEIGHTS, "rank": K, "method": "als"} | changes)
+
+
+@pytest.mark.parametrize(
+    ("unit", "heavy"), [(2.0**-140, 1.0), (2.0**130, 2.0**-140), (1.0, 2.0**140), (2.0**-62, 2.0**70)]
+)
+def test_units_beyond_float32_change_nothing(unit, heavy):
+    target, weights = W.astype(np.float64), WEIGHTS.astype(np.float64)
+    plain = solve(W, WEIGHTS, K, method="separable")
+    result = solve(unit * target, heavy * weights, K, method="separable")
+    products = [np.asarray(each.left, np.float64) @ np.asarray(each.right, np.float64) for each in (plain, result)]
+    np.testing.assert_allclose(products[1], unit * products[0], rtol=1e-12)
+    assert result.loss == plain.loss
+
+
+def test_a_penalty_is_in_the_callers_units_beyond_float32():
+    plain = solve(W, WEIGHTS, K, method="als", nuclear=1.0)
+    unit, heavy = 2.0**-140, 2.0**-60
+    result = solve(unit * np.float64(W), heavy * np.float64(WEIGHTS), K, method="als", nuclear=unit * heavy)
+    products = [np.asarray(each.left, np.float64) @ np.asarray(each.right, np.float64) for each in (plain, result)]
+    np.testing.assert_allclose(products[1], unit * products[0], rtol=1e-12)
+
+
+def test_weights_too_far_apart_for_float32_are_solved_in_float64_and_cast_back():
+    weights = 10.0 ** np.linspace(-8, 8, M)[:, None] * 10.0 ** np.linspace(15, -15, N)[None, :]
+    result = solve(W, weights, K, method="separable")  # exact for weights of rank one
+    assert result.left.dtype == result.loss.dtype == np.float32
+    scaled = np.sqrt(weights) * W
+    values = np.linalg.svd(scaled, compute_uv=False)
+    np.testing.assert_allclose(
+        result.loss, (values[K:] ** 2).sum() / (values**2).sum(), rtol=1e-4
+    )  # of a graded matrix
+
+
+def test_weights_too_far_apart_are_refused_where_values_are_traced():
+    weights = np.full((M, N), 1e-60)
+    weights[0, 0] = 1
+    with pytest.raises(ValueError, match="weights are too far apart for float32, from 1e-60 to 1:"):
+        jax.eval_shape(lambda W: solve(W, weights, K), W)
+
+
+def test_what_the_caller_changes_afterwards_is_not_read():
+    mine, theirs = W.copy(), WEIGHTS.copy()
+    given = check_problem(mine, theirs)
+    target, weights, _ = jax.tree.map(on_device, in_units(given))
+    mine[:], theirs[:] = np.nan, -1
+    np.testing.assert_array_equal(target, W)
+    np.testing.assert_array_equal(weights, WEIGHTS)

@@ -4,6 +4,7 @@ Blocks of one file share one namespace. The comment behind a `print` is what it 
 all-MiniLM-L6-v2, a BERT of one tiny layer stands in for it.
 """
 
+import importlib
 import re
 import shlex
 from collections.abc import Iterator
@@ -95,6 +96,13 @@ def test_result_pages_are_what_the_scripts_make_of_their_rows(tmp_path: Path) ->
         assert page.read_text("utf-8") == (results / page.name).read_text("utf-8"), (
             f"python -m benchmarks.tables: {page.name}"
         )
+
+
+@pytest.mark.slow  # each kind of input compiles a program or two
+def test_the_page_of_what_is_accepted_is_what_its_script_makes() -> None:
+    pytest.importorskip("pandas")
+    accepted = importlib.import_module("benchmarks.accepted")
+    assert accepted.PAGE.read_text("utf-8") == accepted.page(), "python -m benchmarks.accepted"
 
 
 def test_links_lead_to_files() -> None:

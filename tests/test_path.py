@@ -1,6 +1,7 @@
 """Paths of ranks and penalties reach what single solves reach; hidden entries choose the planted rank."""
 
 import functools
+import warnings
 
 import jax
 import numpy as np
@@ -9,6 +10,7 @@ import reference
 
 import wlra
 import wlra.plot
+from wlra import checks
 
 M, N, K = 24, 18, 2
 RNG = np.random.default_rng(0)
@@ -97,6 +99,8 @@ def test_the_same_key_deals_the_same_folds():
         ({"nuclear": [1.0]}, "bound of the rank, next to nuclear; got rank=None"),
         ({"ranks": [99]}, r"rank must be in \[1, 18\]"),
         ({"ranks": [1], "start": "svd"}, "start cannot be given"),
+        ({"rank": 2, "nuclear": [np.nan]}, "nuclear must be a finite number >= 0; got nan"),
+        ({"ranks": [1], "speed": 2}, r"options must be of .*; got \['speed'\]"),
     ],
 )
 def test_a_path_that_cannot_be_followed_is_refused(arguments, message):
@@ -111,6 +115,55 @@ def test_a_path_that_cannot_be_followed_is_refused(arguments, message):
 def test_folds_that_cannot_be_dealt_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         wlra.select_rank(W, WEIGHTS, RANKS, key=jax.random.key(0), **options)
+
+
+def test_a_fold_whose_hidden_entries_are_zero_has_a_finite_error():
+    counts = np.zeros_like(W)
+    counts[2, 3], counts[4, 5] = 5, 7  # of three folds, one at least hides neither
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that ranks tie
+        result = wlra.select_rank(counts, np.ones_like(W), RANKS, key=jax.random.key(0), folds=3)
+    assert np.isfinite(result.error).all()
+    assert result.rank in RANKS
+
+
+def test_of_ranks_that_tie_the_smallest_is_selected_and_a_warning_says_so():
+    spike = np.zeros_like(W)
+    spike[2, 3] = 5  # hidden, it cannot be predicted; seen, one component fits it
+    with pytest.warns(UserWarning, match="all ranks predict the hidden entries equally well; the smallest, 1, is"):
+        result = wlra.select_rank(spike, np.ones_like(W), RANKS, key=jax.random.key(0), folds=3)
+    assert result.rank == 1
+    assert list(result.tied) == sorted(RANKS)
+
+
+def test_ranks_tie_where_only_rounding_tells_them_apart():
+    table = np.array([[3.0, 3.0], [1.0, 2.0], [1.0 - 1e-7, 2.0], [2.0, 2.0]])
+    assert list(wlra.Selection(2, np.arange(1, 5), table).tied) == [2, 3]
+    assert list(wlra.Selection(1, np.arange(1, 5), table * [[1], [0], [1e-14], [1e-20]]).tied) == [2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("W", "weights", "options", "message"),
+    [
+        (0 * W, None, {}, "W is 0 wherever the weight is positive: there is nothing to predict"),
+        (W, None, {"start": "svd"}, "start cannot be given"),
+        (W, wlra.Kronecker(np.eye(M), np.eye(N)), {"method": "kronecker"}, "Kronecker weights hide no entry"),
+    ],
+)
+def test_what_cannot_be_selected_from_is_refused(W, weights, options, message):
+    with pytest.raises(ValueError, match=message):
+        wlra.select_rank(W, weights, **{"ranks": RANKS, "key": jax.random.key(0)} | options)
+
+
+@pytest.mark.parametrize("values", [5, "12", None])
+def test_what_is_no_list_of_ranks_is_refused(values):
+    with pytest.raises(ValueError, match=f"ranks must be a list; got {values!r}"):
+        checks.check_list("ranks", values)
+
+
+def test_a_path_of_a_closed_form_takes_kronecker_weights():
+    weights = wlra.Kronecker(np.eye(M, dtype=np.float32), np.eye(N, dtype=np.float32))
+    assert (np.diff(wlra.solve_path(W, weights, [1, 2], method="kronecker").loss) < 0).all()
 
 
 def test_a_path_is_drawn_in_the_order_of_its_values():

@@ -8,6 +8,7 @@ import pytest
 
 pytest.importorskip("sklearn")
 
+from jax.experimental.sparse import BCOO
 from sklearn.decomposition import TruncatedSVD
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.linear_model import Ridge
@@ -17,6 +18,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from wlra import Status, solve
+from wlra.leastsquares import coefficients
 from wlra.sklearn import WLRA
 
 M, N, K = 20, 5, 2
@@ -90,6 +92,61 @@ def test_no_weights_are_weights_of_one():
     model = WLRA(K).fit(X)
     ones = model.transform(X, weights=np.ones_like(X))
     np.testing.assert_allclose(model.transform(X), ones, atol=32 * EPS * np.abs(ones).max())  # rounding
+
+
+@pytest.mark.parametrize("masked", ["X", "weights", "list"])
+def test_masked_entries_have_weight_zero(masked):
+    mask, bad = ~SEEN, np.where(SEEN, PLANTED, 1e6)
+    given = {
+        "X": (np.ma.masked_array(bad, mask), None),
+        "weights": (bad, np.ma.masked_array(np.ones((M, N)), mask)),
+        "list": (list(np.ma.masked_array(bad, mask)), None),
+    }
+    models = [WLRA(K).fit(data, weights=weights) for data, weights in (given[masked], (HOLES, SEEN))]
+    np.testing.assert_allclose(models[0].components_, models[1].components_, atol=1e-6)  # of one problem
+    scores = [model.transform(*pair) for model, pair in zip(models, (given[masked], (HOLES, SEEN)), strict=True)]
+    np.testing.assert_allclose(*scores, atol=1e-5)
+
+
+def test_integers_beyond_32_bits_and_units_beyond_float32_change_nothing():
+    weights = np.ones((M, N))
+    weights[0] = 2.0**32
+    plain = WLRA(K).fit_transform(X, weights=weights)
+    np.testing.assert_array_equal(WLRA(K).fit_transform(X, weights=weights.astype(np.int64)), plain)
+    small = WLRA(K).fit_transform(2.0**-140 * X, weights=2.0**-140 * weights)
+    np.testing.assert_allclose(small, 2.0**-140 * plain, rtol=1e-12)
+
+
+def test_coefficients_are_exact_for_weights_of_many_decades():
+    weights = 10.0 ** RNG.uniform(-20, 20, size=(M, N))
+    model = WLRA(K).fit(X)
+    np.testing.assert_array_equal(
+        model.transform(X, weights=weights), coefficients(X, weights, model.components_.astype(np.float64))
+    )  # which tests/test_leastsquares.py compares with exact arithmetic
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (X.astype(str), "X must hold numbers"),
+        (X.astype(str).astype(object), "X must hold numbers; got '"),
+        (X.astype("datetime64[s]"), "X must hold numbers"),
+        (X.astype("timedelta64[s]"), "X must hold numbers"),
+        (BCOO.fromdense(jnp.ones((M, N))), "X must be dense; got a BCOO"),
+        (X * 1e-200, "too small for factors in float32"),
+    ],
+    ids=["text", "text as objects", "dates", "spans", "sparse", "beyond the factors"],
+)
+def test_what_holds_no_numbers_is_refused(value, message):
+    with pytest.raises(ValueError, match=message):
+        WLRA(K).fit(value)
+
+
+def test_data_frames_of_another_order_are_refused():
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame(X)
+    with pytest.raises(ValueError, match="weights must have the index of W"):
+        WLRA(K).fit(table, weights=table[::-1])
 
 
 @pytest.mark.parametrize("weights", [WEIGHTS, SEEN, WEIGHTS * 10.0 ** -np.arange(M)[:, None]], ids=str)

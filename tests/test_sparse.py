@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import reference
+import scipy.sparse
 from contract import SPARSE, Results, cases
-from jax.experimental.sparse import BCOO
+from jax.experimental.sparse import BCOO, BCSR
 
 import wlra
-from wlra import checks
-from wlra.door import check_problem
+from wlra import checks, door
 from wlra.linalg.decompose import leading_components
 from wlra.options import check_options, prepare
 from wlra.pipeline import solve_inputs
@@ -67,7 +68,7 @@ def prepared(W, weights, dtype, method, start=None, max_iters=ITERS, nuclear=Non
     """The solver's arrays and its options."""
     start = pair(dtype) if start is None else start
     request = check_options(method, start=start, tol=0.0, max_iters=max_iters, patience=1000, nuclear=nuclear)
-    return prepare(check_problem(W, weights), K, request)
+    return prepare(door.check_problem(W, weights), K, request)
 
 
 @functools.partial(jax.jit, static_argnames="options")
@@ -259,6 +260,92 @@ def test_an_entry_that_is_wrong_is_named_by_row_and_column():
     row, col = np.argwhere(np.isnan(NAN))[0]
     with pytest.raises(ValueError, match=re.escape(f"nan at ({row}, {col})")):
         wlra.solve(stored(NAN), stored(WEIGHTS), K)
+
+
+def as_scipy(array, kind: Any = scipy.sparse.csr_array):
+    return kind(scipy.sparse.coo_array((array[tuple(PLACES.T)], tuple(PLACES.T)), shape=array.shape))
+
+
+def through_the_door(W, weights=None):
+    target, weight, _ = door.in_units(door.check_problem(W, weights))
+    return target, weight
+
+
+@pytest.mark.parametrize("kind", [scipy.sparse.csr_array, scipy.sparse.csc_matrix, scipy.sparse.coo_array])
+def test_a_matrix_of_scipy_is_the_same_as_one_of_jax(kind):
+    for ours, theirs in zip(
+        through_the_door(as_scipy(W, kind), as_scipy(WEIGHTS)),
+        through_the_door(stored(W), stored(WEIGHTS)),
+        strict=True,
+    ):
+        jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    jax.tree.map(
+        np.testing.assert_array_equal, through_the_door(BCSR.from_bcoo(stored(W))), through_the_door(stored(W))
+    )
+
+
+def test_duplicates_of_scipy_are_summed_and_its_zeros_are_known():
+    rows, cols = [0, 2, 0, 1], [1, 0, 1, 1]
+    given = scipy.sparse.coo_array((np.array([100, 0, 100, 3], np.int8), (rows, cols)), shape=(3, 2))
+    target, weight = through_the_door(given)
+    np.testing.assert_array_equal(target.values, [200, 3, 0])  # by row; in 8 bits the sum would be -56
+    np.testing.assert_array_equal(target.rows, [0, 1, 2])
+    assert len(weight.values) == 3
+    flags = scipy.sparse.coo_array((np.array([True, True]), ([0, 0], [1, 1])), shape=(3, 2))
+    np.testing.assert_array_equal(through_the_door(flags)[0].values, [1])
+
+
+def test_values_of_scipy_keep_their_precision():
+    tiny = as_scipy(W.astype(np.float64) * 2.0**-140)
+    target, _, units = door.in_units(door.check_problem(tiny, None))
+    kept = np.ldexp(np.float64(target.values), units.target)
+    np.testing.assert_allclose(kept, W[tuple(PLACES.T)] * 2.0**-140, rtol=2**-24)
+
+
+OPTIONS = {"method": "als", "max_iters": ITERS, "tol": 1e-3}
+
+
+@functools.cache
+def path():
+    return wlra.solve_path(stored(W), stored(WEIGHTS), [2, 1], **OPTIONS)
+
+
+def test_a_path_of_a_sparse_matrix_has_the_losses_of_its_factors():
+    losses = [reference.loss(W, WEIGHTS, np.float64(left) @ right) for left, right in zip(*path()[:2], strict=True)]
+    np.testing.assert_allclose(path().loss, losses, rtol=1e-4)  # float32 sums
+    assert losses[0] < losses[1]
+
+
+def test_a_rank_is_selected_of_a_sparse_matrix():
+    selection = wlra.select_rank(as_scipy(W), as_scipy(WEIGHTS), [2, 1], key=jax.random.key(0), folds=3, **OPTIONS)
+    assert list(selection.ranks) == [1, 2]
+    assert np.isfinite(selection.error).all()
+    # Beside the minimum of all entries seen, which hidden ones cannot be predicted better than.
+    assert (selection.error.mean(axis=1) > path().loss[::-1]).all()
+
+
+@pytest.mark.slow
+def test_folds_and_errors_are_those_of_the_dense_matrix():
+    options: dict[str, Any] = {"key": jax.random.key(0), "folds": 3} | OPTIONS | {"max_iters": 200}
+    sparse = wlra.select_rank(stored(W), stored(WEIGHTS), [3], **options)
+    dense = wlra.select_rank(W, WEIGHTS, [3], **options)
+    np.testing.assert_allclose(sparse.error.mean(), dense.error.mean(), rtol=0.05)  # two starts, one minimum or so
+
+
+def test_what_folds_of_a_sparse_matrix_cannot_have_is_refused():
+    select = functools.partial(wlra.select_rank, stored(W), None, [1], key=jax.random.key(0))
+    with pytest.raises(ValueError, match="chunk must be None for a sparse W"):
+        select(chunk=2, method="als")
+    with pytest.raises(ValueError, match="for a sparse W; got 'svd'"):
+        select(method="svd")
+    with pytest.raises(ValueError, match=r"ridge, .* needs a dense W"):
+        wlra.solve_path(stored(W), None, rank=2, ridge=[0.1], method="als")
+
+
+def test_axes_beyond_32_bits_are_refused():
+    long = scipy.sparse.coo_array((np.ones(1), ([0], [2**32])), shape=(2, 2**33))
+    with pytest.raises(ValueError, match=r"axes from 1 to 2\*\*31 - 1; got shape \(2, 8589934592\)"):
+        door.check_problem(long, None)
 
 
 def test_a_batch_is_refused():

@@ -53,12 +53,16 @@ def solve(
     Minimises sum_ij weights_ij (W_ij - (left @ right)_ij)**2 (Srebro & Jaakkola 2003). Never worse than its start.
 
     Args:
-      W: (m, n). Integers are cast to float32; float16 and bfloat16 are solved in float32 and cast back. NaN and inf
-        are ignored where the weight is 0. Or a sparse `jax.experimental.sparse.BCOO`, each entry once: what it does not
-        store has weight 0, and nothing is densified. For the methods that take a penalty, without `ridge`.
+      W: (m, n): real numbers in whatever holds them, converted exactly or refused by name: the page "What is accepted"
+        lists kinds. Of any scale: powers of two bring float64 where float32 holds it. Wide integers are float64;
+        float16 and bfloat16 are solved in float32 and cast back. NaN and inf are ignored where the weight is 0; entries
+        that a `numpy.ma.MaskedArray` masks have weight 0. Or a sparse matrix, `jax.experimental.sparse.BCOO` or of
+        `scipy.sparse`: what it stores is known, zeros too, all else has weight 0, and nothing is densified. For the
+        methods that take a penalty, without `ridge`.
       weights: None (all equal), or non-negative and broadcasting to (m, n): (m, 1) per row, (1, n) per column, (m, n)
-        per entry; or `Kronecker(row, col)`, for method="kronecker". Only their proportions matter. With a
-        sparse W: None (1 for each stored entry), or a BCOO that stores the same entries.
+        per entry; or `Kronecker(row, col)`, for method="kronecker". Only their proportions matter; where those are
+        more than 2**100 apart, the problem is solved in float64 and cast back. Masked entries are 0. With a sparse W:
+        None (1 for each stored entry), or a sparse matrix that stores the same entries.
       rank: k, in [1, min(m, n)].
       method: "auto" picks for you. First order, a few products of 2mnk operations an iteration: "anderson",
         "nesterov", "em", and "lbfgs" (quasi-Newton on both factors). For weights that scaling cannot help: "als" and

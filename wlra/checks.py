@@ -36,6 +36,8 @@ def check_weights(weights: Any, shape: tuple[int, ...]) -> Any:
     """`weights` as a floating array of the given shape, masked entries 0."""
     if weights is None:
         return np.broadcast_to(np.float32(1), shape)
+    if isinstance(weights, Kronecker):
+        raise ValueError("weights must be of entries here; got Kronecker")
     weights = real(weights, "weights", masked=0.0)
     if weights.ndim == 1 and len(shape) == 2:
         raise ValueError(
@@ -153,7 +155,7 @@ def check_penalty(ridge: Any, nuclear: Any) -> tuple[Any, str]:
 def check_key(key: Any) -> Any:
     """The key, which is one of `jax.random`."""
     raw = isinstance(key, np.ndarray | jax.Array) and key.dtype == np.uint32
-    if not raw and not (isinstance(key, jax.Array) and jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)):
+    if not raw and not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
         raise ValueError(f"key must be one of jax.random, such as jax.random.key(0); got {key!r}")
     return key
 
@@ -161,7 +163,9 @@ def check_key(key: Any) -> Any:
 def check_list(name: str, values: Any) -> list:
     """The values as a list that is not empty."""
     try:
-        values = [] if isinstance(values, str | bytes) else list(values)
+        if isinstance(values, str | bytes):
+            raise TypeError
+        values = list(values)
     except TypeError:
         raise ValueError(f"{name} must be a list; got {values!r}") from None
     if not values:
@@ -285,7 +289,7 @@ def check_ranks(ranks: Any, batch: int, rank: int) -> Array:
     given = as_numpy(ranks, "ranks")
     if isinstance(given, np.ma.MaskedArray):
         raise ValueError("ranks must not be masked")
-    if given.shape != (batch,) or not np.issubdtype(given.dtype, np.integer):
+    if given.shape != (batch,) or given.dtype.kind not in "iu":
         raise ValueError(f"ranks must be ({batch},) whole numbers; got {given.dtype} of shape {given.shape}")
     if given.min() < 1 or given.max() > rank:
         raise ValueError(f"ranks must be from 1 to rank, {rank}; got {given.min()} to {given.max()}")

@@ -36,7 +36,12 @@ def real(value: Any, name: str, masked: float | None = None) -> Any:
     if mask is not None and masked is None:
         raise ValueError(f"{name} must not be masked: fill it, or give W or weights as the masked array")
     if mask is not None:
-        array = np.where(mask, None, np.ma.getdata(array)) if array.dtype == object else np.ma.getdata(array)
+        array = np.ma.getdata(array)
+        if array.dtype == object:
+            array = array.copy()
+            array[mask] = None
+    if array.dtype == object and array.ndim == 0:
+        raise ValueError(f"{name} must be an array of numbers; got a {type(value).__name__}")
     array = of_objects(array, name) if array.dtype == object else array.astype(floating(array.dtype, name), copy=False)
     return array if mask is None else np.where(mask, array.dtype.type(masked), array)
 
@@ -77,8 +82,8 @@ def of_jax(array: jax.Array, name: str) -> Any:
     """An array of JAX in a dtype that the solver takes; of NumPy where JAX would have to round."""
     wanted = floating(array.dtype, name)
     if isinstance(array, Tracer):
-        return array.astype(jax.dtypes.canonicalize_dtype(wanted))
-    if array.dtype == wanted == jax.dtypes.canonicalize_dtype(wanted):
+        return array.astype(in_jax(wanted))
+    if array.dtype == wanted == in_jax(wanted):
         return array
     return np.asarray(array).astype(wanted)
 
@@ -88,7 +93,7 @@ def floating(dtype: Any, name: str) -> np.dtype:
     if isinstance(dtype, np.dtype):
         if jnp.issubdtype(dtype, jnp.floating):
             return np.dtype(np.float32) if dtype.itemsize == 1 else dtype.newbyteorder("=")
-        if jnp.issubdtype(dtype, jnp.integer) or np.issubdtype(dtype, np.bool_):
+        if dtype.kind in "iub" or (dtype.kind != "m" and jnp.issubdtype(dtype, jnp.integer)):
             return np.dtype(np.float32 if dtype.itemsize <= 2 else np.float64)
         if jnp.issubdtype(dtype, jnp.complexfloating):
             raise ValueError(f"{name} must be real; got dtype {dtype}")
@@ -120,6 +125,11 @@ def number(entry: Any, name: str, place: tuple[int, ...]) -> float:
     shown = repr(entry)
     shown = shown if len(shown) <= 40 else f"{shown[:40]}..."
     raise ValueError(f"{name} must hold numbers that float64 holds; got the {type(entry).__name__} {shown} at {place}")
+
+
+def in_jax(dtype: Any) -> Any:
+    """The dtype of JAX for arrays of a floating dtype: float64 is one where it is enabled."""
+    return jax.dtypes.canonicalize_dtype(np.float64 if np.dtype(dtype).itemsize > 8 else dtype)
 
 
 def is_sparse_matrix(value: Any) -> bool:

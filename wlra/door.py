@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from wlra import checks
-from wlra.convert import check_aligned
+from wlra.convert import check_aligned, in_jax
 from wlra.problem import Kronecker
 from wlra.sparse import is_sparse, like, values
 from wlra.units import Units, exponents, shift
@@ -18,8 +18,9 @@ T = TypeVar("T")
 # jax.enable_x64 came when jax.experimental.enable_x64 went.
 enable_x64 = (jax if hasattr(jax, "enable_x64") else importlib.import_module("jax.experimental")).enable_x64
 
-APART = {"float32": 100, "float64": 1000}
-"""By dtype, the power of two that weights may be apart, and half of which may part what counts from the largest."""
+APART = {"float32": 100, "float64": 700}
+"""By dtype, the power of two that weights may be apart (measured: closed forms are right up to 2**120 and 2**800), and
+half of which may part the weighted squares that count from that of the largest target and weight."""
 LARGEST = {"float32": 200, "float64": 1900}
 """By dtype, the powers of two up to which, and down to whose inverse, factors can be given back for a target."""
 X64 = "enable float64 by jax.config.update('jax_enable_x64', True)"
@@ -50,11 +51,11 @@ def enter(W: Any, weights: Any, solve: Callable[[Given], T], *, batched: bool = 
     """
     given = check_problem(W, weights, batched)
     dtype = "float64" if wide(given) else "float32"
-    if dtype == "float64" or held(given, dtype):
+    if dtype == "float64" or given.survey is None or held(given, dtype):
         check_held(given, dtype)
         return solve(given)
     check_held(given, "float64")
-    with enable_x64(True):
+    with jax.ensure_compile_time_eval(), enable_x64(True):  # under a caller's jit, whose programs are of float32
         values_64 = np.asarray(values(given.weights)).astype(np.float64)
         return jax.tree.map(narrow, solve(given._replace(weights=like(given.weights, values_64))))
 
@@ -67,15 +68,13 @@ def check_problem(W: Any, weights: Any, batched: bool = False) -> Given:
         if is_sparse(target):
             raise ValueError("weights of a sparse W must be None or sparse like it; got Kronecker")
         checks.hide(W, weights)
-        return Given(target, checks.check_kronecker(weights, target.shape))
+        return check_size(Given(target, checks.check_kronecker(weights, target.shape)))
     if is_sparse(target):
         entries = checks.check_sparse_weights(weights, target)
     else:
         entries = checks.hide(W, checks.check_weights(weights, target.shape))
     survey = checks.check_values(target, entries)
-    given = Given(target, entries, survey, examined=survey is not None)
-    check_size(given)
-    return given
+    return check_size(Given(target, entries, survey, examined=survey is not None))
 
 
 def wide(given: Given) -> bool:
@@ -84,7 +83,7 @@ def wide(given: Given) -> bool:
         values(given.target),
         *(given.weights if isinstance(given.weights, Kronecker) else [values(given.weights)]),
     )
-    return any(jax.dtypes.canonicalize_dtype(array.dtype) == np.float64 for array in arrays)
+    return any(in_jax(array.dtype) == np.float64 for array in arrays)
 
 
 def held(given: Given, dtype: str) -> bool:
@@ -134,17 +133,19 @@ def power(number: Any) -> np.ndarray:
     return np.asarray(np.frexp(number)[1])
 
 
-def check_size(given: Given) -> None:
-    """The factors of the target can be given back in its dtype."""
+def check_size(given: Given) -> Given:
+    """The problem, if the factors of the target can be given back in its dtype."""
     target = values(given.target)
     size = largest(target) if given.survey is None else np.asarray(given.survey.largest)
-    dtype = jax.dtypes.canonicalize_dtype(target.dtype)
+    dtype = in_jax(target.dtype)
     double = dtype == np.float64
     if size is not None and (np.abs(power(size)) > LARGEST["float64" if double else "float32"]).any():
         worst = size.ravel()[np.argmax(np.abs(power(size)))]
         kind = "large" if worst > 1 else "small"
         way = "give W in other units" + ("" if double else f", or {X64}")
-        raise ValueError(f"W has {worst:.3g} as its largest entry, too {kind} for factors in {dtype}: {way}")
+        number = np.format_float_scientific(worst, 2, trim="-")
+        raise ValueError(f"W has {number} as its largest entry, too {kind} for factors in {dtype}: {way}")
+    return given
 
 
 def largest(array: Any) -> np.ndarray | None:
@@ -177,7 +178,10 @@ def in_units(given: Given) -> tuple[Any, Any, Units]:
         weight_exponent = np.zeros_like(exponent)
     else:
         weight_exponent = exponents(found.heaviest, weights.dtype, found.lightest)
-        weights = raised(weights, shift(weights, weight_exponent))
+        least = power(found.heaviest) - APART["float64" if wide(given) else "float32"]
+        if (power(found.lightest) < least).any():
+            weights = raised(np.asarray(weights), least)
+        weights = shift(weights, weight_exponent)
     return like(given.target, target), like(given.weights, weights), Units(exponent, weight_exponent)
 
 
@@ -188,10 +192,8 @@ def alone(array: Any) -> tuple[Any, np.ndarray]:
     return shift(array, exponent), exponent
 
 
-def raised(given: Any, weights: Any) -> Any:
-    """The weights, positive wherever those given are: what the dtype does not hold becomes the least that it does."""
-    if isinstance(weights, jax.Array) or weights.dtype == given.dtype == np.float32:
-        return weights
-    least = np.finfo(weights.dtype).tiny
-    lost = (given > 0) & (weights < least)
-    return np.where(lost, least, weights) if lost.any() else weights
+def raised(weights: Any, least: Any) -> Any:
+    """The weights, none that is positive below 2**least: what is so light counts for nothing, but is not unknown."""
+    floor = np.ldexp(np.float64(1), least)
+    floor = floor.reshape(np.shape(floor) + (1,) * (weights.ndim - np.ndim(floor)))
+    return np.where(weights > 0, np.maximum(weights, floor), weights)

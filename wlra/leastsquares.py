@@ -73,8 +73,8 @@ def by_reflections(
         upper[:, step, :step] = 0
         image[:, step] = np.where(alive, right[:, step] / size, 0)
     basis, lower = np.linalg.qr(np.swapaxes(upper, 1, 2))
-    dead = ~upper.any(axis=2)
-    lower = lower + dead[:, :, None] * np.eye(k)
+    dead = ~np.any(upper, axis=2)
+    lower = lower + np.where(dead[:, :, None], np.eye(k), 0)
     found = np.einsum("mij,mj->mi", basis, np.linalg.solve(np.swapaxes(lower, 1, 2), image[:, :, None])[:, :, 0])
     result = np.empty_like(found)
     np.put_along_axis(result, columns, found, axis=1)

@@ -103,7 +103,8 @@ def truncate_arrays(weights: Any, left: Array, right: Array, *, rank: int) -> tu
         (left, power_left), (right, power_right) = to_unit(left), to_unit(right)
         ordered = balance(scale_factors(Factors(left, right), scaling))
         cut = unscale_factors(Factors(ordered.left[:, :rank], ordered.right[:rank]), scaling)
-        return tuple(from_unit(cut, power_left + power_right))
+        cut = from_unit(cut, power_left + power_right)
+        return cut.left, cut.right
 
     with jax.default_matmul_precision("highest"):
         function = jax.vmap(one) if left.ndim == 3 else one

@@ -161,8 +161,8 @@ def hidden_error(given: Given, hidden: Bool[np.ndarray, "folds ..."], result: Re
     power, shares = np.frexp(given.survey.largest)[1], weight / float(given.survey.heaviest)
     target = np.ldexp(np.where(weight > 0, target, 0), -power)
     zero = np.sum(shares * target**2) / len(hidden)
-    errors = []
-    for place, left, right in zip(hidden, np.float64(result.left), np.float64(result.right), strict=True):
+    errors, factors = [], [np.asarray(factor, np.float64) for factor in (result.left, result.right)]
+    for place, left, right in zip(hidden, *factors, strict=True):
         if is_sparse(given.target):
             product = np.sum(left[np.asarray(given.target.rows)] * right.T[np.asarray(given.target.cols)], axis=1)
         else:

@@ -1,5 +1,6 @@
 """Weighted low-rank approximation as a scikit-learn transformer. Needs scikit-learn, the extra `sklearn`."""
 
+import datetime
 import warnings
 from typing import Any
 
@@ -12,12 +13,13 @@ from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from wlra import checks
 from wlra.api import solve
-from wlra.convert import as_numpy, check_aligned, is_sparse_matrix, joined, real
+from wlra.convert import as_numpy, check_aligned, is_scipy, is_sparse_matrix, joined, real
 from wlra.leastsquares import coefficients
 from wlra.options import MAX_ITERS, PATIENCE, TOL
 from wlra.result import Status
 
 DTYPES: Any = (np.float64, np.float32)
+WORDS = (str, bytes, datetime.date, datetime.timedelta)  # objects that scikit-learn reads as numbers, or fails on
 
 
 class WLRA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -149,7 +151,7 @@ def validated(model: WLRA, X: Any, weights: Any, *, reset: bool) -> tuple[np.nda
     The mask of a `numpy.ma.MaskedArray` becomes weights of 0, which scikit-learn would drop.
     """
     check_aligned(X, weights)
-    if not is_sparse_matrix(X):  # else scikit-learn refuses it
+    if not is_scipy(X):  # else scikit-learn refuses it
         X = joined(X, "X")
         check_numbers("X", X)
     if isinstance(X, np.ma.MaskedArray):
@@ -168,12 +170,12 @@ def validated(model: WLRA, X: Any, weights: Any, *, reset: bool) -> tuple[np.nda
 
 def check_numbers(name: str, value: Any) -> None:
     """What scikit-learn would read as numbers, text and dates, is refused."""
+    if is_sparse_matrix(value):
+        raise ValueError(f"{name} must be dense; got a {type(value).__name__} of shape {value.shape}")
     array = np.ma.getdata(value) if isinstance(value, np.ma.MaskedArray) else as_numpy(value, name)
-    words = [entry for entry in array.ravel() if isinstance(entry, str | bytes)] if array.dtype == object else []
+    words = [entry for entry in array.ravel() if isinstance(entry, WORDS)] if array.dtype == object else []
     if array.dtype.kind in "USTmM" or words:
-        raise ValueError(
-            f"{name} must hold numbers; got {f'the text {words[0]!r}' if words else f'dtype {array.dtype}'}"
-        )
+        raise ValueError(f"{name} must hold numbers; got {words[0] if words else array.dtype!r}")
 
 
 def canonical(

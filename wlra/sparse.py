@@ -83,12 +83,12 @@ def is_sparse(matrix: Any) -> TypeGuard[Sparse]:
     return isinstance(matrix, Sparse)
 
 
-def values(matrix: Any) -> Num[Array | np.ndarray, "..."]:
+def values(matrix: Any) -> Any:
     """All entries (m, n) of a dense matrix, the stored ones (entries,) of a sparse one."""
     return matrix.values if is_sparse(matrix) else matrix
 
 
-def like(matrix: Any, values: Num[Array | np.ndarray, "..."]) -> Any:
+def like(matrix: Any, values: Any) -> Any:
     """The matrix with other values."""
     return dataclasses.replace(matrix, values=values) if is_sparse(matrix) else values
 

@@ -5,8 +5,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
+from wlra.convert import in_jax
 from wlra.problem import Factors
 
 COMFORT = {4: 64, 8: 512}  # by the bytes of a dtype: numbers up to this power of two, or down to its inverse, stay
@@ -21,7 +23,7 @@ class Units(NamedTuple):
 
 def exponents(largest: Any, dtype: Any, smallest: Any = np.inf) -> np.ndarray:
     """Even powers of two that bring the largest numbers near 1; 0 where the dtype, or float32, holds all as is."""
-    comfort = COMFORT[8 if jax.dtypes.canonicalize_dtype(dtype) == np.float64 else 4]
+    comfort = COMFORT[8 if in_jax(dtype) == np.float64 else 4]
     power, least = (np.frexp(np.asarray(size))[1].astype(np.int32) for size in (largest, smallest))
     held = (np.abs(power) <= comfort) & (least > 20 - 2 * comfort)
     return np.asarray(np.where(held, 0, power + power % 2).astype(np.int32))
@@ -32,10 +34,13 @@ def shift(array: Any, exponent: Any) -> Any:
 
     Of NumPy if the array is. What the dtype does not hold becomes infinite or zero.
     """
-    dtype = jax.dtypes.canonicalize_dtype(array.dtype)
+    dtype = in_jax(array.dtype)
     exponent = np.asarray(exponent).reshape(np.shape(exponent) + (1,) * (array.ndim - np.ndim(exponent)))
-    if isinstance(array, jax.Array):
-        return jnp.ldexp(array, -exponent) if exponent.any() else array
+    if isinstance(array, jax.Array) and not exponent.any():
+        return array
+    if isinstance(array, Tracer):
+        return jnp.ldexp(array, -exponent)
+    array = np.asarray(array)  # XLA may take subnormal numbers for 0
     with np.errstate(over="ignore", under="ignore"):
         if exponent.any():
             array = np.ldexp(array.astype(np.promote_types(array.dtype, np.float64)), -exponent)
@@ -72,7 +77,7 @@ def from_unit(factors: Factors, exponent: Int[Array, ""]) -> Factors:
 def pair_in_units(pair: tuple[Any, Any], exponent: np.ndarray) -> Factors:
     """The factors of the product / 2**exponent, each as large as the other where their dtype might not hold them."""
     left, right = pair
-    if any(isinstance(factor, jax.core.Tracer) for factor in pair):
+    if any(isinstance(factor, Tracer) for factor in pair):
         return Factors(shift(left, exponent // 2), shift(right, exponent - exponent // 2))
     sizes = [np.max(np.abs(np.asarray(factor)), axis=(-2, -1)) for factor in pair]
     if not (

@@ -1,0 +1,204 @@
+"""What is accepted, and what is refused?
+
+Every kind of input is tried, and every sentence is the one that the call raised:
+
+    python -m benchmarks.accepted
+"""
+
+import argparse
+import functools
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import scipy.sparse
+from jax.experimental.sparse import BCOO, BCSR
+
+import wlra
+from benchmarks.tables import markdown
+from wlra.sklearn import WLRA
+
+PAGE = Path(__file__).parent.parent / "docs" / "accepted.md"
+INTRODUCTION = """# What is accepted, what is refused
+
+*This page is made by `python -m benchmarks.accepted`, which tries every line.*
+
+What can be converted exactly is: into its own precision first, then, by powers of two, into units that float32 holds
+(float64 where JAX has it enabled), and results come back in yours. Where float32 cannot hold weights so far apart next
+to each other, the problem is solved in float64 and the result cast back. What cannot be converted is refused before
+work starts, in a sentence that names it. Arrays that a caller's `jit` or `vmap` traces have no values yet: their dtypes
+and shapes are checked, and a status says the rest.
+
+* A **masked** entry of `W` or of `weights` is not known: its weight is 0. Elsewhere a mask is refused.
+* A **missing** value (`None`, `pandas.NA`, NaN) is NaN: fine in `W` where the weight is 0, and refused elsewhere.
+* Of a **sparse** matrix, what is stored is known, explicit zeros too, and everything else has weight 0. Duplicates are
+  summed as SciPy does; `BCOO` with duplicates is refused.
+* **Data frames** are taken by position. If labels of `W` and `weights` are the same in another order, that is refused.
+"""
+
+D = np.outer([1.0, 2.0, 3.0, 4.0], [1.0, 0.5, 2.0])
+SEEN = D != 1.5
+ONES = np.ones(D.shape)
+KEY = jax.random.key(0)
+
+Call = Callable[[Any, Any, str], Any]
+CALLS: dict[str, Call] = {
+    "`solve`": lambda W, weights, method: wlra.solve(W, weights, 1, method=method, max_iters=1),
+    "`solve_batch`": lambda W, weights, method: wlra.solve_batch(
+        stacked(W), stacked(weights), 1, method=method, max_iters=1
+    ),
+    "`solve_path`": lambda W, weights, method: wlra.solve_path(W, weights, [1], method=method, max_iters=1),
+    "`select_rank`": lambda W, weights, method: wlra.select_rank(
+        W, weights, [1], key=KEY, folds=2, method=method, max_iters=1
+    ),
+    "`WLRA`": lambda W, weights, method: WLRA(1, method=method, max_iters=1).fit(W, weights=weights),
+}
+
+
+def stacked(value: Any) -> Any:
+    """The same kind of input with the axis of a batch, where it has one."""
+    if isinstance(value, np.ndarray | jax.Array):
+        return value[None] if value.ndim else value
+    if isinstance(value, wlra.Kronecker):
+        return wlra.Kronecker(stacked(value.row), stacked(value.col))
+    return [value] if isinstance(value, list | pd.DataFrame) else value
+
+
+def frame(dtype: str, missing: bool = False) -> pd.DataFrame:
+    """A data frame of whole numbers, one of them missing."""
+    table = pd.DataFrame(np.int64(2 * D)).astype(dtype)
+    if missing:
+        table.iloc[2, 1] = pd.NA
+    return table
+
+
+def sparse(duplicates: bool = False) -> Any:
+    """A sparse array of SciPy."""
+    rows, cols = np.nonzero(SEEN)
+    rows, cols = (np.append(axis, axis[:1]) if duplicates else axis for axis in (rows, cols))
+    return scipy.sparse.coo_array((D[rows, cols], (rows, cols)), shape=D.shape)
+
+
+TARGETS: dict[str, Any] = {
+    "float64, float32": D,
+    "float16": D.astype(np.float16),
+    "bfloat16": jnp.asarray(D, jnp.bfloat16),
+    "`numpy.longdouble`": D.astype(np.longdouble),
+    "integers beyond 32 bits": np.int64(2e9 * D),
+    "Python's integers beyond 64 bits": [[2**70, 2**71], [2**71, 2**72]],
+    "booleans": D > 1,
+    "1e-42: beyond float32": 1e-42 * D,
+    "1e40: beyond float32": 1e40 * D,
+    "1e80: factors beyond float32": 1e80 * D,
+    "another byte order": D.astype(">f8"),
+    "read-only, strided": np.broadcast_to(D[:, :, None], (*D.shape, 2))[::-1, :, 0],
+    "an array of JAX": jnp.asarray(D),
+    "a list of lists": D.tolist(),
+    "None in a list, weight 1": [[1.0, None], [2.0, 3.0]],
+    "`Fraction`, `Decimal`, numbers as objects": D.astype(object),
+    "`numpy.ma`": np.ma.masked_array(D, ~SEEN),
+    "a list of `numpy.ma`": [np.ma.masked_array(row, ~seen) for row, seen in zip(D, SEEN, strict=True)],
+    "`DataFrame`": pd.DataFrame(D),
+    "`DataFrame`, nullable": frame("Int64"),
+    "`DataFrame`, `pandas.NA`, weight 1": frame("Int64", missing=True),
+    "`DataFrame` with dates": pd.DataFrame({"a": pd.to_datetime(["2020-01-01", "2020-01-02"]), "b": [1.0, 2.0]}),
+    "`scipy.sparse`": sparse(),
+    "`scipy.sparse` with duplicates": sparse(duplicates=True),
+    "`BCOO`, `BCSR`": BCSR.from_bcoo(BCOO.fromdense(jnp.asarray(D))),
+    "text": D.astype(str),
+    "text among numbers": np.where(SEEN, D.astype(object), "1.5"),
+    "complex": D + 0j,
+    "dates": np.zeros(D.shape, "datetime64[s]"),
+    "spans of time": np.zeros(D.shape, "timedelta64[s]"),
+    "NaN, weight 1": np.where(SEEN, D, np.nan),
+    "one axis": D[0],
+    "a number": np.float64(3),
+    "too many axes": np.stack([D, D]),
+    "empty": D[:0],
+    "rows of unequal length": [[1.0, 2.0], [3.0]],
+}
+WEIGHTS: dict[str, Any] = {
+    "None": None,
+    "per entry": ONES,
+    "per row": ONES[:, :1],
+    "a number": np.float64(2),
+    "a mask of booleans": SEEN,
+    "integers beyond 32 bits": np.full(D.shape, 2**40),
+    "1e-42: beyond float32": 1e-42 * ONES,
+    "1e40: beyond float32": 1e40 * ONES,
+    "1e-100 beside 1e100": 10.0 ** np.linspace(-100, 100, D.size).reshape(D.shape),
+    "`numpy.ma`": np.ma.masked_array(ONES, ~SEEN),
+    "`DataFrame`": pd.DataFrame(ONES),
+    "None in a list": [[1.0, None, 1.0]] * 4,
+    "sparse, of a dense W": sparse(),
+    "negative": -ONES,
+    "all zero": 0 * ONES,
+    "one axis": ONES[0],
+    "text": ONES.astype(str),
+    "complex": ONES + 0j,
+    '`Kronecker`, `method="svd"`': wlra.Kronecker(np.eye(4), np.eye(3)),
+}
+ADAPTER: list[tuple[str, Callable[[], Any]]] = []
+"""Of `bert_adapter`: an input in words, and a call without arguments that gives it to the adapter."""
+
+
+def attempt(call: Callable[[], Any]) -> str:
+    """An empty string if the call is accepted, else the sentence that refuses it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of one iteration that does not converge
+        try:
+            call()
+        except (ValueError, TypeError) as error:  # scikit-learn refuses sparse X by a TypeError
+            return str(error).strip().partition("\n")[0]
+    return ""
+
+
+def line(name: str, outcomes: Sequence[str]) -> list[str]:
+    """The cells of a line: which calls accept the input, and the sentences of those that do not.
+
+    Of sentences that begin alike, but for the argument's name, the first.
+    """
+    sentences = {" ".join(outcome.split()[1:4]): outcome.replace("|", "\\|") for outcome in outcomes[::-1] if outcome}
+    return [name, *("no" if outcome else "yes" for outcome in outcomes), "<br>".join(list(sentences.values())[::-1])]
+
+
+def of_solver(inputs: dict[str, Any], give: Callable[[Call, Any], Any]) -> str:
+    """The table of the solver's five doors."""
+    lines = [
+        line(name, [attempt(functools.partial(give, call, value)) for call in CALLS.values()])
+        for name, value in inputs.items()
+    ]
+    return markdown(["", *CALLS, "refused with"], lines)
+
+
+def as_target(call: Call, W: Any) -> Any:
+    """The call on a target; on a sparse one by a method that takes it."""
+    kind = scipy.sparse.issparse(W) or isinstance(W, BCSR)
+    return call(W, None, "als" if kind else "svd")
+
+
+def page() -> str:
+    """The page of the documentation."""
+    targets = of_solver(TARGETS, as_target)
+    weights = of_solver(WEIGHTS, lambda call, weights: call(D, weights, "svd"))
+    parts = [INTRODUCTION, "## The solver: `W`", targets, "## The solver: `weights`", weights]
+    if ADAPTER:
+        lines = [line(name, [attempt(call)]) for name, call in ADAPTER]
+        parts += ["## The adapter", markdown(["", "accepted", "refused with"], lines)]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Writes the page."""
+    parser = argparse.ArgumentParser("python -m benchmarks.accepted", description=__doc__)
+    parser.add_argument("page", nargs="?", type=Path, default=PAGE, help="(%(default)s)")
+    parser.parse_args(argv).page.write_text(page(), "utf-8")
+
+
+if __name__ == "__main__":
+    main()
