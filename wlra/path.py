@@ -11,11 +11,12 @@ from jaxtyping import Array
 from wlra import checks
 from wlra.api import solve_given
 from wlra.door import Given, enter, in_units
-from wlra.linalg.decompose import balance
+from wlra.linalg.decompose import balance, leading_components
+from wlra.methods.method import choose
 from wlra.options import Request, check_options
-from wlra.problem import Factors
+from wlra.problem import Factors, Problem, loss
 from wlra.result import Result
-from wlra.scaling import equilibrate, scale_factors, unscale_factors
+from wlra.scaling import equilibrate, scale, scale_factors, unscale_factors
 from wlra.sparse import Matrix, like, values
 from wlra.units import from_unit, to_unit
 
@@ -88,27 +89,37 @@ def warm(given: Given, request: Request, result: Result | None, rank: int) -> Re
 
 
 def truncate(given: Given, result: Result, rank: int) -> tuple[Array, Array]:
-    """The leading components of a result, in variables that make the weights nearly equal."""
-    return truncate_arrays(in_units(given)[1], result.left, result.right, rank=rank)
+    """The leading components of a result, in variables that make the weights nearly equal; or the target's own there.
+
+    Those with the lower loss: what a result holds where nothing is observed can be as large as it likes.
+    """
+    target, weights, units = in_units(given)
+    exponent = jnp.broadcast_to(jnp.asarray(units.target, jnp.int32), result.loss.shape)
+    return truncate_arrays(target, weights, exponent, result.left, result.right, rank=rank)
 
 
 @functools.partial(jax.jit, static_argnames="rank")
-def truncate_arrays(weights: Any, left: Array, right: Array, *, rank: int) -> tuple[Array, Array]:
-    """The same for arrays, with a batch axis or without."""
+def truncate_arrays(
+    target: Any, weights: Any, exponent: Array, left: Array, right: Array, *, rank: int
+) -> tuple[Array, Array]:
+    """The same for arrays, with a batch axis or without; the target is the caller's over 2**exponent."""
     dtype = jnp.promote_types(jnp.promote_types(values(weights).dtype, left.dtype), jnp.float32)
-    weights = like(weights, values(weights).astype(dtype))
+    target, weights = (like(matrix, values(matrix).astype(dtype)) for matrix in (target, weights))
 
-    def one(weights: Matrix, left: Array, right: Array) -> tuple[Array, Array]:
-        scaling = equilibrate(like(weights, values(weights) / jnp.max(values(weights))))
+    def one(target: Matrix, weights: Matrix, exponent: Array, left: Array, right: Array) -> tuple[Array, Array]:
+        weight = like(weights, values(weights) / jnp.max(values(weights)))
+        scaling, seen = equilibrate(weight), like(target, jnp.where(values(weight) > 0, values(target), 0))
+        scaled = scale(Problem(seen, weight), scaling)
         (left, power_left), (right, power_right) = to_unit(left), to_unit(right)
         ordered = balance(scale_factors(Factors(left, right), scaling))
-        cut = unscale_factors(Factors(ordered.left[:, :rank], ordered.right[:rank]), scaling)
-        cut = from_unit(cut, power_left + power_right)
-        return cut.left, cut.right
+        cut = from_unit(Factors(ordered.left[:, :rank], ordered.right[:rank]), power_left + power_right - exponent)
+        own = leading_components(scaled.target, rank)
+        lower = choose(loss(scaled, cut) <= loss(scaled, own), cut, own)
+        return tuple(from_unit(unscale_factors(lower, scaling), exponent))
 
     with jax.default_matmul_precision("highest"):
         function = jax.vmap(one) if left.ndim == 3 else one
-        return function(weights, left.astype(dtype), right.astype(dtype))
+        return function(target, weights, exponent, left.astype(dtype), right.astype(dtype))
 
 
 def stacked(results: list[Result]) -> Result:
