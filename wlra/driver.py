@@ -170,12 +170,13 @@ def assess(problem: Problem, state: State, limits: Limits) -> State:
     A loss equal to the best but for rounding replaces it: the later iterate is the more stationary one.
     """
     now, remaining = loss(problem, state.factors), stationarity_above(problem, state.factors, state.tol)
-    slack = 1 + 4 * jnp.finfo(now.dtype).eps
-    better = now <= state.loss * slack
+    eps, stationary = jnp.finfo(now.dtype).eps, remaining <= state.tol
+    slack = 1 + 4 * eps
+    better = now <= state.loss * jnp.where(stationary, 1 + 64 * eps, slack)
     idle = jnp.where(now < state.loss / slack, 0, state.idle + 1)
     outcomes = [
         (~(jnp.isfinite(now) & jnp.isfinite(remaining)), Status.NONFINITE),
-        (remaining <= state.tol, Status.CONVERGED),
+        (stationary & better, Status.CONVERGED),
         (idle >= limits.patience, Status.STALLED),
         (state.iteration >= limits.max_iters, Status.MAX_ITERS),
     ]

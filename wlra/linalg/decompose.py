@@ -37,7 +37,8 @@ def truncated_svd(matrix: Float[Array, "m n"], rank: int, penalty: Float[Array, 
     u, s, vt = jnp.linalg.svd(matrix, full_matrices=False)
     size = jnp.maximum(s[:rank] - penalty, 0)
     root, whole = jnp.sqrt(size), size + penalty
-    inverse = jnp.where(whole > 0, 1 / jnp.where(whole > 0, whole, 1), 0)
+    told = whole > jnp.finfo(s.dtype).eps * s[0]  # from rounding errors, which the step would take for the matrix
+    inverse = jnp.where(told, 1 / jnp.where(told, whole, 1), 0)
     left, right = u[:, :rank] * root[None, :], root[:, None] * vt[:rank]
     residual = matrix - left @ right
     move = (residual @ right.T - penalty * left) * inverse[None, :]
