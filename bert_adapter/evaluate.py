@@ -6,12 +6,15 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from bert_adapter.batches import check_weights, labelled
 from bert_adapter.families import label_count
 from bert_adapter.importance.gradients import Loss
+from bert_adapter.labels import SETS
 from bert_adapter.layers.capture import Batch
-from bert_adapter.losses import distillation
+from bert_adapter.losses import distillation, task_loss
 from bert_adapter.model import Model, forward
-from bert_adapter.text import LabelledTexts, Texts, tokenizer
+from bert_adapter.text import LabelledTexts, Texts, as_texts, checked_rows, length_of, tokenizer
+from wlra.checks import check_count
 
 
 class Fidelity(NamedTuple):
@@ -23,10 +26,11 @@ class Fidelity(NamedTuple):
 
 
 def embed(model: Model, texts: Texts, batch_size: int = 32, max_length: int = 128) -> np.ndarray:
-    """Row i is the embedding of text i, of length one; (texts, width)."""
-    encode, run = tokenizer(model, max_length), jax.jit(forward(model))
+    """Row i is the output for text i, of an embedder an embedding of length one; (texts, width)."""
+    check_count("batch_size", batch_size, 1)
+    encode, run, texts = tokenizer(model, max_length), jax.jit(forward(model)), as_texts(texts)
     params = jax.device_put(model.params)
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    order = sorted(range(len(texts)), key=lambda i: length_of(texts[i]))
     rows: list[np.ndarray | None] = [None] * len(texts)
     for begin in range(0, len(order), batch_size):
         chosen = order[begin : begin + batch_size]
@@ -40,6 +44,8 @@ def embed(model: Model, texts: Texts, batch_size: int = 32, max_length: int = 12
 
 def compare(dense: np.ndarray, other: np.ndarray) -> Fidelity:
     """The fidelity of embeddings to the dense ones of the same texts, both with rows of length one."""
+    if dense.shape != other.shape:
+        raise ValueError(f"wanted embeddings of the same texts; got shapes {dense.shape} and {other.shape}")
     pairs = np.triu_indices(len(dense), 1)
     return Fidelity(
         cosine=float(np.mean(np.sum(dense * other, axis=1))),
@@ -54,6 +60,9 @@ def loss_increase(dense: Model, small: Model, batches: Iterable[Batch], loss: Lo
     what the dense model predicts: between classes, the divergence of the predictions; else half the squared distance
     of the outputs. "weights", if a batch has any, weigh its examples.
 
+    Raises:
+      ValueError: no batches, weights that cannot be, or, for `task_loss`, labels that are none of the head's.
+
     Example:
         >>> import bert_adapter
         >>> from bert_adapter.sample import sample_model
@@ -65,10 +74,10 @@ def loss_increase(dense: Model, small: Model, batches: Iterable[Batch], loss: Lo
     runs = [(jax.jit(forward(model)), jax.device_put(model.params)) for model in (dense, small)]
     apart = distillation(dense.module, temperature=1.0)
     total = count = 0.0
-    for batch in batches:
+    for batch in labelled(dense, batches) if loss is task_loss else batches:
         before, after = (run(params, batch) for run, params in runs)
         each = apart(after, before) if loss is None else loss(after, batch) - loss(before, batch)
-        weights = np.asarray(batch.get("weights", np.ones(len(each))), float)
+        weights = check_weights(batch)
         total, count = total + float(np.sum(weights * np.asarray(each))), count + float(np.sum(weights))
     if not count:
         raise ValueError("no batches: wanted at least one to measure the loss on")
@@ -90,10 +99,13 @@ def ranks(values: np.ndarray) -> np.ndarray:
 def score(model: Model, rows: LabelledTexts, batch_size: int = 32, max_length: int = 128) -> dict[str, float]:
     """Accuracy and Matthews' correlation of the classes predicted; Pearson's and Spearman's of values.
 
+    Of a head of several labels at once, each label of each row counts, as there or not.
+
     The value that a regression predicts is its output; that of an embedder, for pairs of texts, the cosine of theirs.
 
     Raises:
-      ValueError: an embedder is given single texts.
+      ValueError: an embedder is given single texts; rows that are no texts, or labels that are missing, not finite, or
+        none of the head's.
 
     Example:
         >>> import numpy as np, bert_adapter
@@ -103,15 +115,18 @@ def score(model: Model, rows: LabelledTexts, batch_size: int = 32, max_length: i
         >>> round(scores["spearman"], 6)
         1.0
     """
+    texts, labels = checked_rows(model, rows)
     if label_count(model.module) is not None:
-        outputs = embed(model, rows.texts, batch_size, max_length)
+        outputs = embed(model, texts, batch_size, max_length)
+        if getattr(model.module.config, "problem_type", None) == SETS:
+            return of_classes((outputs > 0).ravel(), labels.ravel())
         if outputs.shape[1] > 1:
-            return of_classes(outputs.argmax(axis=1), rows.labels)
-        return of_values(outputs[:, 0], rows.labels)
-    if isinstance(rows.texts[0], str):
+            return of_classes(outputs.argmax(axis=1), labels)
+        return of_values(outputs[:, 0], labels)
+    if isinstance(texts[0], str):
         raise ValueError("an embedder is scored by the cosines of pairs of texts; got single ones: give it a head")
-    first, second = (embed(model, [pair[i] for pair in rows.texts], batch_size, max_length) for i in (0, 1))
-    return of_values(np.sum(first * second, axis=1), rows.labels)
+    first, second = (embed(model, [pair[i] for pair in texts], batch_size, max_length) for i in (0, 1))
+    return of_values(np.sum(first * second, axis=1), labels)
 
 
 def of_values(predicted: np.ndarray, wanted: np.ndarray) -> dict[str, float]:

@@ -2,12 +2,14 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 
 @contextmanager
@@ -26,6 +28,36 @@ def writing(path: Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def check_writable(path: Path) -> None:
+    """A ValueError if no file can be put there, so that it is known before work and not after it."""
+    if path.is_dir():
+        raise ValueError(f"{path}: got a directory, wanted the name of a file")
+    check_parent(path)
+
+
+def check_parent(path: Path) -> None:
+    """A ValueError if nothing can be put where the path lies."""
+    nearest = next(parent for parent in path.expanduser().absolute().parents if os.path.lexists(parent))
+    if not nearest.is_dir():
+        raise ValueError(f"{path}: {nearest} is a file, wanted a directory to write in")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ValueError(f"{path}: no permission to write in {nearest}")
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Any], metadata: dict[str, str]) -> None:
+    """The file, in safetensors, holds the arrays, or what it held before.
+
+    Raises:
+      OSError: it cannot be written, as on a full disk.
+    """
+    contiguous = {name: np.array(array, order="C") for name, array in arrays.items()}
+    with writing(path) as temporary:
+        try:
+            save_file(contiguous, temporary, metadata=metadata)
+        except SafetensorError as error:  # which is no OSError, whatever the disk says
+            raise OSError(f"{path}: {error}") from error
 
 
 def write_text(path: Path, text: str) -> None:
