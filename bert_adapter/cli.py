@@ -44,16 +44,16 @@ def run_demo(options: argparse.Namespace) -> None:
     demo(options.output, options.budget, say)
 
 
-PASSED_ON = (  # options of the command that are those of `compress`, under the same names
-    *("rank", "budget", "of", "uniform", "multiple_of", "include", "exclude"),
-    *("signal", "gradients", "shrink", "method", "seed", "file"),
-)
+# Options of the command that are those of `compress`, under the same names.
+SIZE = ("rank", "budget", "of", "uniform", "multiple_of")
+PASSED_ON = (*SIZE, "include", "exclude", "signal", "gradients", "shrink", "method", "seed", "file")
 
 
 def run_compress(options: argparse.Namespace) -> None:
     """A checkpoint that is compressed, with a report beside it."""
     from bert_adapter.checkpoint import load, save
-    from bert_adapter.compressing import check_request, compress
+    from bert_adapter.compressing import check_signal, check_size, compress
+    from bert_adapter.kernels import check_pattern
     from bert_adapter.page import check_drawing, write_page
     from bert_adapter.places import check_places
     from bert_adapter.reading import read_texts
@@ -61,8 +61,10 @@ def run_compress(options: argparse.Namespace) -> None:
     from bert_adapter.text import text_batches
 
     check_numbers(options)
-    asked = {name: getattr(options, name) for name in PASSED_ON}
-    check_request(**{name: value for name, value in asked.items() if name not in ("uniform", "seed", "file")})
+    check_size(**{name: getattr(options, name) for name in (*SIZE, "shrink")})
+    check_signal(options.signal, options.gradients, method=options.method)
+    check_pattern("include", options.include)
+    check_pattern("exclude", options.exclude)
     check_drawing()
     output = options.output.expanduser().resolve()
     page = options.report or output.with_name(f"{output.name}.html")
@@ -71,7 +73,7 @@ def run_compress(options: argparse.Namespace) -> None:
     model = load(options.model)
     say(f"{options.model}: compressing on {len(texts)} texts")
     batches = text_batches(model, texts, options.batch_size, options.max_length)
-    small, report = compress(model, batches, **asked)
+    small, report = compress(model, batches, **{name: getattr(options, name) for name in PASSED_ON})
     say(f"{as_text(kernel_table(report))}\n\n{summary(report)}")
     with or_kept("what was measured", options.file):
         save(small, output)

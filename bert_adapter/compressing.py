@@ -17,7 +17,7 @@ from bert_adapter.families import predictive
 from bert_adapter.importance.fingerprint import of_params
 from bert_adapter.importance.gradients import Gradients, check_gradients
 from bert_adapter.importance.sums import Importance, check_model
-from bert_adapter.kernels import check_pattern, choose_ranks, select_kernels
+from bert_adapter.kernels import choose_ranks, select_kernels
 from bert_adapter.layers.capture import Batch
 from bert_adapter.losses import task_loss
 from bert_adapter.model import Model, forward
@@ -130,12 +130,10 @@ def compress(
       >>> report.parameters_after <= 0.5 * report.parameters_before
       True
     """
-    asked: dict[str, Any] = {"rank": rank, "budget": budget, "of": of, "multiple_of": multiple_of, "include": include}
-    asked |= {"exclude": exclude, "signal": signal, "shrink": shrink, "method": method, "solver": solver}
-    chosen, solved_by = check_request(**asked, gradients=gradients, measured=importance is not None)
+    chosen, solved_by = check_signal(signal, gradients, method=method, solver=solver, measured=importance is not None)
+    allowed = check_size(rank=rank, budget=budget, of=of, uniform=uniform, multiple_of=multiple_of, shrink=shrink)
     if importance is not None and (file is not None or gradients is not None):
         raise ValueError("file and gradients are for what is measured, and importance has been: wanted either")
-    allowed = allowed_ranks(1, None, multiple_of)
     clock = [time.perf_counter()]
     dense = as_model(model)
     if importance is not None:
@@ -168,32 +166,31 @@ def compress(
     return dense._replace(params=params, config=config), report
 
 
-def check_request(
-    *,
-    rank: Any,
-    budget: float | None,
-    of: str,
-    multiple_of: int,
-    include: str | None,
-    exclude: str | None,
+def check_signal(
     signal: str | Signal,
     gradients: Gradients | None,
-    shrink: float | None,
+    *,
     method: str | wlra.Method | None,
     solver: Mapping[str, Any] | None = None,
     measured: bool = False,
 ) -> tuple[Signal, wlra.Method]:
-    """The signal and the method, once all is known to be possible that needs no model to be known."""
+    """The signal and the method, once it is known that they fit each other, and, if it is to be measured, the loss."""
     chosen = as_signal(signal)
     solved_by = method_for(chosen, method, solver)
     if not measured:
         check_labels(chosen, gradients)
-    check_one_size(rank, budget)
-    check_budget(budget, of, shrink)
-    allowed_ranks(1, None, multiple_of)
-    check_pattern("include", include)
-    check_pattern("exclude", exclude)
     return chosen, solved_by
+
+
+def check_size(
+    *, rank: Any, budget: float | None, of: str, uniform: bool, multiple_of: int, shrink: float | None
+) -> range:
+    """The ranks that a budget may give, once it is known that all of these can be, together."""
+    check_one_size(rank, budget)
+    if rank is not None and (uniform or multiple_of != 1 or of != "kernels"):
+        raise ValueError("uniform, multiple_of and of say how a budget is spent; got a rank: leave them out")
+    check_budget(budget, of, shrink)
+    return allowed_ranks(1, None, multiple_of)
 
 
 def method_for(signal: Signal, method: str | wlra.Method | None, solver: Mapping[str, Any] | None) -> wlra.Method:

@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
     """A path beside `path` whose file takes its place when the block ends, and vanishes if it fails."""
+    check_writable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(descriptor)
@@ -31,9 +32,14 @@ def writing(path: Path) -> Iterator[Path]:
 
 
 def check_writable(path: Path) -> None:
-    """A ValueError if no file can be put there, so that it is known before work and not after it."""
-    if path.is_dir():
-        raise ValueError(f"{path}: got a directory, wanted the name of a file")
+    """A ValueError if no file can be put there, so that it is known before work and not after it.
+
+    What is there and is neither a file nor a directory, such as /dev/null or a pipe, is left alone: a file that takes
+    its place would be in the way of all that use it.
+    """
+    if path.exists() and not path.is_file():
+        kind = "a directory" if path.is_dir() else "a device or a pipe"
+        raise ValueError(f"{path}: got {kind}, wanted the name of a file")
     check_parent(path)
 
 
@@ -42,8 +48,11 @@ def check_parent(path: Path) -> None:
     nearest = next(parent for parent in path.expanduser().absolute().parents if os.path.lexists(parent))
     if not nearest.is_dir():
         raise ValueError(f"{path}: {nearest} is a file, wanted a directory to write in")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise ValueError(f"{path}: no permission to write in {nearest}")
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        raise ValueError(f"{path}: cannot write in {nearest}: {error.strerror}") from None
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Any], metadata: dict[str, str]) -> None:

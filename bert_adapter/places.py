@@ -23,7 +23,7 @@ def check_places(
     outputs = {name: path.expanduser().resolve() for name, path in written.items() if path is not None}
     target = output.expanduser().resolve()
     for name, path in inputs.items():
-        if not path.is_file():
+        if path.is_dir() or not path.exists():
             raise ValueError(f"{name}: {path} is {'a directory' if path.is_dir() else 'not there'}, wanted a file")
     for name, path in {"-o": target, **outputs}.items():
         for other, directory in directories.items():

@@ -1,8 +1,10 @@
 """The command line, on the real model."""
 
+import os
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import matplotlib
@@ -12,7 +14,7 @@ import tiny
 
 import bert_adapter
 import bert_adapter.demo
-from bert_adapter import checkpoint, files, training
+from bert_adapter import checkpoint, files, page, training
 from bert_adapter.cli import main
 from bert_adapter.compressing import Report
 from bert_adapter.demo import sentences
@@ -20,6 +22,7 @@ from bert_adapter.evaluate import compare, embed, ranks, spearman
 from bert_adapter.factorisation import KernelReport
 from bert_adapter.importance import measure
 from bert_adapter.page import loss_figure, place, write_page
+from bert_adapter.reading import read_texts
 from bert_adapter.signals import SIGNALS
 
 KEY = "encoder/layer/0/attention/self/key"
@@ -158,6 +161,7 @@ def check_refused(command, options, changed, message, *, folder, capsys):
         ({"--rank": "-", "--budget": "nan"}, r"--budget is the share .*, in \(0, 1\]; got nan"),
         ({"--rank": "-", "--budget": 0}, r"--budget is the share .*, in \(0, 1\]; got 0"),
         ({"--rank": "-", "--budget": 0.01}, "--budget: the smallest ranks take .* got 0.01"),
+        ({"--multiple-of": 8}, "--uniform, multiple_of and of say how a budget is spent; got a rank"),
         ({"--multiple-of": 0}, "--multiple-of: got 0, wanted 1 to"),
         ({"--shrink": "nan"}, r"--shrink is how far .*, in \[0, 1\]; got nan"),
         ({"--shrink": "inf"}, r"--shrink is how far .*, in \[0, 1\]; got inf"),
@@ -262,11 +266,33 @@ def test_demo_refuses_what_cannot_be_in_a_line_before_work(options, message, pla
     assert re.search(message, refused(["demo", *options], capsys))
 
 
+def forbidden(*_, **__):
+    raise PermissionError(13, "Permission denied")
+
+
+def test_pipes_and_devices_are_read_and_never_replaced(places, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(places)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for option in ("--report", "--file", "-o"):
+        argv = ["compress", "model", "--rank", "4", "--text", "text", "-o", str(tmp_path / "out"), option, str(pipe)]
+        assert f"{option}: {pipe}: " in refused(argv, capsys)
+    with pytest.raises(ValueError, match=f"{pipe}: got a device or a pipe"):
+        files.write_text(pipe, "a page")
+    assert pipe.is_fifo()
+    writer = threading.Thread(target=pipe.write_text, args=("a dog\n",))
+    writer.start()
+    assert read_texts(pipe) == ["a dog"]
+    writer.join()
+
+
 def test_a_place_without_permission_is_refused(places, monkeypatch, capsys):
     monkeypatch.chdir(places)
-    monkeypatch.setattr(files.os, "access", lambda path, mode: False)  # root may write everywhere
+    monkeypatch.setattr(files.tempfile, "TemporaryFile", forbidden)  # root may write everywhere
     line = refused(["compress", "model", "--rank", "4", "--text", "text", "-o", "out"], capsys)
-    assert re.search("no permission to write in", line)
+    assert "-o: " in line
+    assert f"cannot write in {places}: Permission denied" in line
+    assert not (places / "out").exists()
 
 
 def full(*_, **__):
@@ -287,6 +313,7 @@ def test_a_full_disk_keeps_what_was_measured_and_says_so(places, monkeypatch, tm
     assert file.exists()
     assert not out.exists()
     monkeypatch.setattr(measure, "counted", lambda *_: pytest.fail("it measures again"))
+    monkeypatch.setattr(page, "write_page", lambda *_: None)  # drawn by other tests
     assert main([*argv, "--file", str(file)]) == 0
     assert list(bert_adapter.load(out).config["low_rank"]["ranks"].values()) == [4]
 

@@ -275,6 +275,7 @@ def test_signals_of_two_factors_have_the_loss_of_these(signal):
         ({"rank": 4, "signal": "exact", "gradients": lambda output, batch: output[:, 0]}, "or write signal='fisher'"),
         ({"rank": 4, "gradients": "poisson"}, "gradients must be a function .*; got 'poisson'"),
         ({}, "wanted exactly one of rank and budget"),
+        ({"rank": 4, "multiple_of": 8}, "say how a budget is spent; got a rank"),
         ({"rank": 4, "budget": 0.5}, "wanted exactly one of rank and budget"),
         ({"budget": 1.5}, r"share of the kernels to keep, in \(0, 1\]; got 1.5"),
         ({"budget": 0.5, "of": "layers"}, "of must be one of .*; got 'layers'"),
