@@ -8,12 +8,14 @@ import numpy as np
 
 from bert_adapter.batches import check_weights, labelled
 from bert_adapter.families import label_count
+from bert_adapter.families.sentence import PROMPTS, settings
 from bert_adapter.importance.gradients import Loss
 from bert_adapter.labels import SETS
 from bert_adapter.layers.capture import Batch
 from bert_adapter.losses import distillation, task_loss
-from bert_adapter.model import Model, forward
+from bert_adapter.model import Model, check_batch, forward
 from bert_adapter.text import LabelledTexts, Texts, as_texts, checked_rows, length_of, tokenizer
+from bert_adapter.values import check_finite
 from wlra.checks import check_count
 
 
@@ -26,7 +28,12 @@ class Fidelity(NamedTuple):
 
 
 def embed(model: Model, texts: Texts, batch_size: int = 32, max_length: int = 128) -> np.ndarray:
-    """Row i is the output for text i, of an embedder an embedding of length one; (texts, width)."""
+    """Row i is the output for text i, of an embedder its embedding; (texts, width).
+
+    Raises:
+      ValueError: rows that are no texts; as `tokenizer`.
+      FloatingPointError: an output that is not finite; the message names the batch.
+    """
     check_count("batch_size", batch_size, 1)
     encode, run, texts = tokenizer(model, max_length), jax.jit(forward(model)), as_texts(texts)
     params = jax.device_put(model.params)
@@ -36,21 +43,31 @@ def embed(model: Model, texts: Texts, batch_size: int = 32, max_length: int = 12
         chosen = order[begin : begin + batch_size]
         # The last batch is filled up, so that it has the shape of the others.
         filled = chosen + [chosen[0]] * (min(batch_size, len(texts)) - len(chosen))
-        outputs = np.asarray(run(params, encode([texts[i] for i in filled])))  # pyright: ignore[reportArgumentType]
+        batch = encode([texts[i] for i in filled])  # pyright: ignore[reportArgumentType]
+        check_batch(forward(model), batch, begin // batch_size)
+        outputs = np.asarray(run(params, batch))
+        check_finite(outputs, begin // batch_size)
         for i, row in zip(chosen, outputs, strict=False):
             rows[i] = row
     return np.stack([row for row in rows if row is not None])
 
 
 def compare(dense: np.ndarray, other: np.ndarray) -> Fidelity:
-    """The fidelity of embeddings to the dense ones of the same texts, both with rows of length one."""
+    """The fidelity of embeddings to the dense ones of the same texts."""
     if dense.shape != other.shape:
         raise ValueError(f"wanted embeddings of the same texts; got shapes {dense.shape} and {other.shape}")
+    dense, other = unit_rows(dense), unit_rows(other)
     pairs = np.triu_indices(len(dense), 1)
     return Fidelity(
         cosine=float(np.mean(np.sum(dense * other, axis=1))),
         spearman=spearman((dense @ dense.T)[pairs], (other @ other.T)[pairs]),
     )
+
+
+def unit_rows(rows: np.ndarray) -> np.ndarray:
+    """The rows scaled to length one; zeros stay zeros."""
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.where(lengths > 0, lengths, 1)
 
 
 def loss_increase(dense: Model, small: Model, batches: Iterable[Batch], loss: Loss | None = None) -> float:
@@ -61,7 +78,9 @@ def loss_increase(dense: Model, small: Model, batches: Iterable[Batch], loss: Lo
     of the outputs. "weights", if a batch has any, weigh its examples.
 
     Raises:
-      ValueError: no batches, weights that cannot be, or, for `task_loss`, labels that are none of the head's.
+      ValueError: no batches, token ids or weights that cannot be, or, for `task_loss`, labels that are none of the
+        head's.
+      FloatingPointError: an output of either model is not finite; the message names the batch.
 
     Example:
         >>> import bert_adapter
@@ -74,8 +93,11 @@ def loss_increase(dense: Model, small: Model, batches: Iterable[Batch], loss: Lo
     runs = [(jax.jit(forward(model)), jax.device_put(model.params)) for model in (dense, small)]
     apart = distillation(dense.module, temperature=1.0)
     total = count = 0.0
-    for batch in labelled(dense, batches) if loss is task_loss else batches:
+    for number, batch in enumerate(labelled(dense, batches) if loss is task_loss else batches):
+        check_batch(forward(dense), batch, number)
         before, after = (run(params, batch) for run, params in runs)
+        for whose, output in (("the dense model", before), ("the small model", after)):
+            check_finite(output, number, whose)
         each = apart(after, before) if loss is None else loss(after, batch) - loss(before, batch)
         weights = check_weights(batch)
         total, count = total + float(np.sum(weights * np.asarray(each))), count + float(np.sum(weights))
@@ -101,11 +123,13 @@ def score(model: Model, rows: LabelledTexts, batch_size: int = 32, max_length: i
 
     Of a head of several labels at once, each label of each row counts, as there or not.
 
-    The value that a regression predicts is its output; that of an embedder, for pairs of texts, the cosine of theirs.
+    The value that a regression predicts is its output; that of an embedder, for pairs of texts, the cosine of theirs,
+    or their dot product if its files declare that.
 
     Raises:
-      ValueError: an embedder is given single texts; rows that are no texts, or labels that are missing, not finite, or
-        none of the head's.
+      ValueError: an embedder is given single texts, or declares a similarity that is not supported; rows that are no
+        texts, or labels that are missing, not finite, or none of the head's.
+      FloatingPointError: an output is not finite; the message names the batch.
 
     Example:
         >>> import numpy as np, bert_adapter
@@ -126,7 +150,17 @@ def score(model: Model, rows: LabelledTexts, batch_size: int = 32, max_length: i
     if isinstance(texts[0], str):
         raise ValueError("an embedder is scored by the cosines of pairs of texts; got single ones: give it a head")
     first, second = (embed(model, [pair[i] for pair in texts], batch_size, max_length) for i in (0, 1))
-    return of_values(np.sum(first * second, axis=1), labels)
+    return of_values(similarities(model, first, second), labels)
+
+
+def similarities(model: Model, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Of each row of `first` to the same one of `second`: the cosine, or the dot product where that is declared."""
+    kind = settings(model.files).similarity
+    if kind not in ("cosine", "dot"):
+        raise ValueError(f"{PROMPTS}: got similarity_fn_name {kind!r}, supported: 'cosine', 'dot'")
+    if kind == "cosine":
+        first, second = unit_rows(first), unit_rows(second)
+    return np.sum(first * second, axis=1)
 
 
 def of_values(predicted: np.ndarray, wanted: np.ndarray) -> dict[str, float]:

@@ -7,16 +7,19 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from bert_adapter.checkpoint.directory import READING
 from bert_adapter.checkpoint.names import low_rank, shapes
 from bert_adapter.families import family_of, label_count, module_for
+from bert_adapter.families.family import Family
 from bert_adapter.model import Model
 
 
 def with_head(model: Model, labels: int, *, seed: int = 0) -> Model:
     """The model with a new classifier of `labels` classes on its pooler; of one, the value of a regression.
 
-    An encoder without a pooler gets a new one. New kernels are drawn from the normal distribution that the config
-    names; new biases are zero.
+    An encoder without a pooler gets a new one. What followed the encoder to embed texts is gone, dense layers
+    and modules.json among it. New kernels are drawn from the normal distribution that the config names; new biases are
+    zero.
 
     Raises:
       ValueError: the model has a classifier.
@@ -30,7 +33,12 @@ def with_head(model: Model, labels: int, *, seed: int = 0) -> Model:
     if (count := label_count(model.module)) is not None:
         raise ValueError(f"the model has a head already, of {count} labels")
     family = family_of(model.config)
-    config = headed_config(model.config, labels, family.classifier.names[0], family.prefix)
+    stages = [getattr(stage, "name", "") for stage in getattr(model.module, "stages", ())]
+    model = model._replace(
+        params={name: leaf for name, leaf in model.params.items() if name not in stages},
+        files={name: content for name, content in model.files.items() if name in READING},
+    )
+    config = headed_config(model.config, labels, family, stages)
     module = module_for(config)
     flat = flatten_dict(model.params, keep_empty_nodes=True, sep="/")
     params: dict[str, Any] = {f"{family.prefix}{path}": leaf for path, leaf in flat.items()}
@@ -39,13 +47,14 @@ def with_head(model: Model, labels: int, *, seed: int = 0) -> Model:
     return Model(module, unflatten_dict(params | new, sep="/"), config, model.files)
 
 
-def headed_config(config: dict[str, Any], labels: int, architecture: str, prefix: str) -> dict[str, Any]:
-    """The config of an encoder, changed to that of the architecture around it."""
-    kept = {name: value for name, value in config.items() if name not in ("id2label", "label2id")}
-    kept |= {"architectures": [architecture], "num_labels": labels}
-    if "low_rank" not in kept:
+def headed_config(config: dict[str, Any], labels: int, family: Family, gone: list[str]) -> dict[str, Any]:
+    """The config of an encoder, changed to that of the classifier around it; the modules `gone` have no ranks."""
+    kept = {name: value for name, value in config.items() if name not in ("id2label", "label2id", "_num_labels")}
+    kept |= {"architectures": [family.classifier.names[0]], "num_labels": labels}
+    if not kept.get("low_rank"):
         return kept
-    ranks = {f"{prefix}{path}": rank for path, rank in low_rank(kept).items()}
+    left = {path: rank for path, rank in low_rank(kept).items() if path.split("/")[0] not in gone}
+    ranks = {f"{family.prefix}{path}": rank for path, rank in left.items()}
     return kept | {"low_rank": kept["low_rank"] | {"ranks": ranks}}
 
 

@@ -61,8 +61,8 @@ def solve_group(jobs: list[Job], method: wlra.Method, options: Mapping[str, Any]
     ranks = [job.rank for job in jobs]
     # A closed form costs little: at the largest rank there can be, one program serves all plans.
     most = max(ranks) if method.closed_form is None else math.ceil(break_even(jobs[0].matrix.shape)) - 1
-    matrices = jnp.asarray(np.stack([job.matrix for job in jobs]))
-    weights = jax.tree.map(lambda *arrays: jnp.stack(arrays), *(job.weights for job in jobs))
+    matrices = np.stack([job.matrix for job in jobs])
+    weights = jax.tree.map(stacked, *(job.weights for job in jobs))
     batch: dict[str, Any] = {
         "method": method,
         "ranks": None if set(ranks) == {most} else ranks,
@@ -75,12 +75,17 @@ def solve_group(jobs: list[Job], method: wlra.Method, options: Mapping[str, Any]
     return [jax.tree.map(lambda leaf, i=i: leaf[i], result) for i in range(len(jobs))]
 
 
+def stacked(*arrays: Any) -> Any:
+    """The arrays as one, on the host in their own precision if all of them are."""
+    return (np if all(isinstance(array, np.ndarray) for array in arrays) else jnp).stack(arrays)
+
+
 def with_path(error: ValueError, jobs: list[Job]) -> ValueError:
     """What is wrong with the first kernel whose values the solver cannot use, or else the error itself."""
     for job in jobs:
         check = checks.check_kronecker_values if isinstance(job.weights, wlra.Kronecker) else checks.check_values
         try:
-            check(jnp.asarray(job.matrix), job.weights)
+            check(job.matrix, job.weights)
         except ValueError as fault:
             return ValueError(f"{job.path}: {fault}")
     return error

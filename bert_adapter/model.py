@@ -1,14 +1,19 @@
 """A module with its parameters, its config and its small files."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 
-from bert_adapter.families import family_of
+from bert_adapter.families import family_of, module_for
+from bert_adapter.families.bert_module import Bert
 from bert_adapter.layers.capture import Batch, Forward
 from bert_adapter.layers.running import apply
+from bert_adapter.values import check_values
+
+__all__ = ["Bert", "Model", "check_batch", "forward", "module_for", "training_forward_of"]
 
 
 class Model(NamedTuple):
@@ -42,17 +47,35 @@ def forward(model: Model) -> Forward:
         >>> jax.jit(bert_adapter.forward(model))(model.params, batch).shape
         (2, 16)
     """
-    return forward_of(model.module, family_of(model.config).inputs)
+    family = family_of(model.config)
+    return forward_of(model.module, family.inputs, tuple(family.sizes(model.module.config).items()))
 
 
 @lru_cache(maxsize=32)
-def forward_of(module: Any, inputs: tuple[str, ...]) -> Forward:
-    """One function for each module and the names of its inputs."""
+def forward_of(module: Any, inputs: tuple[str, ...], sizes: tuple[tuple[str, int], ...]) -> Forward:
+    """One function for each module and what it takes."""
+    return Run(module, inputs, sizes)
 
-    def run(params: Any, batch: Batch) -> Any:
-        return apply(module, params, **{name: batch[name] for name in inputs if name in batch})
 
-    return run
+@dataclass(frozen=True)
+class Run:
+    """(params, batch) -> output; the names of the inputs, and how many values each may have."""
+
+    module: Any
+    inputs: tuple[str, ...]
+    sizes: tuple[tuple[str, int], ...]
+
+    def __call__(self, params: Any, batch: Batch) -> Any:
+        check_values(dict(self.sizes), batch)
+        return apply(self.module, params, **{name: batch[name] for name in self.inputs if name in batch})
+
+
+def check_batch(forward: Forward, batch: Batch, number: int) -> None:
+    """A ValueError if a batch holds values that the model does not know: a compiled program could not say so."""
+    try:
+        check_values(dict(getattr(forward, "sizes", ())), batch)
+    except ValueError as error:
+        raise ValueError(f"batch {number}: {error}") from None
 
 
 @lru_cache(maxsize=32)

@@ -1,5 +1,6 @@
 """A BERT small enough to try things on."""
 
+import json
 from typing import Any
 
 import jax
@@ -40,6 +41,18 @@ FILES = {
     "vocab.txt": "\n".join(WORDS).encode(),
     "tokenizer_config.json": b'{"tokenizer_class": "BertTokenizer", "do_lower_case": true}',
 }
+MODULES = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
+EMBEDDER = {  # what declares the mean of a text's tokens, scaled to length one
+    "modules.json": json.dumps(
+        [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in MODULES]
+    ).encode(),
+    "1_Pooling/config.json": b'{"pooling_mode_mean_tokens": true}',
+}
+
+
+def files_of(config: dict[str, Any]) -> dict[str, bytes]:
+    """A tokenizer, and an embedder's declarations if the config is one's."""
+    return FILES | (EMBEDDER if config["architectures"] == ["BertModel"] else {})
 
 
 def sample_model(**entries: Any) -> Model:
@@ -51,7 +64,7 @@ def sample_model(**entries: Any) -> Model:
         (32, 32)
     """
     config = CONFIG | entries
-    module, rng = module_for(config), np.random.default_rng(0)
+    module, rng = module_for(config, files_of(config)), np.random.default_rng(0)
     shapes, _ = parameter_shapes(module)
     params = jax.tree.map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), shapes)
-    return Model(module, params, config, FILES)
+    return Model(module, params, config, files_of(config))

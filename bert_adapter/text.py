@@ -1,18 +1,16 @@
 """Texts and labelled rows, as batches of token ids."""
 
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 
-from bert_adapter.checkpoint.directory import write_texts
-from bert_adapter.families import family_of
+from bert_adapter.families.sentence import settings
 from bert_adapter.labels import as_labels, row_number
 from bert_adapter.layers.capture import Batch
 from bert_adapter.model import Model
+from bert_adapter.vocabulary import longest_row, tokenizer_of
 from wlra.checks import check_count
 
 Texts = str | Iterable[Any]  # a text, or what holds texts or pairs of texts; see as_texts
@@ -70,12 +68,15 @@ def length_of(text: str | tuple[str, ...]) -> int:
 def tokenizer(model: Model, max_length: int = 128, multiple_of: int = 16) -> Tokenizer:
     """A function from texts, or pairs of texts, to the int32 arrays that the model's module takes by name.
 
-    Rows are cut at max_length, or at the model's last position, and padded to the longest of them rounded up
-    to a multiple of multiple_of: few lengths are few compilations. The lengths in tokenizer.json are
-    overruled. A single text is a list of one; see `as_texts` for what else may hold texts.
+    Rows are cut at max_length, at the model's last position, or where its files say ("max_seq_length" of
+    sentence_bert_config.json, or else "model_max_length" of the tokenizer), whichever comes first, and padded to the
+    longest of them rounded up to a multiple of multiple_of: few lengths are few compilations. The lengths in
+    tokenizer.json are overruled. A default prompt that the files declare is put before every text. A single text is a
+    list of one; see `as_texts` for what else may hold texts.
 
     Raises:
-      ValueError: no tokenizer, lengths that leave no room for a token of text, or, when called, rows that are no texts.
+      ValueError: no tokenizer, or one that does not fit the model; a declaration that cannot be honoured; lengths that
+        leave no room for a token of text; or, when called, rows that are no texts.
 
     Example:
         >>> import bert_adapter
@@ -84,22 +85,18 @@ def tokenizer(model: Model, max_length: int = 128, multiple_of: int = 16) -> Tok
         >>> encode(["a red fox", "a dog runs far"])["attention_mask"].sum(axis=1)
         array([5, 6])
     """
-    from transformers import AutoTokenizer
-
     check_count("multiple_of", multiple_of, 1)
-    if not model.files.keys() & {"tokenizer.json", "vocab.txt", "vocab.json"}:
-        raise ValueError(f"files: got {sorted(model.files)}, wanted tokenizer.json, vocab.txt or vocab.json")
-    with tempfile.TemporaryDirectory() as directory:
-        write_texts(model, Path(directory))
-        tokenize = AutoTokenizer.from_pretrained(directory)
-    limit = min(check_count("max_length", max_length, 1), family_of(model.config).longest(model.module.config))
-    check_room(tokenize, limit, pair=False)
-    padding = {"input_ids": tokenize.pad_token_id or 0, "attention_mask": 0, "token_type_ids": 0}
+    check_count("max_length", max_length, 1)
+    tokenize, prompt = tokenizer_of(model), settings(model.files).prompt
+    limit = min(max_length, longest_row(model, tokenize))
+    check_room(tokenize, limit, prompt, pair=False)
+    padding = {"input_ids": tokenize.pad_token_id, "attention_mask": 0, "token_type_ids": 0}
 
     def encode(texts: Texts) -> dict[str, np.ndarray]:
         listed = as_texts(texts)
-        columns = [listed] if isinstance(listed[0], str) else [list(column) for column in zip(*listed, strict=True)]
-        check_room(tokenize, limit, pair=len(columns) == 2)
+        columns: Any = [listed] if isinstance(listed[0], str) else zip(*listed, strict=True)
+        columns = [[prompt + text for text in column] for column in columns]
+        check_room(tokenize, limit, prompt, pair=len(columns) == 2)
         rows = tokenize(*columns, truncation=True, max_length=limit, return_token_type_ids=True)
         longest = max(map(len, rows["input_ids"]))
         length = min(-(-longest // multiple_of) * multiple_of, limit)
@@ -111,12 +108,13 @@ def tokenizer(model: Model, max_length: int = 128, multiple_of: int = 16) -> Tok
     return encode
 
 
-def check_room(tokenize: Any, limit: int, pair: bool) -> None:
-    """A ValueError if special tokens leave no room for a token of each text."""
-    special = tokenize.num_special_tokens_to_add(pair)
-    if limit < (least := special + 1 + pair):
-        texts = "a pair of texts" if pair else "a text"
-        raise ValueError(f"max_length: got {limit}, wanted at least {least} for {texts}: {special} tokens are special")
+def check_room(tokenize: Any, limit: int, prompt: str, pair: bool) -> None:
+    """A ValueError if special tokens, and a default prompt, leave no room for a token of each text."""
+    texts = "a pair of texts" if pair else "a text"
+    special, prompted = tokenize.num_special_tokens_to_add(pair), len(tokenize.tokenize(prompt)) * (1 + pair)
+    if limit < (least := special + prompted + 1 + pair):
+        taken = f"{special} tokens are special" + (f", {prompted} are the default prompt's" if prompt else "")
+        raise ValueError(f"max_length: got {limit}, wanted at least {least} for {texts}: {taken}")
 
 
 def text_batches(model: Model, texts: Texts, batch_size: int = 16, max_length: int = 128) -> Sequence[Batch]:

@@ -19,7 +19,7 @@ from bert_adapter.files import check_writable, read_arrays, write_arrays
 from bert_adapter.importance.fingerprint import of_arrays, of_function, of_params
 from bert_adapter.layers.capture import Batch, Forward
 from bert_adapter.losses import distillation, task_loss
-from bert_adapter.model import Model, forward, training_forward_of
+from bert_adapter.model import Model, check_batch, forward, training_forward_of
 from bert_adapter.progress import track
 
 SAVE_EVERY = 60.0  # seconds between two states of a training that may be killed
@@ -87,8 +87,8 @@ def finetune(
         ended with it. Delete it once the result is saved.
 
     Raises:
-      ValueError: no batches, a number or a weight that cannot be, for `task_loss` a label that is none of the head's, a
-        teacher with outputs of another shape, a file of another training, or one that cannot be written.
+      ValueError: no batches, token ids, weights or a number that cannot be, for `task_loss` a label that is none of the
+        head's, a teacher with outputs of another shape, a file of another training, or one that cannot be written.
       FloatingPointError: the loss of a step is not finite.
 
     Example:
@@ -144,6 +144,8 @@ def check_range(name: str, value: float | int, least: int, most: int) -> None:
 
 def check_batches(model: Model, teacher: Model | None, batches: Sequence[Batch], loss: Callable) -> None:
     """A ValueError for batches, or a teacher, that the model cannot be trained with."""
+    for number, batch in enumerate(batches):
+        check_batch(forward(model), batch, number)
     for number, batch in enumerate(labelled(model, batches) if loss is task_loss else batches):
         if not check_weights(batch, f"batch {number}").any():
             raise ValueError(f"batch {number}: got no row that counts, wanted some of weight above 0")

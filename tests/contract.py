@@ -25,7 +25,8 @@ PENALISED = {name: {"method": name} for name in able(lambda method: method.penal
 SWEEPS = able(lambda method: bool(method.stages) and method.keeps_zeros)
 SPARSE = able(lambda method: method.sparse)
 SINGLE = tuple(name for name in TABLE if name != "auto")  # which compiles three of the others once more
-KINDS = (*CLOSED_FORMS, "anderson", "als", "lbfgs", "newton", "varpro", "em by svd")  # one of each kind of step
+KINDS = (*CLOSED_FORMS, "anderson", "als")  # what quick tests solve by
+STEPS = (*KINDS, "lbfgs", "newton", "varpro", "em by svd")  # one of each kind of step
 
 M, N, K = 16, 12, 2
 EPS = float(np.finfo(np.float32).eps)
@@ -33,7 +34,7 @@ TOL = 1e-4
 
 
 def cases(names, quick=KINDS):
-    """Parameters of a test: what differs from one of the `quick` in its acceleration alone is slow."""
+    """Parameters of a test: all but the `quick` ones are slow."""
     return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in names]
 
 

@@ -140,3 +140,33 @@ def stationarity(W, weights, left, right):
 
 def as_float64(*arrays):
     return tuple(np.asarray(array, np.float64) for array in arrays)
+
+
+def descend(W, weights, left, right, steps=80):
+    """The loss of a local minimum below the factors, off saddles too: Newton's steps with all curvatures positive."""
+    (m, k), n = left.shape, right.shape[1]
+    rng, damping = np.random.default_rng(0), 1e-3
+    left = left + 1e-4 * np.abs(left).max() * rng.normal(size=left.shape)
+    right = right + 1e-4 * np.abs(right).max() * rng.normal(size=right.shape)
+    now = loss(W, weights, left @ right)
+    for _ in range(steps):
+        rest = weights * (W - left @ right)
+        gradient = -np.concatenate([(rest @ right.T).ravel(), (left.T @ rest).ravel()])
+        hessian = np.zeros((m * k + k * n,) * 2)
+        hessian[: m * k, : m * k] = np.einsum("ij,kj,lj,ip->ikpl", weights, right, right, np.eye(m)).reshape(m * k, -1)
+        hessian[m * k :, m * k :] = np.einsum("ij,ik,il,jp->kjlp", weights, left, left, np.eye(n)).reshape(k * n, -1)
+        cross = np.einsum("ij,kj,il->iklj", weights, right, left) - np.einsum("ij,kl->iklj", rest, np.eye(k))
+        hessian[: m * k, m * k :] = cross.reshape(m * k, -1)
+        hessian[m * k :, : m * k] = hessian[: m * k, m * k :].T
+        values, vectors = np.linalg.eigh(hessian)
+        for _ in range(12):
+            size = np.maximum(np.abs(values), 1e-12 * np.abs(values).max()) + damping * np.abs(values).max()
+            move = -vectors @ ((vectors.T @ gradient) / size)
+            ahead = left + move[: m * k].reshape(m, k), right + move[m * k :].reshape(k, n)
+            if (after := loss(W, weights, ahead[0] @ ahead[1])) < now:
+                break
+            damping *= 10
+        else:
+            break
+        (left, right), now, damping = ahead, after, max(damping / 10, 1e-14)
+    return now

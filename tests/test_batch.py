@@ -33,7 +33,7 @@ import wlra
 
 PERMUTED = W[ROWS][:, COLUMNS], WEIGHTS[ROWS][:, COLUMNS]
 ONES = np.ones_like(W)
-MAPPED = ("separable", "anderson", "als", "lbfgs")  # the rest is slow
+MAPPED = ("separable", "anderson")  # the rest is slow
 
 
 @functools.cache
@@ -72,6 +72,9 @@ def looped(name):
     return jax.tree.map(stacked, *(results[name] for results in members()))
 
 
+CHUNKS = [3, *(pytest.param(chunk, marks=pytest.mark.slow) for chunk in (None, 1))]  # 3 leaves one of four over
+
+
 @functools.cache
 def chunked(chunk):
     W, weights, start = jax.tree.map(stacked, *problems())
@@ -100,18 +103,19 @@ def test_mapping_takes_the_iterations_of_the_loop(name):
     np.testing.assert_allclose(mapped()[name].iterations, looped(name).iterations, atol=1)
 
 
-@pytest.mark.parametrize("chunk", [None, 1, 3])
+@pytest.mark.parametrize("chunk", CHUNKS)
 def test_chunks_give_the_losses_of_the_loop(chunk):
     np.testing.assert_allclose(chunked(chunk).loss, looped("als").loss, rtol=1e-5)  # tol**2 over the curvature
 
 
-@pytest.mark.parametrize("chunk", [None, 1, 3])
+@pytest.mark.parametrize("chunk", CHUNKS)
 def test_chunks_come_back_in_order(chunk):
     first = chunked(chunk).history.loss[:, 0]
     assert_same_loss(first, looped("als").history.loss[:, 0])
     assert len(set(first)) == BATCH
 
 
+@pytest.mark.slow
 def test_a_chunk_of_one_solves_as_if_alone():
     np.testing.assert_allclose(
         chunked(1).iterations, looped("als").iterations, atol=1
@@ -158,7 +162,7 @@ def test_every_problem_has_its_own_status():
 RANKS = (1, 4, 2)
 RANKED = ("separable", "als")
 # Every method at a rank between, one of them at the ends.
-ALONE = [(name, 2) for name in RANKED] + [("als", 1), ("als", 4)]
+ALONE = [(name, 2) for name in RANKED] + [pytest.param("als", rank, marks=pytest.mark.slow) for rank in (1, 4)]
 
 
 @jax.jit
@@ -167,32 +171,24 @@ def in_one_batch(W, weights):
     return {name: wlra.solve_batch(W, weights, 4, method=name, ranks=RANKS, max_iters=5) for name in RANKED}
 
 
-@jax.jit
-def one_by_one(W, weights):
-    """The losses of single solves: of what, at which rank."""
-    place = {rank: i for i, rank in enumerate(RANKS)}
-    return {
-        (name, rank): wlra.solve(W[place[rank]], weights[place[rank]], rank, method=name, max_iters=5).loss
-        for name, rank in ALONE
-    }
+RANKED_PROBLEMS = TARGETS[:3, :9, :7], BATCH_WEIGHTS[:3, :9, :7]
 
 
 @functools.cache
 def ranked():
-    arrays = TARGETS[:3, :9, :7], BATCH_WEIGHTS[:3, :9, :7]
-    return jax.tree.map(np.asarray, (in_one_batch(*arrays), one_by_one(*arrays)))
+    return jax.tree.map(np.asarray, in_one_batch(*RANKED_PROBLEMS))
 
 
 @pytest.mark.parametrize(("method", "rank"), ALONE)
 def test_ranks_of_their_own_are_those_of_single_solves(method, rank):
-    batch, alone = ranked()
-    got = batch[method].loss[RANKS.index(rank)]
-    np.testing.assert_allclose(got, alone[method, rank], rtol=2e-3)  # five steps apart in rounding
+    place = RANKS.index(rank)
+    alone = wlra.solve(*(arrays[place] for arrays in RANKED_PROBLEMS), rank, method=method, max_iters=5)
+    np.testing.assert_allclose(ranked()[method].loss[place], alone.loss, rtol=2e-3)  # five steps apart in rounding
 
 
 @pytest.mark.parametrize("method", RANKED)
 def test_factors_are_zero_beyond_ranks_of_their_own(method):
-    batch = ranked()[0][method]
+    batch = ranked()[method]
     for left, right, rank in zip(batch.left, batch.right, RANKS, strict=True):
         assert not left[:, rank:].any()
         assert not right[rank:].any()

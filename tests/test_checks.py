@@ -75,7 +75,7 @@ REFUSED = {
     "Kronecker weights for another closed form": ({"weights": SPD, "method": "svd"}, "write method='kronecker'"),
     "method kronecker without Kronecker weights": (
         {"method": "kronecker"},
-        "method 'kronecker' needs weights=wlra.Kronecker(row, col); got ndarray",
+        "method 'kronecker' needs weights=wlra.Kronecker(row, col); got weights of entries",
     ),
     "left of another shape": (
         {"start": (LEFT[1:], RIGHT)},

@@ -12,13 +12,13 @@ from contract import (
     COLUMNS,
     EPS,
     ITERATIONS,
-    KINDS,
     MASK,
     PAIR,
     PLANTED,
     ROWS,
     SINGLE,
     STARTS,
+    STEPS,
     TABLE,
     TOL,
     WEIGHTS,
@@ -55,7 +55,7 @@ def planted():
 @functools.cache
 def planted_in_float64():
     target = reference.eckart_young(PLANTED.T, K)  # the rank of a float32 product is K up to rounding only
-    return target, results(target, WEIGHTS.T.astype(np.float64), names=KINDS, quick=DOUBLE)
+    return target, results(target, WEIGHTS.T.astype(np.float64), names=STEPS, quick=DOUBLE)
 
 
 @functools.cache
@@ -85,7 +85,7 @@ def permuted():
 
 @functools.cache
 def transposed():
-    return results(W.T.astype(np.float64), WEIGHTS.T.astype(np.float64), names=KINDS, quick=DOUBLE)
+    return results(W.T.astype(np.float64), WEIGHTS.T.astype(np.float64), names=STEPS, quick=DOUBLE)
 
 
 @functools.cache
@@ -115,7 +115,7 @@ def in_units(target, weight):
     return results(np.ldexp(W, target), np.ldexp(WEIGHTS, weight))
 
 
-EXTREME = {(4, 3, 3): DOUBLE, (1, 1, 1): ("svd", "anderson")}  # by shape and rank, what is quick
+EXTREME = {(4, 3, 3): DOUBLE, (1, 1, 1): ("separable", "anderson")}  # by shape and rank, what is quick
 EXTREMES = [
     pytest.param(name, shape, marks=() if name in quick else pytest.mark.slow)
     for shape, quick in EXTREME.items()
@@ -246,7 +246,7 @@ def test_a_target_of_the_rank_asked_for_is_recovered_from_any_start(name):
     assert reference.loss(PLANTED, WEIGHTS, product(planted()[name])) <= EXACT
 
 
-@pytest.mark.parametrize("name", cases(KINDS, DOUBLE))
+@pytest.mark.parametrize("name", cases(STEPS, DOUBLE))
 def test_a_float64_target_is_recovered_to_float64_precision(name, x64):
     target, result = planted_in_float64()
     assert reference.loss(target, WEIGHTS.T, product(result[name])) <= EXACT * (np.finfo(np.float64).eps / EPS) ** 2
@@ -280,7 +280,7 @@ def test_iterations_permute_with_rows_and_columns(name):
     assert_same_loss(permuted()[name].history.loss[:4], example()[name].history.loss[:4])
 
 
-@pytest.mark.parametrize("name", cases([name for name in KINDS if name in ITERATIONS], DOUBLE))
+@pytest.mark.parametrize("name", cases([name for name in STEPS if name in ITERATIONS], DOUBLE))
 def test_the_transposed_problem_has_the_same_minimum(name, x64):
     np.testing.assert_allclose(transposed()[name].loss, minimum(), rtol=1e-5)  # as before transposing
 

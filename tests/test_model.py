@@ -18,7 +18,8 @@ from bert_adapter.checkpoint.names import by_path
 from bert_adapter.evaluate import embed
 from bert_adapter.families import label_count, module_for, predictive
 from bert_adapter.families.bert import config_from_dict
-from bert_adapter.families.bert_module import ACTIVATIONS, Bert, SentenceEmbedder, SequenceClassifier, mean_embedding
+from bert_adapter.families.bert_module import ACTIVATIONS, Bert, SentenceEmbedder, SequenceClassifier
+from bert_adapter.families.stages import Pooling, normalised, pooled
 from bert_adapter.text import tokenizer
 
 STS_B = Path(__file__).parents[2] / "shared/data/glue/STS-B/dev.tsv"
@@ -142,7 +143,7 @@ def test_sentence_of_padding_embeds_to_zeros_with_finite_gradients():
 
 def test_mean_of_no_states_is_zero_with_finite_gradients():
     hidden, mask = jnp.ones((2, 3, 4)), np.zeros((2, 3), np.int32)
-    value, gradient = jax.value_and_grad(lambda hidden: mean_embedding(hidden, mask).sum())(hidden)
+    value, gradient = jax.value_and_grad(lambda hidden: normalised(pooled(Pooling(), hidden, mask)).sum())(hidden)
     assert value == 0
     np.testing.assert_array_equal(gradient, np.zeros((2, 3, 4)))
 

@@ -203,9 +203,11 @@ def test_features_out_are_named_after_the_class():
 
 
 def test_weights_may_be_lists_or_jax_arrays():
-    models = [WLRA(K).fit(X, weights=weights) for weights in (WEIGHTS, WEIGHTS.tolist(), jnp.asarray(WEIGHTS))]
+    single = WEIGHTS.astype(np.float32)
+    kinds = (WEIGHTS, WEIGHTS.tolist(), single, jnp.asarray(single))
+    models = [WLRA(K).fit(X, weights=weights) for weights in kinds]
     np.testing.assert_array_equal(models[0].components_, models[1].components_)
-    np.testing.assert_array_equal(models[0].components_, models[2].components_)
+    np.testing.assert_array_equal(models[2].components_, models[3].components_)
 
 
 # A model, what it is fitted to, and what the message must hold.

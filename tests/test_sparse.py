@@ -14,6 +14,7 @@ from jax.experimental.sparse import BCOO
 
 import wlra
 from wlra import checks
+from wlra.door import check_problem
 from wlra.linalg.decompose import leading_components
 from wlra.options import check_options, prepare
 from wlra.pipeline import solve_inputs
@@ -64,10 +65,9 @@ SINGLE = ("als",)  # in float32, and in quick tests
 
 def prepared(W, weights, dtype, method, start=None, max_iters=ITERS, nuclear=None):
     """The solver's arrays and its options."""
-    W = checks.check_target(W, batched=False)
     start = pair(dtype) if start is None else start
     request = check_options(method, start=start, tol=0.0, max_iters=max_iters, patience=1000, nuclear=nuclear)
-    return prepare(W, weights, K, request)
+    return prepare(check_problem(W, weights), K, request)
 
 
 @functools.partial(jax.jit, static_argnames="options")
@@ -87,7 +87,7 @@ def solve_cases(W, weights, dtype, names, **changes):
 def beside():
     """In float64: the results of the sparse solver, and those of the dense one."""
     sparse = stored(W, dtype=float), stored(WEIGHTS, dtype=float)
-    quick = (*SINGLE, "with a penalty", "from the default start")
+    quick = (*SINGLE, "with a penalty")
     return tuple(
         Results(lambda names, arrays=arrays: solve_cases(*arrays, float, names), CASES, quick)
         for arrays in (sparse, (W, WEIGHTS))
@@ -126,6 +126,7 @@ def test_a_nuclear_penalty_is_that_of_the_dense_solver_but_for_the_certificate(x
     assert np.isinf(sparse.gap)
 
 
+@pytest.mark.slow
 def test_the_default_start_is_nearly_that_of_the_dense_solver_and_leads_to_its_loss(x64):
     sparse, dense = (results["from the default start"] for results in beside())
     first, last = sparse.history.loss[0] / dense.history.loss[0], sparse.loss / dense.loss
@@ -230,7 +231,7 @@ REFUSED = {
     "the same entries as W; got one at": (stored(W), stored(WEIGHTS, places=OTHER), {}),
     f"the same {ENTRIES} entries as W; got {ENTRIES - 1}": (stored(W), stored(WEIGHTS, places=PLACES[1:]), {}),
     "weights must have the shape of W": (stored(W), changed(WEIGHTS, shape=(M + 1, N)), {}),
-    "None or a BCOO like it; got ndarray": (stored(W), WEIGHTS, {}),
+    "None or sparse like it; got ndarray": (stored(W), WEIGHTS, {}),
     "weights must be dense here; got a BCOO": (W.astype(np.float32), stored(WEIGHTS), {}),
     "W stores no entry": (stored(W, places=PLACES[:0]), None, {}),
     "got shape .* n_dense=1": (BCOO.fromdense(jnp.ones((M, N)), n_dense=1), None, {}),

@@ -30,7 +30,7 @@ def config(architecture=EMBEDDER, **entries) -> dict[str, Any]:
 
 @functools.cache
 def module(architecture=EMBEDDER, **entries) -> Any:
-    return module_for(config(architecture, **entries))
+    return module_for(config(architecture, **entries), sample.files_of(config(architecture)))
 
 
 def random_params(module, *inputs, size=0.5):
@@ -47,8 +47,8 @@ def params(architecture=EMBEDDER, **entries):
 
 @functools.cache
 def model(architecture=EMBEDDER, size=0.3, **entries) -> Model:
-    made = module(architecture, **entries)
-    return Model(made, random_params(made, size=size), config(architecture, **entries), FILES)
+    made, entries = module(architecture, **entries), config(architecture, **entries)
+    return Model(made, random_params(made, size=size), entries, sample.files_of(entries))
 
 
 @functools.cache

@@ -3,16 +3,31 @@
 from typing import Any
 
 import jax
-from jax.experimental.sparse import BCOO
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from wlra import checks, devices
+from wlra.blocks import blocks, may_be_cut, solve_apart
+from wlra.door import Given, enter
 from wlra.methods.method import Method
-from wlra.options import MAX_ITERS, PATIENCE, TOL, check_options, join, prepare, refuse_filled, refuse_whole, split
+from wlra.options import (
+    MAX_ITERS,
+    PATIENCE,
+    TOL,
+    Request,
+    check_options,
+    join,
+    prepare,
+    refuse_filled,
+    refuse_whole,
+    split,
+)
 from wlra.pipeline import solve_inputs
 from wlra.result import Result
 from wlra.runners import solve_chunks, solve_cut, solve_dealt, solve_repeatedly
+from wlra.sparse import is_sparse
 
 
 def solve(
@@ -98,17 +113,32 @@ def solve(
         ridge=ridge,
         nuclear=nuclear,
     )
-    if isinstance(W, BCOO):
-        refuse_filled(request, weights, restarts, mesh)
+    return enter(W, weights, lambda given: solve_given(given, rank, request, restarts=restarts, key=key, mesh=mesh))
+
+
+def solve_given(
+    given: Given, rank: Any, request: Request, *, restarts: int | None = None, key: Any = None, mesh: Any = None
+) -> Result:
+    """The same of a problem that has been checked."""
+    if is_sparse(given.target):
+        refuse_filled(request, restarts, mesh)
     if mesh is not None:
-        refuse_whole(request, weights, restarts)
-        W, weights, start, plan = devices.cut(devices.check_mesh(mesh), W, weights, rank=rank, start=request.start)
-        target = checks.check_target(W, batched=False)
-        return solve_cut(*prepare(target, weights, rank, request._replace(start=start)), plan)
-    inputs, options = prepare(checks.check_target(W, batched=False), weights, rank, request)
+        refuse_whole(request, given.weights, restarts)
+        mesh = devices.check_mesh(mesh)
+    inputs, options = prepare(given, rank, request)
+    if mesh is not None:
+        inputs, plan = devices.cut(mesh, inputs)
+        return solve_cut(inputs, options, plan)
+    inputs = jax.tree.map(on_device, inputs)
     if restarts is not None:
         return solve_repeatedly(inputs, options, checks.check_count("restarts", restarts, 1), key)
-    return solve_inputs(inputs, options)
+    parts = blocks(inputs.weights) if given.examined and may_be_cut(inputs, options) else []
+    return solve_apart(inputs, options, parts) if len(parts) > 1 else solve_inputs(inputs, options)
+
+
+def on_device(leaf: Any) -> Any:
+    """The array as one of JAX, which does not change with the caller's."""
+    return jnp.array(leaf) if isinstance(leaf, np.ndarray) else leaf
 
 
 def solve_batch(
@@ -165,13 +195,21 @@ def solve_batch(
         ridge=ridge,
         nuclear=nuclear,
     )
-    W = checks.check_target(W, batched=True)
-    chunk = len(W) if chunk is None else checks.check_count("chunk", chunk, 1)
+    more: dict[str, Any] = {"ranks": ranks, "chunk": chunk, "mesh": mesh}
+    return enter(W, weights, lambda given: batch_given(given, rank, request, **more), batched=True)
+
+
+def batch_given(
+    given: Given, rank: Any, request: Request, *, ranks: Any = None, chunk: int | None = None, mesh: Any = None
+) -> Result:
+    """The same of problems that have been checked."""
+    count = given.shape[0]
+    chunk = count if chunk is None else checks.check_count("chunk", chunk, 1)
     mesh = None if mesh is None else devices.check_mesh(mesh)
-    inputs, options = prepare(W, weights, rank, request, ranks=ranks)
+    inputs, options = prepare(given, rank, request, ranks=ranks)
     if mesh is None:
-        return solve_chunks(inputs, options, min(chunk, len(W)))
+        return solve_chunks(jax.tree.map(on_device, inputs), options, min(chunk, count))
     arrays, shared = split(inputs)
     dealt = join(devices.deal(arrays, mesh), shared)
-    result = solve_dealt(dealt, options, min(chunk, -(-len(W) // mesh.size)), mesh)
-    return result if len(result.left) == len(W) else jax.tree.map(lambda leaf: leaf[: len(W)], result)
+    result = solve_dealt(dealt, options, min(chunk, -(-count // mesh.size)), mesh)
+    return result if len(result.left) == count else jax.tree.map(lambda leaf: leaf[:count], result)

@@ -1,41 +1,42 @@
 """What callers pass becomes arrays of the right shape and dtype, or a ValueError that says why not."""
 
+import decimal
 import functools
+import numbers
 import operator
 from collections.abc import Callable, Collection
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.experimental.sparse import BCOO
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool
 
+from wlra.convert import as_numpy, is_sparse_matrix, joined, real
 from wlra.problem import Kronecker
-from wlra.sparse import Matrix, Sparse, in_row_order, is_sparse, like, values
+from wlra.sparse import Sparse, as_sparse, is_sparse, like, values
 
 T = TypeVar("T")
 POSITIVE = " where the weight is positive"
 
 
-def check_target(W: Any, batched: bool) -> Array | Sparse:
-    """`W` as a floating array with two axes, three if batched; a sparse one with its entries in order of row."""
-    if isinstance(W, BCOO) and not batched:
-        W = in_row_order(W, "W")
-        return like(W, as_real(W.values, "W"))
-    W = as_real(W, "W")
+def check_target(W: Any, batched: bool) -> Any:
+    """`W` as a floating array with two axes, three if batched, masked entries NaN; or as `Sparse`, in order of row."""
+    if is_sparse_matrix(W) and not batched:
+        return as_sparse(W, "W")
+    W = real(W, "W", masked=np.nan)
     wanted = "(batch, m, n)" if batched else "(m, n)"
     if W.ndim != 2 + batched or 0 in W.shape:
         raise ValueError(f"W must be a {wanted} array without empty axes; got shape {W.shape}")
     return W
 
 
-def check_weights(weights: Any, shape: tuple[int, ...]) -> Array:
-    """`weights` as a floating array of the given shape."""
+def check_weights(weights: Any, shape: tuple[int, ...]) -> Any:
+    """`weights` as a floating array of the given shape, masked entries 0."""
     if weights is None:
-        return jnp.ones(shape, jnp.float32)
-    weights = as_real(weights, "weights")
+        return np.broadcast_to(np.float32(1), shape)
+    weights = real(weights, "weights", masked=0.0)
     if weights.ndim == 1 and len(shape) == 2:
         raise ValueError(
             f"weights has one axis {weights.shape}, which could mean rows or columns: write weights[:, None] for one "
@@ -44,27 +45,42 @@ def check_weights(weights: Any, shape: tuple[int, ...]) -> Array:
     return check_broadcast(weights, shape, "weights")
 
 
-def check_sparse_weights(weights: BCOO | None, W: Sparse) -> Matrix:
+def hide(W: Any, weights: Any) -> Any:
+    """The weights, 0 where a `numpy.ma.MaskedArray` masks the target."""
+    W = joined(W, "W")
+    if not isinstance(W, np.ma.MaskedArray) or not np.ma.getmaskarray(W).any():
+        return weights
+    if isinstance(weights, Kronecker):
+        raise ValueError("W must not be masked: Kronecker weights skip no entry")
+    mask = np.ma.getmaskarray(W)
+    if isinstance(weights, jax.Array):
+        return jnp.where(mask, 0, weights)
+    return np.where(mask, weights.dtype.type(0), weights)
+
+
+def check_sparse_weights(weights: Any, W: Sparse) -> Any:
     """`weights` with the entries that `W` stores, in its order; 1 for each if None."""
     if weights is None:
-        return like(W, jnp.ones_like(W.values))
+        return like(W, np.broadcast_to(np.float32(1), W.values.shape))
+    if not is_sparse_matrix(weights):
+        raise ValueError(f"weights of a sparse W must be None or sparse like it; got {type(weights).__name__}")
     if weights.shape != W.shape:
         raise ValueError(f"weights must have the shape of W, {W.shape}; got {weights.shape}")
-    ordered = in_row_order(weights, "weights")
+    ordered = as_sparse(weights, "weights")
     if len(ordered.values) != len(W.values):
         raise ValueError(f"weights must store the same {len(W.values)} entries as W; got {len(ordered.values)}")
     other = np.flatnonzero((np.asarray(ordered.rows) != W.rows) | (np.asarray(ordered.cols) != W.cols))
     if len(other):
         place, wanted = ((int(matrix.rows[other[0]]), int(matrix.cols[other[0]])) for matrix in (ordered, W))
         raise ValueError(f"weights must store the same entries as W; got one at {place} where W has {wanted}")
-    return like(W, as_real(ordered.values, "weights"))
+    return like(W, ordered.values)
 
 
 def check_kronecker(weights: Kronecker, shape: tuple[int, ...]) -> Kronecker:
     """Both factors as floating arrays (m, m) and (n, n), with the batch axis of the target if it has one."""
     *batch, m, n = shape
-    row = check_broadcast(as_real(weights.row, "weights.row"), (*batch, m, m), "weights.row")
-    return Kronecker(row, check_broadcast(as_real(weights.col, "weights.col"), (*batch, n, n), "weights.col"))
+    row = check_broadcast(real(weights.row, "weights.row"), (*batch, m, m), "weights.row")
+    return Kronecker(row, check_broadcast(real(weights.col, "weights.col"), (*batch, n, n), "weights.col"))
 
 
 def check_rank(rank: Any, shape: tuple[int, ...]) -> int:
@@ -78,6 +94,8 @@ def check_rank(rank: Any, shape: tuple[int, ...]) -> int:
 def check_count(name: str, value: Any, least: int) -> int:
     """The value as an int that is at least `least`."""
     try:
+        if isinstance(value, bool):
+            raise TypeError
         count = operator.index(value)
     except TypeError:
         raise ValueError(f"{name} must be an integer known before tracing; got {value!r}") from None
@@ -104,37 +122,61 @@ def eager(function: Callable[..., T]) -> Callable[..., T]:
     return known
 
 
+def check_number(value: Any, limit: float, wanted: str) -> Any:
+    """The value, which is a caller's tracer or a finite number from 0 to the limit."""
+    if is_traced(value):
+        return value
+    scalar = isinstance(value, numbers.Real | decimal.Decimal) and not isinstance(value, bool)
+    if isinstance(value, np.ndarray | np.generic | jax.Array) and not isinstance(value, np.ma.MaskedArray):
+        scalar = value.ndim == 0 and jnp.issubdtype(value.dtype, jnp.number) and not np.iscomplexobj(value)
+    if not (scalar and 0 <= float(value) <= limit and np.isfinite(float(value))):
+        raise ValueError(f"{wanted}; got {value!r}")
+    return float(value)
+
+
 def check_tol(tol: Any) -> Any:
     """The tolerance, which bounds a ratio in [0, 1]."""
-    if is_traced(tol):
-        return tol
-    if not (np.ndim(tol) == 0 and 0 <= float(tol) <= 1):
-        raise ValueError(f"tol bounds the stationarity, a number in [0, 1]; got {tol!r}")
-    return float(tol)
+    return check_number(tol, 1.0, "tol bounds the stationarity, a number in [0, 1]")
 
 
 def check_penalty(ridge: Any, nuclear: Any) -> tuple[Any, str]:
     """The penalty and which of its two units it is in, "" if there is none."""
     if ridge is not None and nuclear is not None:
         raise ValueError(f"ridge and nuclear are one penalty in two units: give one; got {ridge!r} and {nuclear!r}")
-    for name, value, limit, wanted in (("ridge", ridge, 1, "in [0, 1]"), ("nuclear", nuclear, np.inf, ">= 0")):
-        if value is None or is_traced(value):
-            continue
-        if not (np.ndim(value) == 0 and 0 <= float(value) <= limit and np.isfinite(float(value))):
-            raise ValueError(f"{name} must be a finite number {wanted}; got {value!r}")
     if ridge is not None:
-        return ridge, "ridge"
-    return (0.0, "") if nuclear is None else (nuclear, "nuclear")
+        return check_number(ridge, 1.0, "ridge must be a finite number in [0, 1]"), "ridge"
+    if nuclear is not None:
+        return check_number(nuclear, np.inf, "nuclear must be a finite number >= 0"), "nuclear"
+    return 0.0, ""
 
 
-def check_pair(start: Any, shape: tuple[int, ...], rank: int) -> tuple[Array, Array]:
+def check_key(key: Any) -> Any:
+    """The key, which is one of `jax.random`."""
+    raw = isinstance(key, np.ndarray | jax.Array) and key.dtype == np.uint32
+    if not raw and not (isinstance(key, jax.Array) and jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)):
+        raise ValueError(f"key must be one of jax.random, such as jax.random.key(0); got {key!r}")
+    return key
+
+
+def check_list(name: str, values: Any) -> list:
+    """The values as a list that is not empty."""
+    try:
+        values = [] if isinstance(values, str | bytes) else list(values)
+    except TypeError:
+        raise ValueError(f"{name} must be a list; got {values!r}") from None
+    if not values:
+        raise ValueError(f"{name} is empty: wanted at least one")
+    return values
+
+
+def check_pair(start: Any, shape: tuple[int, ...], rank: int) -> tuple[Any, Any]:
     """A warm start as two finite floating arrays (m, rank) and (rank, n)."""
     *batch, m, n = shape
     if not isinstance(start, tuple | list) or len(start) != 2:
         raise ValueError(f"start must be the name of a closed form or a pair (left, right); got {type(start).__name__}")
     pair = []
     for name, value, wanted in (("left", start[0], (*batch, m, rank)), ("right", start[1], (*batch, rank, n))):
-        value = as_real(value, f"start's {name}")
+        value = real(value, f"start's {name}")
         if value.shape != wanted:
             raise ValueError(f"start's {name} must have shape {wanted}; got {value.shape}")
         if not is_traced(value):
@@ -144,48 +186,114 @@ def check_pair(start: Any, shape: tuple[int, ...], rank: int) -> tuple[Array, Ar
 
 
 @eager
-def check_finite(name: str, array: Array) -> None:
+def check_finite(name: str, array: Any) -> None:
     """No entry is NaN or infinite."""
-    report(name, array, ~jnp.isfinite(array), "NaN or infinite", wanted="finite values")
+    namespace = np if isinstance(array, np.ndarray) else jnp
+    report(name, array, ~namespace.isfinite(array), "NaN or infinite", wanted="finite values")
+
+
+class Survey(NamedTuple):
+    """Of each problem: the largest target where the weight is positive, the extremes of positive weights, and faults.
+
+    target_bad, weights_bad: whether values cannot be used. empty: whether no weight is positive.
+    """
+
+    largest: Any
+    heaviest: Any
+    lightest: Any
+    target_bad: Any
+    weights_bad: Any
+    empty: Any
+
+
+def survey(W: Any, weights: Any) -> Survey | None:
+    """What is known of the values; None if a caller traces them.
+
+    On the host, unless both are on an accelerator: with nothing to compile, and in their own precision.
+    """
+    target, weight = values(W), values(weights)
+    if is_traced(target) or is_traced(weight):
+        return None
+    if on_accelerator(target) and on_accelerator(weight):
+        return Survey(*map(np.asarray, eager(jax.jit(surveyed))(target, weight)))
+    arrays = (np.asarray(array) for array in (target, weight))
+    return on_host(*(array.astype(np.float32) if array.dtype.itemsize < 4 else array for array in arrays))
+
+
+def on_accelerator(array: Any) -> bool:
+    """Whether the array is one of JAX that is not in the memory of this process alone."""
+    if not isinstance(array, jax.Array):
+        return False
+    return not array.is_fully_addressable or any(device.platform != "cpu" for device in array.devices())
+
+
+def on_host(target: np.ndarray, weight: np.ndarray) -> Survey:
+    """The survey by NumPy: of finite targets and positive weights, without any array as large as they are."""
+    axes = (-2, -1)[-target.ndim :]  # the entries of a sparse matrix have one
+    low, high, lightest, heaviest = (
+        function(array, axis=axes) for array in (target, weight) for function in (np.min, np.max)
+    )
+    if not (np.isfinite(low) & np.isfinite(high) & (lightest > 0) & np.isfinite(heaviest)).all():
+        return surveyed(target, weight, np)
+    none = np.zeros(low.shape, bool)
+    largest = np.maximum(np.abs(low), np.abs(high))
+    return Survey(largest, heaviest, lightest, target_bad=none, weights_bad=none, empty=none)
+
+
+def surveyed(W: Any, weights: Any, namespace: Any = jnp) -> Survey:
+    """The survey, by the functions of NumPy or JAX."""
+    axes = (-2, -1)[-W.ndim :]
+    known, usable, positive = namespace.isfinite(W), namespace.isfinite(weights) & (weights >= 0), weights > 0
+    return Survey(
+        largest=namespace.max(namespace.where(known & positive, namespace.abs(W), 0), axis=axes),
+        heaviest=namespace.max(namespace.where(usable, weights, 0), axis=axes),
+        lightest=namespace.min(namespace.where(usable & positive, weights, namespace.inf), axis=axes),
+        target_bad=namespace.any(~known & positive, axis=axes),
+        weights_bad=namespace.any(~usable, axis=axes),
+        empty=~namespace.any(positive, axis=axes),
+    )
 
 
 @eager
-def check_values(W: Matrix | Array, weights: Matrix | Array) -> bool:
-    """Whether the values are known to be fit to be solved: finite where they count, weights >= 0 and not all zero.
+def check_values(W: Any, weights: Any) -> Survey | None:
+    """What is known of values that are fit to be solved: finite where they count, weights >= 0 and not all zero.
 
     Under a caller's own jit the values of what it traces are not known, and the solver's status says the same.
 
     Raises:
       ValueError: they are known and are not fit.
     """
+    found = survey(W, weights)
+    if found is None:
+        return None
+    namespace = np if isinstance(values(W), np.ndarray) and isinstance(values(weights), np.ndarray) else jnp
     target, weight = values(W), values(weights)
-    if is_traced(target) or is_traced(weight):
-        return False
-    target_bad, weights_bad, empty = faults(target, weight)
-    if weights_bad.any():
-        bad = ~(jnp.isfinite(weight) & (weight >= 0))
+    if found.weights_bad.any():
+        bad = ~(namespace.isfinite(weight) & (weight >= 0))
         report("weights", weights, bad, "NaN, infinite or negative", wanted="weights >= 0")
-    if empty.any():
-        where = f" in problem {int(jnp.argmax(empty))} of the batch" if target.ndim == 3 else ""
+    if found.empty.any():
+        where = f" in problem {int(np.argmax(found.empty))} of the batch" if target.ndim == 3 else ""
         raise ValueError(f"weights are all zero{where}; wanted at least one positive weight")
-    if target_bad.any():
-        bad = ~jnp.isfinite(target) & (weight > 0)
+    if found.target_bad.any():
+        bad = ~namespace.isfinite(target) & (weight > 0)
         report("W", W, bad, "NaN or infinite", wanted="finite values, or weight 0 there", where=POSITIVE)
-    return True
+    return found
 
 
 def check_ranks(ranks: Any, batch: int, rank: int) -> Array:
     """Whole numbers (batch,), from 1 to `rank`."""
-    numbers = np.asarray(ranks)
-    if numbers.shape != (batch,) or not np.issubdtype(numbers.dtype, np.integer):
-        raise ValueError(f"ranks must be ({batch},) whole numbers; got {numbers.dtype} of shape {numbers.shape}")
-    if numbers.min() < 1 or numbers.max() > rank:
-        raise ValueError(f"ranks must be from 1 to rank, {rank}; got {numbers.min()} to {numbers.max()}")
-    return jnp.asarray(numbers, jnp.int32)
+    given = as_numpy(ranks, "ranks")
+    if isinstance(given, np.ma.MaskedArray):
+        raise ValueError("ranks must not be masked")
+    if given.shape != (batch,) or not np.issubdtype(given.dtype, np.integer):
+        raise ValueError(f"ranks must be ({batch},) whole numbers; got {given.dtype} of shape {given.shape}")
+    if given.min() < 1 or given.max() > rank:
+        raise ValueError(f"ranks must be from 1 to rank, {rank}; got {given.min()} to {given.max()}")
+    return jnp.asarray(given, jnp.int32)
 
 
 @eager
-def check_kronecker_values(W: Array, weights: Kronecker) -> bool:
+def check_kronecker_values(W: Any, weights: Kronecker) -> bool:
     """Whether values are known to be finite, and both factors symmetric positive semi-definite up to rounding.
 
     Raises:
@@ -194,7 +302,7 @@ def check_kronecker_values(W: Array, weights: Kronecker) -> bool:
     if any(map(is_traced, (W, *weights))):
         return False
     wanted = "finite values: Kronecker weights skip no entry"
-    report("W", W, ~jnp.isfinite(W), "NaN or infinite", wanted=wanted)
+    report("W", W, ~(np if isinstance(W, np.ndarray) else jnp).isfinite(W), "NaN or infinite", wanted=wanted)
     for name, matrix in weights._asdict().items():
         check_finite(f"weights.{name}", matrix)
         if not semidefinite(matrix).all():
@@ -202,20 +310,13 @@ def check_kronecker_values(W: Array, weights: Kronecker) -> bool:
     return True
 
 
-@jax.jit
 def faults(W: Array, weights: Array) -> tuple[Bool[Array, "..."], Bool[Array, "..."], Bool[Array, "..."]]:
     """Whether the target, then the weights, of each problem have values that cannot be used; and all weights zero."""
-    axes = (-2, -1)[-W.ndim :]  # the entries of a sparse matrix have one
-    positive = weights > 0
-    return (
-        jnp.any(~jnp.isfinite(W) & positive, axes),
-        jnp.any(~(jnp.isfinite(weights) & (weights >= 0)), axes),
-        ~jnp.any(positive, axes),
-    )
+    return surveyed(W, weights)[3:]
 
 
 @jax.jit
-def semidefinite(matrix: Float[Array, "*b n n"]) -> Bool[Array, "*b"]:
+def semidefinite(matrix: Any) -> Bool[Array, "*b"]:
     """Whether the matrix is symmetric, positive semi-definite and not zero, up to the rounding errors of its dtype."""
     transposed = jnp.swapaxes(matrix, -1, -2)
     size = jnp.max(jnp.abs(matrix), axis=(-2, -1))
@@ -226,32 +327,19 @@ def semidefinite(matrix: Float[Array, "*b n n"]) -> Bool[Array, "*b"]:
     return symmetric & jnp.all(jnp.isfinite(lower), axis=(-2, -1)) & (size > 0)
 
 
-def report(
-    name: str, array: Matrix | Array, bad: Bool[Array, "..."], fault: str, *, wanted: str, where: str = ""
-) -> None:
+def report(name: str, array: Any, bad: Any, fault: str, *, wanted: str, where: str = "") -> None:
     """Raises a ValueError that names the first of the bad entries, if there are any."""
-    count = int(jnp.sum(bad))
+    bad = np.asarray(bad)
+    count = int(np.sum(bad))
     if count:
-        first = tuple(int(i) for i in np.unravel_index(int(jnp.argmax(bad)), bad.shape))
+        first = tuple(int(i) for i in np.unravel_index(int(np.argmax(bad)), bad.shape))
         value, place = float(values(array)[first]), first
         if is_sparse(array):
             place = int(array.rows[first]), int(array.cols[first])
         raise ValueError(f"{name} has {count} {fault} entries{where}, the first {value} at {place}; wanted {wanted}")
 
 
-def as_real(value: Any, name: str) -> Array:
-    """The value as a floating array: integers and booleans are cast, complex numbers and sparse matrices refused."""
-    if isinstance(value, BCOO):
-        raise ValueError(f"{name} must be dense here; got a BCOO of shape {value.shape}: wlra.solve takes it as W")
-    array = jnp.asarray(value)
-    if jnp.issubdtype(array.dtype, jnp.complexfloating):
-        raise ValueError(f"{name} must be real; got dtype {array.dtype}")
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        return array.astype(jnp.float32)
-    return array
-
-
-def check_broadcast(array: Array, shape: tuple[int, ...], name: str) -> Array:
+def check_broadcast(array: Any, shape: tuple[int, ...], name: str) -> Any:
     """The array broadcast to the shape."""
     fits = array.ndim in (0, len(shape)) and all(a in (1, s) for a, s in zip(array.shape, shape, strict=False))
     if not fits:
@@ -259,7 +347,7 @@ def check_broadcast(array: Array, shape: tuple[int, ...], name: str) -> Array:
             "" if array.ndim in (0, len(shape)) else f": write all {len(shape)} axes, of length 1 where it is the same"
         )
         raise ValueError(f"{name} must broadcast to {shape}; got shape {array.shape}{axes}")
-    return jnp.broadcast_to(array, shape)
+    return (jnp if isinstance(array, jax.Array) else np).broadcast_to(array, shape)
 
 
 def is_traced(value: Any) -> bool:

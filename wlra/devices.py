@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from wlra import checks
-from wlra.methods.method import Method
+from wlra.options import Inputs
 from wlra.problem import Factors
 
 AXIS = "devices"
@@ -49,9 +49,10 @@ def check_mesh(mesh: Any) -> Mesh:
 def deal(arrays: Any, mesh: Mesh) -> Any:
     """The arrays with their first axis split over the devices; the last problem is repeated until they divide it."""
 
-    def one(array: Array) -> Array:
+    def one(array: Any) -> Array:
         short = -len(array) % mesh.size
-        padded = jnp.pad(array, ((0, short), *[(0, 0)] * (array.ndim - 1)), mode="edge") if short else array
+        pad = (jnp if isinstance(array, jax.Array) else np).pad
+        padded = pad(array, ((0, short), *[(0, 0)] * (array.ndim - 1)), mode="edge") if short else array
         return place(padded, NamedSharding(mesh, FIRST))
 
     return jax.tree.map(one, arrays)
@@ -62,26 +63,19 @@ def each_its_own(function: Callable, mesh: Mesh) -> Callable:
     return shard_map(function, mesh=mesh, in_specs=(FIRST, REPLICATED), out_specs=FIRST)
 
 
-def cut(mesh: Mesh, W: Any, weights: Any, *, rank: Any, start: Any) -> tuple[Any, Any, Any, Cut]:
+def cut(mesh: Mesh, inputs: Inputs) -> tuple[Inputs, Cut]:
     """Target, weights and start, if it is a pair, cut along the longer axis; what is added to divide it weighs zero.
 
     Wide: from tall ones the compiler makes hundreds of exchanges an iteration, from wide ones three. Arrays of NumPy go
     to the devices in parts, and none ever holds a whole one.
     """
-    W = as_array(W)
-    shape = jax.eval_shape(lambda W: checks.check_target(W, batched=False), W).shape
-    rank, plan = checks.check_rank(rank, shape), Cut(mesh, shape[0] > shape[1], max(shape))
-    weights = np.ones((1, 1), np.float32) if weights is None else as_array(weights)
-    jax.eval_shape(lambda weights: checks.check_weights(weights, shape), weights)
-    weights = (jnp if isinstance(weights, jax.Array) else np).broadcast_to(weights, shape)
-    if not isinstance(start, Method):
-        checks.check_pair(start, shape, rank)
-        left, right = transpose(as_array(start[0]), as_array(start[1]), plan)
-        start = place(left, NamedSharding(mesh, REPLICATED)), part(right, plan)
-    W, weights = (part(array.T if plan.transposed else array, plan) for array in (W, weights))
-    if plan.transposed and not checks.is_traced(W) and any(fault.any() for fault in checks.faults(W, weights)):
-        checks.check_values(W.T, weights.T)  # whose indices are the caller's
-    return W, weights, start, plan
+    rows, columns = inputs.target.shape
+    plan, start = Cut(mesh, rows > columns, max(rows, columns)), inputs.start
+    if start is not None:
+        left, right = transpose(*start, plan)
+        start = Factors(place(left, NamedSharding(mesh, REPLICATED)), part(right, plan))
+    W, weights = (part(array.T if plan.transposed else array, plan) for array in (inputs.target, inputs.weights))
+    return inputs._replace(target=W, weights=weights, start=start), plan
 
 
 def uncut(left: Array, right: Array, plan: Cut) -> Factors:
@@ -92,11 +86,6 @@ def uncut(left: Array, right: Array, plan: Cut) -> Factors:
 def transpose(left: Any, right: Any, plan: Cut) -> tuple[Any, Any]:
     """The factors of the matrix, transposed if the plan says so."""
     return (right.T, left.T) if plan.transposed else (left, right)
-
-
-def as_array(value: Any) -> Any:
-    """The value as an array, of NumPy unless it is one of JAX."""
-    return value if isinstance(value, jax.Array) else np.asarray(value)
 
 
 def part(array: Any, plan: Cut) -> Array:
@@ -115,4 +104,6 @@ def place(array: Any, sharding: NamedSharding) -> Array:
         return jax.device_put(array, sharding)
     host = np.asarray(array)
     host = host.astype(jax.dtypes.canonicalize_dtype(host.dtype), copy=False)
-    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+    return jax.make_array_from_callback(
+        host.shape, sharding, lambda index: np.array(host[index])
+    )  # the caller's may change

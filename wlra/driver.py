@@ -5,13 +5,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
+from wlra.certificate import look_around
+from wlra.linalg.decompose import balance
 from wlra.methods.method import Evaluated, Stage, State, choose
-from wlra.problem import Factors, Problem, loss, stationarity, stationarity_bound
+from wlra.problem import Factors, Problem, loss, rounding, stationarity, stationarity_bound
 from wlra.result import History, Status
 
 RUNNING, LEAVING = -1, -2
+MOVED = 3  # iterations, of which none is at a point that is stationary by its symmetry
 
 
 class Outcome(NamedTuple):
@@ -26,11 +29,17 @@ class Outcome(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """Where a solve stops: at this stationarity, after so many iterations without a lower loss, after so many."""
+    """Where a solve stops: at this stationarity, after so many iterations without a lower loss, after so many.
+
+    settled, trusted: whether the start is within `certificate.WITHIN` of the lowest loss of all, and whether the
+    weights let a small stationarity bound what is left, once the iterates have moved.
+    """
 
     tol: Float[Array, ""]
     patience: Int[Array, ""]
     max_iters: int
+    settled: Bool[Array, ""]
+    trusted: Bool[Array, ""]
 
 
 def run(
@@ -42,14 +51,11 @@ def run(
     `patience` iterations in the last stage, and after `max_iters` iterations. Does not begin unless `status` is
     RUNNING. Each stage goes on from the best factors of the one before.
     """
-    state = initial(problem, factors, limits, status)
-    for place, stage in enumerate(stages, 1):
-        started, aux = begin(stage, problem, state)
-        state = state._replace(factors=started, aux=aux, entered=state.iteration, idle=jnp.zeros_like(state.idle))
-        state = loop(problem, state, stage, limits)
-        if place < len(stages):
-            given_up = (state.status == Status.STALLED) | (state.status == Status.NONFINITE) | (state.status == LEAVING)
-            state = state._replace(status=jnp.where(given_up, RUNNING, state.status))
+
+    def go(state: State) -> State:
+        return confirm(problem, through(problem, state, stages, limits), limits)
+
+    state = jax.lax.while_loop(lambda state: state.status == RUNNING, go, initial(problem, factors, limits, status))
     infinite = jnp.array(jnp.inf, problem.target.dtype)
     return Outcome(
         factors=state.best,
@@ -59,6 +65,45 @@ def run(
         status=state.status,
         history=state.history,
     )
+
+
+def through(problem: Problem, state: State, stages: Sequence[Stage], limits: Limits) -> State:
+    """The state at the end of the last stage."""
+    for place, stage in enumerate(stages, 1):
+        started, aux = begin(stage, problem, state)
+        state = state._replace(factors=started, aux=aux, entered=state.iteration, idle=jnp.zeros_like(state.idle))
+        state = loop(problem, state, stage, limits)
+        if place < len(stages):
+            given_up = (state.status == Status.STALLED) | (state.status == Status.NONFINITE) | (state.status == LEAVING)
+            state = state._replace(status=jnp.where(given_up, RUNNING, state.status))
+    return state._replace(aux=())
+
+
+def confirm(problem: Problem, state: State, limits: Limits) -> State:
+    """The state with its convergence confirmed, or on its way again: from a lower point nearby, or to a smaller `tol`.
+
+    Where the weights leave no doubt, or the fit is exact up to rounding, it stands. The look around is a loop of one
+    pass, which a batch enters only if one of its problems is in doubt.
+    """
+    moved = state.iteration - 1 >= MOVED
+    sure = (limits.trusted & moved & ~state.looked) | limits.settled | (state.loss <= rounding(state.best))
+
+    def body(carry: tuple[Array, State]) -> tuple[Array, State]:
+        _, state = carry
+        look = look_around(problem, balance(state.best))
+        lower = ~look.certified & (look.loss < state.loss)
+        tol = jnp.where(look.certified | lower, state.tol, state.tol / 4)
+        again = jnp.where(state.iteration > limits.max_iters, Status.MAX_ITERS, RUNNING)
+        return jnp.array(False), state._replace(
+            best=choose(lower, look.factors, state.best),
+            loss=jnp.where(lower, look.loss, state.loss),
+            tol=tol,
+            looked=jnp.array(True),
+            status=jnp.where(look.certified, Status.CONVERGED, again).astype(jnp.int32),
+        )
+
+    doubtful = (state.status == Status.CONVERGED) & ~sure
+    return jax.lax.while_loop(lambda carry: carry[0], body, (doubtful, state))[1]
 
 
 def initial(problem: Problem, factors: Factors, limits: Limits, status: Int[Array, ""]) -> State:
@@ -75,14 +120,17 @@ def initial(problem: Problem, factors: Factors, limits: Limits, status: Int[Arra
         idle=zero,
         status=status,
         history=History(unknown, unknown),
+        tol=limits.tol,
+        looked=jnp.array(False),
     )
 
 
 def closed(evaluated: Evaluated, tol: Float[Array, ""], status: Int[Array, ""]) -> Outcome:
     """The outcome of a closed form; with zeros if it is not finite, or the problem was refused before."""
-    factors, loss, stationarity = evaluated
+    factors, loss, stationarity, lowest = evaluated
     finite = jnp.isfinite(loss) & jnp.isfinite(stationarity)
-    named = jnp.where(stationarity <= tol, Status.CONVERGED, Status.CLOSED_FORM)
+    known = (stationarity <= tol) & (lowest | (loss <= rounding(factors)))
+    named = jnp.where(known, Status.CONVERGED, Status.CLOSED_FORM)
     status = jnp.where(status == RUNNING, jnp.where(finite, named, Status.NONFINITE), status).astype(jnp.int32)
     usable = finite & (status != Status.INVALID_TARGET) & (status != Status.INVALID_WEIGHTS)
     loss, stationarity = (jnp.where(usable, value, jnp.inf) for value in (loss, stationarity))
@@ -121,13 +169,13 @@ def assess(problem: Problem, state: State, limits: Limits) -> State:
 
     A loss equal to the best but for rounding replaces it: the later iterate is the more stationary one.
     """
-    now, remaining = loss(problem, state.factors), stationarity_above(problem, state.factors, limits.tol)
+    now, remaining = loss(problem, state.factors), stationarity_above(problem, state.factors, state.tol)
     slack = 1 + 4 * jnp.finfo(now.dtype).eps
     better = now <= state.loss * slack
     idle = jnp.where(now < state.loss / slack, 0, state.idle + 1)
     outcomes = [
         (~(jnp.isfinite(now) & jnp.isfinite(remaining)), Status.NONFINITE),
-        (remaining <= limits.tol, Status.CONVERGED),
+        (remaining <= state.tol, Status.CONVERGED),
         (idle >= limits.patience, Status.STALLED),
         (state.iteration >= limits.max_iters, Status.MAX_ITERS),
     ]

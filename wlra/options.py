@@ -1,18 +1,19 @@
 """What the solver is asked for, and which options go together."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jax.experimental.sparse import BCOO
-from jaxtyping import Array
+import numpy as np
 
 from wlra import checks
+from wlra.door import Given, in_units
 from wlra.methods import METHODS
 from wlra.methods.method import Method
 from wlra.problem import Factors, Kronecker
 from wlra.scaling import SCALINGS
-from wlra.sparse import Sparse, is_sparse
+from wlra.units import Units, pair_in_units
 
 PROJECTIONS = ("subspace", "svd")
 TOL, MAX_ITERS, PATIENCE = 1e-3, 200, 30
@@ -40,12 +41,14 @@ class Inputs(NamedTuple):
     """What a compiled program is given: arrays, and numbers that may change from call to call.
 
     start: factors to go on from, or None. ranks: a rank beyond which factors are zero, or None.
+    units: the powers of two by which the caller's target and start, and weights over penalty, are larger.
     """
 
     target: Any
     weights: Any
     start: Factors | None
     ranks: Any
+    units: Units
     tol: Any
     patience: Any
     penalty: Any
@@ -53,7 +56,7 @@ class Inputs(NamedTuple):
 
 def split(inputs: Inputs) -> tuple[tuple, tuple]:
     """What has the axis of a batch, and what all problems share."""
-    return tuple(inputs[:4]), tuple(inputs[4:])
+    return tuple(inputs[:5]), tuple(inputs[5:])
 
 
 def join(arrays: tuple, shared: tuple) -> Inputs:
@@ -131,18 +134,26 @@ def listed(capability: str) -> str:
     return ", ".join(map(repr, able(lambda method: getattr(method, capability))))
 
 
-def prepare(
-    W: Array | Sparse, weights: Any, rank: Any, request: Request, *, ranks: Any = None
-) -> tuple[Inputs, Options]:
-    """The traced and the static arguments of the solver, checked; of a request that `check_options` has made."""
-    rank, method = checks.check_rank(rank, W.shape), request.method
-    weights, examined = check_values(W, weights, method)
+def prepare(given: Given, rank: Any, request: Request, *, ranks: Any = None) -> tuple[Inputs, Options]:
+    """The traced and the static arguments of the solver, checked; of a request that `check_options` has made.
+
+    What was on the host still is.
+    """
+    rank, method = checks.check_rank(rank, given.shape), request.method
+    check_kind(given, method)
     if ranks is not None:
-        ranks = checks.check_ranks(check_keeps_zeros(request, ranks), W.shape[0], rank)
+        ranks = checks.check_ranks(check_keeps_zeros(request, ranks), given.shape[0], rank)
+    target, weights, units = in_units(given)
     start, factors = (request.start, None) if method.stages else (None, None)
     if start is not None and not isinstance(start, Method):
-        start, factors = None, Factors(*checks.check_pair(start, W.shape, rank))
+        start, factors = None, pair_in_units(checks.check_pair(start, given.shape, rank), units.target)
+    examined = given.examined
+    if isinstance(weights, Kronecker):
+        examined = checks.check_kronecker_values(target, weights)
     penalty, unit = checks.check_penalty(request.ridge, request.nuclear)
+    if unit == "nuclear" and not checks.is_traced(penalty):
+        penalty, power = math.frexp(penalty)
+        units = units._replace(weights=units.weights - np.int32(power))
     options = Options(
         rank=rank,
         method=method,
@@ -154,10 +165,11 @@ def prepare(
         examined=examined,
     )
     inputs = Inputs(
-        target=W,
+        target=target,
         weights=weights,
         start=factors,
         ranks=ranks,
+        units=units,
         tol=request.tol,
         patience=jnp.asarray(request.patience, jnp.int32),
         penalty=penalty,
@@ -165,19 +177,15 @@ def prepare(
     return inputs, options
 
 
-def check_values(W: Array | Sparse, weights: Any, method: Method) -> tuple[Any, bool]:
-    """The weights at the shape that the method takes, and whether their values and the target's have been examined."""
-    if isinstance(weights, Kronecker) != method.kronecker:
+def check_kind(given: Given, method: Method) -> None:
+    """The method is one for the kind of weights, and for the kind of target."""
+    kronecker = isinstance(given.weights, Kronecker)
+    if kronecker and not method.kronecker:
         raise ValueError(
             f"Kronecker weights have a closed form only: write method='kronecker'; got method={method.name!r}"
-            if isinstance(weights, Kronecker)
-            else f"method {method.name!r} needs weights=wlra.Kronecker(row, col); got {type(weights).__name__}"
         )
-    if isinstance(weights, Kronecker):
-        weights = checks.check_kronecker(weights, W.shape)
-        return weights, checks.check_kronecker_values(W, weights)  # pyright: ignore[reportArgumentType] BCOO is refused
-    weights = checks.check_sparse_weights(weights, W) if is_sparse(W) else checks.check_weights(weights, W.shape)
-    return weights, checks.check_values(W, weights)
+    if method.kronecker and not kronecker:
+        raise ValueError(f"method {method.name!r} needs weights=wlra.Kronecker(row, col); got weights of entries")
 
 
 def check_keeps_zeros(request: Request, ranks: Any) -> Any:
@@ -204,10 +212,8 @@ def refuse_whole(request: Request, weights: Any, restarts: Any) -> None:
             raise ValueError(f"{name} needs the whole matrix on one device: it cannot be cut over a mesh")
 
 
-def refuse_filled(request: Request, weights: Any, restarts: Any, mesh: Any) -> None:
-    """A sparse W is not given with dense weights, nor with options that need every entry."""
-    if weights is not None and not isinstance(weights, BCOO):
-        raise ValueError(f"weights of a sparse W must be None or a BCOO like it; got {type(weights).__name__}")
+def refuse_filled(request: Request, restarts: Any = None, mesh: Any = None) -> None:
+    """A sparse W is not given with options that need every entry."""
     if not request.method.sparse:
         raise ValueError(f"method must be one of {listed('sparse')} for a sparse W; got {request.method.name!r}")
     needs = {
@@ -218,4 +224,4 @@ def refuse_filled(request: Request, weights: Any, restarts: Any, mesh: Any) -> N
     }
     for name, given in needs.items():
         if given:
-            raise ValueError(f"{name} needs a dense W; got a BCOO")
+            raise ValueError(f"{name} needs a dense W; got a sparse one")

@@ -9,11 +9,15 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from wlra import checks
-from wlra.api import solve
+from wlra.api import solve_given
+from wlra.door import Given, enter, in_units
 from wlra.linalg.decompose import balance
+from wlra.options import Request, check_options
 from wlra.problem import Factors
 from wlra.result import Result
 from wlra.scaling import equilibrate, scale_factors, unscale_factors
+from wlra.sparse import Matrix, like, values
+from wlra.units import from_unit, to_unit
 
 
 def solve_path(
@@ -33,7 +37,7 @@ def solve_path(
     penalties).
 
     Args:
-      W, weights: dense, else as in `solve`.
+      W, weights: as in `solve`, sparse ones too.
       ranks: the ranks, as `solve_path(W, weights, [8, 16, 32])`. Factors are padded with zeros to the largest.
       rank: the bound of the rank, for a path of penalties.
       nuclear, ridge: the penalties, as `solve_path(W, weights, rank=32, nuclear=[100.0, 10.0, 1.0])`.
@@ -49,57 +53,61 @@ def solve_path(
       [0.357, 0.071]
     """
     given = {"ranks": ranks, "nuclear": nuclear, "ridge": ridge}
-    names = [name for name, values in given.items() if values is not None]
+    names = [name for name, steps in given.items() if steps is not None]
     if len(names) != 1:
         raise ValueError(f"give one of ranks, nuclear and ridge; got {' and '.join(names) or 'none of them'}")
     name = names[0]
-    values = check_values(name, given[name])
+    steps = checks.check_list(name, given[name])
     if (name == "ranks") != (rank is None):
         wanted = "no rank next to ranks" if name == "ranks" else f"rank=..., the bound of the rank, next to {name}"
         raise ValueError(f"wanted {wanted}; got rank={rank!r}")
-    W = checks.check_target(checks.as_real(W, "W"), batched=False)
     for refused in ("start", "restarts", "key"):
         if refused in options:
             raise ValueError(f"a path starts each solve from the one before: {refused} cannot be given")
-    order = sorted(range(len(values)), key=lambda i: -values[i])
-    results: dict[int, Result] = {}
-    start = None
-    for i in order:
-        now = values[i] if rank is None else rank
-        warm = {} if start is None else {"start": truncate(W, weights, start, now)}
-        results[i] = solve(W, weights, now, **({} if name == "ranks" else {name: values[i]}), **warm, **options)
-        start = results[i]
-    return stacked([results[i] for i in range(len(values))])
+    mesh, method = options.pop("mesh", None), options.pop("method", "anderson")
+    penalties = [{} if name == "ranks" else {name: value} for value in steps]
+    requests = [check_options(method, **penalty, **options) for penalty in penalties]
+
+    def solve_all(problem: Given) -> Result:
+        bounds = [checks.check_rank(value if rank is None else rank, problem.shape) for value in steps]
+        results: dict[int, Result] = {}
+        start = None
+        for i in sorted(range(len(steps)), key=lambda i: -steps[i]):
+            request = warm(problem, requests[i], start, bounds[i])
+            results[i] = start = solve_given(problem, bounds[i], request, mesh=mesh)
+        return stacked([results[i] for i in range(len(steps))])
+
+    return enter(W, weights, solve_all)
 
 
-def truncate(W: Array, weights: Any, result: Result, rank: int) -> tuple[Array, Array]:
+def warm(given: Given, request: Request, result: Result | None, rank: int) -> Request:
+    """The request, started from a result of at least this rank if there is one and the method iterates."""
+    if result is None or not request.method.stages:
+        return request
+    return request._replace(start=truncate(given, result, rank))
+
+
+def truncate(given: Given, result: Result, rank: int) -> tuple[Array, Array]:
     """The leading components of a result, in variables that make the weights nearly equal."""
-    weights = checks.check_weights(weights, W.shape)
-    return truncate_arrays(weights, result.left, result.right, rank=checks.check_rank(rank, W.shape))
+    return truncate_arrays(in_units(given)[1], result.left, result.right, rank=rank)
 
 
 @functools.partial(jax.jit, static_argnames="rank")
-def truncate_arrays(weights: Array, left: Array, right: Array, *, rank: int) -> tuple[Array, Array]:
+def truncate_arrays(weights: Any, left: Array, right: Array, *, rank: int) -> tuple[Array, Array]:
     """The same for arrays, with a batch axis or without."""
+    dtype = jnp.promote_types(jnp.promote_types(values(weights).dtype, left.dtype), jnp.float32)
+    weights = like(weights, values(weights).astype(dtype))
 
-    def one(weights: Array, left: Array, right: Array) -> tuple[Array, Array]:
-        scaling = equilibrate(weights / jnp.max(weights))
+    def one(weights: Matrix, left: Array, right: Array) -> tuple[Array, Array]:
+        scaling = equilibrate(like(weights, values(weights) / jnp.max(values(weights))))
+        (left, power_left), (right, power_right) = to_unit(left), to_unit(right)
         ordered = balance(scale_factors(Factors(left, right), scaling))
         cut = unscale_factors(Factors(ordered.left[:, :rank], ordered.right[:rank]), scaling)
-        return cut.left, cut.right
+        return tuple(from_unit(cut, power_left + power_right))
 
-    dtype = jnp.promote_types(jnp.promote_types(weights.dtype, left.dtype), jnp.float32)
-    arrays = tuple(array.astype(dtype) for array in (weights, left, right))
     with jax.default_matmul_precision("highest"):
-        return jax.vmap(one)(*arrays) if left.ndim == 3 else one(*arrays)
-
-
-def check_values(name: str, values: Any) -> list:
-    """The values as a list that is not empty."""
-    values = list(values)
-    if not values:
-        raise ValueError(f"{name} is empty: wanted at least one")
-    return values
+        function = jax.vmap(one) if left.ndim == 3 else one
+        return function(weights, left.astype(dtype), right.astype(dtype))
 
 
 def stacked(results: list[Result]) -> Result:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from wlra import checks
+from wlra.certificate import nearly_equal, trusted
 from wlra.driver import RUNNING, Limits, Outcome, closed, run
 from wlra.duality import duality_gap
 from wlra.linalg.batch import after
@@ -61,13 +62,15 @@ def solve_standard(inputs: Inputs, options: Options) -> Result:
 class Standard(NamedTuple):
     """A problem in unit scale: the largest target and the largest weight are in [1/2, 1), what cannot be used is 0.
 
-    finite: the target as given, finite, with its entries of weight 0.
+    hidden: the target with its entries of weight 0 too, finite or infinite.
+    given: the power of two of the target as the solver was given it, which is that of a start.
     exponent, weight_exponent: of the powers of two that give the caller's units back.
     status: RUNNING, or what is wrong with the values.
     """
 
     problem: Problem
-    finite: Matrix
+    hidden: Matrix
+    given: Int[Array, ""]
     exponent: Int[Array, ""]
     weight_exponent: Int[Array, ""]
     status: Int[Array, ""]
@@ -82,9 +85,15 @@ def entry_units(inputs: Inputs, options: Options) -> Standard:
         status = named_faults(target_bad, weights_bad | empty)
     weight, weight_exponent = to_unit(jnp.where(jnp.isfinite(weight) & (weight > 0), weight, 0))
     finite = jnp.where(jnp.isfinite(numbers), numbers, 0)
-    target, exponent = to_unit(jnp.where(weight > 0, finite, 0))
-    problem = Problem(like(inputs.target, target), like(inputs.target, weight))
-    return Standard(problem, like(inputs.target, finite), exponent, weight_exponent=weight_exponent, status=status)
+    target, given = to_unit(jnp.where(weight > 0, finite, 0))
+    return Standard(
+        problem=Problem(like(inputs.target, target), like(inputs.target, weight)),
+        hidden=like(inputs.target, jnp.ldexp(finite, -given)),
+        given=given,
+        exponent=given + inputs.units.target,
+        weight_exponent=weight_exponent + inputs.units.weights,
+        status=status,
+    )
 
 
 def kronecker_units(inputs: Inputs, options: Options) -> Standard:
@@ -95,11 +104,16 @@ def kronecker_units(inputs: Inputs, options: Options) -> Standard:
         valid &= checks.semidefinite(after(valid.astype(numbers.dtype), then=weights.col))
         status = named_faults(~jnp.all(jnp.isfinite(numbers)), ~valid)
         numbers = after(valid.astype(numbers.dtype), then=numbers)
-    finite = jnp.where(jnp.isfinite(numbers), numbers, 0)
-    target, exponent = to_unit(finite)
+    target, given = to_unit(jnp.where(jnp.isfinite(numbers), numbers, 0))
     row, col = (to_unit(jnp.where(jnp.isfinite(matrix), matrix, 0))[0] for matrix in weights)
-    problem = Problem(target, Kronecker(row, col))
-    return Standard(problem, finite, exponent, weight_exponent=jnp.zeros_like(exponent), status=status)
+    return Standard(
+        problem=Problem(target, Kronecker(row, col)),
+        hidden=target,
+        given=given,
+        exponent=given + inputs.units.target,
+        weight_exponent=jnp.zeros_like(given),
+        status=status,
+    )
 
 
 def named_faults(target_bad: Bool[Array, ""], weights_bad: Bool[Array, ""]) -> Int[Array, ""]:
@@ -113,7 +127,7 @@ def with_hidden(standard: Standard) -> Problem:
 
     Those 1000 times larger than all that count are taken for what NaN is there, a way to say that nothing is known.
     """
-    target = jnp.ldexp(values(standard.finite), -standard.exponent)
+    target = values(standard.hidden)
     problem = standard.problem
     return problem._replace(target=like(problem.target, jnp.where(jnp.abs(target) <= 1024, target, 0)))
 
@@ -127,7 +141,13 @@ def iterate(standard: Standard, inputs: Inputs, options: Options) -> tuple[Outco
     scaled = scaled._replace(penalty=scaled_penalty(standard, scaling, scaled, inputs=inputs, options=options))
     method = options.method
     stages = method.svd_stages if options.projection == "svd" else method.stages
-    limits = Limits(inputs.tol, inputs.patience, options.max_iters)
+    limits = Limits(
+        tol=inputs.tol,
+        patience=inputs.patience,
+        max_iters=options.max_iters,
+        settled=nearly_equal(scaled.weight) if options.start is not None and not options.unit else jnp.array(False),
+        trusted=trusted(scaled.weight) if options.start is not None else jnp.array(False),
+    )
     outcome = run(scaled, start, stages, limits=limits, status=standard.status)
     certified = options.unit and not is_sparse(inputs.target)  # the gap takes a singular value of the whole
     gap = duality_gap(scaled, balance(outcome.factors)) if certified else jnp.full_like(outcome.loss, jnp.inf)
@@ -145,7 +165,7 @@ def scaled_start(standard: Standard, scaling: Scaling, scaled: Problem, *, input
     """The factors to begin with, in scaled variables: those given, or of the closed form named, balanced."""
     if options.start is None:
         assert inputs.start is not None  # either is given
-        given = mask_rank(from_unit(inputs.start, -standard.exponent), inputs.ranks)
+        given = mask_rank(from_unit(inputs.start, -standard.given), inputs.ranks)
         return balance(scale_factors(given, scaling))
     decompose = truncated_svd if options.projection == "svd" else leading_components
     equalise = options.start.equalise
@@ -166,4 +186,5 @@ def scaled_penalty(standard: Standard, scaling: Scaling, scaled: Problem, *, inp
         weighted_target = like(scaled.target, values(scaled.weight) * values(scaled.target))
         return inputs.penalty * spectral_norm(weighted_target)
     in_units = jnp.ldexp(inputs.penalty, -standard.exponent - standard.weight_exponent)
+    in_units = jnp.minimum(in_units, values(standard.problem.target).size)  # above any singular value: zero is optimal
     return in_units / jnp.sqrt(scaling.row[0])

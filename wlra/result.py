@@ -13,7 +13,7 @@ class Status(enum.IntEnum):
     Example:
       >>> import wlra
       >>> wlra.Status.CONVERGED.advice
-      'The stationarity fell to `tol`: nothing to do.'
+      'Stationary to `tol`, and within 1 % of a local minimum: nothing to do.'
     """
 
     CONVERGED = 0
@@ -30,7 +30,7 @@ class Status(enum.IntEnum):
 
 
 ADVICE = {
-    Status.CONVERGED: "The stationarity fell to `tol`: nothing to do.",
+    Status.CONVERGED: "Stationary to `tol`, and within 1 % of a local minimum: nothing to do.",
     Status.CLOSED_FORM: "A closed form is exact for its own kind of weights only: for others, use an iterative method.",
     Status.MAX_ITERS: "Still improving: raise `max_iters`, or go on with start=(result.left, result.right).",
     Status.STALLED: "No lower loss in `patience` iterations: raise `tol` or `patience`, or solve in float64.",
@@ -58,10 +58,10 @@ class Restarts(NamedTuple):
     """The distinct losses that random starts ended with, lowest first, and how many starts ended with each.
 
     Example:
-      >>> import jax, numpy as np, wlra
-      >>> result = wlra.solve(np.outer([1, 2, 3], [1, 2]), None, rank=1, restarts=5, key=jax.random.key(0))
-      >>> bool(result.restarts.count.sum() == 5)
-      True
+      >>> import numpy as np, wlra
+      >>> found = wlra.Restarts(loss=np.array([0.125, 0.5]), count=np.array([2, 3]))
+      >>> f"{found.count.sum()} starts, {found.count[0]} of them at the lowest loss"
+      '5 starts, 2 of them at the lowest loss'
     """
 
     loss: Float[np.ndarray, " r"]
@@ -74,7 +74,8 @@ class Result(NamedTuple):
     `loss` is sum weights (W - left @ right)**2 / sum weights W**2 for the weights as given; with a penalty, the
     objective over that of zero. `stationarity` is the share
     of the gradient, in scaled variables, that a matrix of rank k can still follow (see `wlra.problem.stationarity`).
-    `status` is a `wlra.Status`; `advice` says in a sentence what to do, `converged` whether nothing is to be done.
+    `status` is a `wlra.Status`; `advice` says in a sentence what to do, `converged` whether nothing is to be done: the
+    stationarity is at most `tol`, and the loss within 1 % of a local minimum (see `wlra.certificate`).
     `history` holds loss and stationarity of every iterate, entry 0 the start, +inf where no iteration came.
     `gap`, with a penalty, bounds the relative distance of its objective from the lowest of all ranks (see
     `wlra.duality.duality_gap`); +inf without, when nothing certifies it. `restarts` tells what random starts found.
@@ -84,7 +85,7 @@ class Result(NamedTuple):
       >>> import numpy as np, wlra
       >>> result = wlra.solve(np.outer([1, 2, 3], [1, 2]), None, rank=1)
       >>> bool(result.converged), result.advice
-      (True, 'The stationarity fell to `tol`: nothing to do.')
+      (True, 'Stationary to `tol`, and within 1 % of a local minimum: nothing to do.')
     """
 
     left: Float[Array, "*b m k"]
@@ -99,7 +100,7 @@ class Result(NamedTuple):
 
     @property
     def converged(self) -> Bool[Array, "*b"]:
-        """Whether the stationarity fell to `tol`; of each problem of a batch."""
+        """Whether nothing is to be done; of each problem of a batch."""
         return self.status == Status.CONVERGED.value
 
     @property

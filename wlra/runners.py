@@ -72,6 +72,7 @@ def random_starts(W: Array, weights: Array, rank: int, *, count: int, key: Any) 
     """Factors of normal entries, stacked in rounds; their products are as large as the target."""
     if key is None:
         raise ValueError("restarts are random: give key=jax.random.key(seed)")
+    key = checks.check_key(key)
     if checks.is_traced(W) or checks.is_traced(weights):
         raise ValueError("restarts stop at a loss found twice, which needs values: call outside of jit and vmap")
     dtype = jnp.float64 if jnp.float64 in (W.dtype, weights.dtype) else jnp.float32

@@ -1,36 +1,45 @@
 """The rank that predicts hidden entries best."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from wlra import checks
-from wlra.api import solve_batch
-from wlra.path import check_values, truncate
-from wlra.problem import Factors
+from wlra.api import batch_given, solve_given
+from wlra.door import Given, enter
+from wlra.options import Request, check_options, refuse_filled
+from wlra.path import stacked, warm
+from wlra.problem import Kronecker
+from wlra.result import Result
+from wlra.sparse import is_sparse, like, values
 
 
 class Selection(NamedTuple):
     """The rank whose solutions predict hidden entries best, and the errors that say so.
 
-    `error` is sum weights (W - left @ right)**2 / sum weights W**2 over the entries hidden in each fold.
+    `error` is sum weights (W - left @ right)**2 over the entries hidden in each fold, over a fold's mean share of sum
+    weights W**2: its mean over the folds is the relative error of all entries, each predicted once without being seen.
+    `tied` are the ranks whose mean error is the least but for rounding, and `rank` is the smallest of them.
 
     Example:
-      >>> import jax, numpy as np, wlra
-      >>> rng = np.random.default_rng(0)
-      >>> W = np.outer(rng.normal(size=12), rng.normal(size=10)) + 0.1 * rng.normal(size=(12, 10))
-      >>> selection = wlra.select_rank(W, None, [1, 2], key=jax.random.key(0))
-      >>> selection.ranks, selection.error.shape
-      (array([1, 2]), (2, 5))
+      >>> import numpy as np, wlra
+      >>> selection = wlra.Selection(2, np.array([1, 2]), error=np.array([[0.5, 0.7], [0.1, 0.3]]))
+      >>> selection.error.mean(axis=1)
+      array([0.6, 0.2])
     """
 
     rank: int
     ranks: Int[np.ndarray, " r"]
     error: Float[np.ndarray, "r folds"]
+
+    @property
+    def tied(self) -> Int[np.ndarray, " t"]:
+        """The ranks whose mean error is the least but for rounding."""
+        return self.ranks[ties(self.error)]
 
 
 def select_rank(
@@ -43,21 +52,26 @@ def select_rank(
     chunk: int | None = None,
     **options: Any,
 ) -> Selection:
-    """The rank with the least mean error on entries that the solver did not see.
+    """The rank with the least mean error on entries that the solver did not see; of ranks that tie, the smallest.
 
     The entries of positive weight are dealt at random to the folds (Owen & Perry 2009, who hold out blocks; Wold 1978,
     entries); each fold is hidden once, as weights of zero, from solves of all ranks, all folds at a time.
 
     Args:
-      W, weights: dense, else as in `solve`.
+      W, weights: as in `solve`, but for Kronecker weights. Of a sparse W the stored entries are dealt to the folds,
+        which are solved one by one.
       ranks: the ranks to compare.
       key: of `jax.random`: deals the entries.
       folds: how many parts the entries are dealt to, at least 2.
-      chunk: how many folds are solved at a time, all if None.
-      options: of `solve_batch`, but for start.
+      chunk: how many folds are solved at a time, all if None; not for a sparse W.
+      options: of `solve_batch`, but for start and ranks.
+
+    Warns:
+      UserWarning: all ranks tie: hidden entries do not tell which is best.
 
     Raises:
-      ValueError: an option cannot be used, or fewer entries have positive weight than there are folds.
+      ValueError: an option cannot be used, fewer entries have positive weight than there are folds, or W is 0 in all of
+        them, so that there is nothing to predict.
 
     Example:
       >>> import jax, numpy as np, wlra
@@ -66,33 +80,98 @@ def select_rank(
       >>> wlra.select_rank(W, None, [1, 2], key=jax.random.key(0)).rank
       1
     """
-    W, folds = checks.check_target(checks.as_real(W, "W"), batched=False), checks.check_count("folds", folds, 2)
-    weights = checks.check_weights(weights, W.shape)
-    checks.check_values(W, weights)
-    candidates = sorted({checks.check_rank(rank, W.shape) for rank in check_values("ranks", ranks)})
-    seen = np.flatnonzero(np.asarray(weights > 0))
+    folds, key, ranks = checks.check_count("folds", folds, 2), checks.check_key(key), checks.check_list("ranks", ranks)
+    if "start" in options:
+        raise ValueError("each rank starts from the one above it: start cannot be given")
+    mesh, method = options.pop("mesh", None), options.pop("method", "anderson")
+    request = check_options(method, **options)
+
+    def select(given: Given) -> Selection:
+        candidates = sorted({checks.check_rank(rank, given.shape) for rank in ranks})
+        hidden = deal(given, folds, key)
+        solve = each_fold(given, hidden, request, chunk=chunk, mesh=mesh)
+        errors, before = {}, None
+        for rank in reversed(candidates):
+            before = solve(rank, before)
+            errors[rank] = hidden_error(given, hidden, before)
+        table = np.stack([errors[rank] for rank in candidates])
+        return Selection(candidates[int(np.argmax(ties(table)))], np.array(candidates), table)
+
+    selection = enter(W, weights, select)
+    if len(selection.tied) == len(selection.ranks) > 1:
+        message = f"all ranks predict the hidden entries equally well; the smallest, {selection.rank}, is returned"
+        warnings.warn(message, stacklevel=2)
+    return selection
+
+
+def deal(given: Given, folds: int, key: Array) -> Bool[np.ndarray, "folds ..."]:
+    """Which entries each fold hides."""
+    if isinstance(given.weights, Kronecker):
+        raise ValueError("Kronecker weights hide no entry: select_rank needs weights of entries")
+    if not given.examined:
+        raise ValueError(
+            "entries of positive weight are dealt to the folds, and must be known: call outside of jit and vmap"
+        )
+    target, weight = (np.asarray(values(matrix)) for matrix in (given.target, given.weights))
+    seen = np.flatnonzero(weight > 0)
     if len(seen) < folds:
         raise ValueError(f"{folds} folds need as many entries of positive weight; got {len(seen)}")
-    fold = np.full(W.size, -1)
+    if not target.ravel()[seen].any():
+        raise ValueError("W is 0 wherever the weight is positive: there is nothing to predict")
+    fold = np.full(weight.size, -1)
     fold[np.asarray(jax.random.permutation(key, seen))] = np.arange(len(seen)) % folds
-    hidden = jnp.asarray(fold.reshape(W.shape)[None] == np.arange(folds)[:, None, None])
-    shown = jnp.where(hidden, 0, weights[None])
-    targets = jnp.broadcast_to(W[None], hidden.shape)
-    errors, start = {}, None
-    for rank in reversed(candidates):
-        warm = {} if start is None else {"start": truncate(targets, shown, start, rank)}
-        start = solve_batch(targets, shown, rank, chunk=chunk, **warm, **options)
-        errors[rank] = np.asarray(hidden_error(W, weights, hidden, Factors(start.left, start.right)))
-    table = np.stack([errors[rank] for rank in candidates])
-    return Selection(candidates[int(np.argmin(table.mean(axis=1)))], np.array(candidates), table)
+    return np.arange(folds).reshape(-1, *[1] * weight.ndim) == fold.reshape(1, *weight.shape)
 
 
-@jax.jit
-def hidden_error(W: Array, weights: Array, hidden: Array, factors: Factors) -> Float[Array, " folds"]:
-    """The weighted error on the hidden entries, relative to their size."""
-    left, right = factors
-    dtype = jnp.promote_types(left.dtype, jnp.float32)
-    seen = jnp.where(hidden, weights[None], 0).astype(dtype)
-    target = jnp.where(weights > 0, W, 0).astype(dtype)[None]
-    product = jnp.matmul(left.astype(dtype), right.astype(dtype), precision="highest")
-    return jnp.sum(seen * (target - product) ** 2, (1, 2)) / jnp.sum(seen * target**2, (1, 2))
+def each_fold(
+    given: Given, hidden: Bool[np.ndarray, "folds ..."], request: Request, *, chunk: int | None, mesh: Any
+) -> Callable[[int, Result | None], Result]:
+    """The function (rank, results of a larger rank or None) -> the results of all folds, stacked."""
+    target, weight = values(given.target), np.asarray(values(given.weights))
+    shown = np.where(hidden, weight.dtype.type(0), weight[None])
+    if not is_sparse(given.target):
+        targets = np.broadcast_to(np.asarray(target)[None], shown.shape)
+        batch = Given(targets, shown, checks.check_values(targets, shown), examined=True)
+        return lambda rank, before: batch_given(batch, rank, warm(batch, request, before, rank), chunk=chunk, mesh=mesh)
+    refuse_filled(request, mesh=mesh)
+    if chunk is not None:
+        raise ValueError(f"chunk must be None for a sparse W, whose folds are solved one by one; got {chunk!r}")
+    problems = [
+        Given(given.target, like(given.weights, part), checks.check_values(target, part), examined=True)
+        for part in shown
+    ]
+
+    def solve_each(rank: int, before: Result | None) -> Result:
+        results = []
+        for i, problem in enumerate(problems):
+            mine = None if before is None else jax.tree.map(lambda leaf, i=i: leaf[i], before)
+            results.append(solve_given(problem, rank, warm(problem, request, mine, rank)))
+        return stacked(results)
+
+    return solve_each
+
+
+def hidden_error(given: Given, hidden: Bool[np.ndarray, "folds ..."], result: Result) -> Float[np.ndarray, " folds"]:
+    """The weighted squared error of each fold's hidden entries over a fold's mean share of the weighted squares of W.
+
+    On the host in float64, in units in which no square overflows.
+    """
+    assert given.survey is not None  # asked of known values only
+    target, weight = (np.asarray(values(matrix)).astype(np.float64) for matrix in (given.target, given.weights))
+    power, shares = np.frexp(given.survey.largest)[1], weight / float(given.survey.heaviest)
+    target = np.ldexp(np.where(weight > 0, target, 0), -power)
+    zero = np.sum(shares * target**2) / len(hidden)
+    errors = []
+    for place, left, right in zip(hidden, np.float64(result.left), np.float64(result.right), strict=True):
+        if is_sparse(given.target):
+            product = np.sum(left[np.asarray(given.target.rows)] * right.T[np.asarray(given.target.cols)], axis=1)
+        else:
+            product = left @ right
+        errors.append(np.sum(np.where(place, shares, 0) * (target - np.ldexp(product, -power)) ** 2) / zero)
+    return np.array(errors)
+
+
+def ties(error: Float[np.ndarray, "r folds"]) -> Bool[np.ndarray, " r"]:
+    """Which ranks have the least mean error but for rounding: of float32, in sums and in fits that are exact."""
+    mean, rounding = error.mean(axis=1), 64 * float(np.finfo(np.float32).eps)
+    return mean <= mean.min() * (1 + rounding) + rounding**2

@@ -3,10 +3,8 @@
 import warnings
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import Tags
@@ -14,17 +12,12 @@ from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from wlra import checks
 from wlra.api import solve
-from wlra.linalg.batch import in_chunks
-from wlra.linalg.decompose import balance, psd_roots
+from wlra.convert import as_numpy, check_aligned, is_sparse_matrix, joined, real
+from wlra.leastsquares import coefficients
 from wlra.options import MAX_ITERS, PATIENCE, TOL
-from wlra.problem import Factors, Problem, loss
 from wlra.result import Status
-from wlra.units import to_unit
 
 DTYPES: Any = (np.float64, np.float32)
-
-
-CHUNK = 2**26  # numbers that the weighted components of a chunk of rows may take: 256 MiB in float32
 
 
 class WLRA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -35,7 +28,9 @@ class WLRA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     unless `jax_enable_x64` is on, float64 is solved in float32, and the result is no more accurate than that.
 
     `fit`, `fit_transform` and `transform` take weights as `wlra.solve` does: None (all equal), or non-negative and
-    broadcasting to X. Where the weight is 0, X may be NaN, and whatever it holds is not looked at. To hand weights
+    broadcasting to X. Where the weight is 0, X may be NaN, and whatever it holds is not looked at; entries that a
+    `numpy.ma.MaskedArray` masks have weight 0. Sparse X is refused: its zeros would be unknown here, and are not to
+    scikit-learn. To hand weights
     through a pipeline write `pipeline.fit(X, wlra__weights=weights)`, or enable scikit-learn's metadata routing.
 
     Args:
@@ -84,13 +79,13 @@ class WLRA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
         Warns with `sklearn.exceptions.ConvergenceWarning` if the solver still made progress after `max_iters`.
         """
-        X = validate_data(self, X, dtype=DTYPES, ensure_all_finite=weights is None)
+        X, weights = validated(self, X, weights, reset=True)
         rank = check_components(self.n_components, X.shape)
-        target, weight = observed(X, weights)
         options = {"method": self.method, "start": self.start, "tol": self.tol}
-        result = solve(target, weight, rank, **options, max_iters=self.max_iters, patience=self.patience)
-        components, relative = canonical(target, weight, Factors(result.left, result.right))
-        self.components_ = np.asarray(components, X.dtype)
+        result = solve(X, weights, rank, **options, max_iters=self.max_iters, patience=self.patience)
+        weights = np.ones_like(X) if weights is None else weights
+        components, relative = canonical(X, weights, np.asarray(result.right))
+        self.components_ = components.astype(X.dtype)
         self.loss_, self.n_iter_ = float(relative), int(result.iterations)
         self.status_ = Status(int(result.status))
         if self.status_ == Status.MAX_ITERS:
@@ -109,15 +104,19 @@ class WLRA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         weight are zero.
         """
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=DTYPES, ensure_all_finite=weights is None, reset=False)
+        X, weights = validated(self, X, weights, reset=False)
         if weights is None:
             return X @ self.components_.T.astype(X.dtype)
-        target, weight = observed(X, weights)
-        return np.asarray(coefficients(target, weight, jnp.asarray(self.components_, target.dtype)), X.dtype)
+        target, power = in_units(X)
+        scores = coefficients(target, weights, self.components_.astype(np.float64))
+        return np.ldexp(scores, power).astype(X.dtype)
 
     def inverse_transform(self, Z: Any) -> Any:
         """Z @ components_, the approximation of the X whose coefficients are Z."""
         check_is_fitted(self)
+        check_numbers("Z", Z)
+        if isinstance(Z, np.ma.MaskedArray):
+            raise ValueError("Z must not be masked: every coefficient is needed")
         Z, wanted = check_array(Z, dtype=DTYPES, input_name="Z"), len(self.components_)
         if Z.shape[1] != wanted:
             raise ValueError(f"Z must have one column for each of {wanted} components; got shape {Z.shape}")
@@ -144,62 +143,53 @@ def check_components(n_components: Any, shape: tuple[int, ...]) -> int:
     return count
 
 
-def observed(X: Float[np.ndarray, "m n"], weights: Any) -> tuple[Float[Array, "m n"], Float[Array, "m n"]]:
-    """X, 0 where its weight is 0, and the weights, both finite and of one shape and dtype."""
-    target = jnp.asarray(X)
-    weight = checks.check_weights(None if weights is None else np.asarray(weights), X.shape)
-    entries, shares = np.asarray(target), np.asarray(weight)  # on the host, where no operation has to be compiled
-    weight_bad, target_bad = ~(np.isfinite(shares) & (shares >= 0)), ~np.isfinite(entries) & (shares > 0)
-    checks.report("weights", weight, jnp.asarray(weight_bad), "NaN, infinite or negative", wanted="weights >= 0")
+def validated(model: WLRA, X: Any, weights: Any, *, reset: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    """X, 0 where its weight is 0, and the weights at its shape or None, once both are known to be fit.
+
+    The mask of a `numpy.ma.MaskedArray` becomes weights of 0, which scikit-learn would drop.
+    """
+    check_aligned(X, weights)
+    if not is_sparse_matrix(X):  # else scikit-learn refuses it
+        X = joined(X, "X")
+        check_numbers("X", X)
+    if isinstance(X, np.ma.MaskedArray):
+        weights = checks.hide(X, checks.check_weights(weights, X.shape))
+        X = real(X, "X", masked=0.0)
+    X = validate_data(model, X, dtype=DTYPES, ensure_all_finite=weights is None, reset=reset)
+    if weights is None:
+        return X, None
+    weights = np.asarray(checks.check_weights(weights, X.shape))
+    weights_bad, target_bad = ~(np.isfinite(weights) & (weights >= 0)), ~np.isfinite(X) & (weights > 0)
+    checks.report("weights", weights, weights_bad, "NaN, infinite or negative", wanted="weights >= 0")
     wanted = "finite values, or weight 0 there"
-    checks.report("X", target, jnp.asarray(target_bad), "NaN or infinite", wanted=wanted, where=checks.POSITIVE)
-    return jnp.asarray(np.where(shares > 0, entries, 0)), jnp.asarray(shares.astype(entries.dtype))
+    checks.report("X", X, target_bad, "NaN or infinite", wanted=wanted, where=checks.POSITIVE)
+    return np.where(weights > 0, X, 0), weights
 
 
-@jax.jit
+def check_numbers(name: str, value: Any) -> None:
+    """What scikit-learn would read as numbers, text and dates, is refused."""
+    array = np.ma.getdata(value) if isinstance(value, np.ma.MaskedArray) else as_numpy(value, name)
+    words = [entry for entry in array.ravel() if isinstance(entry, str | bytes)] if array.dtype == object else []
+    if array.dtype.kind in "USTmM" or words:
+        raise ValueError(
+            f"{name} must hold numbers; got {f'the text {words[0]!r}' if words else f'dtype {array.dtype}'}"
+        )
+
+
 def canonical(
-    target: Float[Array, "m n"], weight: Float[Array, "m n"], factors: Factors
-) -> tuple[Float[Array, "k n"], Float[Array, ""]]:
+    X: Float[np.ndarray, "m n"], weights: np.ndarray, right: Float[np.ndarray, "k n"]
+) -> tuple[Float[np.ndarray, "k n"], float]:
     """Components that span the rows of `right`, in the gauge that `WLRA` promises, and the least loss they allow."""
-    problem = Problem(to_unit(target)[0], to_unit(weight)[0])
-    with jax.default_matmul_precision("highest"):
-        span = ordered(Factors(to_unit(factors.left)[0], to_unit(factors.right)[0])).right
-        best = ordered(Factors(coefficients(*problem[:2], span), span))
-        return best.right, loss(problem, best)
+    target, weights = in_units(X)[0], weights / np.max(weights)
+    span = np.linalg.qr(right.astype(np.float64).T)[0].T
+    scores = coefficients(target, weights, span)
+    components = np.linalg.svd(scores, full_matrices=False)[2] @ span
+    peaks = np.take_along_axis(components, np.argmax(np.abs(components), axis=1)[:, None], axis=1)
+    error, zero = (np.sum(weights * rest**2) for rest in (target - scores @ span, target))
+    return np.where(peaks < 0, -components, components), error / (zero if zero > 0 else 1)
 
 
-def ordered(factors: Factors) -> Factors:
-    """The singular value decomposition of the same product, (U S, V'), the largest entry of each row of V' positive.
-
-    Where a singular value is 0 the row is orthonormal to the others all the same, and within the span of `right`.
-    """
-    left, right = balance(factors)
-    peak = jnp.take_along_axis(right, jnp.argmax(jnp.abs(right), axis=1)[:, None], axis=1)[:, 0]
-    size = jnp.linalg.norm(right, axis=1) * jnp.where(peak < 0, -1, 1).astype(right.dtype)
-    return Factors(left * size[None, :], right / size[:, None])
-
-
-@jax.jit
-def coefficients(
-    target: Float[Array, "m n"], weight: Float[Array, "m n"], components: Float[Array, "k n"]
-) -> Float[Array, "m k"]:
-    """Row i is the shortest z that minimises sum_j weight_ij (target_ij - (z @ components)_j)**2.
-
-    By the pseudo-inverse of the row's Gram matrix, in which eigenvalues of the size of rounding errors count as 0. The
-    normal equations square the condition number, and a second correction for the residual of the first makes up for it.
-    `wlra.methods.sweeps.best_left` is faster, but rows with fewer weights than components get arbitrary coefficients
-    from it, of the same loss.
-    """
-    largest = jnp.max(weight, axis=1, keepdims=True)
-    weight = weight / jnp.where(largest > 0, largest, 1)
-
-    def row(entries: tuple[Float[Array, " n"], Float[Array, " n"]]) -> Float[Array, " k"]:
-        target, weight = entries
-        basis = components * weight[None, :]
-        root = psd_roots(basis @ components.T)[1]
-        first = root @ (root @ (basis @ target))
-        return first + root @ (root @ (basis @ (target - first @ components)))
-
-    with jax.default_matmul_precision("highest"):
-        chunk = max(1, CHUNK // components.size)
-        return in_chunks(row, (target, weight), chunk)
+def in_units(X: Float[np.ndarray, "m n"]) -> tuple[Float[np.ndarray, "m n"], int]:
+    """X over the power of two of its largest entry, in float64, and that power: squares neither overflow nor vanish."""
+    power = int(np.frexp(np.max(np.abs(X)))[1])
+    return np.ldexp(X.astype(np.float64), -power), power

@@ -12,8 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.experimental.sparse import BCOO
+from jax.experimental.sparse import BCOO, BCSR
 from jaxtyping import Array, Float, Int, Num
+
+from wlra.convert import is_scipy, real
 
 
 class Runs(NamedTuple):
@@ -81,12 +83,12 @@ def is_sparse(matrix: Any) -> TypeGuard[Sparse]:
     return isinstance(matrix, Sparse)
 
 
-def values(matrix: Any) -> Num[Array, "..."]:
+def values(matrix: Any) -> Num[Array | np.ndarray, "..."]:
     """All entries (m, n) of a dense matrix, the stored ones (entries,) of a sparse one."""
     return matrix.values if is_sparse(matrix) else matrix
 
 
-def like(matrix: Matrix, values: Num[Array, "..."]) -> Matrix:
+def like(matrix: Any, values: Num[Array | np.ndarray, "..."]) -> Any:
     """The matrix with other values."""
     return dataclasses.replace(matrix, values=values) if is_sparse(matrix) else values
 
@@ -148,11 +150,20 @@ def runs(axis: Int[np.ndarray, " e"], size: int) -> Runs:
     return Runs(jnp.asarray(owner), jnp.asarray(places.reshape(-1, length)))
 
 
-def in_row_order(matrix: BCOO, name: str) -> Sparse:
-    """The matrix with its entries in order of row, then column, once it is known that no two are in one place.
+def as_sparse(matrix: Any, name: str) -> Sparse:
+    """A sparse matrix of JAX or SciPy with real values: what it stores, zeros too, is known, and all else is not.
 
-    Indices at or beyond the shape are JAX's own padding, and dropped.
+    SciPy's duplicates are summed, as SciPy does; those of JAX are refused.
     """
+    if is_scipy(matrix):
+        check_shape(matrix.shape, name)
+        matrix = matrix.tocoo()
+        indices = np.stack([matrix.row, matrix.col], axis=1).astype(np.int64)
+        indices, data = summed(indices, matrix.data, matrix.shape[1], name)
+        return in_row_order(data, indices, matrix.shape, name)
+    matrix = matrix.to_bcoo() if isinstance(matrix, BCSR) else matrix
+    if not isinstance(matrix, BCOO):
+        raise ValueError(f"{name} must be a BCOO or BCSR if it is a sparse array of JAX; got {type(matrix).__name__}")
     if matrix.n_batch or matrix.n_dense or matrix.ndim != 2 or 0 in matrix.shape:
         raise ValueError(
             f"{name} must be a BCOO matrix (m, n) without empty axes, n_batch=0 and n_dense=0; got shape "
@@ -160,11 +171,36 @@ def in_row_order(matrix: BCOO, name: str) -> Sparse:
         )
     if isinstance(matrix.indices, Tracer):
         raise ValueError(f"{name} is sparse, and its indices must be known: call outside of jit and vmap; got a tracer")
-    indices = np.asarray(matrix.indices)
+    return in_row_order(real(matrix.data, name), np.asarray(matrix.indices), matrix.shape, name)
+
+
+def check_shape(shape: tuple[int, ...], name: str) -> None:
+    """Two axes, not empty, of lengths that indices of 32 bits can count."""
+    if len(shape) != 2 or 0 in shape or max(shape) > np.iinfo(np.int32).max:
+        raise ValueError(f"{name} must be a matrix (m, n) with axes from 1 to 2**31 - 1; got shape {shape}")
+
+
+def summed(indices: np.ndarray, data: np.ndarray, columns: int, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Each place once, with the sum of its values; of booleans, whether one is true."""
+    add, numbers = np.maximum if data.dtype == bool else np.add, real(data, name)
+    places, first = np.unique(indices[:, 0] * columns + indices[:, 1], return_inverse=True)
+    if len(places) == len(indices):
+        return indices, numbers
+    total = np.zeros(len(places), np.promote_types(numbers.dtype, np.float64))
+    add.at(total, first, numbers)
+    return np.stack(np.divmod(places, columns), axis=1), total.astype(numbers.dtype)
+
+
+def in_row_order(data: Any, indices: np.ndarray, shape: tuple[int, ...], name: str) -> Sparse:
+    """The matrix with its entries in order of row, then column, once it is known that no two are in one place.
+
+    Indices at or beyond the shape are JAX's own padding, and dropped.
+    """
+    check_shape(shape, name)
     if (indices < 0).any():
         raise ValueError(f"{name} must have indices >= 0; got {tuple(map(int, indices[(indices < 0).any(axis=1)][0]))}")
     order = np.lexsort((indices[:, 1], indices[:, 0]))
-    order = order[(indices < np.array(matrix.shape))[order].all(axis=1)]
+    order = order[(indices < np.array(shape))[order].all(axis=1)]
     indices = indices[order].astype(np.int32)
     again = np.flatnonzero((indices[1:] == indices[:-1]).all(axis=1))
     if len(again):
@@ -177,10 +213,10 @@ def in_row_order(matrix: BCOO, name: str) -> Sparse:
         raise ValueError(f"{name} stores no entry; wanted at least one")
     rows, cols = indices.T
     return Sparse(
-        values=matrix.data[order],
+        values=data[order],
         rows=jnp.asarray(rows),
         cols=jnp.asarray(cols),
-        row_runs=runs(rows, matrix.shape[0]),
-        col_runs=runs(cols, matrix.shape[1]),
-        shape=matrix.shape,
+        row_runs=runs(rows, shape[0]),
+        col_runs=runs(cols, shape[1]),
+        shape=tuple(shape),
     )

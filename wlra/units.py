@@ -1,9 +1,45 @@
 """Powers of two into and out of the solver's units: no bit is lost."""
 
+from typing import Any, NamedTuple
+
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from wlra.problem import Factors
+
+COMFORT = {4: 64, 8: 512}  # by the bytes of a dtype: numbers up to this power of two, or down to its inverse, stay
+
+
+class Units(NamedTuple):
+    """Powers of two that give the caller's target, and weights over penalty, back; of each problem of a batch."""
+
+    target: Any
+    weights: Any
+
+
+def exponents(largest: Any, dtype: Any, smallest: Any = np.inf) -> np.ndarray:
+    """Even powers of two that bring the largest numbers near 1; 0 where the dtype, or float32, holds all as is."""
+    comfort = COMFORT[8 if jax.dtypes.canonicalize_dtype(dtype) == np.float64 else 4]
+    power, least = (np.frexp(np.asarray(size))[1].astype(np.int32) for size in (largest, smallest))
+    held = (np.abs(power) <= comfort) & (least > 20 - 2 * comfort)
+    return np.asarray(np.where(held, 0, power + power % 2).astype(np.int32))
+
+
+def shift(array: Any, exponent: Any) -> Any:
+    """array / 2**exponent in the dtype that JAX has for it, computed before the cast; the exponent is of each problem.
+
+    Of NumPy if the array is. What the dtype does not hold becomes infinite or zero.
+    """
+    dtype = jax.dtypes.canonicalize_dtype(array.dtype)
+    exponent = np.asarray(exponent).reshape(np.shape(exponent) + (1,) * (array.ndim - np.ndim(exponent)))
+    if isinstance(array, jax.Array):
+        return jnp.ldexp(array, -exponent) if exponent.any() else array
+    with np.errstate(over="ignore", under="ignore"):
+        if exponent.any():
+            array = np.ldexp(array.astype(np.promote_types(array.dtype, np.float64)), -exponent)
+        return array.astype(dtype, copy=False)
 
 
 def balance_exactly(factors: Factors, exponent: Int[Array, ""] | int = 0) -> Factors:
@@ -31,3 +67,18 @@ def from_unit(factors: Factors, exponent: Int[Array, ""]) -> Factors:
     """The factors of the product times 2**exponent, which both share."""
     half = exponent // 2
     return Factors(jnp.ldexp(factors.left, half), jnp.ldexp(factors.right, exponent - half))
+
+
+def pair_in_units(pair: tuple[Any, Any], exponent: np.ndarray) -> Factors:
+    """The factors of the product / 2**exponent, each as large as the other where their dtype might not hold them."""
+    left, right = pair
+    if any(isinstance(factor, jax.core.Tracer) for factor in pair):
+        return Factors(shift(left, exponent // 2), shift(right, exponent - exponent // 2))
+    sizes = [np.max(np.abs(np.asarray(factor)), axis=(-2, -1)) for factor in pair]
+    if not (
+        exponent.any() or any(exponents(size, factor.dtype).any() for size, factor in zip(sizes, pair, strict=True))
+    ):
+        return Factors(shift(left, np.int32(0)), shift(right, np.int32(0)))
+    power = [np.frexp(size)[1].astype(np.int32) for size in sizes]
+    half = (power[0] + power[1] - exponent) // 2
+    return Factors(shift(left, power[0] - half), shift(right, exponent - power[0] + half))

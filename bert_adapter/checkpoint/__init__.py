@@ -4,7 +4,6 @@ A directory is Hugging Face's: config.json, the weights, a tokenizer. config.jso
 factorised modules and their ranks, so that no other checkpoint is needed to read this one.
 """
 
-import json
 import re
 import shutil
 from pathlib import Path
@@ -12,14 +11,26 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax.serialization import msgpack_restore
 from flax.traverse_util import unflatten_dict
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
-from bert_adapter.checkpoint.directory import CONFIG, INDEX, MSGPACK, SIDE_FILES, WEIGHTS, fetch, replacing, write_texts
+from bert_adapter.checkpoint.directory import (
+    CONFIG,
+    FACTORS,
+    WEIGHTS,
+    check_names,
+    fetch,
+    read_config,
+    read_texts,
+    replacing,
+    write_texts,
+)
 from bert_adapter.checkpoint.names import by_path, check, low_rank, shapes
-from bert_adapter.families import architecture_of, family_of, flax_architectures
-from bert_adapter.families.family import Family
+from bert_adapter.checkpoint.weights import read, read_stages
+from bert_adapter.families import architecture_in, family_of, flax_architectures, module_for
+from bert_adapter.families.sentence import SETTINGS, declared_stages, settings
+from bert_adapter.families.stages import UNDECLARED, Projection
+from bert_adapter.families.torch_names import to_torch
 from bert_adapter.layers.marker import FACTORISED
 from bert_adapter.model import Model
 
@@ -27,10 +38,14 @@ from bert_adapter.model import Model
 def load(path_or_hub_id: str | Path) -> Model:
     """The model in a local directory, or else the one that the Hugging Face Hub has under that name.
 
-    Reads `model.safetensors`, whole or sharded, or else `flax_model.msgpack`. A checkpoint with pretraining
-    heads is read as its encoder, whose config then says so. An encoder that was saved without a pooler has
-    none here, because no embedding depends on it. Any other parameter that is missing, and every one that is
-    left over or has another shape, is an error.
+    Reads `model.safetensors`, whole or sharded, or else `flax_model.msgpack`; `factorised.safetensors` where the config
+    has ranks. A checkpoint with pretraining heads is read as its encoder, whose config then says so. An encoder that
+    was saved without a pooler has none here, because no embedding depends on it. Any other parameter that is missing,
+    and every one that is left over or has another shape, is an error. An encoder embeds as `modules.json` declares:
+    pooling, dense layers, scaling to length one; without that file it is the mean of a text's tokens, unscaled.
+
+    Raises:
+      ValueError: names the file, the entry or the parameter that cannot be read or honoured.
 
     Example:
         >>> import tempfile, bert_adapter
@@ -41,17 +56,31 @@ def load(path_or_hub_id: str | Path) -> Model:
         ['BertModel']
     """
     directory = fetch(path_or_hub_id)
-    config = json.loads((directory / CONFIG).read_text("utf-8"))
-    family, architecture, ranks = family_of(config), architecture_of(config), low_rank(config)
-    module, found = architecture.module(family.config(config)), read(directory, family)
+    config = read_config(directory)
+    family, ranks = family_of(config), low_rank(config)
+    family.config(config)  # what cannot be is found before weights are read
+    found = read(directory, family, config)
+    architecture = architecture_in(config, found)
+    config = config | {"architectures": [architecture.names[0]]}
+    embeds = architecture == family.embedder
+    files = read_texts(directory, embeds)
+    check_settings(files, family.longest(family.config(config)))
+    module = module_for(config, files)
     found = {path: array for path, array in found.items() if not re.search(architecture.ignored, path)}
-    if architecture == family.embedder:
+    if embeds:
         found = without_prefix(found, family.prefix)
+    found |= read_stages(directory, getattr(module, "stages", ()))
     module = architecture.fit(module, found)
     check(shapes(module, ranks), found)
     params = unflatten_dict(found | {f"{path}/kernel": FACTORISED for path in ranks}, sep="/")
-    files = {name: (directory / name).read_bytes() for name in SIDE_FILES if (directory / name).is_file()}
-    return Model(module, params, config | {"architectures": [architecture.names[0]]}, files)
+    return Model(module, params, config, files)
+
+
+def check_settings(files: dict[str, bytes], positions: int) -> None:
+    """A ValueError if the files want longer texts than there are positions for."""
+    longest = settings(files).longest
+    if longest is not None and longest > positions:
+        raise ValueError(f"{SETTINGS}: got max_seq_length {longest}, wanted at most {positions}, the positions")
 
 
 def as_model(model: Model | str | Path | Any) -> Model:
@@ -87,37 +116,45 @@ def save(model: Model, directory: str | Path) -> None:
         >>> from bert_adapter.sample import sample_model
         >>> with tempfile.TemporaryDirectory() as directory:
         ...     bert_adapter.save(sample_model(), directory)
-        ...     sorted(os.listdir(directory))
-        ['config.json', 'model.safetensors', 'tokenizer_config.json', 'vocab.txt']
+        ...     print(*sorted(os.listdir(directory)))
+        1_Pooling 2_Normalize config.json model.safetensors modules.json tokenizer_config.json vocab.txt
     """
     params = by_path(jax.device_get(model.params))
     lefts = {path.removesuffix("/left"): leaf for path, leaf in params.items() if path.endswith("/left")}
     ranks, claimed = {path: leaf.shape[-1] for path, leaf in lefts.items()}, low_rank(model.config)
     if ranks != claimed:
         raise ValueError(f"config low_rank ranks: got {claimed}, wanted those of the parameters, {ranks}")
-    if unknown := model.files.keys() - set(SIDE_FILES):
-        raise ValueError(f"files: got {sorted(unknown)}, supported: {', '.join(SIDE_FILES)}")
+    check_names(model.files)
+    check_stages(model)
     check(shapes(model.module, ranks), params)
-    tensors = dict(family_of(model.config).to_torch(path, array) for path, array in params.items())
     with replacing(Path(directory)) as fresh:
         write_texts(model, fresh)
-        save_file(tensors, fresh / WEIGHTS, metadata={"format": "pt"})
-        shutil.copymode(fresh / CONFIG, fresh / WEIGHTS)  # safetensors writes for the owner's eyes only
+        for stage in getattr(model.module, "stages", ()):
+            (fresh / getattr(stage, "name", "")).mkdir(exist_ok=True)  # modules.json lists it, and it may hold no file
+        for name, tensors in by_file(model, params).items():
+            (fresh / name).parent.mkdir(exist_ok=True)
+            save_file(tensors, fresh / name, metadata={"format": "pt"})
+            shutil.copymode(fresh / CONFIG, fresh / name)  # safetensors writes for the owner's eyes only
 
 
-def read(directory: Path, family: Family) -> dict[str, np.ndarray]:
-    """Every parameter in the directory under its Flax path and in Flax layout."""
-    if (directory / WEIGHTS).is_file():
-        shards = {WEIGHTS}
-    elif (directory / INDEX).is_file():
-        shards = set(json.loads((directory / INDEX).read_text("utf-8"))["weight_map"].values())
-    elif (directory / MSGPACK).is_file():
-        return by_path(msgpack_restore((directory / MSGPACK).read_bytes()))
-    else:
-        names = sorted(path.name for path in directory.iterdir())
-        raise ValueError(f"{directory}: got {names}, wanted {WEIGHTS}, {INDEX} or {MSGPACK}")
-    tensors = (item for shard in sorted(shards) for item in load_file(directory / shard).items())
-    return dict(family.from_torch(name, tensor) for name, tensor in tensors)
+def check_stages(model: Model) -> None:
+    """A ValueError if the files declare another embedding than the module computes."""
+    declared, runs = declared_stages(model.files), getattr(model.module, "stages", None)
+    if (UNDECLARED if declared is None and runs is not None else declared) != runs:
+        got = "no modules.json" if declared is None else f"modules.json and its folders for {declared}"
+        raise ValueError(f"files: got {got}, wanted what declares the module's stages, {runs}")
+
+
+def by_file(model: Model, params: dict[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+    """The tensors of each file: those of the dense layers behind the encoder lie in folders of their own."""
+    stages = [stage.name for stage in getattr(model.module, "stages", ()) if isinstance(stage, Projection)]
+    main, rename = FACTORS if low_rank(model.config) else WEIGHTS, family_of(model.config).to_torch
+    files: dict[str, dict[str, np.ndarray]] = {main: {}}
+    for path, array in params.items():
+        stage, _, rest = path.partition("/")
+        name, tensor = to_torch(rest, array) if stage in stages else rename(path, array)
+        files.setdefault(f"{stage}/{WEIGHTS}" if stage in stages else main, {})[name] = tensor
+    return files
 
 
 def without_prefix(found: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

@@ -2,19 +2,26 @@
 
 import json
 import os
+import re
 import shutil
 import uuid
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
+from bert_adapter.families.sentence import MODULES, PROMPTS, SETTINGS, stage_paths
+from bert_adapter.json_files import parsed, without_mark
 from bert_adapter.model import Model
 
 CONFIG, MSGPACK = "config.json", "flax_model.msgpack"
 
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+# Factors have a file name of their own. A library that knows no factors looks for WEIGHTS and finds nothing. If it
+# found them, it would draw random kernels for those it misses, and say so in a warning at most.
+WEIGHTS, INDEX, FACTORS = "model.safetensors", "model.safetensors.index.json", "factorised.safetensors"
 
 
 TOKENIZER = (
@@ -24,16 +31,21 @@ TOKENIZER = (
     "vocab.json",
     "merges.txt",
     "special_tokens_map.json",
+    "added_tokens.json",
 )
 
 
-SENTENCE_TRANSFORMERS = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
+READING = (*TOKENIZER, SETTINGS, PROMPTS)  # how texts become batches
+STAGES = "[0-9]*_*/"  # the folders of what follows the encoder
 
 
-SIDE_FILES = (*TOKENIZER, "added_tokens.json", *SENTENCE_TRANSFORMERS, "1_Pooling/config.json")
+SIDE_FILES = (*READING, MODULES, f"{STAGES}{CONFIG}")
 
 
-CHECKPOINT_FILES = (CONFIG, WEIGHTS, INDEX, "model-*.safetensors", *SIDE_FILES)
+ADAPTER = "adapter_config.json"
+
+
+CHECKPOINT_FILES = (CONFIG, WEIGHTS, INDEX, FACTORS, "model-*.safetensors", *SIDE_FILES, f"{STAGES}{WEIGHTS}")
 
 
 def fetch(path_or_hub_id: str | Path) -> Path:
@@ -43,13 +55,50 @@ def fetch(path_or_hub_id: str | Path) -> Path:
     try:
         from huggingface_hub import snapshot_download
 
-        directory = Path(snapshot_download(str(path_or_hub_id), allow_patterns=list(CHECKPOINT_FILES)))
+        directory = Path(snapshot_download(str(path_or_hub_id), allow_patterns=[*CHECKPOINT_FILES, ADAPTER]))
         if not any(directory.glob("*.safetensors")):
             snapshot_download(str(path_or_hub_id), allow_patterns=[MSGPACK])
         return directory
     except Exception as error:  # each release of huggingface_hub has exceptions of its own
         wanted = "a local directory or the name of a model on the Hugging Face Hub"
         raise ValueError(f"got {str(path_or_hub_id)!r}, wanted {wanted}: {error}") from error
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """The entries of config.json, of a directory that holds a whole model."""
+    if (directory / ADAPTER).is_file():
+        raise ValueError(
+            f"{directory}: got {ADAPTER}, wanted a whole model: merge the adapter into its base model with peft's "
+            "merge_and_unload(), and save that"
+        )
+    if not (directory / CONFIG).is_file():
+        names = sorted(path.name for path in directory.iterdir())
+        raise ValueError(f"{directory}: got {names}, wanted {CONFIG} and weights")
+    return parsed((directory / CONFIG).read_bytes(), directory / CONFIG)
+
+
+def read_texts(directory: Path, embeds: bool) -> dict[str, bytes]:
+    """The small files by name, without byte-order marks. What follows an encoder is of no use to a classifier."""
+    names = [*READING]
+    if embeds:
+        modules = directory / MODULES
+        stages = stage_paths(modules.read_bytes() if modules.is_file() else None)
+        names += [MODULES, *(f"{stage}/{CONFIG}" for stage in stages)]
+    elif (directory / MODULES).is_file():
+        warnings.warn(f"{directory}: {MODULES} is left out, for config.json names a classifier", stacklevel=3)
+    found = {name: (directory / name).read_bytes() for name in names if (directory / name).is_file()}
+    for name, content in found.items():
+        found[name] = without_mark(content, directory / name)
+        if name.endswith(".json"):
+            parsed(content, directory / name, list if name == MODULES else dict)
+    return found
+
+
+def check_names(names: Iterable[str]) -> None:
+    """A ValueError if a small file has another name than a checkpoint's have."""
+    known = (*READING, MODULES)
+    if unknown := [name for name in names if name not in known and not re.fullmatch(rf"\d+_\w+/{CONFIG}", name)]:
+        raise ValueError(f"files: got {sorted(unknown)}, supported: {', '.join(SIDE_FILES)}")
 
 
 def write_texts(model: Model, directory: Path) -> None:

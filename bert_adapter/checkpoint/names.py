@@ -21,11 +21,15 @@ def by_path(params: Any) -> dict[str, Any]:
 
 def low_rank(config: Mapping[str, Any]) -> dict[str, int]:
     """The rank of every module that the config says is factorised."""
-    section = config.get("low_rank", {"schema": SCHEMA})
-    schema = section.get("schema")
+    section = config.get("low_rank") or {"schema": SCHEMA}
+    if not isinstance(section, dict):
+        raise ValueError(f"config low_rank: got {section!r}, wanted an object with 'schema' and 'ranks'")
+    schema, ranks = section.get("schema"), section.get("ranks", {})
     if schema != SCHEMA:
         raise ValueError(f"config low_rank schema: got {schema}, wanted {SCHEMA}; upgrade bert_adapter to read it")
-    return section.get("ranks", {})
+    if not isinstance(ranks, dict) or [rank for rank in ranks.values() if type(rank) is not int or rank < 1]:
+        raise ValueError(f"config low_rank ranks: got {ranks!r}, wanted a positive integer for each path")
+    return ranks
 
 
 def shapes(module: nn.Module, ranks: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
@@ -40,12 +44,9 @@ def shapes(module: nn.Module, ranks: Mapping[str, int]) -> dict[str, tuple[int, 
     return kept | left | right
 
 
-def check(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, np.ndarray]) -> None:
-    """One ValueError lists every parameter that is missing, left over, of another shape, or not floating."""
-    got = {
-        path: array.shape if jnp.issubdtype(array.dtype, jnp.floating) else f"{array.dtype} {array.shape}"
-        for path, array in found.items()
-    }
+def check(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, Any]) -> None:
+    """One ValueError lists every parameter that is missing, left over, of another shape, not floating or not finite."""
+    got = {path: described(array) for path, array in found.items()}
     problems = [
         f"{path}: got {got.get(path, 'nothing')}, wanted {wanted.get(path, 'nothing')}"
         for path in {**wanted, **got}
@@ -53,3 +54,11 @@ def check(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, np.ndarray]
     ]
     if problems:
         raise ValueError("the parameters do not fit the model\n  " + "\n  ".join(problems))
+
+
+def described(array: Any) -> tuple[int, ...] | str:
+    """An array's shape, and what else there is to say of numbers that no parameter can be."""
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        return f"{array.dtype} {array.shape}"
+    finite = np.isfinite(array)
+    return array.shape if finite.all() else f"{array.shape} with {int(np.sum(~finite))} values NaN or infinite"

@@ -1,12 +1,15 @@
 """Families of models, by config.json's "model_type"."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import flax.linen as nn
 
 from bert_adapter.families.bert import BERT
 from bert_adapter.families.family import Architecture, Family
+from bert_adapter.families.sentence import MODULES, declared_stages
+from bert_adapter.layers.running import parameter_shapes
 
 FAMILIES: dict[str, Family] = {  # a config that names none is of the first
     "bert": BERT,
@@ -15,7 +18,7 @@ FAMILIES: dict[str, Family] = {  # a config that names none is of the first
 
 def family_of(config: Mapping[str, Any]) -> Family:
     """The family that a Hugging Face config.json names."""
-    name = config.get("model_type", next(iter(FAMILIES)))
+    name = config.get("model_type") or next(iter(FAMILIES))
     if name not in FAMILIES:
         known = ", ".join(map(repr, FAMILIES))
         raise ValueError(f"model_type: got {name!r}, supported: {known}; bert_adapter.FAMILIES[{name!r}] = ... adds it")
@@ -34,15 +37,37 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture:
     """
     known = {name: each for each in architectures_of(family_of(config)) for name in each.names}
     named = config.get("architectures") or []
-    found = [known[name] for name in named if name in known]
+    found = [known[name] for name in ([named] if isinstance(named, str) else named) if name in known]
     if not found:
         raise ValueError(f"architectures: got {named!r}, supported: {', '.join(known)}")
     return found[0]
 
 
-def module_for(config: dict[str, Any]) -> nn.Module:
-    """The module that runs the architecture which a Hugging Face config.json names."""
-    return architecture_of(config).module(family_of(config).config(config))
+def architecture_in(config: dict[str, Any], paths: Iterable[str]) -> Architecture:
+    """The one that config.json names, or else, as in old ones, the one that the paths of the parameters show.
+
+    That is the classifier if they hold its head, and the encoder if not: what transformers' AutoModel reads.
+    """
+    if config.get("architectures"):
+        return architecture_of(config)
+    family = family_of(config)
+    params, _ = parameter_shapes(family.classifier.module(family.config(config)))
+    head = params.keys() - {family.prefix.rstrip("/")}
+    return family.classifier if head <= {path.split("/")[0] for path in paths} else family.embedder
+
+
+def module_for(config: dict[str, Any], files: Mapping[str, bytes] = MappingProxyType({})) -> nn.Module:
+    """The module that runs the architecture which a Hugging Face config.json names.
+
+    For an embedder, sentence-transformers' files declare what follows the encoder; without them, it is a mean.
+    """
+    family, architecture = family_of(config), architecture_of(config)
+    module, stages = architecture.module(family.config(config)), declared_stages(files)
+    if stages is None:
+        return module
+    if not hasattr(module, "stages"):
+        raise ValueError(f"files: got {MODULES} or 1_Pooling/config.json, wanted none for {architecture.names[0]}")
+    return module.clone(stages=stages)
 
 
 def flax_architectures() -> dict[str, tuple[str, Architecture]]:

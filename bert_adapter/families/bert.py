@@ -1,38 +1,83 @@
 """BERT (Devlin et al. 2019): its config, what its checkpoints hold, and what they are read as."""
 
-from collections.abc import Iterable
+import warnings
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 from typing import Any
 
-from bert_adapter.families.bert_module import ACTIVATIONS, Bert, Config, Inputs, SentenceEmbedder, SequenceClassifier
+from bert_adapter.families.bert_module import (
+    ACTIVATIONS,
+    Bert,
+    Config,
+    Inputs,
+    SentenceEmbedder,
+    SequenceClassifier,
+    sizes,
+)
 from bert_adapter.families.family import Architecture, Family
 from bert_adapter.families.torch_names import from_torch, to_torch
+from bert_adapter.json_files import shown
 
-SUPPORTED: dict[str, tuple] = {  # the first value is what a missing entry means
+SUPPORTED: dict[str, tuple] = {  # the first value is what a missing entry means, or null
     "position_embedding_type": ("absolute",),
     "is_decoder": (False,),
+    "is_encoder_decoder": (False,),
     "add_cross_attention": (False,),
-    "hidden_act": tuple(ACTIVATIONS),
+    "pruned_heads": ({},),
+    "problem_type": (None, "regression", "single_label_classification", "multi_label_classification"),
+    "quantization_config": (None,),  # weights that are no plain numbers
+    "auto_map": (None, {}),  # the model is code in its directory
+}
+
+
+def is_fraction(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value <= 1
+
+
+DEFAULTS = {field.name: field.default for field in fields(Config)}
+ENTRIES: dict[type, tuple[Callable[[Any], bool], str]] = {  # what an entry may be, by the type of its default
+    int: (lambda value: type(value) is int and value > 0, "a positive integer"),
+    float: (is_fraction, "a number from 0 to 1"),
+    type(None): (is_fraction, "a number from 0 to 1, or null"),
+    str: (lambda value: value in ACTIVATIONS, f"one of {', '.join(map(repr, ACTIVATIONS))}"),
 }
 
 
 def config_from_dict(config: dict[str, Any]) -> Config:
     """The Config that a Hugging Face config.json describes; entries the model does not use are ignored.
 
-    The number of labels is "num_labels" or, as Hugging Face writes it, the length of "id2label".
+    An entry of null counts as missing, with a warning where transformers could not run with it.
     """
     for name, supported in SUPPORTED.items():
-        if config.get(name, supported[0]) not in supported:
+        if config.get(name) is not None and config[name] not in supported:
             raise ValueError(f"{name}: got {config[name]!r}, supported: {', '.join(map(repr, supported))}")
-    labels: dict[str, Any] = {"num_labels": len(config["id2label"])} if config.get("id2label") else {}
-    given = {field.name: config[field.name] for field in fields(Config) if field.name in config}
-    result = Config(**labels | given)
+    given: dict[str, Any] = {name: config[name] for name in DEFAULTS if name in config} | labels_of(config)
+    for name in [name for name, value in given.items() if value is None]:
+        if DEFAULTS[name] is not None:
+            warnings.warn(f"{name}: null in config.json is read as a missing entry, {DEFAULTS[name]!r}", stacklevel=2)
+        del given[name]
+    for name, value in given.items():
+        fits, wanted = ENTRIES[type(DEFAULTS[name])]
+        if name != "problem_type" and not (isinstance(value, str | int | float) and fits(value)):
+            raise ValueError(f"{name}: got {shown(value)}, wanted {wanted}")
+    result = Config(**given)
     if result.hidden_size % result.num_attention_heads:
         raise ValueError(
             f"hidden_size: got {result.hidden_size}, wanted a multiple of num_attention_heads, "
             f"{result.num_attention_heads}"
         )
     return result
+
+
+def labels_of(config: dict[str, Any]) -> dict[str, int]:
+    """The number of labels: as in transformers the length of "id2label", or else "num_labels", or its name of 2019."""
+    names = config.get("id2label")
+    if names is not None and not isinstance(names, dict):
+        raise ValueError(f"id2label: got {shown(names)}, wanted an object")
+    if names:
+        return {"num_labels": len(names)}
+    given = [config[name] for name in ("num_labels", "_num_labels") if config.get(name) is not None]
+    return {"num_labels": given[0] if given else Config.num_labels}
 
 
 def with_saved_parts(module: Bert | SentenceEmbedder, paths: Iterable[str]) -> Bert | SentenceEmbedder:
@@ -66,4 +111,5 @@ BERT = Family(
     inputs=Inputs._fields,
     longest=lambda config: config.max_position_embeddings,
     deviation=lambda config: config.initializer_range,
+    sizes=sizes,
 )

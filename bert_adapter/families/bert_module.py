@@ -19,6 +19,9 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Num
 
+from bert_adapter.families.stages import PROJECTED, UNDECLARED, Pooling, Projection, Stage, normalised, pooled
+from bert_adapter.values import check_values
+
 Ids = Num[Array | np.ndarray, "batch time"]
 
 
@@ -49,6 +52,16 @@ class Config:
     initializer_range: float = 0.02
     num_labels: int = 2
     problem_type: str | None = None  # for a loss function to read
+
+
+def sizes(config: Config) -> dict[str, int]:
+    """How many values each input may have; the least is 0."""
+    return {
+        "input_ids": config.vocab_size,
+        "attention_mask": 2,
+        "token_type_ids": config.type_vocab_size,
+        "position_ids": config.max_position_embeddings,
+    }
 
 
 class Context(NamedTuple):
@@ -171,6 +184,7 @@ def pooler(context: Context, x: Array) -> Array:
 
 def encode(context: Context, inputs: Inputs, pool: bool) -> Output:
     """BERT's output, from parameters directly below the module that calls."""
+    check_values(sizes(context.config), inputs._asdict())
     ids, mask, types, positions = inputs
     limit = context.config.max_position_embeddings
     if ids.shape[1] > limit:
@@ -183,15 +197,26 @@ def encode(context: Context, inputs: Inputs, pool: bool) -> Output:
     return Output(states[-1], Scope(pooler, name="pooler")(context, states[-1]) if pool else None, states)
 
 
-def mean_embedding(hidden: Float[Array, "batch time hidden"], mask: Ids | None) -> Float[Array, "batch hidden"]:
-    """Each row is the mean hidden state of a sentence's visible tokens, scaled to length one.
+def project(context: Context, stage: Projection, x: Array) -> Array:
+    """A dense layer on the embedding, with its activation."""
+    if x.shape[-1] != stage.inputs:
+        raise ValueError(f"{stage.name}/config.json: got in_features {stage.inputs}, wanted {x.shape[-1]}")
+    init = nn.initializers.normal(context.config.initializer_range)
+    layer = nn.Dense(stage.features, stage.use_bias, kernel_init=init, name="linear", **context.dtypes)
+    return PROJECTED[stage.activation](layer(x))
 
-    Reimers & Gurevych 2019, sec. 3. A sentence without visible tokens gets zeros, with zero gradients.
-    """
-    weights = jnp.ones(hidden.shape[:2], hidden.dtype) if mask is None else jnp.asarray(mask, hidden.dtype)
-    mean = (hidden * weights[:, :, None]).sum(axis=1) / jnp.maximum(weights.sum(axis=1), 1)[:, None]
-    squared = (mean**2).sum(axis=1, keepdims=True)
-    return mean / jnp.sqrt(jnp.where(squared > 0, squared, 1))
+
+def embedding(context: Context, stages: tuple[Stage, ...], hidden: Array, mask: Ids | None) -> Array:
+    """What the stages make of the states, one after the other."""
+    x = hidden
+    for stage in stages:
+        if isinstance(stage, Pooling):
+            x = pooled(stage, x, mask)
+        elif isinstance(stage, Projection):
+            x = Scope(project, name=stage.name)(context, stage, x)
+        else:
+            x = normalised(x)
+    return x
 
 
 class Bert(nn.Module):
@@ -217,13 +242,14 @@ class Bert(nn.Module):
 
 
 class SentenceEmbedder(nn.Module):
-    """Sentence embeddings of length one, from the parameters of FlaxBertModel.
+    """Sentence embeddings, from the parameters of FlaxBertModel and those of dense layers among the stages.
 
     The pooler is there so that the trees are equal. Nothing depends on it, so its gradients are zero.
     """
 
     config: Config
     add_pooling_layer: bool = True
+    stages: tuple[Stage, ...] = UNDECLARED
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
 
@@ -239,7 +265,13 @@ class SentenceEmbedder(nn.Module):
         inputs = Inputs(input_ids, attention_mask, token_type_ids, position_ids)
         context = Context(self.config, deterministic, {"dtype": self.dtype, "param_dtype": self.param_dtype})
         result = encode(context, inputs, self.add_pooling_layer)
-        return mean_embedding(result.last_hidden_state, attention_mask)
+        return embedding(context, self.stages, result.last_hidden_state, attention_mask)
+
+
+def check_head(config: Config) -> None:
+    """A ValueError if the labels cannot be those of the problem."""
+    if config.problem_type == "single_label_classification" and config.num_labels == 1:
+        raise ValueError("num_labels: got 1 with problem_type 'single_label_classification', wanted 2 or more")
 
 
 class SequenceClassifier(nn.Module):
@@ -259,6 +291,7 @@ class SequenceClassifier(nn.Module):
         deterministic: bool = True,
     ) -> Float[Array, "batch labels"]:
         config = self.config
+        check_head(config)
         inputs = Inputs(input_ids, attention_mask, token_type_ids, position_ids)
         context = Context(config, deterministic, {"dtype": self.dtype, "param_dtype": self.param_dtype})
         bert = Bert(config, name="bert", **context.dtypes)

@@ -11,6 +11,11 @@ def no_labels(config: Any) -> None:
     """The output is an embedding."""
 
 
+def no_sizes(config: Any) -> dict[str, int]:
+    """No input's values are checked."""
+    return {}
+
+
 def unchanged(module: Any, paths: Iterable[str]) -> Any:
     """Every checkpoint has all parameters of the module."""
     return module
@@ -20,9 +25,10 @@ class Architecture(NamedTuple):
     """A module, and what its output is.
 
     names: its names in config.json's "architectures"; whatever was read, the first is written.
-    module: the class, which is called with the family's config and keeps it as `.config`.
+    module: the class, which is called with the family's config and keeps it as `.config`. An embedder's that has a
+      field `stages` takes there what sentence-transformers' files declare; others are refused such files.
     labels: (config) -> the number of the output's labels, of which 1 is the value of a regression; None if the output
-      is an embedding of length one.
+      is an embedding.
     ignored: a regular expression, searched in the paths of a checkpoint's parameters: those found are not read.
     fit: (module, paths of parameters) -> the module without the optional parts that a checkpoint leaves out.
     flax: the class of transformers whose parameters fit; None if there is none.
@@ -48,6 +54,7 @@ class Family(NamedTuple):
     inputs: the names of what the modules are called with.
     longest: (config) -> the most tokens a row.
     deviation: (config) -> the standard deviation of a new kernel.
+    sizes: (config) -> by the names of inputs, how many values they may have, the least of which is 0.
 
     Example:
         >>> from bert_adapter import FAMILIES
@@ -65,3 +72,4 @@ class Family(NamedTuple):
     inputs: tuple[str, ...]
     longest: Callable[[Any], int]
     deviation: Callable[[Any], float]
+    sizes: Callable[[Any], dict[str, int]] = no_sizes

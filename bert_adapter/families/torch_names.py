@@ -8,8 +8,14 @@ import numpy as np
 
 
 def from_torch(name: str, tensor: np.ndarray) -> tuple[str, np.ndarray]:
-    """A PyTorch parameter's Flax path and value. In the oldest, LayerNorm has gamma and beta."""
+    """A PyTorch parameter's Flax path and value. In the oldest, LayerNorm has gamma and beta.
+
+    Raises:
+      ValueError: the name is Flax's, so that a square kernel would be transposed unseen.
+    """
     *parents, leaf = name.split(".")
+    if leaf in ("kernel", "scale", "embedding"):
+        raise ValueError(f"{name}: got a name of Flax's, wanted PyTorch's: which axis is the input's is not known")
     parent = ["", *parents][-1]
     weight = "scale" if parent == "LayerNorm" else "embedding" if parent.endswith("_embeddings") else "kernel"
     leaf = {"weight": weight, "gamma": "scale", "beta": "bias"}.get(leaf, leaf)

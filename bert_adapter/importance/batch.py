@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from bert_adapter.importance.gradients import Gradients, output_gradients
 from bert_adapter.importance.sums import FROM_TIME_GRAM, Basis, Sums, upper_product
@@ -31,10 +31,13 @@ class Position(NamedTuple):
     bases: Mapping[str, Basis]
 
 
-def batch_sums(wanted: Wanted, params: Any, batch: Batch, position: Position) -> dict[str, Sums]:
-    """The sums over the examples of one batch, at full precision."""
+def batch_sums(
+    wanted: Wanted, params: Any, batch: Batch, position: Position
+) -> tuple[dict[str, Sums], Bool[Array, ""]]:
+    """The sums over the examples of one batch, at full precision, and whether the model's output is finite."""
     with jax.default_matmul_precision("highest"):
         captured = capture(wanted.forward, params, batch, wanted.paths)
+        finite = all_finite(captured.output)
         mask = batch.get("attention_mask")
         inputs = {path: unpadded(array, mask) for path, array in captured.inputs.items()}
         root = jnp.sqrt(jnp.asarray(batch.get("weights", 1.0), jnp.float32)).reshape(-1, 1, 1)
@@ -43,7 +46,7 @@ def batch_sums(wanted: Wanted, params: Any, batch: Batch, position: Position) ->
             counted = {path: x * root for path, x in inputs.items()}
             total = {path: Sums(inputs=upper_product(x, x)) for path, x in counted.items()}
         if not set(wanted.statistics) - {"inputs"}:
-            return total
+            return total, finite
         bases, statistics = position.bases, wanted.statistics
         rotated = {path: x @ bases[path].inputs if path in bases else x for path, x in inputs.items()}
 
@@ -59,7 +62,12 @@ def batch_sums(wanted: Wanted, params: Any, batch: Batch, position: Position) ->
         return {
             path: input_sums(rotated[path], time_gram, statistics, sums._replace(inputs=total[path].inputs))
             for path, (sums, time_gram) in summed(along, gradients).items()
-        }
+        }, finite
+
+
+def all_finite(tree: Any) -> Bool[Array, ""]:
+    """Whether no number is NaN or infinite."""
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
 def summed(function: Any, stacked: Any) -> Any:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from bert_adapter.batches import check_weights
 from bert_adapter.files import check_writable
-from bert_adapter.importance.batch import Position, Wanted, batch_sums
+from bert_adapter.importance.batch import Position, Wanted, all_finite, batch_sums
 from bert_adapter.importance.fingerprint import of_arrays, of_function, of_params
 from bert_adapter.importance.gradients import Gradients, check_gradients
 from bert_adapter.importance.storage import load_importance, save_importance
@@ -29,7 +29,9 @@ from bert_adapter.importance.sums import (
     with_symmetric,
 )
 from bert_adapter.layers.capture import Batch, Forward
+from bert_adapter.model import check_batch
 from bert_adapter.progress import track
+from bert_adapter.values import check_finite
 
 SAVE_EVERY = 60.0  # seconds between two states of a file that is measured into
 CAUSES = "batches differ in their texts, order, labels, batch_size or max_length"
@@ -76,8 +78,9 @@ def measure_importance(
     2 in * out numbers per kernel for "fisher", in**2 and out**2 for the others, however many examples there are.
 
     Raises:
-      ValueError: no batches, paths that are no layers of the model, unknown names, weights that cannot be, a file of
-        something else, or one that cannot be written.
+      ValueError: no batches, token ids or weights that cannot be, paths that are no layers of the model, unknown names,
+        a file of something else, or one that cannot be written.
+      FloatingPointError: an output or a gradient that is not finite; the message names the batch.
 
     Example:
       >>> import flax.linen as nn, jax, jax.numpy as jnp, bert_adapter
@@ -98,6 +101,7 @@ def measure_importance(
     total: Importance | None = None
     saved, number = time.monotonic(), -1
     for number, batch in enumerate(track(batches, "importance", progress)):
+        check_batch(forward, batch, number)
         arrays = {name: jnp.asarray(array) for name, array in batch.items()}
         text = of_arrays(batch)
         if total is None:
@@ -108,7 +112,9 @@ def measure_importance(
             check_text(total, number, text, file)
             continue
         position = Position(jax.random.fold_in(key, number), total.examples, fixed)
-        total = counted(total, update(total.sums, params, arrays, position), batch, text)
+        summed, finite = update(total.sums, params, arrays, position)
+        check_sums(finite, number, lambda arrays=arrays: forward(params, arrays))
+        total = counted(total, summed, batch, text)
         if file is not None and time.monotonic() - saved > SAVE_EVERY:
             save_importance(symmetrised(total), file)
             saved = time.monotonic()
@@ -203,13 +209,31 @@ def check_all_read(total: Importance | None, count: int, file: Any) -> Importanc
     return total
 
 
+def check_sums(finite: Any, number: int, run: Callable[[], Any]) -> None:
+    """A FloatingPointError says what is not finite: the output for a batch, which `run` computes, or its sums."""
+    of_output, of_sums = (bool(each) for each in jax.device_get(finite))
+    if not of_output:
+        for leaf in jax.tree.leaves(run()):
+            check_finite(leaf, number)
+    if not (of_output and of_sums):
+        what = "its gradients or the inputs of its layers are" if of_output else "the model's output is"
+        raise FloatingPointError(f"batch {number}: {what} NaN or infinite")
+
+
 @lru_cache(maxsize=8)
 def batch_functions(wanted: Wanted) -> tuple[Callable, Callable]:
-    """The sums of one batch, and the update of the total with them, which is compiled once for what is wanted."""
-    sums = partial(batch_sums, wanted)
+    """The sums of one batch, and the update of the total with them, which is compiled once for what is wanted.
+
+    With the updated total comes whether the batch's output and its sums are finite.
+    """
+
+    def sums(params: Any, batch: Batch, position: Position) -> Any:
+        return batch_sums(wanted, params, batch, position)[0]
 
     def update(total: Any, params: Any, batch: Batch, position: Position) -> Any:
-        return jax.tree.map(jnp.add, total, sums(params, batch, position))
+        added, finite = batch_sums(wanted, params, batch, position)
+        good = finite, all_finite([jnp.sum(leaf) for leaf in jax.tree.leaves(added)])
+        return jax.tree.map(jnp.add, total, added), good
 
     return sums, jax.jit(update, donate_argnums=0)
 

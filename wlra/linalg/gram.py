@@ -13,7 +13,11 @@ def gram_inverse(gram: Float[Array, "k k"], shift: Float[Array, ""] | float = 0.
     result, so the shift biases no solution.
     """
     unit, scale = unit_diagonal(gram + shift * jnp.eye(len(gram), dtype=gram.dtype))
-    return newton_schulz(unit, by_halves(unit, times=2)) * (scale[:, None] * scale[None, :])
+    guess = by_halves(unit, times=2) if len(gram) >= 2 * SMALL else jnp.zeros_like(unit)
+    return newton_schulz(unit, guess) * (scale[:, None] * scale[None, :])
+
+
+SMALL = 16  # what halves are not worth it for
 
 
 def by_halves(matrix: Float[Array, "k k"], times: int) -> Float[Array, "k k"]:
@@ -22,7 +26,7 @@ def by_halves(matrix: Float[Array, "k k"], times: int) -> Float[Array, "k k"]:
     A third of the operations of Newton-Schulz on the whole, but good for condition numbers below 1e3 in float32.
     """
     half = len(matrix) // 2
-    if times == 0 or half < 16:
+    if times == 0 or half < SMALL:
         return newton_schulz(matrix, jnp.zeros_like(matrix))
     corner, side = matrix[:half, :half], matrix[:half, half:]
     first = by_halves(corner, times - 1)

@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from wlra.certificate import nearly_equal
 from wlra.linalg.decompose import mask_rank, orthonormal, psd_roots, truncated_svd
 from wlra.linalg.gram import eliminated
 from wlra.methods.method import Evaluated, Method
@@ -39,11 +40,11 @@ def equalised(name: str, equalise: Callable[[Matrix], Scaling], *, sees_hidden: 
         scaling = equalise(problem.weight)
         scaled = scale(problem, scaling)
         best = mask_rank(truncated_svd(scaled.target, rank), ranks)
-        factors = unscale_factors(best, scaling)
+        factors, lowest = unscale_factors(best, scaling), nearly_equal(scaled.weight)
         if equalise is not equilibrate:
             scaling = equilibrate(problem.weight)
             scaled, best = scale(problem, scaling), scale_factors(factors, scaling)
-        return Evaluated(factors, loss(scaled, best), stationarity(scaled, best, eliminated))
+        return Evaluated(factors, loss(scaled, best), stationarity(scaled, best, eliminated), lowest)
 
     return Method(name, closed_form=closed_form, equalise=equalise, sees_hidden=sees_hidden, keeps_zeros=True)
 
@@ -81,7 +82,7 @@ def nearest(problem: Problem, rank: int, ranks: Int[Array, ""] | None = None) ->
     along = (root @ basis).T @ error
     share = jnp.sqrt(jnp.clip(total(along * (along @ weight.col)) / jnp.where(lost > 0, lost, 1), 0, 1))
     factors = Factors(left, right)
-    return Evaluated(factors, relative, jnp.where(relative > rounding(factors), share, 0))
+    return Evaluated(factors, relative, jnp.where(relative > rounding(factors), share, 0), lowest=True)
 
 
 kronecker = Method("kronecker", closed_form=nearest, kronecker=True, keeps_zeros=True)

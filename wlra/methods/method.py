@@ -25,6 +25,8 @@ class State(NamedTuple):
     idle: Int[Array, ""]
     status: Int[Array, ""]
     history: History
+    tol: Float[Array, ""]
+    looked: Bool[Array, ""]
 
 
 Condition = Callable[[Problem, State], Bool[Array, ""]]
@@ -78,11 +80,12 @@ class Stage(NamedTuple):
 
 
 class Evaluated(NamedTuple):
-    """Factors with their relative loss and their stationarity."""
+    """Factors, their relative loss and stationarity, and whether that loss is known to be about the lowest of all."""
 
     factors: Factors
     loss: Float[Array, ""]
     stationarity: Float[Array, ""]
+    lowest: Bool[Array, ""] | bool = False
 
 
 class Method(NamedTuple):

@@ -1,0 +1,116 @@
+"""Parameters in files, as arrays under the names that the files give them."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax.serialization import msgpack_restore
+from safetensors import safe_open
+
+from bert_adapter.checkpoint.directory import FACTORS, INDEX, MSGPACK, WEIGHTS
+from bert_adapter.checkpoint.names import by_path, low_rank
+from bert_adapter.families.family import Family
+from bert_adapter.families.stages import Projection, Stage
+from bert_adapter.families.torch_names import from_torch
+from bert_adapter.json_files import check_fetched, parsed
+
+CONVERSION = (
+    "weights in other formats are not read, because that runs pickled code or takes PyTorch. Where PyTorch is: "
+    "transformers.{name}.from_pretrained(directory).save_pretrained(directory) writes {wanted}"
+)
+
+
+def read(directory: Path, family: Family, config: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Every parameter in the directory under its Flax path and in Flax layout, but those of its dense stages."""
+    wanted = FACTORS if low_rank(config) else WEIGHTS
+    if (directory / wanted).is_file():
+        tensors = read_tensors(directory / wanted)
+    elif wanted == WEIGHTS and (directory / INDEX).is_file():
+        tensors = read_shards(directory)
+    elif wanted == WEIGHTS and (directory / MSGPACK).is_file():
+        return read_msgpack(directory / MSGPACK)
+    else:
+        names = sorted(path.name for path in directory.iterdir())
+        known = WEIGHTS, INDEX, MSGPACK
+        hint = CONVERSION.format(name=(config.get("architectures") or ["AutoModel"])[0], wanted=WEIGHTS)
+        if wanted == FACTORS:
+            known, hint = (FACTORS,), f"{FACTORS} holds what config.json's low_rank names"
+        raise ValueError(f"{directory}: got {names}, wanted {' or '.join(known)}: {hint}")
+    return renamed(tensors, family.from_torch)
+
+
+def read_stages(directory: Path, stages: Iterable[Stage]) -> dict[str, np.ndarray]:
+    """The parameters of the dense layers behind an encoder, which have files of their own."""
+    found: dict[str, np.ndarray] = {}
+    for stage in stages:
+        if isinstance(stage, Projection):
+            file = directory / stage.name / WEIGHTS
+            if not file.is_file():
+                hint = CONVERSION.replace("transformers.{name}.from_pretrained", "SentenceTransformer")
+                hint = hint.replace("save_pretrained", "save").format(wanted=WEIGHTS)
+                raise ValueError(f"{file}: the file is missing: {hint}")
+            found |= {f"{stage.name}/{path}": each for path, each in renamed(read_tensors(file), from_torch).items()}
+    return found
+
+
+def renamed(tensors: dict[str, np.ndarray], from_torch: Callable) -> dict[str, np.ndarray]:
+    """The arrays by path, if no two names stand for one."""
+    found: dict[str, np.ndarray] = {}
+    for name, tensor in tensors.items():
+        path, array = from_torch(name, tensor)
+        if path in found:
+            raise ValueError(f"{name}: got a second array for {path}, wanted one")
+        found[path] = array
+    return found
+
+
+def read_tensors(file: Path) -> dict[str, np.ndarray]:
+    """The arrays of a safetensors file in PyTorch's layout."""
+    with file.open("rb") as content:
+        check_fetched(file, content.read(64))
+    try:
+        with safe_open(file, "numpy") as content:
+            layout = (content.metadata() or {}).get("format", "pt")
+            kinds = {name: content.get_slice(name).get_dtype() for name in content.keys()}  # noqa: SIM118
+            readable = {name: kind for name, kind in kinds.items() if not kind.startswith(("F8", "F4", "F6"))}
+            tensors = {name: content.get_tensor(name) for name in readable}
+    except Exception as error:  # safetensors has an exception of its own
+        size = file.stat().st_size
+        raise ValueError(f"{file}: wanted a whole safetensors file; got {size} bytes: {error}") from None
+    if layout != "pt":
+        raise ValueError(f"{file}: got the layout {layout!r} in its metadata, wanted 'pt', PyTorch's")
+    if other := sorted(kinds.keys() - readable.keys()):
+        raise ValueError(f"{file}: got {kinds[other[0]]} in {other[0]!r}, wanted floating numbers of 16 bits or more")
+    return tensors
+
+
+def read_shards(directory: Path) -> dict[str, np.ndarray]:
+    """The arrays of all files that the index names."""
+    index = directory / INDEX
+    places = parsed(index.read_bytes(), index).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(place, str) for place in places.values()):
+        raise ValueError(f"{index}: wanted 'weight_map', an object of file names")
+    found: dict[str, np.ndarray] = {}
+    for shard in sorted(set(places.values())):
+        if Path(shard).name != shard or not (directory / shard).is_file():
+            names = sorted(path.name for path in directory.glob("*.safetensors"))
+            raise ValueError(f"{index}: got {names}, wanted {shard} too, which it names")
+        tensors = read_tensors(directory / shard)
+        if repeated := sorted(found.keys() & tensors.keys()):
+            raise ValueError(f"{directory / shard}: got {repeated[0]!r}, which another file holds too")
+        found |= tensors
+    if missing := sorted(places.keys() - found.keys()):
+        raise ValueError(f"{index}: wanted {missing[0]!r} in {places[missing[0]]}, which does not hold it")
+    return found
+
+
+def read_msgpack(file: Path) -> dict[str, np.ndarray]:
+    """The parameters that Flax wrote."""
+    content = file.read_bytes()
+    check_fetched(file, content[:64])
+    try:
+        params = msgpack_restore(content)
+    except Exception as error:  # msgpack has exceptions of its own
+        raise ValueError(f"{file}: wanted a whole file of Flax's; got {len(content)} bytes: {error}") from None
+    return {path: np.asarray(leaf) for path, leaf in by_path(params).items()}

@@ -1,0 +1,38 @@
+"""Values of a batch that a model has no meaning for, found before they run."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jax.core import Tracer
+
+
+def check_values(sizes: Mapping[str, int], batch: Mapping[str, Any]) -> None:
+    """A ValueError names the first value outside 0 ... size - 1, where values are known: under jit they are not.
+
+    sizes: by the names of inputs, how many values these may have.
+    """
+    for name, size in sizes.items():
+        values = batch.get(name)
+        if values is None or isinstance(values, Tracer):
+            continue
+        array = np.asarray(values)
+        whole = array == np.floor(array) if array.dtype.kind == "f" else True
+        wrong = np.argwhere(~((array >= 0) & (array < size) & whole))
+        if len(wrong):
+            row, *place = (int(i) for i in wrong[0])
+            token = f", token {place[0]}" if place else ""
+            got = array[tuple(wrong[0])].item()
+            raise ValueError(f"{name}: got {got} in row {row}{token}, wanted 0 to {size - 1}: the model knows no other")
+
+
+def check_finite(output: Any, number: int, whose: str = "the model") -> None:
+    """A FloatingPointError names the batch and the first row where an output is NaN or infinite."""
+    array = np.asarray(output)
+    finite = np.isfinite(array.reshape(len(array), -1)).all(axis=1)
+    if not finite.all():
+        row, count = int(np.argmin(finite)), int((~finite).sum())
+        raise FloatingPointError(
+            f"batch {number}: the output of {whose} is NaN or infinite in {count} of {len(array)} rows, first in row "
+            f"{row}: look at its parameters, or compute in float32"
+        )

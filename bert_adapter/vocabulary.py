@@ -1,0 +1,45 @@
+"""A directory's tokenizer, and what the directory says of it: known to fit the model before a text is read."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from bert_adapter.checkpoint.directory import write_texts
+from bert_adapter.families import family_of
+from bert_adapter.families.sentence import SETTINGS, settings
+from bert_adapter.model import Model
+
+
+def tokenizer_of(model: Model) -> Any:
+    """The tokenizer of transformers that the model's files describe.
+
+    Raises:
+      ValueError: no files of one, ids that the model has no row for, no token for padding, or a declaration that it
+        cannot honour.
+    """
+    from transformers import AutoTokenizer
+
+    if not model.files.keys() & {"tokenizer.json", "vocab.txt", "vocab.json"}:
+        raise ValueError(f"files: got {sorted(model.files)}, wanted tokenizer.json, vocab.txt or vocab.json")
+    lower = settings(model.files).lower
+    with tempfile.TemporaryDirectory() as directory:
+        write_texts(model, Path(directory))
+        tokenize = AutoTokenizer.from_pretrained(directory, **({"do_lower_case": True} if lower else {}))
+    rows = family_of(model.config).sizes(model.module.config).get("input_ids")
+    token, largest = max(tokenize.get_vocab().items(), key=lambda item: item[1])
+    if rows is not None and largest >= rows:
+        raise ValueError(
+            f"the tokenizer knows {largest + 1} tokens, the last of them {token!r}, and the model has embeddings of "
+            f"{rows}: wanted the tokenizer that the model was trained with"
+        )
+    if tokenize.pad_token_id is None:
+        raise ValueError("the tokenizer has no token for padding: wanted 'pad_token' in tokenizer_config.json")
+    if lower and tokenize.tokenize("Aa BB") != tokenize.tokenize("aa bb"):
+        raise ValueError(f"{SETTINGS}: got do_lower_case true, which the tokenizer cannot do: lower the texts")
+    return tokenize
+
+
+def longest_row(model: Model, tokenize: Any) -> int:
+    """The most tokens a row: as the files say, and never more than there are positions."""
+    declared = settings(model.files).longest or tokenize.model_max_length
+    return min(declared, family_of(model.config).longest(model.module.config))

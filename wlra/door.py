@@ -1,0 +1,197 @@
+"""The one door into the solver: what callers give becomes a problem, and the solver's dtype one that holds it."""
+
+import importlib
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wlra import checks
+from wlra.convert import check_aligned
+from wlra.problem import Kronecker
+from wlra.sparse import is_sparse, like, values
+from wlra.units import Units, exponents, shift
+
+T = TypeVar("T")
+# jax.enable_x64 came when jax.experimental.enable_x64 went.
+enable_x64 = (jax if hasattr(jax, "enable_x64") else importlib.import_module("jax.experimental")).enable_x64
+
+APART = {"float32": 100, "float64": 1000}
+"""By dtype, the power of two that weights may be apart, and half of which may part what counts from the largest."""
+LARGEST = {"float32": 200, "float64": 1900}
+"""By dtype, the powers of two up to which, and down to whose inverse, factors can be given back for a target."""
+X64 = "enable float64 by jax.config.update('jax_enable_x64', True)"
+
+
+class Given(NamedTuple):
+    """A problem as given: real numbers of the right shapes, on the host in their own precision or on a device.
+
+    survey: what is known of the values, which are then fit to be solved; None if a caller traces some, or of Kronecker
+    weights. examined: whether they are known to be fit.
+    """
+
+    target: Any
+    weights: Any
+    survey: checks.Survey | None = None
+    examined: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.target.shape
+
+
+def enter(W: Any, weights: Any, solve: Callable[[Given], T], *, batched: bool = False) -> T:
+    """What `solve` makes of the problem; from float64, cast back, where float32 does not hold weights so far apart.
+
+    Raises:
+      ValueError: the target or the weights cannot be used.
+    """
+    given = check_problem(W, weights, batched)
+    dtype = "float64" if wide(given) else "float32"
+    if dtype == "float64" or held(given, dtype):
+        check_held(given, dtype)
+        return solve(given)
+    check_held(given, "float64")
+    with enable_x64(True):
+        values_64 = np.asarray(values(given.weights)).astype(np.float64)
+        return jax.tree.map(narrow, solve(given._replace(weights=like(given.weights, values_64))))
+
+
+def check_problem(W: Any, weights: Any, batched: bool = False) -> Given:
+    """The problem, once its shapes and values are known to be fit."""
+    check_aligned(W, weights)
+    target = checks.check_target(W, batched)
+    if isinstance(weights, Kronecker):
+        if is_sparse(target):
+            raise ValueError("weights of a sparse W must be None or sparse like it; got Kronecker")
+        checks.hide(W, weights)
+        return Given(target, checks.check_kronecker(weights, target.shape))
+    if is_sparse(target):
+        entries = checks.check_sparse_weights(weights, target)
+    else:
+        entries = checks.hide(W, checks.check_weights(weights, target.shape))
+    survey = checks.check_values(target, entries)
+    given = Given(target, entries, survey, examined=survey is not None)
+    check_size(given)
+    return given
+
+
+def wide(given: Given) -> bool:
+    """Whether the solver computes in float64."""
+    arrays = (
+        values(given.target),
+        *(given.weights if isinstance(given.weights, Kronecker) else [values(given.weights)]),
+    )
+    return any(jax.dtypes.canonicalize_dtype(array.dtype) == np.float64 for array in arrays)
+
+
+def held(given: Given, dtype: str) -> bool:
+    """Whether numbers of the dtype hold the weights next to each other, and the loss, of what is known."""
+    found, apart = given.survey or known_weights(given), APART[dtype]
+    if found is None:
+        return True
+    spread = int(np.max(power(found.heaviest) - power(found.lightest), initial=0))
+    if spread <= 0.4 * apart or given.survey is None:
+        return spread <= apart
+    return (spread <= apart or dtype == "float64") and bool(contribution(given) >= -apart / 2)
+
+
+def check_held(given: Given, dtype: str) -> None:
+    """Raises a ValueError if numbers of the dtype do not hold the problem."""
+    if not held(given, dtype):
+        found = given.survey or known_weights(given)
+        assert found is not None  # else it is held
+        places = f"from {np.min(found.lightest):.3g} to {np.max(found.heaviest):.3g}"
+        raise ValueError(
+            f"weights are too far apart for {dtype}, {places}: give W and weights in other units, or {X64}"
+        )
+
+
+def known_weights(given: Given) -> checks.Survey | None:
+    """The survey of weights alone, for a target that a caller traces."""
+    weights = values(given.weights) if not isinstance(given.weights, Kronecker) else None
+    if weights is None or checks.is_traced(weights):
+        return None
+    return checks.survey(np.broadcast_to(np.float32(0), weights.shape), weights)
+
+
+def contribution(given: Given) -> Any:
+    """The least power of two of the largest weighted square of a problem, in units of the largest target and weight."""
+    target, weight = (np.asarray(values(matrix)) for matrix in (given.target, given.weights))
+    axes = (-2, -1)[-target.ndim :]
+    seen = (weight > 0) & np.isfinite(target) & (target != 0)
+    exponent = np.where(seen, power(weight) + 2 * power(np.where(seen, target, 0)), -(2**20))
+    survey = given.survey
+    assert survey is not None  # asked of known values only
+    relative = np.max(exponent, axis=axes) - power(survey.heaviest) - 2 * power(survey.largest)
+    return np.min(np.where(np.asarray(survey.largest) > 0, relative, 0))
+
+
+def power(number: Any) -> np.ndarray:
+    """The power of two above the number; 0 for 0 and infinity."""
+    return np.asarray(np.frexp(number)[1])
+
+
+def check_size(given: Given) -> None:
+    """The factors of the target can be given back in its dtype."""
+    target = values(given.target)
+    size = largest(target) if given.survey is None else np.asarray(given.survey.largest)
+    dtype = jax.dtypes.canonicalize_dtype(target.dtype)
+    double = dtype == np.float64
+    if size is not None and (np.abs(power(size)) > LARGEST["float64" if double else "float32"]).any():
+        worst = size.ravel()[np.argmax(np.abs(power(size)))]
+        kind = "large" if worst > 1 else "small"
+        way = "give W in other units" + ("" if double else f", or {X64}")
+        raise ValueError(f"W has {worst:.3g} as its largest entry, too {kind} for factors in {dtype}: {way}")
+
+
+def largest(array: Any) -> np.ndarray | None:
+    """The size of each problem's largest finite entry; None if it is not on the host."""
+    if checks.is_traced(array) or checks.on_accelerator(array):
+        return None
+    entries = np.asarray(array)
+    return np.asarray(np.max(np.where(np.isfinite(entries), np.abs(entries), 0), axis=(-2, -1)[-entries.ndim :]))
+
+
+def narrow(leaf: Any) -> Any:
+    """A float64 array of JAX in float32."""
+    double = isinstance(leaf, jax.Array) and leaf.dtype == jnp.float64
+    return leaf.astype(jnp.float32) if double else leaf
+
+
+def in_units(given: Given) -> tuple[Any, Any, Units]:
+    """Target and weights in the dtypes of JAX, once powers of two have brought them where those hold them."""
+    if isinstance(given.weights, Kronecker):
+        (target, exponent), *factors = (alone(array) for array in (given.target, *given.weights))
+        return target, Kronecker(*(array for array, _ in factors)), Units(exponent, np.zeros_like(exponent))
+    target, weights = values(given.target), values(given.weights)
+    found = given.survey or known_weights(given)
+    if given.survey is None:
+        target, exponent = alone(target)
+    else:
+        exponent = exponents(given.survey.largest, target.dtype)
+        target = shift(target, exponent)
+    if found is None:
+        weight_exponent = np.zeros_like(exponent)
+    else:
+        weight_exponent = exponents(found.heaviest, weights.dtype, found.lightest)
+        weights = raised(weights, shift(weights, weight_exponent))
+    return like(given.target, target), like(given.weights, weights), Units(exponent, weight_exponent)
+
+
+def alone(array: Any) -> tuple[Any, np.ndarray]:
+    """The array in units of its own largest finite entry, and the power of two; as it is if it is not on the host."""
+    size = largest(array)
+    exponent = exponents(np.zeros(array.shape[: max(0, array.ndim - 2)]) if size is None else size, array.dtype)
+    return shift(array, exponent), exponent
+
+
+def raised(given: Any, weights: Any) -> Any:
+    """The weights, positive wherever those given are: what the dtype does not hold becomes the least that it does."""
+    if isinstance(weights, jax.Array) or weights.dtype == given.dtype == np.float32:
+        return weights
+    least = np.finfo(weights.dtype).tiny
+    lost = (given > 0) & (weights < least)
+    return np.where(lost, least, weights) if lost.any() else weights
