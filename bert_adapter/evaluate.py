@@ -95,11 +95,11 @@ def loss_increase(dense: Model, small: Model, batches: Iterable[Batch], loss: Lo
     total = count = 0.0
     for number, batch in enumerate(labelled(dense, batches) if loss is task_loss else batches):
         check_batch(forward(dense), batch, number)
+        weights = check_weights(batch, f"batch {number}")
         before, after = (run(params, batch) for run, params in runs)
         for whose, output in (("the dense model", before), ("the small model", after)):
             check_finite(output, number, whose)
         each = apart(after, before) if loss is None else loss(after, batch) - loss(before, batch)
-        weights = check_weights(batch)
         total, count = total + float(np.sum(weights * np.asarray(each))), count + float(np.sum(weights))
     if not count:
         raise ValueError("no batches: wanted at least one to measure the loss on")

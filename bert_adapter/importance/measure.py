@@ -102,6 +102,7 @@ def measure_importance(
     saved, number = time.monotonic(), -1
     for number, batch in enumerate(track(batches, "importance", progress)):
         check_batch(forward, batch, number)
+        check_weights(batch, f"batch {number}")
         arrays = {name: jnp.asarray(array) for name, array in batch.items()}
         text = of_arrays(batch)
         if total is None:
