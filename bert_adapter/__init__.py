@@ -17,11 +17,12 @@ from bert_adapter.layers.marker import FACTORISED
 from bert_adapter.layers.running import apply, factorised
 from bert_adapter.model import Model, forward
 from bert_adapter.ranks import Plan, plan
+from bert_adapter.reading import read_rows, read_texts
 from bert_adapter.signals import SIGNALS
 from bert_adapter.signals.definition import Signal
 from bert_adapter.signals.measure import measure_signal
 from bert_adapter.signals.reliability import reliability
-from bert_adapter.text import LabelledTexts, labelled_batches, read_rows, text_batches, tokenizer
+from bert_adapter.text import LabelledTexts, labelled_batches, text_batches, tokenizer
 from bert_adapter.training import finetune
 
 __all__ = [
@@ -55,6 +56,7 @@ __all__ = [
     "merge",
     "plan",
     "read_rows",
+    "read_texts",
     "reliability",
     "save",
     "save_importance",

@@ -2,12 +2,20 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import wlra
 from bert_adapter.importance.gradients import DISTRIBUTIONS
 from bert_adapter.ranks import UNITS
 from bert_adapter.signals import DEFAULT, SIGNALS
+
+
+class Parser(argparse.ArgumentParser):
+    """One that says in a line what is wrong, without the usage above it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"bert-adapter: error: {message}; {self.prog} --help says more\n")
+
 
 ABOUT = "bert-adapter: compress a BERT checkpoint from the command line."
 EPILOG = """examples:
@@ -30,13 +38,14 @@ then, in Python:
   batch = bert_adapter.tokenizer(model)(["A sentence.", "Another one."])
   embeddings = bert_adapter.apply(model.module, model.params, **batch)
 """
+DISTIL = 0.5  # the share of a teacher, if none is given
 OFFERED = {name: signal for name, signal in SIGNALS.items() if not signal.needs_labels}  # there are no labels here
 
 
 def parser() -> argparse.ArgumentParser:
     """The commands and their options."""
     formatter = argparse.RawDescriptionHelpFormatter
-    root = argparse.ArgumentParser("bert-adapter", description=ABOUT, epilog=EPILOG, formatter_class=formatter)
+    root = Parser("bert-adapter", description=ABOUT, epilog=EPILOG, formatter_class=formatter)
     commands = root.add_subparsers(dest="command", required=True)
     demo = commands.add_parser("demo", help="compress a real model that comes along, and compare methods")
     demo.add_argument("-o", "--output", type=Path, default=Path("bert-adapter-demo"), help="directory (%(default)s)")
@@ -71,7 +80,7 @@ def add_places(compress: Any) -> None:
         "--file",
         type=Path,
         metavar="FILE",
-        help="keep what is measured in FILE, and go on from it after an interruption",
+        help="keep what is measured in FILE, and go on from it with the same model and sentences",
     )
     compress.add_argument("--batch-size", type=int, default=16, help="sentences at a time (%(default)s)")
     compress.add_argument("--max-length", type=int, default=128, help="tokens per sentence at most (%(default)s)")
@@ -123,12 +132,15 @@ def add_finetune(tune: Any) -> None:
     tune.add_argument("--dev", type=Path, metavar="FILE", help="other rows, to score the model on before and after")
     tune.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the new checkpoint")
     tune.add_argument("--teacher", metavar="DIR", help="a dense model of the same task, whose outputs are followed too")
-    tune.add_argument("--distil", type=float, default=0.5, help="the teacher's share of the loss (%(default)s)")
+    tune.add_argument("--distil", type=float, metavar="SHARE", help=f"the teacher's share of the loss ({DISTIL})")
     tune.add_argument("--epochs", type=int, default=3, help="passes over the rows (%(default)s)")
     tune.add_argument("--learning-rate", type=float, default=5e-5, help="the highest, of AdamW (%(default)s)")
     tune.add_argument("--batch-size", type=int, default=32, help="rows at a time (%(default)s)")
     tune.add_argument("--max-length", type=int, default=128, help="tokens of a row at most (%(default)s)")
     tune.add_argument("--seed", type=int, default=0, help="of the order of the rows, dropout and a new head")
     tune.add_argument(
-        "--file", type=Path, metavar="FILE", help="keep the state in FILE once a minute, and go on from it"
+        "--file",
+        type=Path,
+        metavar="FILE",
+        help="keep the state in FILE until all is saved, and go on from it",
     )

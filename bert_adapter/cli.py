@@ -1,9 +1,14 @@
 """bert-adapter: compress a BERT checkpoint from the command line."""
 
 import argparse
+import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
-from bert_adapter.arguments import parser
+from bert_adapter.arguments import DISTIL, parser
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -12,91 +17,150 @@ def main(argv: list[str] | None = None) -> int:
     try:
         {"demo": run_demo, "compress": run_compress, "finetune": run_finetune}[options.command](options)
     except (ValueError, OSError, FloatingPointError) as error:
-        print(f"bert-adapter: error: {error}", file=sys.stderr)  # noqa: T201
+        print(f"bert-adapter: error: {in_a_line(error, options)}", file=sys.stderr)  # noqa: T201
         return 2
     return 0
 
 
+def in_a_line(error: Exception, options: argparse.Namespace) -> str:
+    """What the error says, in a line, with the option's name where it begins with that of an argument."""
+    text = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    word = re.match(r"\w*", text)[0]  # pyright: ignore[reportOptionalSubscript]
+    return f"--{word.replace('_', '-')}{text[len(word) :]}" if word in vars(options) else text
+
+
 def run_demo(options: argparse.Namespace) -> None:
     """The demo, into a directory."""
+    from bert_adapter.checkpoint.directory import check_target
     from bert_adapter.demo import demo
+    from bert_adapter.files import check_parent, check_writable
+    from bert_adapter.ranks import check_budget
 
+    check_budget(options.budget, "kernels", None)
+    check_target(options.output / "checkpoint")
+    check_parent(options.output / "checkpoint")
+    for name in ("report.html", "report.json"):
+        check_writable(options.output / name)
     demo(options.output, options.budget, say)
 
 
-PASSED_ON = (  # options of the command that are those of `compress`, under the same names
-    *("rank", "budget", "of", "uniform", "multiple_of", "include", "exclude"),
-    *("signal", "gradients", "shrink", "method", "seed", "file"),
-)
+# Options of the command that are those of `compress`, under the same names.
+SIZE = ("rank", "budget", "of", "uniform", "multiple_of")
+PASSED_ON = (*SIZE, "include", "exclude", "signal", "gradients", "shrink", "method", "seed", "file")
 
 
 def run_compress(options: argparse.Namespace) -> None:
     """A checkpoint that is compressed, with a report beside it."""
     from bert_adapter.checkpoint import load, save
-    from bert_adapter.checkpoint.directory import check_target
-    from bert_adapter.compressing import compress
-    from bert_adapter.page import write_page
+    from bert_adapter.compressing import check_signal, check_size, compress
+    from bert_adapter.kernels import check_pattern
+    from bert_adapter.page import check_drawing, write_page
+    from bert_adapter.places import check_places
+    from bert_adapter.reading import read_texts
     from bert_adapter.report import as_text, kernel_table, summary
     from bert_adapter.text import text_batches
 
-    check_target(options.output)
-    texts = [line for line in options.text.read_text("utf-8").splitlines() if line.strip()]
-    if not texts:
-        raise ValueError(f"{options.text} holds no text; wanted a sentence a line")
-    check_sizes(options)
+    check_numbers(options)
+    check_size(**{name: getattr(options, name) for name in (*SIZE, "shrink")})
+    check_signal(options.signal, options.gradients, method=options.method)
+    check_pattern("include", options.include)
+    check_pattern("exclude", options.exclude)
+    check_drawing()
+    output = options.output.expanduser().resolve()
+    page = options.report or output.with_name(f"{output.name}.html")
+    check_places({"DIR": options.model}, {"--text": options.text}, {"--report": page, "--file": options.file}, output)
+    texts = read_texts(options.text)
     model = load(options.model)
     say(f"{options.model}: compressing on {len(texts)} texts")
     batches = text_batches(model, texts, options.batch_size, options.max_length)
     small, report = compress(model, batches, **{name: getattr(options, name) for name in PASSED_ON})
-    save(small, options.output)
-    page = options.report or options.output.with_name(options.output.name + ".html")
+    say(f"{as_text(kernel_table(report))}\n\n{summary(report)}")
+    with or_kept("what was measured", options.file):
+        save(small, output)
+    say(f"saved {options.output}")
     write_page(page, f"{options.model}, compressed", report)
-    say(f"{as_text(kernel_table(report))}\n\n{summary(report)}\nsaved {options.output}; report: {page}")
+    say(f"report: {page}")
 
 
 def run_finetune(options: argparse.Namespace) -> None:
     """A checkpoint that is trained, with its scores if there are rows for that."""
     from bert_adapter.checkpoint import load, save
-    from bert_adapter.checkpoint.directory import check_target
     from bert_adapter.evaluate import score
-    from bert_adapter.families import label_count
-    from bert_adapter.heads import with_head
-    from bert_adapter.text import labelled_batches, read_rows
+    from bert_adapter.labels import with_head_for
+    from bert_adapter.places import check_places
+    from bert_adapter.reading import read_rows
+    from bert_adapter.text import checked_rows, labelled_batches
     from bert_adapter.training import finetune
 
-    check_target(options.output)
-    check_sizes(options)
-    rows = read_rows(options.data)
-    dev = read_rows(options.dev) if options.dev else None
-    model = load(options.model)
-    if label_count(model.module) is None:
-        labels = int(rows.labels.max()) + 1 if rows.labels.dtype.kind == "i" else 1
-        say(f"{options.model} embeds: it gets a new head of {labels} output{'s' * (labels > 1)}")
-        model = with_head(model, labels, seed=options.seed)
-    elif dev:
-        say(f"before: {figures(score(model, dev, max_length=options.max_length))}")
+    check_numbers(options)
+    if options.distil is not None and options.teacher is None:
+        raise ValueError("--distil: got no --teacher, whose share of the loss it is")
+    files = {"--data": options.data, "--dev": options.dev}
+    check_places({"DIR": options.model, "--teacher": options.teacher}, files, {"--file": options.file}, options.output)
+    rows, dev = read_rows(options.data), read_rows(options.dev) if options.dev else None
+    loaded = load(options.model)
     teacher = load(options.teacher) if options.teacher else None
-    trained, losses = finetune(
-        model,
-        labelled_batches(model, rows, options.batch_size, options.max_length),
-        teacher=teacher,
-        distil=options.distil,
-        epochs=options.epochs,
-        learning_rate=options.learning_rate,
-        seed=options.seed,
-        file=options.file,
-    )
-    save(trained, options.output)
-    say(f"mean loss of each epoch: {', '.join(f'{loss:.4f}' for loss in losses)}")
+    model = with_head_for(loaded, rows.labels, seed=options.seed)
+    if model is not loaded:
+        count = model.module.config.num_labels
+        say(f"{options.model} embeds: it gets a new head of {count} output{'s' * (count > 1)}")
+    if dev:
+        checked_rows(model, dev)
+    check_tokens(model, teacher, rows.texts)
+    batches = labelled_batches(model, rows, options.batch_size, options.max_length)
+    if dev and model is loaded:
+        say(f"before: {figures(score(model, dev, max_length=options.max_length))}")
+    how = {name: getattr(options, name) for name in ("epochs", "learning_rate", "seed", "file")}
+    share = DISTIL if options.distil is None else options.distil
+    trained, losses = finetune(model, batches, teacher=teacher, distil=share, **how)
+    with or_kept("the state of the training", options.file):
+        save(trained, options.output)
+    if options.file:
+        options.file.unlink()
+    say(f"mean loss of each epoch: {', '.join(f'{loss:.4f}' for loss in losses)}\nsaved {options.output}")
     if dev:
         say(f"after: {figures(score(trained, dev, max_length=options.max_length))}")
-    say(f"saved {options.output}")
 
 
-def check_sizes(options: argparse.Namespace) -> None:
-    """One ValueError for batches and lengths that cannot be."""
-    if options.batch_size < 1 or options.max_length < 1:
-        raise ValueError(f"wanted batches and lengths of at least 1; got {options.batch_size}, {options.max_length}")
+NUMBERS = {  # the least and the most that options may be
+    "rank": (1, 10**6),
+    "multiple_of": (1, 10**6),
+    "batch_size": (1, 10**6),
+    "max_length": (1, 10**6),
+    "seed": (0, 2**32 - 1),
+    "epochs": (1, 10**6),
+    "learning_rate": (0, 1),
+    "distil": (0, 1),
+}
+
+
+def check_numbers(options: argparse.Namespace) -> None:
+    """A ValueError for a number that cannot be."""
+    for name, (least, most) in NUMBERS.items():
+        value = getattr(options, name, None)
+        if value is not None and not least <= value <= most:
+            raise ValueError(f"--{name.replace('_', '-')}: got {value}, wanted {least} to {most}")
+
+
+def check_tokens(model: Any, teacher: Any, texts: Any) -> None:
+    """A ValueError if a teacher cuts texts into other tokens than the model, whose tokens it is given."""
+    from bert_adapter.text import tokenizer
+
+    if teacher is None:
+        return
+    ids = [tokenizer(one)(texts[:100])["input_ids"].tolist() for one in (model, teacher)]
+    if ids[0] != ids[1]:
+        raise ValueError("--teacher: got a model that cuts the texts of --data into other tokens, wanted the same ones")
+
+
+@contextmanager
+def or_kept(what: str, file: Path | None) -> Iterator[None]:
+    """An error says whether what was worked out before is kept."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        kept = f"is kept in {file}, and the same command goes on from it" if file else "is lost: --file FILE keeps it"
+        raise OSError(f"{error}; {what} {kept}") from error
 
 
 def figures(scores: dict[str, float]) -> str:

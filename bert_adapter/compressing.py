@@ -9,16 +9,19 @@ import flax
 import jax
 
 import wlra
+from bert_adapter.batches import labelled
 from bert_adapter.checkpoint import as_model
 from bert_adapter.checkpoint.names import SCHEMA, low_rank
 from bert_adapter.factorisation import KernelReport, factorise
 from bert_adapter.families import predictive
+from bert_adapter.importance.fingerprint import of_params
 from bert_adapter.importance.gradients import Gradients, check_gradients
-from bert_adapter.importance.sums import Importance
+from bert_adapter.importance.sums import Importance, check_model
 from bert_adapter.kernels import choose_ranks, select_kernels
 from bert_adapter.layers.capture import Batch
+from bert_adapter.losses import task_loss
 from bert_adapter.model import Model, forward
-from bert_adapter.ranks import allowed_ranks, check_budget, per_example, plan_for
+from bert_adapter.ranks import allowed_ranks, check_affordable, check_budget, per_example, plan_for
 from bert_adapter.signals import DEFAULT, SIGNALS, as_signal
 from bert_adapter.signals.definition import Signal
 from bert_adapter.signals.measure import measure_signal
@@ -102,7 +105,8 @@ def compress(
       signal: what an error is weighted by, a name in `SIGNALS` or a `Signal` of your own. The default, "shampoo", is
         the marginals of the Fisher information: E[GG'] along a kernel's inputs and E[G'G] along its outputs, with G an
         example's gradient (Gupta et al. 2018).
-      importance: what `measure_signal` returned for these kernels, to use instead of measuring on `batches`.
+      importance: what `measure_signal` returned for these kernels of this model, to use instead of measuring on
+        `batches`.
       gradients: of which loss. A function (output, batch) -> (batch,), each example's loss with its label; or
         "categorical" or "gaussian", the distribution that the model predicts; see `measure_importance`. By default the
         module's own distribution: no labels are needed.
@@ -116,7 +120,8 @@ def compress(
       progress: whether there are bars on a terminal.
 
     Raises:
-      ValueError: before work starts, for a name, rank or share that cannot be; or when a batch does not fit.
+      ValueError: before work starts, for a name, rank or share that cannot be, or an importance or a file that was
+        measured on something else; or when a batch does not fit.
 
     Example:
       >>> import bert_adapter
@@ -125,19 +130,21 @@ def compress(
       >>> report.parameters_after <= 0.5 * report.parameters_before
       True
     """
-    chosen = as_signal(signal)
-    solved_by = method_for(chosen, method, solver)
-    if importance is None:
-        check_labels(chosen, gradients)
-    check_one_size(rank, budget)
-    check_budget(budget, of, shrink)
-    allowed = allowed_ranks(1, None, multiple_of)
+    chosen, solved_by = check_signal(signal, gradients, method=method, solver=solver, measured=importance is not None)
+    allowed = check_size(rank=rank, budget=budget, of=of, uniform=uniform, multiple_of=multiple_of, shrink=shrink)
+    if importance is not None and (file is not None or gradients is not None):
+        raise ValueError("file and gradients are for what is measured, and importance has been: wanted either")
     clock = [time.perf_counter()]
     dense = as_model(model)
+    if importance is not None:
+        check_model(importance, of_params(dense.params))
     shapes = select_kernels(dense, include, exclude)
     ranks, predicted = None if rank is None else choose_ranks(shapes, rank), None
+    if budget is not None:
+        check_affordable(dense.params, shapes, budget, of=of, allowed=allowed)
     clock.append(time.perf_counter())
     if importance is None and chosen.statistics:
+        batches = labelled(dense, batches) if gradients is task_loss else batches
         wanted: dict[str, Any] = {"signal": chosen, "gradients": gradients or predictive(dense.module), "seed": seed}
         shown = {"file": file, "progress": progress}
         importance = measure_signal(forward(dense), dense.params, batches, shapes, **wanted, **shown)
@@ -157,6 +164,33 @@ def compress(
     report = Report(kernels, **done, predicted=predicted, reliability=trusted)
     config = dense.config | {"low_rank": section(dense, report, seed)}
     return dense._replace(params=params, config=config), report
+
+
+def check_signal(
+    signal: str | Signal,
+    gradients: Gradients | None,
+    *,
+    method: str | wlra.Method | None,
+    solver: Mapping[str, Any] | None = None,
+    measured: bool = False,
+) -> tuple[Signal, wlra.Method]:
+    """The signal and the method, once it is known that they fit each other, and, if it is to be measured, the loss."""
+    chosen = as_signal(signal)
+    solved_by = method_for(chosen, method, solver)
+    if not measured:
+        check_labels(chosen, gradients)
+    return chosen, solved_by
+
+
+def check_size(
+    *, rank: Any, budget: float | None, of: str, uniform: bool, multiple_of: int, shrink: float | None
+) -> range:
+    """The ranks that a budget may give, once it is known that all of these can be, together."""
+    check_one_size(rank, budget)
+    if rank is not None and (uniform or multiple_of != 1 or of != "kernels"):
+        raise ValueError("uniform, multiple_of and of say how a budget is spent; got a rank: leave them out")
+    check_budget(budget, of, shrink)
+    return allowed_ranks(1, None, multiple_of)
 
 
 def method_for(signal: Signal, method: str | wlra.Method | None, solver: Mapping[str, Any] | None) -> wlra.Method:

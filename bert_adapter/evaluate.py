@@ -6,14 +6,17 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from bert_adapter.batches import check_weights, labelled
 from bert_adapter.families import label_count
 from bert_adapter.families.sentence import PROMPTS, settings
 from bert_adapter.importance.gradients import Loss
+from bert_adapter.labels import SETS
 from bert_adapter.layers.capture import Batch
-from bert_adapter.losses import distillation
+from bert_adapter.losses import distillation, task_loss
 from bert_adapter.model import Model, check_batch, forward
-from bert_adapter.text import LabelledTexts, Texts, tokenizer
+from bert_adapter.text import LabelledTexts, Texts, as_texts, checked_rows, length_of, tokenizer
 from bert_adapter.values import check_finite
+from wlra.checks import check_count
 
 
 class Fidelity(NamedTuple):
@@ -25,10 +28,16 @@ class Fidelity(NamedTuple):
 
 
 def embed(model: Model, texts: Texts, batch_size: int = 32, max_length: int = 128) -> np.ndarray:
-    """Row i is the output for text i, of an embedder its embedding; (texts, width)."""
-    encode, run = tokenizer(model, max_length), jax.jit(forward(model))
+    """Row i is the output for text i, of an embedder its embedding; (texts, width).
+
+    Raises:
+      ValueError: rows that are no texts; as `tokenizer`.
+      FloatingPointError: an output that is not finite; the message names the batch.
+    """
+    check_count("batch_size", batch_size, 1)
+    encode, run, texts = tokenizer(model, max_length), jax.jit(forward(model)), as_texts(texts)
     params = jax.device_put(model.params)
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    order = sorted(range(len(texts)), key=lambda i: length_of(texts[i]))
     rows: list[np.ndarray | None] = [None] * len(texts)
     for begin in range(0, len(order), batch_size):
         chosen = order[begin : begin + batch_size]
@@ -45,6 +54,8 @@ def embed(model: Model, texts: Texts, batch_size: int = 32, max_length: int = 12
 
 def compare(dense: np.ndarray, other: np.ndarray) -> Fidelity:
     """The fidelity of embeddings to the dense ones of the same texts."""
+    if dense.shape != other.shape:
+        raise ValueError(f"wanted embeddings of the same texts; got shapes {dense.shape} and {other.shape}")
     dense, other = unit_rows(dense), unit_rows(other)
     pairs = np.triu_indices(len(dense), 1)
     return Fidelity(
@@ -66,6 +77,11 @@ def loss_increase(dense: Model, small: Model, batches: Iterable[Batch], loss: Lo
     what the dense model predicts: between classes, the divergence of the predictions; else half the squared distance
     of the outputs. "weights", if a batch has any, weigh its examples.
 
+    Raises:
+      ValueError: no batches, token ids or weights that cannot be, or, for `task_loss`, labels that are none of the
+        head's.
+      FloatingPointError: an output of either model is not finite; the message names the batch.
+
     Example:
         >>> import bert_adapter
         >>> from bert_adapter.sample import sample_model
@@ -77,13 +93,13 @@ def loss_increase(dense: Model, small: Model, batches: Iterable[Batch], loss: Lo
     runs = [(jax.jit(forward(model)), jax.device_put(model.params)) for model in (dense, small)]
     apart = distillation(dense.module, temperature=1.0)
     total = count = 0.0
-    for number, batch in enumerate(batches):
+    for number, batch in enumerate(labelled(dense, batches) if loss is task_loss else batches):
         check_batch(forward(dense), batch, number)
+        weights = check_weights(batch, f"batch {number}")
         before, after = (run(params, batch) for run, params in runs)
         for whose, output in (("the dense model", before), ("the small model", after)):
             check_finite(output, number, whose)
         each = apart(after, before) if loss is None else loss(after, batch) - loss(before, batch)
-        weights = np.asarray(batch.get("weights", np.ones(len(each))), float)
         total, count = total + float(np.sum(weights * np.asarray(each))), count + float(np.sum(weights))
     if not count:
         raise ValueError("no batches: wanted at least one to measure the loss on")
@@ -105,11 +121,15 @@ def ranks(values: np.ndarray) -> np.ndarray:
 def score(model: Model, rows: LabelledTexts, batch_size: int = 32, max_length: int = 128) -> dict[str, float]:
     """Accuracy and Matthews' correlation of the classes predicted; Pearson's and Spearman's of values.
 
+    Of a head of several labels at once, each label of each row counts, as there or not.
+
     The value that a regression predicts is its output; that of an embedder, for pairs of texts, the cosine of theirs,
     or their dot product if its files declare that.
 
     Raises:
-      ValueError: an embedder is given single texts.
+      ValueError: an embedder is given single texts, or declares a similarity that is not supported; rows that are no
+        texts, or labels that are missing, not finite, or none of the head's.
+      FloatingPointError: an output is not finite; the message names the batch.
 
     Example:
         >>> import numpy as np, bert_adapter
@@ -119,15 +139,18 @@ def score(model: Model, rows: LabelledTexts, batch_size: int = 32, max_length: i
         >>> round(scores["spearman"], 6)
         1.0
     """
+    texts, labels = checked_rows(model, rows)
     if label_count(model.module) is not None:
-        outputs = embed(model, rows.texts, batch_size, max_length)
+        outputs = embed(model, texts, batch_size, max_length)
+        if getattr(model.module.config, "problem_type", None) == SETS:
+            return of_classes((outputs > 0).ravel(), labels.ravel())
         if outputs.shape[1] > 1:
-            return of_classes(outputs.argmax(axis=1), rows.labels)
-        return of_values(outputs[:, 0], rows.labels)
-    if isinstance(rows.texts[0], str):
+            return of_classes(outputs.argmax(axis=1), labels)
+        return of_values(outputs[:, 0], labels)
+    if isinstance(texts[0], str):
         raise ValueError("an embedder is scored by the cosines of pairs of texts; got single ones: give it a head")
-    first, second = (embed(model, [pair[i] for pair in rows.texts], batch_size, max_length) for i in (0, 1))
-    return of_values(similarities(model, first, second), rows.labels)
+    first, second = (embed(model, [pair[i] for pair in texts], batch_size, max_length) for i in (0, 1))
+    return of_values(similarities(model, first, second), labels)
 
 
 def similarities(model: Model, first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -28,7 +28,7 @@ def select_kernels(model: Model, include: str | None = None, exclude: str | None
         "encoder/layer/0/attention/self/query". By default all of the encoder, and nothing is excluded.
 
     Raises:
-      ValueError: no kernel is selected, or some are factorised already.
+      ValueError: no regular expression, no kernel that is selected, or one that is factorised already.
 
     Example:
       >>> import bert_adapter
@@ -38,6 +38,8 @@ def select_kernels(model: Model, include: str | None = None, exclude: str | None
       {'encoder/layer/0/intermediate/dense': (8, 32), 'encoder/layer/0/output/dense': (32, 8)}
     """
     pattern = family_of(model.config).encoder if include is None else include
+    check_pattern("include", pattern)
+    check_pattern("exclude", exclude)
     shapes = kernel_shapes(model.module)
     selected = {
         path: shape
@@ -50,6 +52,14 @@ def select_kernels(model: Model, include: str | None = None, exclude: str | None
     if done := [path for path in selected if f"{path}/left" in leaves]:
         raise ValueError(f"{len(done)} of the selected kernels are factorised already, {done[0]!r} first: merge() them")
     return selected
+
+
+def check_pattern(name: str, pattern: str | None) -> None:
+    """A ValueError if it is given and no regular expression."""
+    try:
+        re.compile(pattern or "")
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ValueError(f"{name}: got {pattern!r}, which is no regular expression: {error}") from None
 
 
 def matrix_shape(path: str, kernel: Any, shapes: Shapes | None) -> tuple[int, int]:

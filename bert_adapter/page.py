@@ -1,6 +1,7 @@
 """What a compression did, as a page with figures."""
 
 import html
+import importlib.util
 import io
 import re
 from collections.abc import Mapping
@@ -28,6 +29,12 @@ td + td, th + th { text-align: right; } td, th { white-space: nowrap; }
 .scroll { overflow-x: auto; margin: 1rem 0; } .kernels { font-size: 13px; }
 .figure svg { width: 100%; min-width: 40rem; height: auto; }
 """
+
+
+def check_drawing() -> None:
+    """A ValueError if what draws the figures is not installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("the report needs matplotlib, which is not installed: pip install matplotlib")
 
 
 def loss_figure(kernels: list[KernelReport]) -> "Figure":

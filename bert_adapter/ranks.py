@@ -11,7 +11,8 @@ from threadpoolctl import threadpool_limits
 
 from bert_adapter.checkpoint.names import by_path
 from bert_adapter.choices import Curve, all_plans, cheapest, choices_of, even
-from bert_adapter.importance.sums import Importance
+from bert_adapter.importance.fingerprint import of_params
+from bert_adapter.importance.sums import Importance, check_model
 from bert_adapter.kernels import Shapes, matrix_shape
 from bert_adapter.signals import DEFAULT, as_signal
 from bert_adapter.signals.definition import Signal
@@ -88,6 +89,8 @@ def plan(
     chosen = as_signal(signal)
     check_budget(budget, of, shrink)
     allowed = allowed_ranks(minimum, maximum, multiple_of)
+    if importance is not None:
+        check_model(importance, of_params(params))
     shapes = selected_shapes(params, importance, kernels)
 
     def weights(path: str) -> Any:
@@ -123,16 +126,14 @@ def plan_for(
     """The plan for kernels whose weights, by path, are sums over `examples` examples; see `plan`."""
     flat = by_path(params)
     kernels = {path: flat[f"{path}/kernel"] for path in shapes}
+    check_affordable(params, shapes, budget, of=of, allowed=allowed)
     losses = all_losses(kernels, shapes, weights)
     choices = {}
     for path, kernel in kernels.items():
-        price = {"bytes": kernel.dtype.itemsize, "flops": 2}.get(of, 1)
-        choices[path] = choices_of(shapes[path], price, losses[path] / examples, allowed)
+        choices[path] = choices_of(shapes[path], price(kernel, of), losses[path] / examples, allowed)
     fixed = fixed_cost(flat, kernels, of)
     total = fixed + sum(float(choice.cost[-1]) for choice in choices.values())
     curve = all_plans(choices, fixed, total)
-    if budget * (1 + 1e-12) < (least := float(curve.share[len(kernels) - 1])):
-        raise ValueError(f"budget: the smallest ranks take {least:.4g} of the {of}; got {budget}")
     chosen = even(choices, budget * total - fixed) if uniform else cheapest(choices, curve, budget, total)
     cost = sum(float(choice.cost[chosen[path]]) for path, choice in choices.items())
     return Plan(
@@ -141,6 +142,25 @@ def plan_for(
         predicted=sum(float(choice.loss[chosen[path]]) for path, choice in choices.items()),
         curve=curve,
     )
+
+
+def price(kernel: Any, of: str) -> int:
+    """What a number of the kernel costs."""
+    return {"bytes": kernel.dtype.itemsize, "flops": 2}.get(of, 1)
+
+
+def check_affordable(params: Any, shapes: Shapes, budget: float, *, of: str, allowed: range) -> None:
+    """A ValueError if the smallest ranks cost more than the budget, which is known before anything is measured."""
+    flat = by_path(params)
+    kernels = {path: flat[f"{path}/kernel"] for path in shapes}
+    fixed, least, most = fixed_cost(flat, kernels, of), 0.0, 0.0
+    for path, kernel in kernels.items():
+        nothing = np.zeros(min(shapes[path]) + 1)
+        cost = choices_of(shapes[path], price(kernel, of), nothing, allowed).cost
+        least, most = least + float(cost[0]), most + float(cost[-1])
+    share = (fixed + least) / (fixed + most)
+    if budget * (1 + 1e-12) < share:
+        raise ValueError(f"budget: the smallest ranks take {share:.4g} of the {of}; got {budget}")
 
 
 def all_losses(kernels: dict[str, Any], shapes: Shapes, weights: Callable[[str], Any]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Training on labelled rows, for dense and factorised parameters."""
 
+import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
-from safetensors.numpy import save_file
 
+from bert_adapter.batches import check_weights, labelled
 from bert_adapter.families import family_of
-from bert_adapter.files import read_arrays, writing
+from bert_adapter.files import check_writable, read_arrays, write_arrays
+from bert_adapter.importance.fingerprint import of_arrays, of_function, of_params
 from bert_adapter.layers.capture import Batch, Forward
 from bert_adapter.losses import distillation, task_loss
 from bert_adapter.model import Model, check_batch, forward, training_forward_of
@@ -25,11 +27,15 @@ TEMPERATURE = 2.0  # at which a teacher's classes are followed
 
 
 class State(NamedTuple):
-    """Everything that the next step depends on."""
+    """Everything that the next step depends on.
+
+    run: by name, fingerprints of what is the same in all steps.
+    """
 
     params: Any
     moments: Any  # the optimiser's
     step: int
+    run: Mapping[str, str] = {}
 
 
 class Recipe(NamedTuple):
@@ -77,11 +83,12 @@ def finetune(
         the temperature `TEMPERATURE`. The dense model for a compressed one.
       warmup: the fraction of the steps in which the rate rises.
       seed: of the order of the batches and of dropout.
-      file: holds the state once a minute and after each epoch; if it is there already, training goes on from it. It is
-        deleted in the end.
+      file: holds the state once a minute and after each epoch; if it is there already, training goes on from it, or has
+        ended with it. Delete it once the result is saved.
 
     Raises:
-      ValueError: no batches, a number that cannot be, or a file of another training.
+      ValueError: no batches, token ids, weights or a number that cannot be, for `task_loss` a label that is none of the
+        head's, a teacher with outputs of another shape, a file of another training, or one that cannot be written.
       FloatingPointError: the loss of a step is not finite.
 
     Example:
@@ -93,18 +100,24 @@ def finetune(
         >>> len(losses)
         2
     """
+    batches = batches if isinstance(batches, Sequence) else list(batches)
     if not batches:
         raise ValueError("no batches: wanted at least one to train on")
-    for number, batch in enumerate(batches):
-        check_batch(forward(model), batch, number)
-    check_range("epochs", epochs, 1, 10**6)
-    for name, value in (("learning_rate", learning_rate), ("warmup", warmup), ("distil", distil)):
+    if file is not None:
+        check_writable(Path(file))
+    options = {"learning_rate": learning_rate, "warmup": warmup, "distil": distil, "weight_decay": weight_decay}
+    for name, value in options.items():
         check_range(name, value, 0, 1)
+    check_range("epochs", epochs, 1, 10**6)
+    check_range("seed", seed, 0, 2**32 - 1)
+    check_batches(model, teacher, batches, loss)
     total = epochs * len(batches)
-    advance = step_function(recipe_for(model, teacher, loss=loss, distil=distil, weight_decay=weight_decay))
+    recipe = recipe_for(model, teacher, loss=loss, distil=distil, weight_decay=weight_decay)
+    advance = step_function(recipe)
     order, rates = batch_order(seed, epochs, len(batches)), learning_rates(learning_rate, round(warmup * total), total)
     params = jax.tree.map(jnp.array, model.params)  # copies: a step reuses the memory of the last one's
-    fresh = State(params, adamw(weight_decay).init(params), 0)
+    run = {} if file is None else fingerprints(recipe, model, teacher, batches, options=options | {"seed": seed})
+    fresh = State(params, adamw(weight_decay).init(params), 0, run)
     state, history = resumed(fresh, np.zeros(total, np.float32), file)
     taught = None if teacher is None else jax.device_put(teacher.params)
     saved = time.monotonic()
@@ -113,14 +126,12 @@ def finetune(
         key = jax.random.fold_in(jax.random.key(seed), number)
         learnt = state.params, state.moments
         (params, moments), value = advance(learnt, taught=taught, batch=batch, key=key, rate=rates[number])
-        state, history[number] = State(params, moments, number + 1), float(value)
+        state, history[number] = State(params, moments, number + 1, run), float(value)
         if not np.isfinite(history[number]):
             raise FloatingPointError(f"the loss is {history[number]} in step {number + 1}: try a lower learning_rate")
         if file is not None and (time.monotonic() - saved > SAVE_EVERY or (number + 1) % len(batches) == 0):
             save_state(state, history, Path(file))
             saved = time.monotonic()
-    if file is not None:
-        Path(file).unlink(missing_ok=True)
     means = history.reshape(epochs, -1).mean(axis=1)
     return model._replace(params=jax.device_get(state.params)), [float(mean) for mean in means]
 
@@ -129,6 +140,37 @@ def check_range(name: str, value: float | int, least: int, most: int) -> None:
     """A ValueError if the value cannot be."""
     if not least <= value <= most:
         raise ValueError(f"{name} must be in [{least}, {most}]; got {value}")
+
+
+def check_batches(model: Model, teacher: Model | None, batches: Sequence[Batch], loss: Callable) -> None:
+    """A ValueError for batches, or a teacher, that the model cannot be trained with."""
+    for number, batch in enumerate(batches):
+        check_batch(forward(model), batch, number)
+    for number, batch in enumerate(labelled(model, batches) if loss is task_loss else batches):
+        if not check_weights(batch, f"batch {number}").any():
+            raise ValueError(f"batch {number}: got no row that counts, wanted some of weight above 0")
+    if teacher is not None:
+        shapes = [jax.eval_shape(forward(one), one.params, batches[0]).shape for one in (model, teacher)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"teacher: got outputs of shape {shapes[1]}, wanted those of the model, {shapes[0]}")
+
+
+def fingerprints(
+    recipe: Recipe, model: Model, teacher: Model | None, batches: Sequence[Batch], *, options: Mapping[str, float]
+) -> dict[str, str]:
+    """Of all that a training depends on, by the words for what differs."""
+
+    def function(params: Any, batch: Batch, key: Any) -> Any:
+        return recipe.loss(recipe.run(params, batch, key), batch)
+
+    first = {name: jnp.asarray(array) for name, array in batches[0].items()}
+    return {
+        "model": of_params(model.params),
+        "module or loss": of_function(function, model.params, first, jax.random.key(0)),
+        "teacher": "" if teacher is None else of_params(teacher.params),
+        "texts or labels": " ".join(map(of_arrays, batches)),
+        "options": json.dumps(options),
+    }
 
 
 def recipe_for(model: Model, teacher: Model | None, *, loss: Callable, distil: float, weight_decay: float) -> Recipe:
@@ -193,9 +235,9 @@ def step_function(recipe: Recipe) -> Callable:
 def save_state(state: State, history: np.ndarray, file: Path) -> None:
     """The file holds the state as `resumed` reads it, or what it held before."""
     leaves = jax.device_get(jax.tree.leaves((state.params, state.moments)))
-    arrays = {f"{i:05d}": np.array(leaf, order="C") for i, leaf in enumerate(leaves)}
-    with writing(file) as temporary:
-        save_file(arrays | {"history": history}, temporary, metadata={"step": str(state.step)})
+    arrays = {f"{i:05d}": leaf for i, leaf in enumerate(leaves)}
+    about = {"step": str(state.step), "run": json.dumps(dict(state.run))}
+    write_arrays(file, arrays | {"history": history}, about)
 
 
 def resumed(fresh: State, history: np.ndarray, file: str | Path | None) -> tuple[State, np.ndarray]:
@@ -204,11 +246,18 @@ def resumed(fresh: State, history: np.ndarray, file: str | Path | None) -> tuple
         return fresh, history
     leaves, structure = jax.tree.flatten((fresh.params, fresh.moments))
     metadata, arrays = read_arrays(file, "the state of a training")
-    if "step" not in metadata:
+    if not {"step", "run"} <= metadata.keys():
         raise ValueError(f"{file}: wanted the state of a training; got {sorted(arrays)[:3]}")
     losses = arrays.pop("history")
     found = [arrays[name] for name in sorted(arrays)]
-    if [leaf.shape for leaf in found] != [np.shape(leaf) for leaf in leaves] or losses.shape != history.shape:
-        raise ValueError(f"{file} holds the state of another training, of {len(losses)} steps: name another file")
+    run = json.loads(metadata["run"])
+    others = [f"another {name}" for name, value in fresh.run.items() if run.get(name) != value]
+    same = [leaf.shape for leaf in found] == [np.shape(leaf) for leaf in leaves] and losses.shape == history.shape
+    if others or not same:
+        how = ", ".join(others) or "other shapes"
+        raise ValueError(
+            f"{file} holds the state of another training, of {len(losses)} steps ({how}): name another file, or delete "
+            f"this one"
+        )
     params, moments = jax.tree.unflatten(structure, [jnp.asarray(leaf) for leaf in found])
-    return State(params, moments, int(metadata["step"])), losses
+    return State(params, moments, int(metadata["step"]), run), losses

@@ -1,20 +1,28 @@
 """The command line, on the real model."""
 
+import os
+import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import pytest
+import tiny
 
 import bert_adapter
+import bert_adapter.demo
+from bert_adapter import checkpoint, files, page, training
 from bert_adapter.cli import main
 from bert_adapter.compressing import Report
 from bert_adapter.demo import sentences
 from bert_adapter.evaluate import compare, embed, ranks, spearman
 from bert_adapter.factorisation import KernelReport
+from bert_adapter.importance import measure
 from bert_adapter.page import loss_figure, place, write_page
+from bert_adapter.reading import read_texts
 from bert_adapter.signals import SIGNALS
 
 KEY = "encoder/layer/0/attention/self/key"
@@ -67,6 +75,270 @@ def test_bad_input_is_one_line_and_status_2(options, message, minilm_path, text,
     assert message in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory) -> Path:
+    """A directory with a model that embeds, one with a head, and files that can be used or not."""
+    folder = tmp_path_factory.mktemp("places")
+    bert_adapter.save(tiny.model(), folder / "model")
+    bert_adapter.save(tiny.model(tiny.CLASSIFIER, num_labels=2), folder / "classifier")
+    three = [*tiny.WORDS[:5], *reversed(tiny.WORDS[5:])]
+    files = tiny.FILES | {"vocab.txt": "\n".join(three).encode()}
+    bert_adapter.save(tiny.model(tiny.CLASSIFIER, num_labels=2)._replace(files=files), folder / "other-words")
+    (folder / "full").mkdir()
+    files = {
+        "text": b"a dog runs\nit\n",
+        "utf16": "a dog\nit".encode("utf-16"),
+        "latin1": "a dog\nna\u00efve".encode("latin-1"),
+        "blank": b"\n \n",
+        "rows": b"sentence\tlabel\na dog\t1\nit\t0\n",
+        "pairs": b"sentence1\tsentence2\tlabel\na dog\tit\t1\nit\tred\t0\n",
+        "heading": b"sentence\tlabel\n",
+        "no-label": b"sentence\tlabels\na dog\t1\n",
+        "withheld": b"sentence\tlabel\na dog\t-1\nit\t-1\n",
+        "third": b"sentence\tlabel\na dog\t1\nit\t2\n",
+        "missing": b"sentence\tlabel\na dog\t1\nit\t\n",
+        "short": b"sentence\tlabel\na dog\t1\nit\n",
+        "one": b"sentence\tlabel\na dog\t0\nit\t0\n",
+        "names": b"sentence\tlabel\na dog\tyes\nit\tno\n",
+        "full/thesis.tex": b"years of work",
+    }
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def refused(argv, capsys) -> str:
+    """The one line that a command ends with, with status 2, and without a word before."""
+    try:
+        status = main(argv)
+    except SystemExit as end:
+        status = end.code
+    printed = capsys.readouterr()
+    assert status == 2
+    assert printed.err.startswith("bert-adapter: error: ")
+    assert printed.err.count("\n") == 1
+    return printed.err
+
+
+def tree(folder: Path) -> dict[Path, bytes | None]:
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def check_refused(command, options, changed, message, *, folder, capsys):
+    before = tree(folder)
+    given = {name: value if isinstance(value, str) else str(value) for name, value in (options | changed).items()}
+    flat = [part for name, value in given.items() if value != "-" for part in (name, value)]
+    model = flat.pop(flat.index("DIR") + 1)
+    flat.remove("DIR")
+    assert re.search(message, refused([command, model, *flat], capsys))
+    assert tree(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"--include": "("}, r"--include: got '\(', which is no regular expression"),
+        ({"--exclude": "[a"}, r"--exclude: got '\[a', which is no regular expression"),
+        ({"--include": "nothing"}, "include='nothing' and exclude=None select none"),
+        ({"--text": "utf16"}, "utf16: got UTF-16, wanted UTF-8"),
+        ({"--text": "latin1"}, "latin1, line 2: got the byte 0xef, wanted UTF-8"),
+        ({"--text": "blank"}, "blank holds no text"),
+        ({"--text": "full"}, "--text: .*full is a directory, wanted a file"),
+        ({"--text": "nowhere"}, "--text: .*nowhere is not there, wanted a file"),
+        ({"--text": ""}, "--text: .* is a directory, wanted a file"),
+        ({"--max-length": 1}, "--max-length: got 1, wanted at least 3"),
+        ({"--max-length": 0}, "--max-length: got 0, wanted 1 to"),
+        ({"--max-length": -(10**30)}, "--max-length: got -1"),
+        ({"--max-length": "1.5"}, "argument --max-length: invalid int value: '1.5'"),
+        ({"--batch-size": 0}, "--batch-size: got 0, wanted 1 to"),
+        ({"--batch-size": 10**30}, "--batch-size: got 1"),
+        ({"--rank": 0}, "--rank: got 0, wanted 1 to"),
+        ({"--rank": "nan"}, "argument --rank: invalid int value: 'nan'"),
+        ({"--rank": "-"}, "one of the arguments --budget --rank is required"),
+        ({"--budget": 0.5}, "argument --budget: not allowed with argument --rank"),
+        ({"--rank": "-", "--budget": "nan"}, r"--budget is the share .*, in \(0, 1\]; got nan"),
+        ({"--rank": "-", "--budget": 0}, r"--budget is the share .*, in \(0, 1\]; got 0"),
+        ({"--rank": "-", "--budget": 0.01}, "--budget: the smallest ranks take .* got 0.01"),
+        ({"--multiple-of": 8}, "--uniform, multiple_of and of say how a budget is spent; got a rank"),
+        ({"--multiple-of": 0}, "--multiple-of: got 0, wanted 1 to"),
+        ({"--shrink": "nan"}, r"--shrink is how far .*, in \[0, 1\]; got nan"),
+        ({"--shrink": "inf"}, r"--shrink is how far .*, in \[0, 1\]; got inf"),
+        ({"--seed": -1}, "--seed: got -1, wanted 0 to"),
+        ({"--seed": 2**32}, "--seed: got 4294967296, wanted 0 to"),
+        ({"--method": "em"}, "--signal 'shampoo' needs a method for Kronecker weights"),
+        ({"--signal": "hessian"}, "argument --signal: invalid choice: 'hessian'"),
+        ({"--frobnicate": 1}, "unrecognized arguments: --frobnicate 1"),
+        ({"-o": "full"}, "-o: .*full: wanted a new or empty directory"),
+        ({"-o": "text"}, "-o: .*text: wanted a new or empty directory"),
+        ({"-o": "text/small"}, "-o: .*text is a file, wanted a directory to write in"),
+        ({"-o": "model"}, "-o: .*model lies in .*model, which DIR names"),
+        ({"-o": "model/small"}, "-o: .*small lies in .*model, which DIR names"),
+        ({"-o": ""}, "-o: .*: wanted a new or empty directory"),
+        ({"--report": "full"}, "--report: .*full: got a directory, wanted the name of a file"),
+        ({"--report": "text"}, "--report: .*text is --text's file too"),
+        ({"--report": "out"}, "--report: .*out lies in the new checkpoint"),
+        ({"--report": "text/page"}, "--report: .*text is a file, wanted a directory"),
+        ({"--file": "full"}, "--file: .*full: got a directory, wanted the name of a file"),
+        ({"--file": "text"}, "--file: .*text is --text's file too"),
+        ({"--file": "blank"}, "blank: wanted a file of save_importance"),
+        ({"--file": "out/sums"}, "--file: .*sums lies in the new checkpoint"),
+        ({"--file": "out.html"}, "--report: .*out.html is --file's file too"),
+        ({"--file": "model/model.safetensors"}, "--file: .* lies in .*model, which DIR names"),
+        ({"DIR": "text"}, "text"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else " ".join(f"{k} {v}"[:40] for k, v in value.items()),
+)
+def test_compress_refuses_what_cannot_be_in_a_line_before_work(changed, message, places, monkeypatch, capsys):
+    monkeypatch.chdir(places)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(measure, "batch_functions", lambda wanted: (no_sums, None))
+    options = {"DIR": "model", "--rank": "4", "--text": "text", "-o": "out"}
+    check_refused("compress", options, changed, message, folder=places, capsys=capsys)
+
+
+def no_sums(params, batch, position):
+    """Of no kernel, so that a file can be compared and nothing can be measured."""
+    return {}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"--data": "utf16"}, "utf16: got UTF-16"),
+        ({"--data": "latin1"}, "latin1, line 2: got the byte 0xef"),
+        ({"--data": "nowhere"}, "--data: .*nowhere is not there"),
+        ({"--data": "full"}, "--data: .*full is a directory"),
+        ({"--data": "text"}, "text: wanted a heading of one or two columns of text and 'label'"),
+        ({"--data": "no-label"}, "no-label: wanted a heading .* got .'sentence', 'labels'"),
+        ({"--data": "heading"}, "heading: wanted rows below the heading"),
+        ({"--data": "withheld"}, "withheld, line 2: got the label -1, wanted a class of the head"),
+        ({"--data": "third"}, "third, line 3: got the label 2, wanted a class of the head, 0 to 1"),
+        ({"--data": "missing"}, "missing, line 3: got '' in the column 'label'"),
+        ({"--data": "short"}, "short, line 3: wanted 2 columns; got 1"),
+        ({"--data": "names"}, "names, line 2: got the label 'yes', wanted a class of the head, 0 to 1"),
+        ({"--data": "pairs", "--max-length": 4}, "--max-length: got 4, wanted at least 5 for a pair of texts"),
+        ({"DIR": "model", "--data": "one"}, "labels: all are 0, wanted two classes or more"),
+        ({"DIR": "model", "--data": "withheld"}, "withheld, line 2: got the label -1"),
+        ({"--dev": "third"}, "third, line 3: got the label 2"),
+        ({"--dev": "nowhere"}, "--dev: .*nowhere is not there"),
+        ({"--dev": "blank"}, "blank: wanted a heading"),
+        ({"--max-length": 2}, "--max-length: got 2, wanted at least 3"),
+        ({"--batch-size": -3}, "--batch-size: got -3"),
+        ({"--epochs": 0}, "--epochs: got 0, wanted 1 to"),
+        ({"--learning-rate": "nan"}, "--learning-rate: got nan, wanted 0 to 1"),
+        ({"--learning-rate": "1e30"}, "--learning-rate: got 1e.30, wanted 0 to 1"),
+        ({"--seed": -1}, "--seed: got -1"),
+        ({"--distil": 0.5}, "--distil: got no --teacher"),
+        ({"--distil": 2, "--teacher": "classifier"}, "--distil: got 2.0, wanted 0 to 1"),
+        ({"--teacher": "model"}, "--teacher: got outputs of shape"),
+        ({"--teacher": "other-words"}, "--teacher: got a model that cuts the texts of --data into other tokens"),
+        ({"-o": "classifier"}, "-o: .*classifier lies in .*, which DIR names"),
+        ({"-o": "model/out", "--teacher": "model"}, "-o: .*out lies in .*model, which --teacher names"),
+        ({"-o": "full"}, "-o: .*full: wanted a new or empty directory"),
+        ({"--file": "rows"}, "--file: .*rows is --data's file too"),
+        ({"--file": "full"}, "--file: .*full: got a directory"),
+        ({"--file": "text"}, "text: wanted the state of a training"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else " ".join(f"{k} {v}"[:40] for k, v in value.items()),
+)
+def test_finetune_refuses_what_cannot_be_in_a_line_before_work(changed, message, places, monkeypatch, capsys):
+    monkeypatch.chdir(places)
+    monkeypatch.setattr(training, "step_function", lambda recipe: lambda *_, **__: pytest.fail("it trains"))
+    options = {"DIR": "classifier", "--data": "rows", "-o": "out"}
+    check_refused("finetune", options, changed, message, folder=places, capsys=capsys)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--budget", "nan"], r"--budget is the share .*, in \(0, 1\]; got nan"),
+        (["--budget", "2"], r"--budget is the share .*, in \(0, 1\]; got 2.0"),
+        (["-o", "text"], "text"),
+        (["-o", "full/report.html/x"], "report.html"),
+    ],
+)
+def test_demo_refuses_what_cannot_be_in_a_line_before_work(options, message, places, monkeypatch, capsys):
+    monkeypatch.chdir(places)
+    (places / "full" / "report.html").write_text("")
+    monkeypatch.setattr(bert_adapter.demo, "demo", lambda *_: pytest.fail("it begins"))
+    assert re.search(message, refused(["demo", *options], capsys))
+
+
+def forbidden(*_, **__):
+    raise PermissionError(13, "Permission denied")
+
+
+def test_pipes_and_devices_are_read_and_never_replaced(places, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(places)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for option in ("--report", "--file", "-o"):
+        argv = ["compress", "model", "--rank", "4", "--text", "text", "-o", str(tmp_path / "out"), option, str(pipe)]
+        assert f"{option}: {pipe}: " in refused(argv, capsys)
+    with pytest.raises(ValueError, match=f"{pipe}: got a device or a pipe"):
+        files.write_text(pipe, "a page")
+    assert pipe.is_fifo()
+    writer = threading.Thread(target=pipe.write_text, args=("a dog\n",))
+    writer.start()
+    assert read_texts(pipe) == ["a dog"]
+    writer.join()
+
+
+def test_a_place_without_permission_is_refused(places, monkeypatch, capsys):
+    monkeypatch.chdir(places)
+    monkeypatch.setattr(files.tempfile, "TemporaryFile", forbidden)  # root may write everywhere
+    line = refused(["compress", "model", "--rank", "4", "--text", "text", "-o", "out"], capsys)
+    assert "-o: " in line
+    assert f"cannot write in {places}: Permission denied" in line
+    assert not (places / "out").exists()
+
+
+def full(*_, **__):
+    raise OSError(28, "No space left on device")
+
+
+def test_a_full_disk_keeps_what_was_measured_and_says_so(places, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(places)
+    file, out = tmp_path / "sums", tmp_path / "out"
+    argv = ["compress", "model", "--rank", "4", "--text", "text", "-o", str(out)]
+    argv += ["--include", "query", "--signal", "activation"]  # one kernel, and no backward pass
+    with monkeypatch.context() as on_full_disk:
+        on_full_disk.setattr(checkpoint, "save_file", full)
+        assert main([*argv, "--file", str(file)]) == 2
+        assert f"No space left on device; what was measured is kept in {file}" in capsys.readouterr().err
+        assert main(argv) == 2
+        assert "what was measured is lost: --file FILE keeps it" in capsys.readouterr().err
+    assert file.exists()
+    assert not out.exists()
+    monkeypatch.setattr(measure, "counted", lambda *_: pytest.fail("it measures again"))
+    monkeypatch.setattr(page, "write_page", lambda *_: None)  # drawn by other tests
+    assert main([*argv, "--file", str(file)]) == 0
+    assert list(bert_adapter.load(out).config["low_rank"]["ranks"].values()) == [4]
+
+
+def test_a_full_disk_keeps_what_was_trained_and_says_so(places, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(places)
+    file, out = tmp_path / "state", tmp_path / "out"
+    argv = ["finetune", "classifier", "--data", "rows", "--epochs", "1", "-o", str(out), "--file", str(file)]
+    with monkeypatch.context() as on_full_disk:
+        on_full_disk.setattr(checkpoint, "save_file", full)
+        assert main(argv) == 2
+    assert f"No space left on device; the state of the training is kept in {file}" in capsys.readouterr().err
+    assert not out.exists()
+    monkeypatch.setattr(training, "step_function", lambda recipe: lambda *_, **__: pytest.fail("it trains again"))
+    assert main(argv) == 0
+    assert bert_adapter.load(out).module.config.num_labels == 2
+    assert not file.exists()
+
+
+def test_names_of_classes_are_trained_on_and_saved(places, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(places)
+    argv = ["finetune", "model", "--data", "names", "--dev", "names", "--epochs", "1", "-o", str(tmp_path / "out")]
+    assert main(argv) == 0
+    assert "after: accuracy" in capsys.readouterr().out
+    assert bert_adapter.load(tmp_path / "out").config["label2id"] == {"no": 0, "yes": 1}
 
 
 def test_help_shows_how_to_go_on(capsys):

@@ -2,6 +2,7 @@
 
 import functools
 import json
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -18,10 +19,12 @@ from bert_adapter.checkpoint.names import by_path
 from bert_adapter.compressing import Report
 from bert_adapter.factorisation import merge
 from bert_adapter.families import module_for
+from bert_adapter.importance.fingerprint import of_params
 from bert_adapter.importance.measure import measure_importance
 from bert_adapter.importance.sums import STATISTICS
 from bert_adapter.kernels import parameter_count
 from bert_adapter.layers.running import factorised
+from bert_adapter.losses import task_loss
 from bert_adapter.model import Model, forward
 from bert_adapter.sample import CONFIG, sample_model
 from bert_adapter.text import text_batches
@@ -273,6 +276,7 @@ def test_signals_of_two_factors_have_the_loss_of_these(signal):
         ({"rank": 4, "signal": "exact", "gradients": lambda output, batch: output[:, 0]}, "or write signal='fisher'"),
         ({"rank": 4, "gradients": "poisson"}, "gradients must be a function .*; got 'poisson'"),
         ({}, "wanted exactly one of rank and budget"),
+        ({"rank": 4, "multiple_of": 8}, "say how a budget is spent; got a rank"),
         ({"rank": 4, "budget": 0.5}, "wanted exactly one of rank and budget"),
         ({"budget": 1.5}, r"share of the kernels to keep, in \(0, 1\]; got 1.5"),
         ({"budget": 0.5, "of": "layers"}, "of must be one of .*; got 'layers'"),
@@ -281,6 +285,8 @@ def test_signals_of_two_factors_have_the_loss_of_these(signal):
         ({"rank": 0}, "must be at least 1; got"),
         ({"rank": {"pooler/dense": 4}}, "rank must name exactly the selected kernels"),
         ({"rank": 4, "include": "decoder"}, "select none of"),
+        ({"rank": 4, "include": "("}, r"include: got '\(', which is no regular expression"),
+        ({"rank": 4, "exclude": "*"}, r"exclude: got '\*', which is no regular expression"),
         ({"rank": 4, "method": "lanczos"}, "method must be one of .*; got 'lanczos'"),
         ({"rank": 4, "signal": "exact", "solver": {"start": "zero"}}, "start must be one of .*; got 'zero'"),
         ({"rank": 4, "solver": {"tol": -1.0}}, r"tol .* in \[0, 1\]; got -1.0"),
@@ -289,6 +295,39 @@ def test_signals_of_two_factors_have_the_loss_of_these(signal):
 def test_bad_arguments_are_refused_before_work_starts(options, message):
     with pytest.raises(ValueError, match=message):
         compress(model(), untouchable(), **options)
+
+
+@functools.cache
+def of_another_model():
+    """What was measured on a model that differs in one number of a bias."""
+    other = jax.tree.map(np.array, model().params)
+    other["pooler"]["dense"]["bias"][0] += 1
+    return replace(measured(), model=of_params(other))
+
+
+def test_importance_of_another_model_is_refused():
+    with pytest.raises(ValueError, match="importance: measured on another model"):
+        compress(model(), untouchable(), rank=4, signal="kfac", importance=of_another_model())
+    with pytest.raises(ValueError, match="importance: measured on another model"):
+        bert_adapter.plan(model().params, of_another_model(), budget=0.5, signal="kfac")
+    anyway = replace(of_another_model(), model="")
+    ours, theirs = (
+        bert_adapter.plan(model().params, one, budget=0.5, signal="kfac").ranks for one in (anyway, measured())
+    )
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("options", [{"file": "sums"}, {"gradients": "gaussian"}])
+def test_importance_and_how_to_measure_it_are_refused_together(options):
+    with pytest.raises(ValueError, match="wanted either"):
+        compress(model(), untouchable(), rank=4, importance=measured(), **options)
+
+
+def test_labels_of_a_task_are_checked_before_they_are_measured_on():
+    head = sample_model(intermediate_size=16, architectures=["BertForSequenceClassification"], num_labels=2)
+    bad = [{**batches()[0], "labels": np.array([0, 1, 0, 2, 0, 1])}]
+    with pytest.raises(ValueError, match="batch 0, row 3: got the label 2, wanted a class of the head, 0 to 1"):
+        compress(head, bad, rank=4, signal="fisher", gradients=task_loss)
 
 
 def test_no_batches_are_refused():

@@ -24,7 +24,8 @@ from bert_adapter.importance.measure import measure_importance
 from bert_adapter.layers.running import apply
 from bert_adapter.losses import distillation, task_loss
 from bert_adapter.model import forward
-from bert_adapter.text import LabelledTexts, labelled_batches, read_rows
+from bert_adapter.reading import read_rows
+from bert_adapter.text import LabelledTexts, labelled_batches
 from bert_adapter.training import finetune
 
 KEY = "bert/encoder/layer/0/attention/self/key"
@@ -85,7 +86,7 @@ def test_factors_that_were_trained_are_saved_and_loaded(tmp_path):
 
 def test_the_command_line_trains_scores_and_saves(tmp_path, capsys):
     save(embedder(), tmp_path / "dense")
-    lines = [f"{text}\t{label}" for text, label in zip(*rows(), strict=True)]
+    lines = [f"{text}\t{label}" for text, label in zip(rows().texts, rows().labels, strict=True)]
     (tmp_path / "rows.tsv").write_text("sentence\tlabel\n" + "\n".join(lines), "utf-8")
     common = ["--data", str(tmp_path / "rows.tsv"), "--dev", str(tmp_path / "rows.tsv"), "--batch-size", "8"]
     assert main(["finetune", str(tmp_path / "dense"), *common, "--epochs", "1", "-o", str(tmp_path / "once")]) == 0
@@ -124,7 +125,23 @@ def test_a_run_that_was_killed_ends_where_another_one_does(tmp_path, monkeypatch
     again, later = train(headed(), row_batches(), epochs=2, file=file)
     jax.tree.map(np.testing.assert_array_equal, again.params, whole.params)
     assert later == losses
-    assert not file.exists()
+    monkeypatch.setattr(training, "step_function", lambda recipe: lambda *_, **__: pytest.fail("it goes on"))
+    ended, _ = train(headed(), row_batches(), epochs=2, file=file)
+    jax.tree.map(np.testing.assert_array_equal, ended.params, whole.params)
+    others = {
+        "another model": {"model": with_head(embedder(), 2, seed=9)},
+        "another module or loss": {"loss": halved},
+        "another texts or labels": {"batches": [{**batch, "labels": 1 - batch["labels"]} for batch in row_batches()]},
+        "another options": {"seed": 1},
+        "another teacher": {"teacher": headed()},
+    }
+    for message, options in others.items():
+        with pytest.raises(ValueError, match=f"the state of another training, of 10 steps .*{message}"):
+            train(**{"model": headed(), "batches": row_batches(), "epochs": 2, "file": file} | options)
+
+
+def halved(output, batch):
+    return 0.5 * task_loss(output, batch)
 
 
 def test_state_of_another_training_is_refused(tmp_path):
@@ -243,6 +260,12 @@ def test_head_on_an_encoder_without_a_pooler_gets_a_new_one(tmp_path):
     assert load(tmp_path / "headed").params["bert"]["pooler"]["dense"]["kernel"].shape == (16, 16)
 
 
+def changed(**arrays):
+    """The batches, the second one with other arrays."""
+    first, second, *_ = row_batches()
+    return [first, {**second, **{name: np.array(array) for name, array in arrays.items()}}]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -250,11 +273,27 @@ def test_head_on_an_encoder_without_a_pooler_gets_a_new_one(tmp_path):
         ({"epochs": 0}, r"epochs must be in \[1, 1000000\]; got 0"),
         ({"learning_rate": -1.0}, "learning_rate must be in"),
         ({"distil": 2.0}, "distil must be in"),
+        ({"weight_decay": float("nan")}, "weight_decay must be in"),
+        ({"seed": -1}, "seed must be in"),
+        ({"file": f"{__file__}/state"}, f"{__file__} is a file, wanted a directory"),
+        ({"teacher": lambda: embedder()}, r"teacher: got outputs of shape \(8, 16\), wanted those .*\(8, 2\)"),
+        (
+            {"batches": lambda: changed(labels=[0, -1] * 4)},
+            "batch 1, row 1: got the label -1, wanted a class .*GLUE",
+        ),
+        ({"batches": lambda: changed(labels=[0.5] * 8)}, "batch 1, row 0: got the label 0.5, wanted a class"),
+        ({"batches": lambda: changed(labels=[0, 2] * 4)}, "batch 1, row 1: got the label 2, wanted a class"),
+        ({"batches": lambda: changed(labels=[0, 1])}, "batch 1: got 2 labels, wanted one for each of 8 rows"),
+        ({"batches": [{"input_ids": np.ones((8, 4), np.int32)}]}, "batch 0: got .*, wanted 'labels' too"),
+        ({"batches": lambda: changed(weights=[1, np.nan] * 4)}, "batch 1, row 1: got the weight nan"),
+        ({"batches": lambda: changed(weights=[1, -1] * 4)}, "batch 1, row 1: got the weight -1"),
+        ({"batches": lambda: changed(weights=[0] * 8)}, "batch 1: got no row that counts"),
     ],
 )
 def test_what_cannot_be_is_refused(options, message):
+    given: Any = {name: value() if callable(value) else value for name, value in options.items()}
     with pytest.raises(ValueError, match=message):
-        train(headed(), **{"batches": row_batches()} | options)
+        train(headed(), **{"batches": row_batches()} | given)
 
 
 def test_rows_are_read_as_they_stand(tmp_path):
@@ -273,7 +312,13 @@ def test_rows_are_read_as_they_stand(tmp_path):
     [
         ("a\tb\n1\t2\n", r"wanted a heading of one or two columns of text and 'label'; got \['a', 'b'\]"),
         ("sentence\tlabel\nfox\n", "line 2: wanted 2 columns; got 1"),
-        ("sentence\tlabel\nfox\tyes\n", "wanted a number in the column 'label'.*'yes'"),
+        ("sentence\tlabel\nfox\t1\ndog\tyes\n", "line 3: got 'yes' in the column 'label', wanted a finite number"),
+        ("sentence\tlabel\nfox\tyes\ndog\t1\n", "line 3: got '1' in the column 'label', wanted a name"),
+        ("sentence\tlabel\n\nfox\t1\ndog\t\n", "line 4: got '' in the column 'label'"),
+        ("sentence\tlabel\nfox\tnan\n", "line 2: got 'nan' in the column 'label', wanted a finite number"),
+        ("sentence\tlabel\nfox\t1e300\n", "line 2: got '1e300' in the column 'label', wanted a finite number"),
+        ("sentence\tlabel\nfox\t1_0\n", "line 2: got '1_0' in the column 'label', wanted a finite number"),
+        ("label\tlabel\n1\t2\n", "wanted a heading of one or two columns"),
         ("sentence\tlabel\n", "wanted rows below the heading"),
     ],
 )

@@ -1,5 +1,6 @@
 """The Fisher information is the sum of the squares of each example's own gradient."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from bert_adapter.families import module_for
 from bert_adapter.families.bert_module import Bert
 from bert_adapter.importance import batch, gradients, measure, sums
+from bert_adapter.importance.fingerprint import of_arrays
 from bert_adapter.importance.measure import eigenbases, measure_importance
 from bert_adapter.importance.storage import load_importance, save_importance
 from bert_adapter.importance.sums import STATISTICS, Basis
@@ -378,6 +380,12 @@ def test_fisher_in_a_basis_is_that_of_the_rotated_gradients(basis):
     assert_near(fisher_of(in_basis(basis)["first"]), wanted, relative=100 * EPS)  # products of five in float32
 
 
+def test_measurements_of_two_models_do_not_add_up():
+    one = measured_net([{"x": X}])
+    with pytest.raises(ValueError, match="wanted measurements of one model"):
+        _ = one + replace(one, model="another")
+
+
 def test_measurements_in_two_bases_do_not_add_up(basis):
     one, two = in_basis(basis), in_basis(Basis(basis.inputs[::-1], basis.outputs))
     with pytest.raises(ValueError, match="in one eigenbasis"):
@@ -447,11 +455,93 @@ def test_a_run_that_was_killed_goes_on_where_it_stopped(tmp_path, monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, load_importance(file), got)
 
 
-def test_file_of_another_measurement_is_refused(tmp_path):
+def halved(output, batch):
+    return 0.5 * sines(output, batch)
+
+
+def run_twice(params, batch):
+    return 2 * run_net(params, batch)
+
+
+@pytest.mark.parametrize(
+    ("message", "changed"),
+    [
+        ("first: ", {"statistics": ["fisher"]}),
+        ("of another model ", {"params": PARAMS | {"last": PARAMS["last"] | {"bias": PARAMS["last"]["bias"] + 1}}}),
+        ("of another module or loss ", {"gradients": halved}),
+        ("of another module or loss ", {"forward": run_twice}),
+        ("gradients: labels and gaussian", {"gradients": "gaussian"}),
+        ("of the seed 0, wanted 1", {"seed": 1}),
+        ("last: ", {"paths": ["first", "last"]}),
+        ("of other texts ", {"batches": [{"x": X - 1}, {"x": X + 1}]}),
+        ("of other texts ", {"batches": [{"x": X + 1}, {"x": X}]}),
+        ("of other texts ", {"batches": [{"x": X, "weights": np.array([1.0, 2.0, 1.0])}, {"x": X + 1}]}),
+        ("of other texts, from batch 1 on", {"batches": [{"x": X}, {"x": X - 1}]}),
+        ("of more texts: 2 batches, got 1", {"batches": [{"x": X}]}),
+    ],
+)
+def test_file_of_another_measurement_is_refused_and_kept(message, changed, tmp_path):
     file = tmp_path / "sums.safetensors"
-    measured_net([{"x": X}], file=file)
-    with pytest.raises(ValueError, match="holds another measurement"):
-        measured_net([{"x": X}], statistics=["fisher"], file=file)
+    wanted = {"forward": run_net, "params": PARAMS, "paths": ["first"], "gradients": sines, "statistics": STATISTICS}
+    wanted |= {"batches": [{"x": X}, {"x": X + 1}]}
+    measure_importance(**wanted, file=file, progress=False)
+    before = file.read_bytes()
+    with pytest.raises(ValueError, match=f"{file} holds .*{message}.*: name another file, or delete this one"):
+        measure_importance(**wanted | changed, file=file, progress=False)
+    assert file.read_bytes() == before
+
+
+def test_file_of_the_same_measurement_is_read_instead_of_measuring(tmp_path):
+    """From an iterator, with other containers of the same numbers, and then with more batches."""
+    file = tmp_path / "sums.safetensors"
+    first = measured_net([{"x": X}], file=file)
+    arrays = jax.tree.map(jnp.asarray, PARAMS), iter([{"x": jnp.asarray(X)}])
+    again = measure_importance(
+        run_net, *arrays, ["first"], gradients=sines, statistics=STATISTICS, file=file, progress=False
+    )
+    jax.tree.map(np.testing.assert_array_equal, again, first)
+    more = measured_net([{"x": X}, {"x": X + 1}], file=file)
+    jax.tree.map(np.testing.assert_array_equal, more, measured_net([{"x": X}, {"x": X + 1}]))
+
+
+def test_fingerprints_tell_a_changed_bit_a_swapped_name_and_another_shape():
+    arrays = {"a": np.arange(6.0), "b": np.zeros(6)}
+    same = {"b": jnp.zeros(6, jnp.float32), "a": jnp.arange(6, dtype=jnp.float32)}
+    assert of_arrays({name: array.astype("f4") for name, array in arrays.items()}) == of_arrays(same)
+    assert of_arrays({"i": np.arange(3, dtype=np.int64)}) == of_arrays({"i": np.arange(3, dtype=np.int32)})
+    nearly = arrays | {"a": np.nextafter(arrays["a"], 9)}
+    swapped = {"a": arrays["b"], "b": arrays["a"]}
+    shaped = arrays | {"a": arrays["a"].reshape(2, 3)}
+    found = [of_arrays(each) for each in (arrays, nearly, swapped, shaped, {"a": arrays["a"]})]
+    assert len(set(found)) == 5
+
+
+def test_weights_that_cannot_be_are_refused():
+    for weights, message in ([1, np.nan, 1], "row 1: got the weight nan"), ([0, 0, 0], "no example that counts"):
+        with pytest.raises(ValueError, match=message):
+            measured_net([{"x": X, "weights": np.array(weights, np.float32)}])
+
+
+def test_place_of_no_file_is_refused_before_a_batch_is_read(tmp_path):
+    (tmp_path / "text").write_text("")
+    for file in (tmp_path, tmp_path / "text" / "sums"):
+        with pytest.raises(ValueError, match=r"wanted the name of a file|is a file, wanted a directory"):
+            measured_net(iter(()), file=file)
+
+
+def test_a_disk_that_is_full_is_an_os_error_and_leaves_what_was_there(measured, tmp_path):
+    resource = pytest.importorskip("resource")
+    file = tmp_path / "sums.safetensors"
+    save_importance(measured, file)
+    before, limits = file.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=str(file)):
+            save_importance(measured, file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert file.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
 
 
 def test_file_that_is_none_of_ours_is_refused(tmp_path):

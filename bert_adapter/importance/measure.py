@@ -12,7 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from bert_adapter.batches import check_weights
+from bert_adapter.files import check_writable
 from bert_adapter.importance.batch import Position, Wanted, all_finite, batch_sums
+from bert_adapter.importance.fingerprint import of_arrays, of_function, of_params
 from bert_adapter.importance.gradients import Gradients, check_gradients
 from bert_adapter.importance.storage import load_importance, save_importance
 from bert_adapter.importance.sums import (
@@ -20,6 +23,7 @@ from bert_adapter.importance.sums import (
     Basis,
     Importance,
     differences,
+    same_bases,
     symmetrised,
     upper_blocks,
     with_symmetric,
@@ -30,6 +34,8 @@ from bert_adapter.progress import track
 from bert_adapter.values import check_finite
 
 SAVE_EVERY = 60.0  # seconds between two states of a file that is measured into
+CAUSES = "batches differ in their texts, order, labels, batch_size or max_length"
+OTHER_FILE = ": name another file, or delete this one to measure anew"
 
 
 def measure_importance(
@@ -65,13 +71,15 @@ def measure_importance(
       bases: by path, the coordinates for "fisher"; see `eigenbases`.
       seed: of the random directions.
       file: a safetensors file that holds what was measured so far, once a minute and in the end. If it is there
-        already, as many batches are skipped as it has seen: a run that was killed goes on.
+        already, as many batches are skipped as it has seen: a run that was killed goes on. It knows the fingerprints
+        of the parameters, the model's and the loss's programs, and every batch, and is refused for others.
 
     Memory: the activations of one batch, for "fisher" batch * in * out numbers of the largest kernel, and the sums,
     2 in * out numbers per kernel for "fisher", in**2 and out**2 for the others, however many examples there are.
 
     Raises:
-      ValueError: no batches, paths that are no layers of the model, unknown names, or a file of something else.
+      ValueError: no batches, token ids or weights that cannot be, paths that are no layers of the model, unknown names,
+        a file of something else, or one that cannot be written.
       FloatingPointError: an output or a gradient that is not finite; the message names the batch.
 
     Example:
@@ -86,31 +94,45 @@ def measure_importance(
       (4, (5, 5))
     """
     wanted = Wanted(forward, check_gradients(gradients), frozenset(paths), check_statistics(statistics))
+    if file is not None:
+        check_writable(Path(file))
     sums, update = batch_functions(wanted)
     key, fixed = jax.random.key(seed), dict(bases or {})
     total: Importance | None = None
-    saved = time.monotonic()
+    saved, number = time.monotonic(), -1
     for number, batch in enumerate(track(batches, "importance", progress)):
         check_batch(forward, batch, number)
+        check_weights(batch, f"batch {number}")
         arrays = {name: jnp.asarray(array) for name, array in batch.items()}
+        text = of_arrays(batch)
         if total is None:
             shapes = jax.eval_shape(sums, params, arrays, Position(key, 0, fixed))
-            total = continued(empty(shapes, wanted, seed, fixed), file)
+            fresh = replace(empty(shapes, wanted, seed, fixed), **fingerprints(wanted, params, arrays))
+            total = continued(fresh, text, file)
         if number < total.batches:
+            check_text(total, number, text, file)
             continue
         position = Position(jax.random.fold_in(key, number), total.examples, fixed)
         summed, finite = update(total.sums, params, arrays, position)
         check_sums(finite, number, lambda arrays=arrays: forward(params, arrays))
-        total = counted(total, summed, batch)
+        total = counted(total, summed, batch, text)
         if file is not None and time.monotonic() - saved > SAVE_EVERY:
             save_importance(symmetrised(total), file)
             saved = time.monotonic()
-    if total is None:
-        raise ValueError("no batches: wanted at least one to measure the importance of the kernels on")
-    importance = symmetrised(total)
+    importance = symmetrised(check_all_read(total, number + 1, file))
     if file is not None:
         save_importance(importance, file)
     return importance
+
+
+def fingerprints(wanted: Wanted, params: Any, batch: Batch) -> dict[str, str]:
+    """Of the parameters, and of what is computed from them."""
+
+    def function(params: Any, batch: Batch) -> Any:
+        output = wanted.forward(params, batch)
+        return output, wanted.gradients(output, batch) if callable(wanted.gradients) else ()
+
+    return {"model": of_params(params), "function": of_function(function, params, batch)}
 
 
 def check_statistics(statistics: Iterable[str]) -> tuple[str, ...]:
@@ -128,7 +150,7 @@ def empty(shapes: Any, wanted: Wanted, seed: int, bases: dict[str, Basis]) -> Im
     return Importance(zeros, examples=0, tokens=0, batches=0, gradients=gradients, seed=seed, bases=bases)
 
 
-def counted(total: Importance, sums: Any, batch: Batch) -> Importance:
+def counted(total: Importance, sums: Any, batch: Batch, text: str) -> Importance:
     """The sums in place of the total's, which have seen one batch more."""
     examples, tokens = counts(batch)
     return replace(
@@ -137,25 +159,55 @@ def counted(total: Importance, sums: Any, batch: Batch) -> Importance:
         examples=total.examples + examples,
         tokens=total.tokens + tokens,
         batches=total.batches + 1,
+        texts=(*total.texts, text),
     )
 
 
 def counts(batch: Batch) -> tuple[int, int]:
     """How many examples a batch holds, and how many tokens that are no padding."""
-    weights = np.asarray(batch.get("weights", np.ones(len(next(iter(batch.values()))))), float)
+    weights = check_weights(batch)
     mask = np.asarray(batch.get("attention_mask", np.ones((len(weights), 1))), float)
     return round(weights.sum()), round(float(weights @ mask.sum(axis=1)))
 
 
-def continued(fresh: Importance, file: str | Path | None) -> Importance:
+def continued(fresh: Importance, text: str, file: str | Path | None) -> Importance:
     """What the file holds, if that is the beginning of what is to be measured; without a file, the fresh one."""
     if file is None or not Path(file).exists():
         return fresh
     found = load_importance(file)
-    seeds = "" if found.seed == fresh.seed else f"seed: {found.seed} and {fresh.seed}"
-    if different := differences(found, symmetrised(fresh)) or seeds:
-        raise ValueError(f"{file} holds another measurement than is wanted; {different}")
+    if different := [*others(found, fresh, text), *differences(found, symmetrised(fresh))]:
+        raise ValueError(f"{file} holds another measurement than is wanted: {', '.join(different)}{OTHER_FILE}")
     return with_symmetric(found, upper_blocks)
+
+
+def others(found: Importance, fresh: Importance, text: str) -> list[str]:
+    """What two measurements are of, where that differs; the second one begins with the text."""
+    same = {
+        "of another model (its parameters differ)": found.model == fresh.model,
+        "of another module or loss (their programs differ)": found.function == fresh.function,
+        f"of the seed {found.seed}, wanted {fresh.seed}": found.seed == fresh.seed,
+        f"of other texts ({CAUSES})": found.texts[:1] == (text,),
+        "in other eigenbases": not (found.bases and fresh.bases) or same_bases(found.bases, fresh.bases),
+    }
+    return [name for name, is_same in same.items() if not is_same]
+
+
+def check_text(total: Importance, number: int, text: str, file: Any) -> None:
+    """The file has seen this batch, and no other, in its place."""
+    if total.texts[number : number + 1] != (text,):
+        where = f"from batch {number} on, counted from 0"
+        raise ValueError(f"{file} holds a measurement of other texts, {where} ({CAUSES}){OTHER_FILE}")
+
+
+def check_all_read(total: Importance | None, count: int, file: Any) -> Importance:
+    """The total, which has seen `count` batches and no others."""
+    if total is None:
+        raise ValueError("no batches: wanted at least one to measure the importance of the kernels on")
+    if count < total.batches:
+        raise ValueError(f"{file} holds a measurement of more texts: {total.batches} batches, got {count}{OTHER_FILE}")
+    if not total.examples:
+        raise ValueError("weights: got no example that counts, wanted some above 0")
+    return total
 
 
 def check_sums(finite: Any, number: int, run: Callable[[], Any]) -> None:

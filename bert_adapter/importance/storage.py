@@ -5,13 +5,12 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from safetensors.numpy import save_file
 
-from bert_adapter.files import read_arrays, writing
+from bert_adapter.files import read_arrays, write_arrays
 from bert_adapter.importance.sums import STATISTICS, Basis, Importance, Sums, named
 
-SCHEMA = 1  # of the file
+SCHEMA = 2  # of the file
+FIELDS = ("examples", "tokens", "batches", "gradients", "seed", "model", "function", "texts")
 
 
 def save_importance(importance: Importance, file: str | Path) -> None:
@@ -29,11 +28,9 @@ def save_importance(importance: Importance, file: str | Path) -> None:
     arrays = {f"{path}:{name}": array for path, sums in importance.sums.items() for name, array in named(sums)}
     for path, basis in importance.bases.items():
         arrays |= {f"{path}:basis_{name}": array for name, array in basis._asdict().items()}
-    fields = {name: getattr(importance, name) for name in ("examples", "tokens", "batches", "gradients", "seed")}
+    fields = {name: getattr(importance, name) for name in FIELDS}
     about = {"schema": SCHEMA, "paths": list(importance.sums), **fields}
-    with writing(Path(file)) as temporary:
-        contiguous = {name: np.array(array, order="C") for name, array in arrays.items()}
-        save_file(contiguous, temporary, metadata={"importance": json.dumps(about)})
+    write_arrays(Path(file), arrays, {"importance": json.dumps(about)})
 
 
 def load_importance(file: str | Path) -> Importance:
@@ -54,8 +51,10 @@ def load_importance(file: str | Path) -> Importance:
     """
     metadata, arrays = read_arrays(file, "a file of save_importance")
     about = json.loads(metadata.get("importance", "{}"))
-    if about.pop("schema", None) != SCHEMA:
-        raise ValueError(f"{file}: wanted a file of save_importance, of schema {SCHEMA}; got {sorted(arrays)[:3]}")
+    if (schema := about.pop("schema", None)) != SCHEMA:
+        found = f"schema {schema}" if about else f"the arrays {sorted(arrays)[:3]}"
+        raise ValueError(f"{file}: wanted a file of save_importance, of schema {SCHEMA}; got {found}: measure again")
+    about["texts"] = tuple(about["texts"])
     paths = about.pop("paths")
     sums = {path: Sums(*(arrays.get(f"{path}:{name}") for name in STATISTICS)) for path in paths}
     bases = {

@@ -50,7 +50,7 @@ class Basis(NamedTuple):
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["sums", "bases"],
-    meta_fields=["examples", "tokens", "batches", "gradients", "seed"],
+    meta_fields=["examples", "tokens", "batches", "gradients", "seed", "model", "function", "texts"],
 )
 @dataclass(frozen=True)
 class Importance:
@@ -59,6 +59,9 @@ class Importance:
     tokens: time steps that are no padding, if an attention mask tells; else as many as examples.
     gradients: of whose loss: "labels", or of the model's own "categorical" or "gaussian" predictive distribution.
     bases: by kernel, the coordinates that `fisher` is measured in; empty for those of the kernel.
+    model, function, texts: fingerprints of the parameters, of the model's and the loss's programs, and of each batch.
+      With another model what was measured is refused. "" is not known, and fits all:
+      `dataclasses.replace(importance, model="")`.
 
     Example:
       >>> import jax.numpy as jnp, bert_adapter
@@ -75,15 +78,19 @@ class Importance:
     gradients: str
     seed: int
     bases: dict[str, Basis]
+    model: str = ""
+    function: str = ""
+    texts: tuple[str, ...] = ()
 
     def __getitem__(self, path: str) -> Sums:
         return self.sums[path]
 
     def __add__(self, other: "Importance") -> "Importance":
         if different := differences(self, other):
-            raise ValueError(f"wanted two measurements of the same; got {different}")
-        same = jax.tree.map(lambda a, b: bool(np.array_equal(a, b)), self.bases, other.bases)
-        if not all(jax.tree.leaves(same)):
+            raise ValueError(f"wanted two measurements of the same; got {different[0]}")
+        if self.model != other.model:
+            raise ValueError("wanted measurements of one model; got two, whose parameters differ")
+        if not same_bases(self.bases, other.bases):
             raise ValueError("wanted measurements in one eigenbasis; got two: measure both with the same `bases`")
         return replace(
             self,
@@ -91,18 +98,36 @@ class Importance:
             examples=self.examples + other.examples,
             tokens=self.tokens + other.tokens,
             batches=self.batches + other.batches,
+            texts=self.texts + other.texts,
         )
 
 
-def differences(a: Importance, b: Importance) -> str:
-    """The first thing in which measurements differ that are to be added or continued; nothing if there is none."""
+def check_model(importance: Importance, model: str) -> None:
+    """A ValueError if something was measured on a model of another fingerprint."""
+    if importance.model not in ("", model):
+        raise ValueError(
+            f"importance: measured on another model, whose parameters have the fingerprint {importance.model}; those "
+            f"of this one have {model}: measure_signal(forward(model), model.params, batches, paths) measures it. If "
+            f'it is to be used all the same: dataclasses.replace(importance, model="")'
+        )
+
+
+def same_bases(a: dict[str, Basis], b: dict[str, Basis]) -> bool:
+    """Whether the kernels have the same bases, to the last bit."""
+    if a.keys() != b.keys():
+        return False
+    return all(np.array_equal(x, y) for path in a for x, y in zip(a[path], b[path], strict=True))
+
+
+def differences(a: Importance, b: Importance) -> list[str]:
+    """The first thing in which measurements differ that are to be added or continued, if there is any."""
     found, wanted = (
         {"gradients": one.gradients, "in an eigenbasis": bool(one.bases)}
         | {path: {name: np.shape(array) for name, array in named(sums)} for path, sums in one.sums.items()}
         for one in (a, b)
     )
     both = {name: (found.get(name), wanted.get(name)) for name in found | wanted}
-    return next((f"{name}: {x} and {y}" for name, (x, y) in both.items() if x != y), "")
+    return [f"{name}: {x} and {y}" for name, (x, y) in both.items() if x != y][:1]
 
 
 def named(sums: Sums) -> list[tuple[str, Any]]:

@@ -1,0 +1,46 @@
+"""What batches must hold before work is done on them."""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+from jaxtyping import Float
+
+from bert_adapter.labels import as_labels
+from bert_adapter.layers.capture import Batch
+from bert_adapter.model import Model
+
+
+def check_weights(batch: Batch, where: str = "a batch") -> Float[np.ndarray, " batch"]:
+    """How often each example counts: its "weights", or 1.
+
+    Raises:
+      ValueError: weights that are negative or not finite, or not one for each example.
+    """
+    count = len(next(iter(batch.values())))
+    weights = np.asarray(batch.get("weights", np.ones(count)), float)
+    if weights.shape != (count,):
+        raise ValueError(f"{where}: got weights of shape {weights.shape}, wanted one for each of {count} examples")
+    if not np.all((weights >= 0) & np.isfinite(weights)):
+        place = int(np.argmin((weights >= 0) & np.isfinite(weights)))
+        raise ValueError(f"{where}, row {place}: got the weight {weights[place]}, wanted a finite one, 0 or more")
+    return weights
+
+
+def labelled(model: Model, batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches, once it is known that each has labels which the model's head can have, and rows that count.
+
+    Raises:
+      ValueError: it has not; the message names the batch and the row, both counted from 0.
+    """
+    for number, batch in enumerate(batches):
+        where = f"batch {number}"
+        if "labels" not in batch:
+            raise ValueError(
+                f"{where}: got {sorted(batch)}, wanted 'labels' too: labelled_batches(model, rows) has them"
+            )
+        if not check_weights(batch, where).any():
+            raise ValueError(f"{where}: got no row that counts, wanted some of weight above 0")
+        labels = as_labels(model, batch["labels"], lambda row, where=where: f"{where}, row {row}")
+        if len(labels) != (count := len(next(iter(batch.values())))):
+            raise ValueError(f"{where}: got {len(labels)} labels, wanted one for each of {count} rows")
+        yield batch

@@ -1,0 +1,39 @@
+"""Fingerprints: short texts that tell apart what a measurement or a training is of."""
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from bert_adapter.checkpoint.names import by_path
+
+
+def of_arrays(arrays: Mapping[str, Any]) -> str:
+    """Of all that the arrays hold, with their names, shapes and dtypes; integers count the same in every width.
+
+    A gigabyte takes about a second.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    for name in sorted(arrays):
+        array = np.asarray(arrays[name])
+        if array.dtype.kind in "biu":
+            array = array.astype(np.int64)
+        digest.update(f"{name} {array.dtype.name} {array.shape};".encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def of_params(params: Any) -> str:
+    """Of a model's parameters, by their paths."""
+    return of_arrays(by_path(params))
+
+
+def of_function(function: Callable, *arguments: Any) -> str:
+    """Of what the function computes from arguments of such shapes: of its program, and of the arrays in that."""
+    program = jax.make_jaxpr(function)(*arguments)
+    constants = {str(i): array for i, array in enumerate(program.consts)}
+    text = re.sub(r"0x[0-9a-f]+", "", str(program))  # addresses, which differ from run to run
+    return of_arrays(constants | {"program": np.frombuffer(text.encode(), np.uint8)})

@@ -1,0 +1,124 @@
+"""Texts and labelled rows from files."""
+
+import codecs
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+
+from bert_adapter.text import LabelledTexts, Source
+
+MARKS = {  # of encodings that are not ours; those of UTF-32 begin as those of UTF-16 do
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+
+
+def read_lines(file: str | Path) -> list[str]:
+    """The lines of a text in UTF-8, whatever ends them; a byte-order mark is skipped.
+
+    Raises:
+      OSError: it cannot be read.
+      ValueError: it is in another encoding; the message names the line.
+    """
+    data = Path(file).read_bytes()
+    if name := next((name for mark, name in MARKS.items() if data.startswith(mark)), None):
+        raise ValueError(f"{file}: got {name}, wanted UTF-8: iconv -f {name} -t UTF-8 converts it")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise ValueError(
+            f"{file}, line {line}: got the byte 0x{data[error.start]:02x}, wanted UTF-8; from "
+            f"Latin-1, iconv -f LATIN1 -t UTF-8 converts it"
+        ) from None
+    if "\0" in text:
+        line = text[: text.index("\0")].count("\n") + 1
+        raise ValueError(f"{file}, line {line}: got a NUL, wanted UTF-8: this is UTF-16, or no text")
+    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+
+
+def read_texts(file: str | Path) -> list[str]:
+    """The lines of a file that are not blank.
+
+    Raises:
+      OSError: it cannot be read.
+      ValueError: it is in another encoding than UTF-8, or all blank.
+
+    Example:
+        >>> import os, tempfile, bert_adapter
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     file = os.path.join(directory, "sentences.txt")
+        ...     with open(file, "w") as text:
+        ...         _ = text.write("a red fox\\n\\na dog\\n")
+        ...     bert_adapter.read_texts(file)
+        ['a red fox', 'a dog']
+    """
+    texts = [line for line in read_lines(file) if line.strip()]
+    if not texts:
+        raise ValueError(f"{file} holds no text; wanted a sentence a line")
+    return texts
+
+
+def read_rows(file: str | Path) -> LabelledTexts:
+    """The rows of a tab-separated file with a heading, such as GLUE's: all columns but "label" are text, one or two.
+
+    In UTF-8. Nothing is quoted, as in GLUE. Labels are integers if all of them are, or all numbers, or all names.
+
+    Raises:
+      OSError: it cannot be read.
+      ValueError: another encoding, no column "label", no text or more than two, a row of another length, or a label
+        that is missing, not finite, or not of the kind of the others. The message names the line.
+
+    Example:
+        >>> import os, tempfile, bert_adapter
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     file = os.path.join(directory, "rows.tsv")
+        ...     with open(file, "w") as text:
+        ...         _ = text.write("sentence\\tlabel\\na red fox\\t1\\n")
+        ...     bert_adapter.read_rows(file).texts
+        ['a red fox']
+    """
+    heading, *lines = (line.split("\t") for line in read_lines(file))
+    if heading.count("label") != 1 or not 2 <= len(heading) <= 3:
+        raise ValueError(f"{file}: wanted a heading of one or two columns of text and 'label'; got {heading}")
+    place = heading.index("label")
+    cells = [(number, row) for number, row in enumerate(lines, 2) if len(row) > 1 or row[0].strip()]
+    for number, row in cells:
+        if len(row) != len(heading):
+            raise ValueError(f"{file}, line {number}: wanted {len(heading)} columns; got {len(row)}")
+    if not cells:
+        raise ValueError(f"{file}: wanted rows below the heading; got none")
+    source = Source(str(file), np.array([number for number, _ in cells]))
+    texts = [tuple(cell for i, cell in enumerate(row) if i != place) for _, row in cells]
+    columns = [row[0] for row in texts] if len(heading) == 2 else [(row[0], row[1]) for row in texts]
+    return LabelledTexts(columns, labels_in([row[place] for _, row in cells], source), source)
+
+
+KINDS = {"an integer": np.int32, "a number": np.float32, "a name": np.str_}
+
+
+def labels_in(cells: list[str], source: Source) -> np.ndarray:
+    """The column's labels: of the kind of the first, where an integer is a number too."""
+    kinds = [kind_of(cell.strip()) for cell in cells]
+    names = kinds[0] == "a name"
+    for cell, kind, line in zip(cells, kinds, source.lines, strict=True):
+        if not kind or (kind == "a name") != names:
+            wanted = "a name, as in the first row" if names else "a finite number"
+            raise ValueError(f"{source.file}, line {line}: got {cell!r} in the column 'label', wanted {wanted}")
+    kind = next((name for name in ("a name", "a number") if name in kinds), "an integer")
+    return np.array([cell.strip() for cell in cells]).astype(KINDS[kind])
+
+
+def kind_of(cell: str) -> str:
+    """What a cell holds; nothing if it is empty, or no number that is finite in its type."""
+    if re.fullmatch(r"[+-]?[0-9]{1,12}", cell) and abs(int(cell)) <= np.iinfo(np.int32).max:
+        return "an integer"
+    try:
+        value = float(cell) if "_" not in cell else math.nan
+    except ValueError:
+        return "a name" if cell else ""
+    return "a number" if abs(value) <= float(np.finfo(np.float32).max) else ""
