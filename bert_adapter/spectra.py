@@ -12,19 +12,23 @@ from bert_adapter.signals.definition import Rotated
 
 def predicted_losses(kernel: Any, weights: Any) -> Float[np.ndarray, " ranks"]:
     """Half the weighted squared error of the best approximation of each rank 0, 1, ..., as far as weights separate."""
-    squared = squared_singular_values(np.asarray(kernel, np.float32), weights)
+    squared = squared_singular_values(np.asarray(kernel, np.float64), weights)
     return np.append(np.cumsum(squared[::-1])[::-1], 0) / 2
 
 
 def squared_singular_values(kernel: Float[np.ndarray, "m n"], weights: Any) -> Float[np.ndarray, " ranks"]:
-    """Of the kernel in coordinates in which its weights, or their separable fit, are equal; the largest first."""
+    """Of the kernel in coordinates in which its weights, or their separable fit, are equal; the largest first.
+
+    In float64 throughout: what is left beside a large singular value is lost in its square's float32.
+    """
+    kernel = np.asarray(kernel, np.float64)
     if isinstance(weights, Rotated):
         kernel = np.asarray(weights.basis.inputs).T @ kernel @ np.asarray(weights.basis.outputs)
         weights = weights.weights
     if isinstance(weights, wlra.Kronecker):
-        row, col = np.asarray(weights.row, np.float32), np.asarray(weights.col, np.float32)
+        row, col = np.asarray(weights.row, np.float64), np.asarray(weights.col, np.float64)
     elif weights is None:
-        row, col = (np.ones(size, np.float32) for size in kernel.shape)
+        row, col = (np.ones(size) for size in kernel.shape)
     else:
         full = np.broadcast_to(np.asarray(weights), kernel.shape)
         row, col = (full.sum(axis=axis, dtype=np.float64) for axis in (1, 0))
@@ -32,13 +36,13 @@ def squared_singular_values(kernel: Float[np.ndarray, "m n"], weights: Any) -> F
     if kernel.shape[0] > kernel.shape[1]:
         kernel, row, col = kernel.T, col, row
     if row.ndim == 1:
-        scaled = (np.sqrt(row)[:, None] * kernel * np.sqrt(col)[None, :]).astype(np.float32)
+        scaled = np.sqrt(row)[:, None] * kernel * np.sqrt(col)[None, :]
         gram = scaled @ scaled.T
     else:
         half = root(row)
         small = len(col) < 2 * len(row)  # the cheaper order
         gram = congruent(half.T @ kernel, col) if small else half.T @ congruent(kernel, col) @ half
-    return np.maximum(np.linalg.eigvalsh(gram)[::-1], 0).astype(np.float64)
+    return np.maximum(np.linalg.eigvalsh(gram)[::-1], 0)
 
 
 def root(gram: Float[np.ndarray, "m m"]) -> Float[np.ndarray, "m m"]:

@@ -102,6 +102,83 @@ def test_factors_broadcast_over_the_batch(x64):
     np.testing.assert_array_equal(got.loss, wanted.loss)
 
 
+def spectral(seed, eigenvalues):
+    """A positive semi-definite matrix of these eigenvalues and random eigenvectors."""
+    vectors = np.linalg.qr(default_rng(seed).normal(size=(len(eigenvalues),) * 2))[0]
+    gram = (vectors * eigenvalues) @ vectors.T
+    return (gram + gram.T) / 2
+
+
+def dominated(seed, size):
+    """One eigenvalue is a million times the others."""
+    return spectral(seed, np.append(1e6, default_rng(seed).uniform(0.1, 2, size - 1)))
+
+
+def graded(seed, size):
+    """The units of the rows are 7 decades apart, those of their squares 14."""
+    units = np.logspace(0, -7, size)
+    return units[:, None] * semidefinite(seed, size) * units
+
+
+def deficient(seed, size):
+    """Half of the eigenvalues are zero."""
+    return semidefinite(seed, size, size // 2)
+
+
+def decades(seed, size):
+    return spectral(seed, np.logspace(0, -14, size))
+
+
+HARD = {
+    "a dominant eigenvalue in rows": (dominated, semidefinite),
+    "in columns": (semidefinite, dominated),
+    "in both": (dominated, dominated),
+    "14 decades in rows": (decades, semidefinite),
+    "in both, and": (decades, decades),
+    "units 7 decades apart": (graded, dominated),
+    "singular beside a dominant eigenvalue": (deficient, dominated),
+}
+
+
+def assert_at_the_optimum(target, weights, got, rank, dtype):
+    """The factors' loss in float64 is at most 0.1 % above the closed form's, where rounding lets the weights see it.
+
+    Weights that rounding made indefinite are taken for the nearest that are not.
+    """
+    wide = [np.asarray(array, np.float64) for array in (target, *weights)]
+    product = np.float64(got.left) @ np.float64(got.right)
+    row, col = (vectors * np.sqrt(np.maximum(values, 0)) for values, vectors in map(np.linalg.eigh, wide[1:]))
+    squares = np.linalg.svd(row.T @ wide[0] @ col, compute_uv=False) ** 2
+    found = np.sum((row.T @ (wide[0] - product) @ col) ** 2)
+    unseen = 1e4 * float(np.finfo(dtype).eps) ** 2 * np.sum(squares)  # rounding errors on both sides, and sums of them
+    assert found <= 1.001 * np.sum(squares[rank:]) + unseen
+    # Sums of float32.
+    assert float(got.loss) == pytest.approx(reference.kronecker_loss(*wide, product=product), rel=5e-3, abs=unseen)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("grams", HARD.values(), ids=HARD)
+def test_what_lies_beside_large_eigenvalues_is_seen(grams, dtype, x64):
+    weights = Kronecker(
+        *(gram(seed, size).astype(dtype) for gram, seed, size in zip(grams, (1, 2), (M, N), strict=True))
+    )
+    assert_at_the_optimum(W.astype(dtype), weights, solve(W.astype(dtype), weights), K, dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_what_lies_beside_large_eigenvalues_is_seen_at_all_ranks(dtype, x64):
+    m, n, ranks = 96, 128, [1, 5, 13, 27, 41]
+    target = default_rng(0).normal(size=(m, n)).astype(dtype)
+    pairs = [(row(1, m).astype(dtype), col(2, n).astype(dtype)) for row, col in HARD.values() for _ in ranks]
+    stacked = Kronecker(*map(np.stack, zip(*pairs, strict=True)))
+    targets, every = np.stack([target] * len(pairs)), ranks * len(HARD)
+    got = wlra.solve_batch(targets, stacked, max(ranks), ranks=every, method="kronecker")
+    for i, rank in enumerate(every):
+        one = got._replace(left=got.left[i], right=got.right[i], loss=got.loss[i])
+        assert_at_the_optimum(target, pairs[i], one, rank, dtype)
+
+
 REFUSED = {
     "row indefinite": (
         {"row": INDEFINITE},

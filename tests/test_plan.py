@@ -186,6 +186,19 @@ def test_singular_values_are_those_of_the_coordinates_with_equal_weights(tall):
     )
 
 
+@pytest.mark.parametrize("tall", [False, True])
+def test_what_is_left_beside_a_dominant_eigenvalue_is_seen(tall):
+    kernel, sides = RNG.normal(size=(20, 30)).astype(np.float32), []
+    for size in kernel.shape:
+        vectors = np.linalg.qr(RNG.normal(size=(size, size)))[0]
+        sides.append(((vectors * np.append(1e6, RNG.uniform(0.1, 2, size - 1))) @ vectors.T).astype(np.float32))
+    row, col = (np.linalg.cholesky(side.astype(np.float64)) for side in sides)
+    wanted = np.linalg.svd(row.T @ kernel.astype(np.float64) @ col, compute_uv=False) ** 2
+    given = (kernel.T, wlra.Kronecker(*sides[::-1])) if tall else (kernel, wlra.Kronecker(*sides))
+    # The largest is 1e10 times the second; float64 sees the fifteenth to 1e-4.
+    np.testing.assert_allclose(squared_singular_values(*given)[:15], wanted[:15], rtol=1e-3)
+
+
 def test_wide_gram_matrices_are_multiplied_by_their_upper_triangle():
     n = 2 * BLOCK + 3
     kernel, factor = RNG.normal(size=(3, n)), RNG.normal(size=(n, 4))

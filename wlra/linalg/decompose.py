@@ -122,10 +122,13 @@ def orthonormal(matrix: Float[Array, "m k"]) -> tuple[Float[Array, "m k"], Float
     return basis, mix
 
 
-def psd_roots(matrix: Float[Array, "n n"]) -> tuple[Float[Array, "n n"], Float[Array, "n n"]]:
-    """The square root of a positive semi-definite matrix, and the pseudo-inverse of that root."""
-    values, vectors = jnp.linalg.eigh((matrix + matrix.T) / 2)
-    floor = matrix.shape[0] * jnp.finfo(matrix.dtype).eps * values[-1]
-    root = jnp.sqrt(jnp.where(values > floor, values, 0))
-    inverse = jnp.where(values > floor, 1 / jnp.where(values > floor, root, 1), 0)
-    return (vectors * root[None, :]) @ vectors.T, (vectors * inverse[None, :]) @ vectors.T
+def square_root(gram: Float[Array, "n n"]) -> Float[Array, "n n"]:
+    """A matrix whose product with its transpose is the positive semi-definite one.
+
+    Decomposed with a unit diagonal, so that no row is lost beside larger ones; negative eigenvalues, which are those of
+    rounding errors, count as 0.
+    """
+    size = jnp.sqrt(jnp.maximum(jnp.diagonal(gram), 0))
+    inverse = jnp.where(size > 0, 1 / jnp.where(size > 0, size, 1), 0)
+    values, vectors = jnp.linalg.eigh((gram + gram.T) / 2 * inverse[:, None] * inverse[None, :])
+    return size[:, None] * vectors * jnp.sqrt(jnp.maximum(values, 0))[None, :]
