@@ -198,7 +198,7 @@ def test_nothing_in_the_programs_has_as_many_entries_as_the_matrix(compiled):
         shapes = re.findall(r"\[(\d[\d,]*)\]|<(\d[\d,]*),[a-z]", text)
         sizes |= {math.prod(int(length) for length in "".join(shape).split(",")) for shape in shapes}
     assert max(sizes) >= m * K  # the factors are found
-    assert max(sizes) < m * n / 20
+    assert max(sizes) < m * n / 5  # the largest hold a few directions of both factors
 
 
 def test_another_pattern_of_the_same_size_compiles_nothing():

@@ -11,13 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from wlra.linalg.batch import CHUNK, over_grams
+from wlra.linalg.batch import over_grams
 from wlra.linalg.gram import eliminated, gram_inverse
 from wlra.problem import Factors, Problem, loss, residual, total, weighted_residual
 from wlra.sparse import Matrix, entries, is_sparse, like, values
 
 WITHIN = 0.01  # a loss that is said to have converged is within this share of a local minimum
-STEPS = 20  # products with the Hessian: half from the gradient, half from a direction that knows nothing of it
+STEPS, FEW = 20, 8  # products with the Hessian, and for factors of more than MANY numbers
+MANY, GRAMS = 2**17, 2**24  # numbers of the factors, and of the Gram matrices of all rows and columns
 COUNTS, NEARLY_ALL = 0.01, 0.95  # a scaled weight that counts; the share of each row and column whose weights must
 
 
@@ -72,7 +73,8 @@ def look_around(problem: Problem, factors: Factors) -> Look:
     curvatures, mix = jnp.linalg.eigh((product + product.T) / 2)
     largest, eps = jnp.max(jnp.abs(curvatures)), jnp.finfo(error.dtype).eps
     newton = -mix @ (first * mix[0] / jnp.maximum(jnp.abs(curvatures), eps**0.75 * largest))
-    last = jnp.where(jnp.arange(STEPS, dtype=jnp.int32) < STEPS * 3 // 4, 0, newton)
+    steps = len(newton)
+    last = jnp.where(jnp.arange(steps, dtype=jnp.int32) < steps * 3 // 4, 0, newton)
     left = -first * newton[0] + 10 * last @ product @ last  # and ten times what the last directions brought
     lowest = lowest_of(problem, factors, newton @ basis, mix[:, 0] @ basis, size=jnp.sqrt(error))
     bounded = jnp.isfinite(left) & (left <= WITHIN / 2 * error)
@@ -85,7 +87,7 @@ def surroundings(problem: Problem, factors: Factors) -> Surroundings:
     """With the Gram matrices of all rows and columns, or where those would be too large with two for all."""
     left, right = factors
     (m, n), k = problem.target.shape, left.shape[1]
-    if (m + n) * k * k <= CHUNK:
+    if (m + n) * k * k <= GRAMS:
         floor = jnp.finfo(left.dtype).eps / k  # of a Gram matrix whose weights are all 1, where nothing is seen
         rows, columns = grams(problem.weight, right), grams(problem.weight.T, left.T)
         shifts = jnp.repeat(problem.penalty + floor * jnp.stack([total(right**2), total(left**2)]), np.array([m, n]))
@@ -137,7 +139,8 @@ def krylov(around: Surroundings) -> tuple[Float[Array, "s d"], Float[Array, "s d
     Hessian times the last but one. Those that bring nothing new are zero.
     """
     starts = jnp.stack([-flat(slope(around)), wavy(around)])
-    none = jnp.zeros((STEPS, starts.shape[1]), starts.dtype)
+    steps = STEPS if starts.shape[1] <= MANY else FEW
+    none = jnp.zeros((steps, starts.shape[1]), starts.dtype)
 
     def step(i: Int[Array, ""], state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         basis, forces, bent = state
@@ -154,7 +157,7 @@ def krylov(around: Surroundings) -> tuple[Float[Array, "s d"], Float[Array, "s d
         image = flat(hessian_times(around, unflat(move, around.factors)))
         return basis.at[i].set(move), forces.at[i].set(force), bent.at[i].set(image)
 
-    basis, _, bent = jax.lax.fori_loop(0, STEPS, step, (none, none, none))
+    basis, _, bent = jax.lax.fori_loop(0, steps, step, (none, none, none))
     return basis, bent, basis[0] @ starts[0]
 
 
