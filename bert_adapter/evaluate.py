@@ -1,6 +1,6 @@
 """How well a model does: on labelled rows as GLUE reports it, and against the dense model."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import jax
@@ -149,18 +149,23 @@ def score(model: Model, rows: LabelledTexts, batch_size: int = 32, max_length: i
         return of_values(outputs[:, 0], labels)
     if isinstance(texts[0], str):
         raise ValueError("an embedder is scored by the cosines of pairs of texts; got single ones: give it a head")
+    similarities = similarity_of(model)
     first, second = (embed(model, [pair[i] for pair in texts], batch_size, max_length) for i in (0, 1))
-    return of_values(similarities(model, first, second), labels)
+    return of_values(similarities(first, second), labels)
 
 
-def similarities(model: Model, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Of each row of `first` to the same one of `second`: the cosine, or the dot product where that is declared."""
+def similarity_of(model: Model) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """The function from two arrays to the similarities of their rows: the cosine, or the dot product if declared."""
     kind = settings(model.files).similarity
-    if kind not in ("cosine", "dot"):
-        raise ValueError(f"{PROMPTS}: got similarity_fn_name {kind!r}, supported: 'cosine', 'dot'")
-    if kind == "cosine":
-        first, second = unit_rows(first), unit_rows(second)
-    return np.sum(first * second, axis=1)
+    if kind not in SIMILARITIES:
+        raise ValueError(f"{PROMPTS}: got similarity_fn_name {kind!r}, supported: {', '.join(map(repr, SIMILARITIES))}")
+    return SIMILARITIES[kind]
+
+
+SIMILARITIES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "cosine": lambda first, second: np.sum(unit_rows(first) * unit_rows(second), axis=1),
+    "dot": lambda first, second: np.sum(first * second, axis=1),
+}
 
 
 def of_values(predicted: np.ndarray, wanted: np.ndarray) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """Labels as a model's head takes them: one door for training, for scores and for files."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -22,7 +23,7 @@ def row_number(row: int) -> str:
 def as_labels(model: Model, labels: Any, place: Place = row_number) -> Num[np.ndarray, "rows *width"]:
     """The labels as the model's head takes them.
 
-    Classes are int32 numbers 0, 1, ..., given as such or by the names of the config's "label2id". Values are float32. A
+    Classes are int32 numbers 0, 1, ..., given as such or by the names in the config. Values are float32. A
     head of several labels at once takes rows of 0 and 1 as wide as it is, one of several values rows of values. For a
     model without a head all finite numbers will do, and integers stay int32.
 
@@ -77,10 +78,11 @@ def with_head_for(model: Model, labels: np.ndarray, *, seed: int = 0) -> Model:
 
 
 def class_names(config: Mapping[str, Any]) -> dict[str, int]:
-    """The classes by their names, as config.json has them."""
-    if config.get("label2id"):
-        return {str(name): int(number) for name, number in config["label2id"].items() if number is not None}
-    return {str(name): int(number) for number, name in (config.get("id2label") or {}).items()}
+    """The classes by their names, as "id2label" and "label2id" have them; what names two classes names none."""
+    pairs = {(str(name), int(number)) for number, name in (config.get("id2label") or {}).items()}
+    pairs |= {(str(name), int(number)) for name, number in (config.get("label2id") or {}).items() if number is not None}
+    uses = Counter(name for name, _ in pairs)
+    return {name: number for name, number in sorted(pairs, key=lambda pair: pair[::-1]) if uses[name] == 1}
 
 
 def as_array(labels: Any) -> np.ndarray:

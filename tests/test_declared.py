@@ -16,13 +16,13 @@ from tiny import BATCH, CLASSIFIER, CONFIG, EMBEDDER, at
 
 import bert_adapter
 from bert_adapter import load, save, with_head
-from bert_adapter.evaluate import similarities
+from bert_adapter.evaluate import score, similarity_of
 from bert_adapter.families import module_for
 from bert_adapter.families.bert import config_from_dict
 from bert_adapter.families.bert_module import Bert
 from bert_adapter.families.sentence import Settings, declared_stages, settings
 from bert_adapter.families.stages import MODES, PROJECTED, UNDECLARED, Pooling, Projection, pooled
-from bert_adapter.text import tokenizer
+from bert_adapter.text import LabelledTexts, tokenizer
 
 TYPE = "sentence_transformers.models."
 POOLING, QUERY = "1_Pooling/config.json", "encoder/layer/0/attention/self/query"
@@ -389,6 +389,19 @@ def test_default_prompt_is_put_before_every_text():
     encode = tokenizer(with_files(**{"config_sentence_transformers.json": as_json(said)}))
     wanted = tokenizer(tiny.model())(["a red fox", "a red dog runs"])
     np.testing.assert_array_equal(encode(["fox", "dog runs"])["input_ids"], wanted["input_ids"])
+    np.testing.assert_array_equal(encode("fox")["input_ids"], wanted["input_ids"][:1])
+    with pytest.raises(ValueError, match="texts: got none"):
+        encode([])
+
+
+def test_default_prompt_leaves_room_for_the_texts():
+    said = {"prompts": {"query": "a red "}, "default_prompt_name": "query"}
+    model = with_files(**{"config_sentence_transformers.json": as_json(said)})
+    with pytest.raises(ValueError, match=r"wanted at least 5 for a text: 2 .*, 2 are the default prompt"):
+        tokenizer(model, max_length=4)
+    assert tokenizer(model, max_length=5)("fox")["attention_mask"].sum() == 5
+    with pytest.raises(ValueError, match=r"wanted at least 9 for a pair of texts: 3 .*, 4 are the default"):
+        tokenizer(model, max_length=8)([("fox", "dog")])
 
 
 @pytest.mark.parametrize(
@@ -418,10 +431,10 @@ def test_pairs_are_compared_as_declared():
     a, b = np.array([[3.0, 4], [0, 0]]), np.array([[0, 2.0], [1, 1]])
     for kind, wanted in ((None, [0.8, 0]), ("cosine", [0.8, 0]), ("dot", [8, 0])):
         model = with_files(**{"config_sentence_transformers.json": as_json({"similarity_fn_name": kind})})
-        np.testing.assert_allclose(similarities(model, a, b), wanted, rtol=1e-15)
+        np.testing.assert_allclose(similarity_of(model)(a, b), wanted, rtol=1e-15)
     model = with_files(**{"config_sentence_transformers.json": as_json({"similarity_fn_name": "euclidean"})})
     with pytest.raises(ValueError, match="similarity_fn_name 'euclidean', supported"):
-        similarities(model, a, b)
+        score(model, LabelledTexts([("a dog", "it")], np.array([1.0])))
 
 
 def test_nothing_is_declared_by_what_all_models_have():
@@ -509,6 +522,8 @@ def test_null_that_transformers_cannot_use_is_a_missing_entry_and_a_warning(entr
         ("hidden_dropout_prob", 1.5),
         ("hidden_act", ["gelu"]),
         ("id2label", ["a", "b"]),
+        ("id2label", {"no": 0, "yes": 1}),
+        ("label2id", {"0": "no", "1": "yes"}),
         ("is_decoder", True),
         ("is_encoder_decoder", True),
         ("add_cross_attention", True),

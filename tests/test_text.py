@@ -132,6 +132,13 @@ def named(entries):
 NAMED = {"label2id": {"no": 0, "yes": 1}, "id2label": {"0": "no", "1": "yes"}}
 
 
+def test_name_of_two_classes_names_none():
+    model = named({"label2id": {"no": 0, "yes": 1}, "id2label": {"0": "yes", "1": "other"}})
+    assert as_labels(model, ["no", "other"]).tolist() == [0, 1]
+    with pytest.raises(ValueError, match=r"got the label 'yes', wanted .* or one of 'no', 'other'"):
+        as_labels(model, ["yes"])
+
+
 @pytest.mark.parametrize(
     ("model", "labels", "wanted"),
     [
@@ -143,6 +150,7 @@ NAMED = {"label2id": {"no": 0, "yes": 1}, "id2label": {"0": "no", "1": "yes"}}
         (lambda: head(2), [True, False, True], np.array([1, 0, 1], np.int32)),
         (lambda: named(NAMED), ["yes", "no", 1], np.array([1, 0, 1], np.int32)),
         (lambda: named(NAMED), np.array(["yes", "no"]), np.array([1, 0], np.int32)),
+        (lambda: named(NAMED | {"label2id": {"LABEL_0": 0, "LABEL_1": 1}}), ["yes", "LABEL_0"], np.array([1, 0], "i4")),
         (lambda: head(1), [0, -2.5, 1e30], np.array([0, -2.5, 1e30], np.float32)),
         (lambda: tiny.model(), np.array([-1, 5]), np.array([-1, 5], np.int32)),
     ],

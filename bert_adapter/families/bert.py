@@ -34,6 +34,10 @@ def is_fraction(value: Any) -> bool:
     return type(value) in (int, float) and 0 <= value <= 1
 
 
+def is_class(number: Any) -> bool:
+    return number is None or (type(number) is not bool and str(number).isdecimal())
+
+
 DEFAULTS = {field.name: field.default for field in fields(Config)}
 ENTRIES: dict[type, tuple[Callable[[Any], bool], str]] = {  # what an entry may be, by the type of its default
     int: (lambda value: type(value) is int and value > 0, "a positive integer"),
@@ -74,6 +78,11 @@ def labels_of(config: dict[str, Any]) -> dict[str, int]:
     names = config.get("id2label")
     if names is not None and not isinstance(names, dict):
         raise ValueError(f"id2label: got {shown(names)}, wanted an object")
+    if not all(str(number).isdecimal() for number in names or {}):
+        raise ValueError(f"id2label: got {shown(names)}, wanted the numbers of classes as keys")
+    named = config.get("label2id")
+    if named is not None and not (isinstance(named, dict) and all(is_class(number) for number in named.values())):
+        raise ValueError(f"label2id: got {shown(named)}, wanted an object with the numbers of classes as values")
     if names:
         return {"num_labels": len(names)}
     given = [config[name] for name in ("num_labels", "_num_labels") if config.get(name) is not None]
