@@ -51,14 +51,14 @@ def passes(model: bert_adapter.Model, batch: dict[str, Any]) -> dict[str, tuple[
     """By name, a call without arguments that adds what one pass over the batch gives, and its peak memory in bytes."""
     forward = bert_adapter.forward(model)
     paths = frozenset(bert_adapter.select_kernels(model))
-    key = jax.random.key(0)
+    key, loss = jax.random.key(0), task_loss(model.module)
 
     def gradient(params: Any, batch: Any) -> Any:
         with jax.default_matmul_precision("highest"):
-            return jax.grad(lambda params: jnp.sum(task_loss(forward(params, batch), batch)))(params)
+            return jax.grad(lambda params: jnp.sum(loss(forward(params, batch), batch)))(params)
 
     def added(statistics: tuple[str, ...], bases: Any) -> tuple[Any, int | None]:
-        sums, update = batch_functions(Wanted(forward, task_loss, paths, statistics))
+        sums, update = batch_functions(Wanted(forward, loss, paths, statistics))
         inputs = (model.params, batch, Position(key, 0, bases))
         total = [jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), jax.eval_shape(sums, *inputs))]
         program, _, peak = compiled(update, *total, *inputs)

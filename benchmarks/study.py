@@ -206,11 +206,13 @@ def measured(bench: Bench, name: str | None, seed: int) -> Importance | None:
     params = jax.device_put(bench.dense.params)
     if name == "batches":
         if not file.exists():
-            save_importance(squared_batch_gradients(forward, params, batches, list(paths)), file)
+            loss = task_loss(bench.dense.module)
+            save_importance(squared_batch_gradients(forward, loss, params, batches, paths=list(paths)), file)
         return load_importance(file)
     if name == "labels":
+        loss = task_loss(bench.dense.module)
         return measure_importance(
-            forward, params, batches, paths, gradients=task_loss, statistics=("fisher", "rows"), file=file
+            forward, params, batches, paths, gradients=loss, statistics=("fisher", "rows"), file=file
         )
     distribution = predictive(bench.dense.module)
     return bert_adapter.measure_signal(
@@ -218,12 +220,14 @@ def measured(bench: Bench, name: str | None, seed: int) -> Importance | None:
     )
 
 
-def squared_batch_gradients(forward: Any, params: Any, batches: list[Any], paths: list[str]) -> Importance:
+def squared_batch_gradients(
+    forward: Any, loss: Any, params: Any, batches: list[Any], *, paths: list[str]
+) -> Importance:
     """The study's weights: squared gradients of the mean loss of batches, summed, over the maximum of each kernel."""
 
     @jax.jit
     def squares(params: Any, batch: Any) -> dict[str, Any]:
-        gradient = by_path(jax.grad(lambda params: jnp.mean(task_loss(forward(params, batch), batch)))(params))
+        gradient = by_path(jax.grad(lambda params: jnp.mean(loss(forward(params, batch), batch)))(params))
         return {path: gradient[f"{path}/kernel"] ** 2 for path in paths}
 
     sums = summed(squares(params, batch) for batch in batches)

@@ -19,7 +19,7 @@ from bert_adapter.importance.gradients import Gradients, check_gradients
 from bert_adapter.importance.sums import Importance, check_model
 from bert_adapter.kernels import choose_ranks, select_kernels
 from bert_adapter.layers.capture import Batch
-from bert_adapter.losses import task_loss
+from bert_adapter.losses import TaskLoss
 from bert_adapter.model import Model, forward
 from bert_adapter.ranks import allowed_ranks, check_affordable, check_budget, per_example, plan_for
 from bert_adapter.signals import DEFAULT, SIGNALS, as_signal
@@ -108,8 +108,9 @@ def compress(
       importance: what `measure_signal` returned for these kernels of this model, to use instead of measuring on
         `batches`.
       gradients: of which loss. A function (output, batch) -> (batch,), each example's loss with its label; or
-        "categorical" or "gaussian", the distribution that the model predicts; see `measure_importance`. By default the
-        module's own distribution: no labels are needed.
+        "categorical", "bernoulli" or "gaussian", the distribution that the model predicts; see `measure_importance`. By
+        default that of the module's head: of classes, of labels at once, or around values or an embedding. No labels
+        are needed.
       method: of `wlra.solve`, by default the one that fits the signal.
       shrink: how far Gram matrices are shrunk towards the identity, and weights per entry towards their separable fit,
         in [0, 1]; if None, as far as they are noise, as far as that is known: see `Report.reliability`.
@@ -144,7 +145,7 @@ def compress(
         check_affordable(dense.params, shapes, budget, of=of, allowed=allowed)
     clock.append(time.perf_counter())
     if importance is None and chosen.statistics:
-        batches = labelled(dense, batches) if gradients is task_loss else batches
+        batches = labelled(dense, batches) if isinstance(gradients, TaskLoss) else batches
         wanted: dict[str, Any] = {"signal": chosen, "gradients": gradients or predictive(dense.module), "seed": seed}
         shown = {"file": file, "progress": progress}
         importance = measure_signal(forward(dense), dense.params, batches, shapes, **wanted, **shown)

@@ -7,12 +7,11 @@ import jax
 import numpy as np
 
 from bert_adapter.batches import check_weights, labelled
-from bert_adapter.families import label_count
+from bert_adapter.families import label_count, predictive
 from bert_adapter.families.sentence import PROMPTS, settings
 from bert_adapter.importance.gradients import Loss
-from bert_adapter.labels import SETS
 from bert_adapter.layers.capture import Batch
-from bert_adapter.losses import distillation, task_loss
+from bert_adapter.losses import TaskLoss, distillation
 from bert_adapter.model import Model, check_batch, forward
 from bert_adapter.text import LabelledTexts, Texts, as_texts, checked_rows, length_of, tokenizer
 from bert_adapter.values import check_finite
@@ -74,8 +73,8 @@ def loss_increase(dense: Model, small: Model, batches: Iterable[Batch], loss: Lo
     """How much higher the small model's mean loss is: what `plan` predicts, measured on rows of one's own.
 
     (output, batch) -> (batch,) is the loss of labelled rows. If None, it is the expected one if labels were drawn from
-    what the dense model predicts: between classes, the divergence of the predictions; else half the squared distance
-    of the outputs. "weights", if a batch has any, weigh its examples.
+    what the dense model predicts: between classes, or labels at once, the divergence of the predictions; else half
+    the squared distance of the outputs. "weights", if a batch has any, weigh its examples.
 
     Raises:
       ValueError: no batches, token ids or weights that cannot be, or, for `task_loss`, labels that are none of the
@@ -93,7 +92,7 @@ def loss_increase(dense: Model, small: Model, batches: Iterable[Batch], loss: Lo
     runs = [(jax.jit(forward(model)), jax.device_put(model.params)) for model in (dense, small)]
     apart = distillation(dense.module, temperature=1.0)
     total = count = 0.0
-    for number, batch in enumerate(labelled(dense, batches) if loss is task_loss else batches):
+    for number, batch in enumerate(labelled(dense, batches) if isinstance(loss, TaskLoss) else batches):
         check_batch(forward(dense), batch, number)
         weights = check_weights(batch, f"batch {number}")
         before, after = (run(params, batch) for run, params in runs)
@@ -121,7 +120,8 @@ def ranks(values: np.ndarray) -> np.ndarray:
 def score(model: Model, rows: LabelledTexts, batch_size: int = 32, max_length: int = 128) -> dict[str, float]:
     """Accuracy and Matthews' correlation of the classes predicted; Pearson's and Spearman's of values.
 
-    Of a head of several labels at once, each label of each row counts, as there or not.
+    Of a head of several labels at once, each label of each row counts, as there or not; of several values, their
+    correlations' means.
 
     The value that a regression predicts is its output; that of an embedder, for pairs of texts, the cosine of theirs,
     or their dot product if its files declare that.
@@ -141,12 +141,14 @@ def score(model: Model, rows: LabelledTexts, batch_size: int = 32, max_length: i
     """
     texts, labels = checked_rows(model, rows)
     if label_count(model.module) is not None:
-        outputs = embed(model, texts, batch_size, max_length)
-        if getattr(model.module.config, "problem_type", None) == SETS:
-            return of_classes((outputs > 0).ravel(), labels.ravel())
-        if outputs.shape[1] > 1:
+        outputs, kind = embed(model, texts, batch_size, max_length), predictive(model.module)
+        if kind == "categorical":
             return of_classes(outputs.argmax(axis=1), labels)
-        return of_values(outputs[:, 0], labels)
+        labels = labels.reshape(outputs.shape)
+        if kind == "bernoulli":
+            return of_classes((outputs > 0).ravel(), labels.ravel())
+        each = [of_values(*both) for both in zip(outputs.T, labels.T, strict=True)]
+        return {name: float(np.mean([scores[name] for scores in each])) for name in each[0]}
     if isinstance(texts[0], str):
         raise ValueError("an embedder is scored by the cosines of pairs of texts; got single ones: give it a head")
     similarities = similarity_of(model)

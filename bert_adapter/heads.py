@@ -14,8 +14,11 @@ from bert_adapter.families.family import Family
 from bert_adapter.model import Model
 
 
-def with_head(model: Model, labels: int, *, seed: int = 0) -> Model:
+def with_head(model: Model, labels: int, *, problem_type: str | None = None, seed: int = 0) -> Model:
     """The model with a new classifier of `labels` classes on its pooler; of one, the value of a regression.
+
+    problem_type: as in config.json, what the outputs are, if that is something else: "regression", values;
+    "multi_label_classification", labels that may be there at once.
 
     An encoder without a pooler gets a new one. What followed the encoder to embed texts is gone, dense layers
     and modules.json among it. New kernels are drawn from the normal distribution that the config names; new biases are
@@ -39,6 +42,7 @@ def with_head(model: Model, labels: int, *, seed: int = 0) -> Model:
         files={name: content for name, content in model.files.items() if name in READING},
     )
     config = headed_config(model.config, labels, family, stages)
+    config |= {} if problem_type is None else {"problem_type": problem_type}
     module = module_for(config)
     flat = flatten_dict(model.params, keep_empty_nodes=True, sep="/")
     params: dict[str, Any] = {f"{family.prefix}{path}": leaf for path, leaf in flat.items()}
@@ -47,9 +51,12 @@ def with_head(model: Model, labels: int, *, seed: int = 0) -> Model:
     return Model(module, unflatten_dict(params | new, sep="/"), config, model.files)
 
 
+DECLARED = ("id2label", "label2id", "_num_labels", "problem_type")  # what a config says of a head
+
+
 def headed_config(config: dict[str, Any], labels: int, family: Family, gone: list[str]) -> dict[str, Any]:
     """The config of an encoder, changed to that of the classifier around it; the modules `gone` have no ranks."""
-    kept = {name: value for name, value in config.items() if name not in ("id2label", "label2id", "_num_labels")}
+    kept = {name: value for name, value in config.items() if name not in DECLARED}
     kept |= {"architectures": [family.classifier.names[0]], "num_labels": labels}
     if not kept.get("low_rank"):
         return kept

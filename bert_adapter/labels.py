@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Num
 
-from bert_adapter.families import label_count
+from bert_adapter.families import label_count, predictive
 from bert_adapter.heads import with_head
 from bert_adapter.model import Model
 
 Place = Callable[[int], str]  # what an error calls a row, by its number
-SETS = "multi_label_classification"  # the "problem_type" of heads whose labels are several at once
 
 
 def row_number(row: int) -> str:
@@ -34,18 +33,17 @@ def as_labels(model: Model, labels: Any, place: Place = row_number) -> Num[np.nd
     Raises:
       ValueError: a label that is missing, not finite, or none of the head's. The message names the row.
     """
-    count, problem = label_count(model.module) or 0, getattr(model.module.config, "problem_type", None)
-    classes = count > 1 and problem not in (SETS, "regression")
-    several = (count > 1 and not classes) or problem == SETS
-    names = class_names(model.config) if classes else {}
+    count, kind = label_count(model.module) or 0, predictive(model.module)
+    several = kind == "bernoulli" or (count > 1 and kind == "gaussian")
+    names = class_names(model.config) if kind == "categorical" else {}
     given = with_width(as_array(labels), count if several else None)
     numbers = as_numbers(given, names)
-    if classes:
+    if kind == "categorical":
         hint = f", or one of {', '.join(map(repr, names))}" if names else ""
         known = (numbers == np.floor(numbers)) & (numbers >= 0) & (numbers < count)
         check_all(known, given, place, f"a class of the head, 0 to {count - 1}{hint}")
         return numbers.astype(np.int32)
-    if problem == SETS:
+    if kind == "bernoulli":
         check_all((numbers == 0) | (numbers == 1), given, place, f"0 or 1 for each of the head's {count} labels")
     check_all(np.abs(numbers) <= np.finfo(np.float32).max, given, place, "a finite number")
     return numbers.astype(np.int32 if not count and given.dtype.kind in "biu" else np.float32)
@@ -100,8 +98,11 @@ def with_width(labels: np.ndarray, width: int | None) -> np.ndarray:
     """One label for each row, or so many."""
     if width is None and labels.ndim == 2 and labels.shape[1] == 1:
         return labels[:, 0]
+    if width == 1 and labels.ndim == 1:
+        return labels[:, None]
     if labels.shape[1:] != (() if width is None else (width,)) or not labels.ndim:
-        wanted = "one label for each row" if width is None else f"{width} labels for each row"
+        one = 'one label for each row; "problem_type": "multi_label_classification" in config.json declares several'
+        wanted = one if width is None else f"{width} labels for each row"
         raise ValueError(f"labels: got shape {labels.shape}, wanted {wanted}")
     return labels
 

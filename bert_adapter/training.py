@@ -14,11 +14,11 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from bert_adapter.batches import check_weights, labelled
-from bert_adapter.families import family_of
+from bert_adapter.families import family_of, predictive
 from bert_adapter.files import check_writable, read_arrays, write_arrays
 from bert_adapter.importance.fingerprint import of_arrays, of_function, of_params
 from bert_adapter.layers.capture import Batch, Forward
-from bert_adapter.losses import distillation, task_loss
+from bert_adapter.losses import TaskLoss, distillation, task_loss
 from bert_adapter.model import Model, check_batch, forward, training_forward_of
 from bert_adapter.progress import track
 
@@ -58,7 +58,7 @@ def finetune(
     model: Model,
     batches: Sequence[Batch],
     *,
-    loss: Callable[[Any, Batch], Float[Array, " batch"]] = task_loss,
+    loss: Callable[[Any, Batch], Float[Array, " batch"]] | None = None,
     teacher: Model | None = None,
     distil: float = 0.5,
     epochs: int = 3,
@@ -78,7 +78,7 @@ def finetune(
       model: dense or factorised.
       batches: mappings of arrays (batch, ...), see `labelled_batches`; "weights", if any, weigh the examples. Each
         epoch has its own order of them.
-      loss: (output, batch) -> (batch,).
+      loss: (output, batch) -> (batch,); by default `task_loss`, that of the model's head.
       teacher: a model whose outputs are followed too: the loss is then (1 - distil) loss + distil `distillation`, at
         the temperature `TEMPERATURE`. The dense model for a compressed one.
       warmup: the fraction of the steps in which the rate rises.
@@ -110,6 +110,7 @@ def finetune(
         check_range(name, value, 0, 1)
     check_range("epochs", epochs, 1, 10**6)
     check_range("seed", seed, 0, 2**32 - 1)
+    loss = task_loss(model.module) if loss is None else loss
     check_batches(model, teacher, batches, loss)
     total = epochs * len(batches)
     recipe = recipe_for(model, teacher, loss=loss, distil=distil, weight_decay=weight_decay)
@@ -146,13 +147,16 @@ def check_batches(model: Model, teacher: Model | None, batches: Sequence[Batch],
     """A ValueError for batches, or a teacher, that the model cannot be trained with."""
     for number, batch in enumerate(batches):
         check_batch(forward(model), batch, number)
-    for number, batch in enumerate(labelled(model, batches) if loss is task_loss else batches):
+    for number, batch in enumerate(labelled(model, batches) if isinstance(loss, TaskLoss) else batches):
         if not check_weights(batch, f"batch {number}").any():
             raise ValueError(f"batch {number}: got no row that counts, wanted some of weight above 0")
     if teacher is not None:
+        kinds = [predictive(one.module) for one in (model, teacher)]
         shapes = [jax.eval_shape(forward(one), one.params, batches[0]).shape for one in (model, teacher)]
         if shapes[0] != shapes[1]:
             raise ValueError(f"teacher: got outputs of shape {shapes[1]}, wanted those of the model, {shapes[0]}")
+        if kinds[0] != kinds[1]:
+            raise ValueError(f"teacher: got outputs that are {kinds[1]}, wanted {kinds[0]} as the model's are")
 
 
 def fingerprints(

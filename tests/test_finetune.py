@@ -18,7 +18,7 @@ from bert_adapter.checkpoint.names import by_path
 from bert_adapter.cli import main
 from bert_adapter.evaluate import loss_increase, of_classes, of_values, score
 from bert_adapter.factorisation import factorise
-from bert_adapter.families import module_for
+from bert_adapter.families import module_for, predictive
 from bert_adapter.heads import with_head
 from bert_adapter.importance.measure import measure_importance
 from bert_adapter.layers.running import apply
@@ -60,10 +60,12 @@ def still():
 def gradients():
     """The compiled gradient of the mean loss of a batch, of the model without dropout."""
 
+    loss = task_loss(still().module)
+
     def objective(params, batch):
         weights = batch["weights"]
         output = apply(still().module, params, *(batch[n] for n in ("input_ids", "attention_mask", "token_type_ids")))
-        return jnp.sum(weights * task_loss(output, batch)) / jnp.sum(weights)
+        return jnp.sum(weights * loss(output, batch)) / jnp.sum(weights)
 
     return jax.jit(jax.grad(objective))
 
@@ -141,7 +143,7 @@ def test_a_run_that_was_killed_ends_where_another_one_does(tmp_path, monkeypatch
 
 
 def halved(output, batch):
-    return 0.5 * task_loss(output, batch)
+    return 0.5 * task_loss(headed().module)(output, batch)
 
 
 def test_state_of_another_training_is_refused(tmp_path):
@@ -206,7 +208,7 @@ def test_steps_are_those_of_optax_with_the_schedule_inside():
 
 
 def test_one_program_serves_all_epochs_and_rates():
-    recipe = training.recipe_for(headed(), None, loss=task_loss, distil=0.5, weight_decay=0.01)
+    recipe = training.recipe_for(headed(), None, loss=task_loss(headed().module), distil=0.5, weight_decay=0.01)
     step = training.step_function(recipe)
     counts = []
     for epochs, rate in ((1, 1e-3), (2, 1e-4)):
@@ -241,7 +243,8 @@ def test_embeddings_and_values_are_distilled_by_half_the_squared_distance():
 
 
 def test_regression_has_half_the_squared_error():
-    got = task_loss(jnp.asarray([[1.0], [3.0]]), {"labels": np.array([2.0, 3.0], np.float32)})
+    loss = task_loss(with_head(embedder(), 1).module)
+    got = loss(jnp.asarray([[1.0], [3.0]]), {"labels": np.array([2.0, 3.0], np.float32)})
     np.testing.assert_allclose(got, [0.5, 0.0])
 
 
@@ -360,11 +363,20 @@ def test_embedder_is_scored_by_cosines_of_pairs():
         score(embedder(), rows())
 
 
-def test_loss_rises_by_what_the_fisher_information_predicts():
+@pytest.mark.parametrize(
+    "problem_type",
+    [
+        "single_label_classification",
+        pytest.param("multi_label_classification", marks=pytest.mark.slow),
+        pytest.param("regression", marks=pytest.mark.slow),
+    ],
+)
+def test_loss_rises_by_what_the_fisher_information_predicts(problem_type):
     """To second order; the diagonal alone is right on average over the signs of the errors."""
-    model = headed()
+    model = with_head(embedder(), 2, problem_type=problem_type)
+    kind = predictive(model.module)
     measured = measure_importance(
-        forward(model), model.params, row_batches(), ["classifier"], gradients="categorical", statistics=["fisher"]
+        forward(model), model.params, row_batches(), ["classifier"], gradients=kind, statistics=["fisher"]
     )
     fisher = measured["classifier"].fisher
     assert fisher is not None
@@ -382,10 +394,11 @@ def test_loss_rises_by_what_the_fisher_information_predicts():
 
 def test_loss_of_labels_rises_by_the_difference_of_the_means():
     other = with_head(embedder(), 2, seed=9)
-    got = loss_increase(headed(), other, row_batches(), task_loss)
+    loss = task_loss(headed().module)
+    got = loss_increase(headed(), other, row_batches(), loss)
     means = []
     for model in (headed(), other):
-        each = [(np.asarray(task_loss(forward(model)(model.params, b), b)), b["weights"]) for b in row_batches()]
+        each = [(np.asarray(loss(forward(model)(model.params, b), b)), b["weights"]) for b in row_batches()]
         means.append(sum(float(np.sum(a * w)) for a, w in each) / sum(float(np.sum(w)) for _, w in each))
     assert got == pytest.approx(means[1] - means[0], abs=1e-5)
     with pytest.raises(ValueError, match="no batches"):

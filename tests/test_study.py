@@ -68,9 +68,9 @@ def test_weights_of_the_study_are_squared_gradients_of_batches_over_their_maximu
     model = with_head(tiny.model(intermediate_size=16), 2)
     bench = study.Bench("SST-2", model, tiny.rows(), tiny.rows(), calibration=64, folder=tmp_path)
     batches = study.calibration(bench, 0)
-    wanted = 0.0
+    wanted, loss = 0.0, task_loss(model.module)
     for batch in batches:
-        gradient = jax.grad(lambda p, batch=batch: task_loss(forward(model)(p, batch), batch).mean())(model.params)
+        gradient = jax.grad(lambda p, batch=batch: loss(forward(model)(p, batch), batch).mean())(model.params)
         wanted = wanted + np.asarray(by_path(gradient)[f"{KEY}/kernel"], np.float64) ** 2
     fresh: Any = study.measured(bench, "batches", 0)
     again: Any = study.measured(bench, "batches", 0)  # from the file

@@ -10,6 +10,7 @@ from bert_adapter.families.bert import BERT
 from bert_adapter.families.family import Architecture, Family
 from bert_adapter.families.sentence import MODULES, declared_stages
 from bert_adapter.layers.running import parameter_shapes
+from wlra.checks import check_name
 
 FAMILIES: dict[str, Family] = {  # a config that names none is of the first
     "bert": BERT,
@@ -81,11 +82,33 @@ def flax_architectures() -> dict[str, tuple[str, Architecture]]:
 
 
 def label_count(module: nn.Module) -> int | None:
-    """How many labels the module's output has, of which 1 is the value of a regression; None if it is no head's."""
+    """How many labels the module's output has; None if it is no head's."""
     known = (each for family in FAMILIES.values() for each in architectures_of(family))
     return next((each.labels(module.config) for each in known if isinstance(module, each.module)), None)  # pyright: ignore[reportAttributeAccessIssue]
 
 
+PROBLEMS = {  # by config.json's "problem_type", the distributions that a head's output stands for
+    "regression": "gaussian",
+    "single_label_classification": "categorical",
+    "multi_label_classification": "bernoulli",
+}
+
+
 def predictive(module: nn.Module) -> str:
-    """The distribution that the module's output stands for: of classes, or around an embedding or a value."""
-    return "categorical" if (label_count(module) or 1) > 1 else "gaussian"
+    """The distribution that the module's output stands for.
+
+    "gaussian": around an embedding or values. "categorical": of classes, by a softmax. "bernoulli": of labels at once,
+    each by a sigmoid. Where no "problem_type" is declared, several outputs are those of classes.
+
+    Raises:
+      ValueError: an unknown "problem_type", or a single class.
+    """
+    if (count := label_count(module)) is None:
+        return "gaussian"
+    problem = getattr(module.config, "problem_type", None)  # pyright: ignore[reportAttributeAccessIssue]
+    if problem is None:
+        return "categorical" if count > 1 else "gaussian"
+    kind = PROBLEMS[check_name("problem_type", problem, PROBLEMS)]
+    if kind == "categorical" and count == 1:
+        raise ValueError(f"problem_type: got {problem!r} with one label, whose softmax is always 1; wanted two or more")
+    return kind

@@ -51,7 +51,7 @@ class Config:
     classifier_dropout: float | None = None
     initializer_range: float = 0.02
     num_labels: int = 2
-    problem_type: str | None = None  # for a loss function to read
+    problem_type: str | None = None  # what the labels are
 
 
 def sizes(config: Config) -> dict[str, int]:
@@ -275,7 +275,7 @@ def check_head(config: Config) -> None:
 
 
 class SequenceClassifier(nn.Module):
-    """FlaxBertForSequenceClassification's logits; a single one is the value of a regression."""
+    """FlaxBertForSequenceClassification's logits, or its values: see `families.predictive`."""
 
     config: Config
     dtype: DTypeLike = jnp.float32

@@ -27,8 +27,8 @@ class Architecture(NamedTuple):
     names: its names in config.json's "architectures"; whatever was read, the first is written.
     module: the class, which is called with the family's config and keeps it as `.config`. An embedder's that has a
       field `stages` takes there what sentence-transformers' files declare; others are refused such files.
-    labels: (config) -> the number of the output's labels, of which 1 is the value of a regression; None if the output
-      is an embedding.
+    labels: (config) -> the number of the output's labels; None if the output is an embedding. What they are is said by
+      the config's `problem_type`, if it has one: see `families.predictive`.
     ignored: a regular expression, searched in the paths of a checkpoint's parameters: those found are not read.
     fit: (module, paths of parameters) -> the module without the optional parts that a checkpoint leaves out.
     flax: the class of transformers whose parameters fit; None if there is none.

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from bert_adapter.layers.capture import Batch
 
-DISTRIBUTIONS = ("categorical", "gaussian")
+DISTRIBUTIONS = ("categorical", "gaussian", "bernoulli")
 Loss = Callable[[Any, Batch], Float[Array, " batch"]]
 Gradients = Loss | str  # a loss of examples with labels, or one of DISTRIBUTIONS
 
@@ -36,7 +36,9 @@ def output_gradients(gradients: Gradients, output: Any, batch: Batch, key: Any) 
             f"gradients={gradients!r} wants a model whose output is one array (batch, width); got "
             f"{jax.tree.map(jnp.shape, output)}: pass a function (output, batch) -> (batch,) instead"
         )
-    return categorical(output) if gradients == "categorical" else gaussian(output, key)
+    if gradients == "gaussian":
+        return gaussian(output, key)
+    return categorical(output) if gradients == "categorical" else bernoulli(output)
 
 
 def categorical(logits: Float[Array, "batch classes"]) -> Float[Array, "gradients batch classes"]:
@@ -51,6 +53,12 @@ def categorical(logits: Float[Array, "batch classes"]) -> Float[Array, "gradient
     axis = half + eye[-1][None]
     reflected = each - axis[:, :, None] * (jnp.einsum("bc,bcd->bd", axis, each) / (1 + half[:, -1:]))[:, None, :]
     return jnp.swapaxes(reflected[:, :-1], 0, 1)
+
+
+def bernoulli(logits: Float[Array, "batch labels"]) -> Float[Array, "gradients batch labels"]:
+    """Their outer products sum to diag(p (1 - p)), the expectation over labels drawn from the sigmoids p."""
+    deviation = jnp.sqrt(jax.nn.sigmoid(logits) * jax.nn.sigmoid(-logits))
+    return jnp.eye(logits.shape[1], dtype=logits.dtype)[:, None, :] * deviation[None]
 
 
 def gaussian(output: Float[Array, "batch width"], key: Any) -> Float[Array, "1 batch width"]:

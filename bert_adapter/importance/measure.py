@@ -64,9 +64,10 @@ def measure_importance(
       gradients: of which loss. A function (output, batch) -> (batch,), each example's loss with its label: the
         empirical Fisher. Or the model's own predictive distribution, without labels: "categorical", the output
         (batch, classes) being logits, sums over all classes c the squared gradient of -log p_c, times p_c, in
-        classes - 1 backward passes; "gaussian", the output (batch, width) being an embedding or the value of a
-        regression, projects it on a random direction for each example, whose squared gradient is, in expectation, what
-        half the squared error of the output feels (Gauss-Newton).
+        classes - 1 backward passes; "bernoulli", the output (batch, labels) being logits of labels that may be there at
+        once, sums over both values of each label, in as many backward passes; "gaussian", the output (batch, width)
+        being an embedding or the values of a regression, projects it on a random direction for each example, whose
+        squared gradient is, in expectation, what half the squared error of the output feels (Gauss-Newton).
       statistics: which of those of `Sums`. "inputs" alone needs no backward pass.
       bases: by path, the coordinates for "fisher"; see `eigenbases`.
       seed: of the random directions.
