@@ -5,8 +5,9 @@ length; SST-2 on a fixed subset of 16,000 rows), compressed with importance from
 whole of *dev*, as it is and after fine-tuning. DIR holds GLUE as `STS-B/train.tsv` and so on; without it,
 `uv run --extra online` reads Hugging Face's copy. Published iterations as the study ran them: 30 of each from the SVD,
 weights the squared gradients of batches over their maximum. "wlra" is the converged minimiser for the diagonal Fisher
-information of the labels; "eigenbasis" and "default" need no labels. Sizes are shares of the kernels' parameters, or
-the study's ranks 150, 300 and 450 of 768 as 75, 150 and 225 of 384. ± is the standard error over seeds: of the train
+information of the labels; "eigenbasis" and "default" need no labels. Planned ranks of "svd" and "fwsvd" are those of
+their weighted squares as they are, which compare no kernel with another. Sizes are shares of the kernels' parameters,
+or the study's ranks 150, 300 and 450 of 768 as 75, 150 and 225 of 384. ± is the standard error over seeds: of the train
 rows, the random directions and the order of training; one dense model is compressed in all of them.
 
 The loss predicted is a sum over kernels, each to second order; with three quarters of the parameters gone, errors are
@@ -80,9 +81,14 @@ def published(method: str) -> Method:
     return Method("batches", {"signal": "fisher", "shrink": 0.0, "method": method, "solver": iteration})
 
 
+def as_loss(signal: str) -> Any:
+    """The signal, planned for as if its units were the loss's."""
+    return bert_adapter.SIGNALS[signal]._replace(units="loss")
+
+
 METHODS = {
-    "svd": Method(None, {"signal": "svd"}),
-    "fwsvd": Method("labels", {"signal": "fwsvd"}),
+    "svd": Method(None, {"signal": as_loss("svd")}),
+    "fwsvd": Method("labels", {"signal": as_loss("fwsvd")}),
     "em, published": published("em"),
     "nesterov, published": published("nesterov"),
     "anderson, published": published("anderson"),

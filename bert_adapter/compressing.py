@@ -153,9 +153,9 @@ def compress(
     weights = solver_weights(importance, chosen, shapes, shrink)
     if ranks is None:
         assert budget is not None
-        limits = {"allowed": allowed, "examples": per_example(importance, chosen)}
+        limits = {"allowed": allowed, "units": chosen.units, "examples": per_example(importance, chosen)}
         planned = plan_for(dense.params, shapes, weights.__getitem__, budget, of=of, uniform=uniform, **limits)
-        ranks, predicted = planned.ranks, planned.predicted if chosen.in_loss_units else None
+        ranks, predicted = planned.ranks, planned.predicted if chosen.units == "loss" else None
     clock.append(time.perf_counter())
     how = {"shapes": shapes, "method": solved_by, "solver": solver, "progress": progress}
     params, kernels = factorise(dense.params, weights, ranks, **how)

@@ -1,5 +1,6 @@
 """Which rank each kernel gets for a budget: where a parameter saves the most loss."""
 
+import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +28,8 @@ class Plan(NamedTuple):
     """The ranks by path, the share of the budgeted quantity that they keep, and what they are predicted to cost.
 
     predicted: the increase of the mean loss to second order, half the weighted squared error an example. For a signal
-      whose units are not the loss's (`Signal.in_loss_units`), good for comparisons only.
+      in units of its own (`Signal.units`), the share of each kernel's weighted square that is lost, a mean weighted by
+      their parameters.
 
     Example:
       >>> import numpy as np, bert_adapter
@@ -61,7 +63,8 @@ def plan(
 
     Singular values of a kernel in the coordinates where its weights are equal are what each rank saves; one sort over
     all kernels by saving for a parameter gives the ranks. Where the rest of a kernel costs less dense than by rank, it
-    stays dense.
+    stays dense. A signal in units of its own says nothing of one kernel beside another: savings are then shares of each
+    kernel's whole, times its parameters, so that kernels of like spectra keep like shares.
 
     Args:
       params: nested dicts, with dense kernels.
@@ -96,8 +99,8 @@ def plan(
     def weights(path: str) -> Any:
         return solver_weights(importance, chosen, {path: shapes[path]}, shrink)[path]
 
-    examples = per_example(importance, chosen)
-    return plan_for(params, shapes, weights, budget, of=of, uniform=uniform, allowed=allowed, examples=examples)
+    scale = {"units": chosen.units, "examples": per_example(importance, chosen)}
+    return plan_for(params, shapes, weights, budget, of=of, uniform=uniform, allowed=allowed, **scale)
 
 
 def selected_shapes(params: Any, importance: Importance | None, kernels: Shapes | None) -> dict[str, tuple[int, int]]:
@@ -121,16 +124,17 @@ def plan_for(
     of: str,
     uniform: bool,
     allowed: range,
+    units: str,
     examples: float,
 ) -> Plan:
     """The plan for kernels whose weights, by path, are sums over `examples` examples; see `plan`."""
     flat = by_path(params)
     kernels = {path: flat[f"{path}/kernel"] for path in shapes}
     check_affordable(params, shapes, budget, of=of, allowed=allowed)
-    losses = all_losses(kernels, shapes, weights)
+    losses = in_units(all_losses(kernels, shapes, weights), shapes, units, examples)
     choices = {}
     for path, kernel in kernels.items():
-        choices[path] = choices_of(shapes[path], price(kernel, of), losses[path] / examples, allowed)
+        choices[path] = choices_of(shapes[path], price(kernel, of), losses[path], allowed)
     fixed = fixed_cost(flat, kernels, of)
     total = fixed + sum(float(choice.cost[-1]) for choice in choices.values())
     curve = all_plans(choices, fixed, total)
@@ -142,6 +146,14 @@ def plan_for(
         predicted=sum(float(choice.loss[chosen[path]]) for path, choice in choices.items()),
         curve=curve,
     )
+
+
+def in_units(losses: dict[str, Any], shapes: Shapes, units: str, examples: float) -> dict[str, Any]:
+    """By path, what adds up over kernels: losses of an example, or shares of each kernel's whole, of all parameters."""
+    if units == "loss":
+        return {path: each / examples for path, each in losses.items()}
+    whole = sum(math.prod(shapes[path]) for path in losses)
+    return {path: each / (each[0] or 1) * (math.prod(shapes[path]) / whole) for path, each in losses.items()}
 
 
 def price(kernel: Any, of: str) -> int:

@@ -143,7 +143,35 @@ def test_kernels_of_several_axes_are_planned_for_as_matrices():
 
 @pytest.mark.parametrize("name", ["shampoo", "kfac", "eigenbasis", "exact", "fisher", "activation", "fwsvd", "svd"])
 def test_units_are_those_of_the_loss_or_good_for_comparisons_only(name):
-    assert SIGNALS[name].in_loss_units == (name not in ("activation", "fwsvd", "svd"))
+    assert SIGNALS[name].units == ("own" if name in ("activation", "fwsvd", "svd") else "loss")
+
+
+def test_units_of_its_own_compare_no_kernel_with_another():
+    """Whatever the size of a kernel, its ranks are the same; kernels of like spectra keep like shares."""
+    encoder = PARAMS["encoder"] | {"wide": {"kernel": 100 * KERNELS["wide"]}}
+    kernels = dict(zip(PATHS, SHAPES.values(), strict=True))
+    for units, same in (("own", True), ("loss", False)):
+        signal = SIGNALS["svd"]._replace(units=units)
+        trees = (PARAMS, {"encoder": encoder})
+        plans = [plan(params, None, 0.6, signal=signal, kernels=kernels) for params in trees]
+        assert (plans[0].ranks == plans[1].ranks) == same
+    like = {str(n): {"kernel": np.kron(np.eye(n), np.diag([3.0, 2, 1, 1]))} for n in (2, 4)}
+    assert plan(like, None, 0.5, signal="svd").ranks == {"2": 2, "4": 4}
+
+
+def test_predicted_in_units_of_its_own_is_the_share_that_is_lost():
+    found = plan(PARAMS, None, 0.5, signal="svd", kernels=dict(zip(PATHS, SHAPES.values(), strict=True)))
+    lost = 0.0
+    for path, kernel in zip(PATHS, KERNELS.values(), strict=True):
+        squares = np.linalg.svd(kernel.astype(np.float64), compute_uv=False) ** 2
+        share = 0 if dense(path, found.ranks[path]) else np.sum(squares[found.ranks[path] :]) / np.sum(squares)
+        lost += share * kernel.size / WHOLE
+    assert found.predicted == pytest.approx(lost, rel=1e-6)
+
+
+def test_units_that_there_are_not_are_refused():
+    with pytest.raises(ValueError, match="units of signal 'svd' must be one of 'loss', 'own'; got 'mine'"):
+        plan(PARAMS, None, 0.5, signal=SIGNALS["svd"]._replace(units="mine"))
 
 
 @pytest.mark.parametrize(

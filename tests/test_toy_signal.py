@@ -26,7 +26,6 @@ ENERGY = bert_adapter.Signal(
     weights=energy,
     method="fwsvd",
     statistics=("inputs",),
-    in_loss_units=False,
     reliability=lambda evidence: 0.75,
 )
 

@@ -3,7 +3,7 @@
 A signal is one file with a `Signal` in it and one line here. `Signal` lists what it can say of itself.
 """
 
-from bert_adapter.signals.definition import Signal
+from bert_adapter.signals.definition import UNITS, Signal
 from bert_adapter.signals.diagonal import EIGENBASIS, EXACT, FISHER
 from bert_adapter.signals.kfac import ACTIVATION, KFAC
 from bert_adapter.signals.marginals import SHAMPOO
@@ -26,4 +26,6 @@ DEFAULT = "shampoo"
 
 def as_signal(signal: str | Signal) -> Signal:
     """The signal itself, or the one that is registered under the name."""
-    return signal if isinstance(signal, Signal) else SIGNALS[check_name("signal", signal, SIGNALS)]
+    chosen = signal if isinstance(signal, Signal) else SIGNALS[check_name("signal", signal, SIGNALS)]
+    check_name(f"units of signal {chosen.name!r}", chosen.units, UNITS)
+    return chosen

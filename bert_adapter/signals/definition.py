@@ -25,6 +25,9 @@ class Evidence(NamedTuple):
     shape: tuple[int, int]
 
 
+UNITS = ("loss", "own")
+
+
 class Signal(NamedTuple):
     """A notion of importance, and everything that the rest of the package needs to know of it.
 
@@ -36,7 +39,8 @@ class Signal(NamedTuple):
     statistics: what is measured for it, of those of `Sums`; nothing if there are none.
     rotated: whether a second pass measures "fisher" in the eigenbasis of "inputs" and "outputs".
     per_token: whether the weights are sums over tokens times sums over tokens.
-    in_loss_units: whether half the weighted squared error is an increase of the loss, or good for comparisons only.
+    units: "loss" if half the weighted squared error is an increase of the loss, so that those of all kernels add up;
+      "own" if it only compares errors in one kernel: ranks are then planned by the share of each kernel that is lost.
     needs_labels: whether the gradients must be those of a loss of labels; the command line, which has none, does not
       offer it then.
     refuses_labels: whether they must not be.
@@ -60,7 +64,7 @@ class Signal(NamedTuple):
     statistics: tuple[str, ...] = ()
     rotated: bool = False
     per_token: bool = False
-    in_loss_units: bool = True
+    units: str = "own"
     needs_labels: bool = False
     refuses_labels: bool = False
     reliability: Callable[[Evidence], float] | None = None

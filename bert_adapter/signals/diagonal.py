@@ -33,6 +33,7 @@ EXACT = Signal(
     weights=diagonal,
     method="anderson",
     statistics=("fisher",),
+    units="loss",
     refuses_labels=True,
     reliability=diagonal_reliability,
 )
@@ -49,5 +50,6 @@ EIGENBASIS = Signal(
     method="anderson",
     statistics=("inputs", "outputs"),
     rotated=True,
+    units="loss",
     reliability=diagonal_reliability,
 )

@@ -32,6 +32,7 @@ KFAC = Signal(
     method="kronecker",
     statistics=("inputs", "outputs"),
     per_token=True,
+    units="loss",
 )
 ACTIVATION = Signal(
     name="activation",
@@ -40,5 +41,4 @@ ACTIVATION = Signal(
     method="kronecker",
     statistics=("inputs",),
     per_token=True,
-    in_loss_units=False,
 )

@@ -44,5 +44,6 @@ SHAMPOO = Signal(
     weights=shampoo,
     method="kronecker",
     statistics=("row_gram", "col_gram", "gram_squares"),
+    units="loss",
     reliability=lambda evidence: min(gram_reliability(evidence)),
 )

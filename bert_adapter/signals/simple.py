@@ -21,12 +21,10 @@ FWSVD = Signal(
     weights=row,
     method="fwsvd",
     statistics=("rows",),
-    in_loss_units=False,
 )
 SVD = Signal(
     name="svd",
     about="no weights: nothing is measured",
     weights=equal,
     method="svd",
-    in_loss_units=False,
 )
