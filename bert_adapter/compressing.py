@@ -15,7 +15,7 @@ from bert_adapter.checkpoint.names import SCHEMA, low_rank
 from bert_adapter.factorisation import KernelReport, factorise
 from bert_adapter.families import predictive
 from bert_adapter.importance.fingerprint import of_params
-from bert_adapter.importance.gradients import Gradients, check_gradients
+from bert_adapter.importance.gradients import Gradients, Loss, check_gradients
 from bert_adapter.importance.sums import Importance, check_model
 from bert_adapter.kernels import choose_ranks, select_kernels
 from bert_adapter.layers.capture import Batch
@@ -80,6 +80,7 @@ def compress(
     signal: str | Signal = DEFAULT,
     importance: Importance | None = None,
     gradients: Gradients | None = None,
+    loss: Loss | None = None,
     method: str | wlra.Method | None = None,
     shrink: float | None = None,
     include: str | None = None,
@@ -107,10 +108,11 @@ def compress(
         example's gradient (Gupta et al. 2018).
       importance: what `measure_signal` returned for these kernels of this model, to use instead of measuring on
         `batches`.
-      gradients: of which loss. A function (output, batch) -> (batch,), each example's loss with its label; or
-        "categorical", "bernoulli" or "gaussian", the distribution that the model predicts; see `measure_importance`. By
-        default that of the module's head: of classes, of labels at once, or around values or an embedding. No labels
-        are needed.
+      gradients: of which loss. "categorical", "bernoulli" or "gaussian", the distribution that the model predicts; see
+        `measure_importance`. By default that of the module's head: of classes, of labels at once, or around values or
+        an embedding. No labels are needed. Or a function, as `loss`.
+      loss: (output, batch) -> (batch,), each example's loss with its label, whose gradients to take instead; as in
+        `finetune` and `loss_increase`.
       method: of `wlra.solve`, by default the one that fits the signal.
       shrink: how far Gram matrices are shrunk towards the identity, and weights per entry towards their separable fit,
         in [0, 1]; if None, as far as they are noise, as far as that is known: see `Report.reliability`.
@@ -131,6 +133,7 @@ def compress(
       >>> report.parameters_after <= 0.5 * report.parameters_before
       True
     """
+    gradients = check_one_loss(gradients, loss)
     chosen, solved_by = check_signal(signal, gradients, method=method, solver=solver, measured=importance is not None)
     allowed = check_size(rank=rank, budget=budget, of=of, uniform=uniform, multiple_of=multiple_of, shrink=shrink)
     if importance is not None and (file is not None or gradients is not None):
@@ -165,6 +168,13 @@ def compress(
     report = Report(kernels, **done, predicted=predicted, reliability=trusted)
     config = dense.config | {"low_rank": section(dense, report, seed)}
     return dense._replace(params=params, config=config), report
+
+
+def check_one_loss(gradients: Gradients | None, loss: Loss | None) -> Gradients | None:
+    """Whose gradients are measured, of which at most one is given."""
+    if gradients is not None and loss is not None:
+        raise ValueError(f"gradients and loss: got both, {gradients!r} and a loss, wanted at most one")
+    return gradients if loss is None else loss
 
 
 def check_signal(

@@ -13,7 +13,7 @@ import wlra
 from wlra.certificate import WITHIN
 
 M, N, K = 12, 10, 2
-COUNT = 300
+COUNT, FEWER = 300, 100  # problems: for the quick method, and for each of the others
 
 
 def problem(seed):
@@ -51,7 +51,9 @@ def problems():
 
 @functools.cache
 def results(name):
-    return jax.tree.map(np.asarray, wlra.solve_batch(*problems(), K, max_iters=100, **ITERATIONS[name]))
+    count = COUNT if name == "anderson" else FEWER
+    W, weights = (array[:count] for array in problems())
+    return jax.tree.map(np.asarray, wlra.solve_batch(W, weights, K, max_iters=100, **ITERATIONS[name]))
 
 
 @functools.lru_cache
@@ -64,7 +66,7 @@ def local_minimum(name, i):
 def test_what_has_converged_is_within_a_hundredth_of_a_local_minimum(name):
     result = results(name)
     converged = np.flatnonzero(result.status == wlra.Status.CONVERGED)
-    assert len(converged) > COUNT / 4
+    assert len(converged) > len(result.status) / 4
     wrong = {}
     for i in converged:
         W, weights = (array[i].astype(float) for array in problems())
