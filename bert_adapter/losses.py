@@ -40,11 +40,11 @@ def task_loss(module: nn.Module) -> TaskLoss:
       ValueError: for a head that has no loss; while tracing, for labels that are missing or of another shape or dtype.
 
     Example:
-      >>> import numpy as np, bert_adapter
+      >>> import jax.numpy as jnp, bert_adapter
       >>> from bert_adapter.losses import task_loss
       >>> from bert_adapter.sample import sample_model
       >>> head = bert_adapter.with_head(sample_model(), 3, problem_type="multi_label_classification")
-      >>> task_loss(head.module)(np.zeros((2, 3), "f4"), {"labels": np.ones((2, 3), "f4")}).shape
+      >>> task_loss(head.module)(jnp.zeros((2, 3)), {"labels": jnp.ones((2, 3))}).shape
       (2,)
     """
     return TaskLoss(predictive(module))

@@ -277,7 +277,10 @@ def test_signals_of_two_factors_have_the_loss_of_these(signal):
         ({"rank": 4, "signal": "fisher"}, "signal 'fisher' needs gradients=loss, .*; got None. Signals that need no"),
         ({"rank": 4, "signal": "fisher", "gradients": "gaussian"}, "signal 'fisher' needs gradients=loss"),
         ({"rank": 4, "signal": "exact", "gradients": lambda output, batch: output[:, 0]}, "or write signal='fisher'"),
-        ({"rank": 4, "gradients": "gaussian", "loss": lambda output, batch: output[:, 0]}, "gradients and loss: got both"),
+        (
+            {"rank": 4, "gradients": "gaussian", "loss": lambda output, batch: output[:, 0]},
+            "gradients and loss: got both",
+        ),
         ({"rank": 4, "gradients": "poisson"}, "gradients must be a function .*; got 'poisson'"),
         ({}, "wanted exactly one of rank and budget"),
         ({"rank": 4, "multiple_of": 8}, "say how a budget is spent; got a rank"),

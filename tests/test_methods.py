@@ -155,8 +155,8 @@ TYPED = [(name, *DTYPES[0]) for name in TABLE] + [(n, *pair) for pair in DTYPES[
 def test_factors_have_the_dtype_of_the_target_and_all_else_the_widest_dtype(name, dtype, weights_dtype, x64):
     arrays = jnp.zeros((M, N), dtype), jnp.zeros((M, N), weights_dtype)
     result = jax.eval_shape(lambda W, weights: wlra.solve(W, weights, K, max_iters=7, **TABLE[name]), *arrays)
-    solver = "float64" if "float64" in (dtype, weights_dtype) else "float32"
-    factors = "float32" if dtype == "int32" else dtype
+    solver = "float64" if {"float64", "int32"} & {dtype, weights_dtype} else "float32"  # which does not hold integers
+    factors = "float64" if dtype == "int32" else dtype
     steps = (1 if name in CLOSED_FORMS else 8,)
     assert [(leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(result)] == [
         ((M, K), factors),

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Num
 
 from wlra.options import Inputs, Options
@@ -30,7 +31,8 @@ def blocks(weights: Num[Any, "m n"]) -> list[Block]:
 
     Two passes over the weights tell for nearly all problems that there is one.
     """
-    if bool(connected(weights)):
+    whole = connected(weights)
+    if isinstance(whole, Tracer) or bool(whole):  # under jit nothing is known, not even of constants
         return [(np.arange(weights.shape[0]), np.arange(weights.shape[1]))]
     from scipy.sparse import bmat, csr_matrix
     from scipy.sparse.csgraph import connected_components

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from wlra.certificate import look_around
-from wlra.linalg.decompose import balance
+from wlra.linalg.decompose import balance, mask_rank
 from wlra.methods.method import Evaluated, Stage, State, choose
 from wlra.problem import Factors, Problem, loss, rounding, stationarity, stationarity_bound
 from wlra.result import History, Status
@@ -32,7 +32,8 @@ class Limits(NamedTuple):
     """Where a solve stops: at this stationarity, after so many iterations without a lower loss, after so many.
 
     settled, trusted: whether the start is within `certificate.WITHIN` of the lowest loss of all, and whether the
-    weights let a small stationarity bound what is left, once the iterates have moved.
+    weights let a small stationarity bound what is left, once the iterates have moved. ranks: a rank beyond which
+    factors stay zero, or None.
     """
 
     tol: Float[Array, ""]
@@ -40,6 +41,7 @@ class Limits(NamedTuple):
     max_iters: int
     settled: Bool[Array, ""]
     trusted: Bool[Array, ""]
+    ranks: Int[Array, ""] | None
 
 
 def run(
@@ -90,7 +92,7 @@ def confirm(problem: Problem, state: State, limits: Limits) -> State:
 
     def body(carry: tuple[Array, State]) -> tuple[Array, State]:
         _, state = carry
-        look = look_around(problem, balance(state.best))
+        look = look_around(problem, mask_rank(balance(state.best), limits.ranks))
         lower = ~look.certified & (look.loss < state.loss)
         tol = jnp.where(look.certified | lower, state.tol, state.tol / 4)
         again = jnp.where(state.iteration > limits.max_iters, Status.MAX_ITERS, RUNNING)

@@ -95,22 +95,20 @@ def truncate(given: Given, result: Result, rank: int) -> tuple[Array, Array]:
     """
     target, weights, units = in_units(given)
     exponent = jnp.broadcast_to(jnp.asarray(units.target, jnp.int32), result.loss.shape)
-    return truncate_arrays(target, weights, exponent, result.left, result.right, rank=rank)
+    return truncate_arrays(target, weights, exponent, Factors(result.left, result.right), rank=rank)
 
 
 @functools.partial(jax.jit, static_argnames="rank")
-def truncate_arrays(
-    target: Any, weights: Any, exponent: Array, left: Array, right: Array, *, rank: int
-) -> tuple[Array, Array]:
+def truncate_arrays(target: Any, weights: Any, exponent: Array, factors: Factors, *, rank: int) -> tuple[Array, Array]:
     """The same for arrays, with a batch axis or without; the target is the caller's over 2**exponent."""
-    dtype = jnp.promote_types(jnp.promote_types(values(weights).dtype, left.dtype), jnp.float32)
+    dtype = jnp.promote_types(jnp.promote_types(values(weights).dtype, factors.left.dtype), jnp.float32)
     target, weights = (like(matrix, values(matrix).astype(dtype)) for matrix in (target, weights))
 
-    def one(target: Matrix, weights: Matrix, exponent: Array, left: Array, right: Array) -> tuple[Array, Array]:
+    def one(target: Matrix, weights: Matrix, exponent: Array, factors: Factors) -> tuple[Array, Array]:
         weight = like(weights, values(weights) / jnp.max(values(weights)))
         scaling, seen = equilibrate(weight), like(target, jnp.where(values(weight) > 0, values(target), 0))
         scaled = scale(Problem(seen, weight), scaling)
-        (left, power_left), (right, power_right) = to_unit(left), to_unit(right)
+        (left, power_left), (right, power_right) = map(to_unit, factors)
         ordered = balance(scale_factors(Factors(left, right), scaling))
         cut = from_unit(Factors(ordered.left[:, :rank], ordered.right[:rank]), power_left + power_right - exponent)
         own = leading_components(scaled.target, rank)
@@ -118,8 +116,8 @@ def truncate_arrays(
         return tuple(from_unit(unscale_factors(lower, scaling), exponent))
 
     with jax.default_matmul_precision("highest"):
-        function = jax.vmap(one) if left.ndim == 3 else one
-        return function(target, weights, exponent, left.astype(dtype), right.astype(dtype))
+        function = jax.vmap(one) if factors.left.ndim == 3 else one
+        return function(target, weights, exponent, jax.tree.map(lambda factor: factor.astype(dtype), factors))
 
 
 def stacked(results: list[Result]) -> Result:

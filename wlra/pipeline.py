@@ -147,6 +147,7 @@ def iterate(standard: Standard, inputs: Inputs, options: Options) -> tuple[Outco
         max_iters=options.max_iters,
         settled=nearly_equal(scaled.weight) if options.start is not None and not options.unit else jnp.array(False),
         trusted=trusted(scaled.weight) if options.start is not None else jnp.array(False),
+        ranks=inputs.ranks,
     )
     outcome = run(scaled, start, stages, limits=limits, status=standard.status)
     certified = options.unit and not is_sparse(inputs.target)  # the gap takes a singular value of the whole
