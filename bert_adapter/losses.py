@@ -26,7 +26,7 @@ class TaskLoss(NamedTuple):
         """Of the batch's "labels"."""
         if "labels" not in batch:
             raise ValueError(f"batch: got {sorted(batch)}, wanted 'labels' too: labelled_batches(model, rows) has them")
-        return LOSSES[self.kind](output, jnp.asarray(batch["labels"]))
+        return LOSSES[self.kind](jnp.asarray(output), jnp.asarray(batch["labels"]))
 
 
 def task_loss(module: nn.Module) -> TaskLoss:

@@ -115,8 +115,8 @@ def nearest(problem: Problem, rank: int, ranks: Int[Array, ""] | None = None) ->
     m, n = target.shape
     if m > n:
         flipped = Problem(target.T, Kronecker(weight.col, weight.row))
-        factors, *figures = nearest(flipped, rank, ranks)
-        return Evaluated(Factors(factors.right.T, factors.left.T), *figures)
+        best = nearest(flipped, rank, ranks)
+        return best._replace(factors=Factors(best.factors.right.T, best.factors.left.T))
     wanted = jnp.asarray(rank if ranks is None else ranks, jnp.int32)
     zeros = Factors(jnp.zeros((m, rank), target.dtype), jnp.zeros((rank, n), target.dtype))
     start = Deflated(zeros, problem, whole=jnp.zeros((), target.dtype), count=jnp.zeros((), jnp.int32))
