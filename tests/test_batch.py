@@ -182,7 +182,8 @@ def ranked():
 @pytest.mark.parametrize(("method", "rank"), ALONE)
 def test_ranks_of_their_own_are_those_of_single_solves(method, rank):
     place = RANKS.index(rank)
-    alone = wlra.solve(*(arrays[place] for arrays in RANKED_PROBLEMS), rank, method=method, max_iters=5)
+    W, weights = (arrays[place] for arrays in RANKED_PROBLEMS)
+    alone = wlra.solve(W, weights, rank, method=method, max_iters=5)
     np.testing.assert_allclose(ranked()[method].loss[place], alone.loss, rtol=2e-3)  # five steps apart in rounding
 
 

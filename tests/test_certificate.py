@@ -1,6 +1,7 @@
 """CONVERGED is true: no lower minimum is near, whatever the weights and wherever the solve began."""
 
 import functools
+from typing import Any
 
 import jax
 import numpy as np
@@ -53,7 +54,8 @@ def problems():
 def results(name):
     count = COUNT if name == "anderson" else FEWER
     W, weights = (array[:count] for array in problems())
-    return jax.tree.map(np.asarray, wlra.solve_batch(W, weights, K, max_iters=100, **ITERATIONS[name]))
+    options: dict[str, Any] = {"max_iters": 100, **ITERATIONS[name]}
+    return jax.tree.map(np.asarray, wlra.solve_batch(W, weights, K, **options))
 
 
 @functools.lru_cache

@@ -453,7 +453,7 @@ def test_real_kernels_lose_what_the_plan_predicts(signal, shrink, minilm_path):
         small, report = compress(dense, (), budget=budget, **options)
         for row in (row for row in report.kernels if row.status != "DENSE"):
             kernel, factors = at(dense.params, row.path)["kernel"], at(small.params, row.path)
-            error = np.float64(kernel) - np.float64(factors["left"]) @ np.float64(factors["right"])
+            error = np.asarray(kernel, float) - np.asarray(factors["left"], float) @ np.asarray(factors["right"], float)
             found = np.sum((np.float64(weights[row.path].row) @ error) * (error @ np.float64(weights[row.path].col)))
             losses = 2 * predicted_losses(kernel, weights[row.path])
             # Rounding makes weights of few examples, which are singular, indefinite.

@@ -1,6 +1,7 @@
 """Whatever finite numbers come in, what comes out is finite, as good as it says, and no worse than its start."""
 
 import functools
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 import wlra
 
+CHECKS: Any = list(HealthCheck)  # slow draws are none here
 SMALL, LARGE = (9, 7, 3), (40, 60, 5)  # rows, columns and rank of a program; smaller problems have weights of 0
 ENDED = {wlra.Status.CONVERGED, wlra.Status.CLOSED_FORM, wlra.Status.MAX_ITERS, wlra.Status.STALLED}
 
@@ -50,7 +52,7 @@ def problems(m, n, k):
     )
 
 
-def make(seed, target, weights, shape, size):
+def make(seed, target, weights, shape, *, size):
     """The problem within a larger one, whose other weights are 0; at least one weight is positive."""
     rng, (m, n, rank), (big_m, big_n, _) = np.random.default_rng(seed), shape, size
     W, mask = np.zeros((big_m, big_n), np.float32), np.zeros((big_m, big_n), np.float32)
@@ -85,7 +87,8 @@ def true_loss(W, weights, result):
 
 
 def check(name, problem, size):
-    W, weights, rank = make(*problem, size)
+    seed, *kinds, shape = problem
+    W, weights, rank = make(seed, kinds[0], kinds[1], shape, size=size)
     result = solve(name, W, weights, rank, size)
     assert result.left.shape == (size[0], size[2])
     assert result.right.shape == (size[2], size[1])
@@ -103,14 +106,14 @@ check_small = functools.partial(check, size=SMALL)
 
 
 @pytest.mark.parametrize("name", cases(TABLE, ["separable", "anderson"]))
-@settings(max_examples=150, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, deadline=None, derandomize=True, database=None, suppress_health_check=CHECKS)
 @given(problem=problems(*SMALL))
 def test_small_problems_of_any_kind(name, problem):
     check_small(name, problem)
 
 
 @pytest.mark.slow
-@settings(max_examples=10_000, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=10_000, deadline=None, derandomize=True, database=None, suppress_health_check=CHECKS)
 @given(problem=problems(*LARGE), name=st.sampled_from(["separable", "anderson"]))
 def test_problems_of_any_kind(name, problem):
     check(name, problem, LARGE)

@@ -107,7 +107,7 @@ def test_a_killed_run_goes_on(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "minilm", lambda: tmp_path / "tiny")
     folder = tmp_path / "glue" / "SST-2"
     folder.mkdir(parents=True)
-    rows = [f"{text}\t{label}" for text, label in zip(*tiny.rows(), strict=True)]
+    rows = [f"{text}\t{label}" for text, label in zip(*tiny.rows()[:2], strict=True)]
     for split in ("train", "dev"):
         (folder / f"{split}.tsv").write_text("\n".join(["sentence\tlabel", *rows]) + "\n")
     study.rows_of.cache_clear()

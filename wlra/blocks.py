@@ -94,7 +94,7 @@ def joined(results: list[Result], sizes: np.ndarray, factors: Factors) -> Result
     shares = (sizes / sizes.sum() if sizes.sum() > 0 else sizes).astype(results[0].loss.dtype)
     steps = 1 + max(int(result.iterations) for result in results)
 
-    def course(history: np.ndarray) -> np.ndarray:
+    def course(history: Any) -> np.ndarray:
         known = np.isfinite(history)
         return history[np.maximum.accumulate(np.where(known, np.arange(len(history)), 0))]
 

@@ -113,7 +113,8 @@ def truncate_arrays(target: Any, weights: Any, exponent: Array, factors: Factors
         cut = from_unit(Factors(ordered.left[:, :rank], ordered.right[:rank]), power_left + power_right - exponent)
         own = leading_components(scaled.target, rank)
         lower = choose(loss(scaled, cut) <= loss(scaled, own), cut, own)
-        return tuple(from_unit(unscale_factors(lower, scaling), exponent))
+        left, right = from_unit(unscale_factors(lower, scaling), exponent)
+        return left, right
 
     with jax.default_matmul_precision("highest"):
         function = jax.vmap(one) if factors.left.ndim == 3 else one
