@@ -17,8 +17,8 @@ from bert_adapter.checkpoint import load
 from bert_adapter.checkpoint.names import by_path
 from bert_adapter.evaluate import embed
 from bert_adapter.families import label_count, module_for, predictive
-from bert_adapter.families.bert import config_from_dict
-from bert_adapter.families.bert_module import ACTIVATIONS, Bert, SentenceEmbedder, SequenceClassifier
+from bert_adapter.families.bert import Bert, BertClassifier, BertEmbedder, config_from_dict
+from bert_adapter.families.parts import ACTIVATIONS
 from bert_adapter.families.stages import Pooling, normalised, pooled
 from bert_adapter.text import tokenizer
 
@@ -227,9 +227,9 @@ def test_defaults_are_those_of_hugging_face():
 
 
 def test_architecture_picks_the_module():
-    assert isinstance(tiny.module("BertModel"), SentenceEmbedder)
-    assert isinstance(tiny.module("BertForMaskedLM"), SentenceEmbedder)
-    assert isinstance(tiny.module(CLASSIFIER), SequenceClassifier)
+    assert isinstance(tiny.module("BertModel"), BertEmbedder)
+    assert isinstance(tiny.module("BertForMaskedLM"), BertEmbedder)
+    assert isinstance(tiny.module(CLASSIFIER), BertClassifier)
 
 
 @pytest.mark.parametrize(
