@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bert_adapter.checkpoint.directory import write_texts
+from bert_adapter.checkpoint.directory import SENTENCEPIECE, write_texts
 from bert_adapter.families import family_of
 from bert_adapter.families.sentence import SETTINGS, settings
 from bert_adapter.model import Model
@@ -19,8 +19,9 @@ def tokenizer_of(model: Model) -> Any:
     """
     from transformers import AutoTokenizer
 
-    if not model.files.keys() & {"tokenizer.json", "vocab.txt", "vocab.json"}:
-        raise ValueError(f"files: got {sorted(model.files)}, wanted tokenizer.json, vocab.txt or vocab.json")
+    if not model.files.keys() & {"tokenizer.json", "vocab.txt", "vocab.json", SENTENCEPIECE}:
+        wanted = f"tokenizer.json, vocab.txt or vocab.json, or {SENTENCEPIECE}"
+        raise ValueError(f"files: got {sorted(model.files)}, wanted {wanted}")
     lower = settings(model.files).lower
     with tempfile.TemporaryDirectory() as directory:
         write_texts(model, Path(directory))

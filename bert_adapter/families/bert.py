@@ -15,7 +15,6 @@ from bert_adapter.families.modules import Encoder, SentenceEmbedder, SequenceCla
 from bert_adapter.families.parts import (
     ACTIVATIONS,
     Context,
-    Ids,
     Inputs,
     Output,
     Scope,
@@ -34,12 +33,13 @@ from bert_adapter.families.parts import (
 from bert_adapter.families.torch_names import from_torch, to_torch
 
 
-def embeddings(context: Context, input_ids: Ids, token_type_ids: Ids, position_ids: Ids) -> Array:
+def embeddings(context: Context, inputs: Inputs, width: int) -> Array:
     """The normalised sum of what a token, its sentence's number and its position stand for."""
-    config = context.config
-    x = embed(context, config.vocab_size, "word_embeddings")(jnp.asarray(input_ids))
-    x = x + embed(context, config.type_vocab_size, "token_type_embeddings")(jnp.asarray(token_type_ids))
-    x = x + embed(context, config.max_position_embeddings, "position_embeddings")(jnp.asarray(position_ids))
+    config, ids = context.config, jnp.asarray(inputs.input_ids)
+    types, positions = jnp.asarray(inputs.token_type_ids), jnp.asarray(inputs.position_ids)
+    x = embed(context, config.vocab_size, "word_embeddings", width)(ids)
+    x = x + embed(context, config.type_vocab_size, "token_type_embeddings", width)(types)
+    x = x + embed(context, config.max_position_embeddings, "position_embeddings", width)(positions)
     return dropout(context, norm(context, x), config.hidden_dropout_prob)
 
 
@@ -83,11 +83,15 @@ def pooler(context: Context, x: Array) -> Array:
     return nn.tanh(dense(context, context.config.hidden_size)(x[:, 0]))
 
 
+def states(context: Context, inputs: Inputs) -> States:
+    """The states, of inputs none of which is left out."""
+    x = Scope(embeddings, name="embeddings")(context, inputs, context.config.hidden_size)
+    return Scope(encoder, name="encoder")(context, x, visible(inputs.attention_mask))
+
+
 def encode(context: Context, inputs: Inputs) -> States:
-    """BERT's states."""
-    ids, mask, types, positions = filled(inputs, sizes(context.config), context.config.max_position_embeddings)
-    x = Scope(embeddings, name="embeddings")(context, ids, types, positions)
-    return Scope(encoder, name="encoder")(context, x, visible(mask))
+    """The states; positions are counted from 0."""
+    return states(context, filled(inputs, sizes(context.config), context.config.max_position_embeddings))
 
 
 def head(context: Context, result: Output) -> Array:
