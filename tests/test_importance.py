@@ -347,6 +347,19 @@ def test_gradients_that_are_left_of_sums_that_cancel_have_accurate_grams():
     assert_near(whole(got.col_gram), np.sum([g.T @ g for g in found], axis=0), relative=2e-3)
 
 
+def test_squares_that_round_below_zero_are_zero():
+    """Inputs at right angles to the output gradients, so that nothing but rounding errors is left."""
+    rng = np.random.default_rng(0)
+    deltas = rng.normal(size=(4, 8, 1)).astype(np.float32)
+    inputs = rng.normal(size=(4, 8, 16)).astype(np.float32)
+    along = np.einsum("bto,bti->boi", deltas, inputs) / np.sum(deltas**2, axis=1, keepdims=True)
+    across, gradients = jnp.asarray(inputs - deltas * along), jnp.asarray(deltas)
+    part, time_gram = batch.gradient_sums(across, gradients, ("rows",), seen=0, basis=None)
+    rows: Any = batch.input_sums(across, time_gram, ("rows",), part).rows
+    assert np.all(rows >= 0)
+    np.testing.assert_allclose(rows, 0, atol=1e-4)  # of 4 sums of 64 products of about 1, in float32
+
+
 def test_wide_products_are_whole_and_symmetric():
     a = RNG.normal(size=(2, 3, 2 * sums.BLOCK + 5)).astype(np.float32)
     got = whole(sums.upper_product(jnp.asarray(a), jnp.asarray(a)))

@@ -130,7 +130,8 @@ def input_sums(
     inputs = mean_first(inputs, time_axis(inputs))
     across = time_gram @ inputs
     if "rows" in statistics:
-        sums = sums._replace(rows=jnp.sum(inputs * across, axis=(0, 1)))
+        each = jnp.sum(inputs * across, axis=1)  # squares, but for what is rounded
+        sums = sums._replace(rows=jnp.sum(jnp.maximum(each, 0), axis=0))
     if "row_gram" in statistics:
         sums = sums._replace(row_gram=upper_product(inputs, across))
     if "gram_squares" in statistics:
