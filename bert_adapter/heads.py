@@ -66,9 +66,10 @@ def headed_config(config: dict[str, Any], labels: int, family: Family, gone: str
 
 
 def fresh(wanted: dict[str, tuple[int, ...]], deviation: float, seed: int) -> dict[str, Any]:
-    """New kernels, in the order of their paths, and zeros for all else."""
+    """New kernels, in the order of their paths, ones for scales, and zeros for all else."""
     kernels = sorted(path for path in wanted if path.endswith("/kernel"))
     keys = jax.random.split(jax.random.key(seed), len(kernels))
     draw = nn.initializers.normal(deviation)
     drawn = {path: draw(key, wanted[path], jnp.float32) for path, key in zip(kernels, keys, strict=True)}
-    return {path: jnp.zeros(shape) for path, shape in wanted.items()} | drawn
+    scales = {path: jnp.ones(shape) for path, shape in wanted.items() if path.endswith("/scale")}
+    return {path: jnp.zeros(shape) for path, shape in wanted.items()} | scales | drawn

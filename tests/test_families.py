@@ -20,7 +20,7 @@ import bert_adapter
 from bert_adapter import FAMILIES, load, save
 from bert_adapter.checkpoint.names import by_path
 from bert_adapter.checkpoint.weights import named
-from bert_adapter.families import distilbert, electra, module_for, roberta
+from bert_adapter.families import distilbert, electra, modernbert, module_for, mpnet, roberta
 from bert_adapter.families.bert import Bert
 from bert_adapter.model import Model
 
@@ -42,6 +42,11 @@ DISTILBERT = {
     "max_position_embeddings": 20,
     "activation": "relu",
 }
+MPNET = WIDE | {"pad_token_id": 1, "layer_norm_eps": 1e-5, "hidden_act": "relu"}
+MODERN = WIDE | {"pad_token_id": 0, "local_attention": 4}  # the second layer sees two tokens to both sides
+BIASED = {f"{name}_bias": True for name in ("attention", "mlp", "norm", "classifier")}
+OTHER = {"classifier_pooling": "mean", "classifier_activation": "relu", "hidden_activation": "gelu_new"}
+TURNED = {"global_rope_theta": 500.0, "local_rope_theta": 20.0, "global_attn_every_n_layers": 2}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "BERT": ("bert", WIDE),
     "BERT of one type": ("bert", WIDE | {"type_vocab_size": 1}),
@@ -53,9 +58,20 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "DistilBERT of sinusoids": ("distilbert", DISTILBERT | {"sinusoidal_pos_embds": True}),
     "ELECTRA": ("electra", WIDE | {"embedding_size": 8}),
     "ELECTRA without projection": ("electra", WIDE | {"embedding_size": 16}),
+    "MPNet": ("mpnet", MPNET),
+    "ModernBERT": ("modernbert", MODERN),
+    "ModernBERT of biases and means": ("modernbert", MODERN | BIASED | OTHER | TURNED),
 }
-DISTINCT = ["BERT", "RoBERTa", "DistilBERT", "ELECTRA"]  # whose arithmetic or names differ
-ENCODERS = {"bert": Bert, "distilbert": distilbert.DistilBert, "electra": electra.Electra}
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # PyTorch uses it, to open ModernBERT
+OLD = ["BERT", "RoBERTa", "DistilBERT", "ELECTRA", "MPNet"]
+DISTINCT = [*OLD, "ModernBERT"]  # whose arithmetic or names differ
+ENCODERS = {
+    "bert": Bert,
+    "distilbert": distilbert.DistilBert,
+    "electra": electra.Electra,
+    "mpnet": mpnet.MpnetEncoder,
+    "modernbert": modernbert.ModernBert,
+}
 MASK = np.array([[1] * 8, [1] * 5 + [0] * 3, [0] * 3 + [1] * 5], np.int32)  # whole, padded on the right, on the left
 WORDS = np.array([[2, 5, 6, 7, 9, 10, 13, 3], [2, 8, 9, 11, 3, 0, 0, 0], [0, 0, 0, 2, 7, 0, 9, 3]], np.int32)
 
@@ -146,7 +162,8 @@ def test_every_hidden_state_is_that_of_pytorch(opened, case, more):
     wanted = run_torch(opened(case)[0], batch, output_hidden_states=True)
     got = states_of(model, **batch)
     assert len(got.hidden_states) == len(wanted.hidden_states) == 3
-    for ours, theirs in zip(got.hidden_states, wanted.hidden_states, strict=True):
+    states = (*wanted.hidden_states[:-1], wanted.last_hidden_state)  # of ModernBERT, the last is normalised
+    for ours, theirs in zip(got.hidden_states, states, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)  # float32 sums of 16 numbers of about 1
     if (pooled := getattr(wanted, "pooler_output", None)) is not None:
         np.testing.assert_allclose(got.pooler_output, pooled, rtol=0, atol=1e-5)
@@ -180,6 +197,8 @@ def test_what_pytorch_saves_loads_bit_for_bit(opened, tmp_path, case, classifier
         ("DistilBERT", "DistilBertForMaskedLM"),
         ("ELECTRA", "ElectraForMaskedLM"),
         ("ELECTRA", "ElectraForPreTraining"),
+        ("MPNet", "MPNetForMaskedLM"),
+        ("ModernBERT", "ModernBertForMaskedLM"),
     ],
 )
 def test_pretraining_models_of_pytorch_are_read_as_their_encoder(tmp_path, case, kind):
@@ -322,6 +341,7 @@ def test_shared_layers_are_refused_with_the_reason():
 
 def test_rows_are_as_long_as_there_are_positions_for_tokens():
     wanted = {"BERT": 20, "RoBERTa": 18, "RoBERTa of two types": 15, "DistilBERT": 20, "ELECTRA": 20}
+    wanted |= {"MPNet": 18, "ModernBERT": 20}
     for case, longest in wanted.items():
         model = model_of(case)
         assert FAMILIES[model.config["model_type"]].longest(model.module.config) == longest
@@ -341,7 +361,7 @@ def test_tokenizer_gives_what_the_model_takes(case):
     model = model_of(case)._replace(files=tiny.FILES)
     batch = bert_adapter.tokenizer(model)([("a red fox", "a dog")])
     assert model.config["vocab_size"] > len(tiny.WORDS)
-    assert ("token_type_ids" in batch) == (case != "DistilBERT")
+    assert ("token_type_ids" in batch) == (case not in ("DistilBERT", "MPNet", "ModernBERT"))
     if case != "RoBERTa":  # which has one type
         assert bert_adapter.apply(model.module, model.params, **batch).shape == (1, 16)
 
@@ -372,6 +392,7 @@ def originals(tmp_path_factory):
 HEADS = {  # names of what pretraining leaves behind, some of them tied
     "BERT": ("cls.predictions.bias", "cls.predictions.decoder.weight", "cls.seq_relationship.weight"),
     "RoBERTa": ("lm_head.bias", "lm_head.layer_norm.weight", "lm_head.decoder.weight"),
+    "MPNet": ("lm_head.bias", "lm_head.layer_norm.weight", "lm_head.decoder.weight"),
     "DistilBERT": ("vocab_transform.weight", "vocab_layer_norm.bias", "vocab_projector.weight"),
     "ELECTRA": (
         "discriminator_predictions.dense.weight",
@@ -404,7 +425,7 @@ def aged(tensors, prefix=""):
 
 
 @pytest.mark.parametrize("prefixed", [False, True], ids=["bare", "prefixed"])
-@pytest.mark.parametrize("case", DISTINCT)
+@pytest.mark.parametrize("case", OLD)
 def test_old_names_prefixes_buffers_and_pretraining_heads_are_understood(originals, tmp_path, case, prefixed):
     prefix = FAMILIES[CASES[case][0]].prefix.replace("/", ".") if prefixed else ""
     heads = {name: np.ones((2, 3), np.float32) for name in HEADS[case]} if prefixed else {}
@@ -412,7 +433,7 @@ def test_old_names_prefixes_buffers_and_pretraining_heads_are_understood(origina
     assert_same(load(directory), model_of(case))
 
 
-@pytest.mark.parametrize("case", DISTINCT)
+@pytest.mark.parametrize("case", OLD)
 def test_old_classifiers_are_understood(originals, tmp_path, case):
     """RoBERTa's of before 2020 have a pooler, which no output depends on."""
     pooler = {"roberta.pooler.dense.weight": np.ones((16, 16), np.float32)} if case == "RoBERTa" else {}
@@ -529,12 +550,18 @@ def test_head_without_a_pooler_leaves_the_encoders_out(tmp_path):
     assert_same(load(tmp_path / "headed"), headed._replace(params=jax.device_get(headed.params)))
 
 
+def test_norms_of_a_new_head_begin_with_scale_one():
+    headed = bert_adapter.with_head(model_of("ModernBERT"), 3)
+    np.testing.assert_array_equal(headed.params["head"]["norm"]["scale"], np.ones(16))
+
+
 @pytest.mark.parametrize("case", DISTINCT[1:])  # BERT does in many tests
 def test_family_goes_the_whole_way(tmp_path, case):
     """Half of its encoder's kernels; saved, loaded, and trained for a step."""
     layers: Any = {"n_layers" if case == "DistilBERT" else "num_hidden_layers": 1}
     model, batch = model_of(case, True, **layers), batch_of(case)
-    assert len(bert_adapter.select_kernels(model)) == 6  # of the layer's, all, and none of the head's
+    kernels = 4 if case == "ModernBERT" else 6  # whose query, key and value are one, and value and gate
+    assert len(bert_adapter.select_kernels(model)) == kernels  # of the layer's, all, and none of the head's
     small, report = bert_adapter.compress(model, [batch], budget=0.5, signal="fwsvd", progress=False)
     before = sum(kernel.parameters_before for kernel in report.kernels)
     assert 0.3 < sum(kernel.parameters_after for kernel in report.kernels) / before <= 0.5

@@ -10,6 +10,8 @@ from bert_adapter.families.bert import BERT
 from bert_adapter.families.distilbert import DISTILBERT
 from bert_adapter.families.electra import ELECTRA
 from bert_adapter.families.family import Architecture, Family
+from bert_adapter.families.modernbert import MODERNBERT
+from bert_adapter.families.mpnet import MPNET
 from bert_adapter.families.roberta import CAMEMBERT, ROBERTA, XLM_ROBERTA
 from bert_adapter.families.sentence import MODULES, declared_stages
 from bert_adapter.layers.running import parameter_shapes
@@ -22,6 +24,8 @@ FAMILIES: dict[str, Family] = {  # a config that names none is of the first
     "xlm-roberta": XLM_ROBERTA,
     "distilbert": DISTILBERT,
     "electra": ELECTRA,
+    "mpnet": MPNET,
+    "modernbert": MODERNBERT,
 }
 
 REFUSED = {  # by "model_type", why no family here can be theirs

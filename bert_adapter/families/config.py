@@ -62,10 +62,12 @@ ENTRIES: dict[type, Entry] = {  # what an entry may be, by the type of its defau
     float: (is_fraction, "a number from 0 to 1"),
     type(None): (is_fraction, "a number from 0 to 1, or null"),
     str: (lambda value: value in ACTIVATIONS, f"one of {', '.join(map(repr, ACTIVATIONS))}"),
+    bool: (lambda value: type(value) is bool, "true or false"),
 }
 NAMED: dict[str, Entry] = {  # those that may be something else
     "pad_token_id": (lambda value: type(value) is int and value >= 0, "an integer from 0"),
     "problem_type": (lambda value: True, ""),  # one of SUPPORTED
+    "classifier_pooling": (lambda value: True, ""),  # the same
 }
 
 
@@ -148,6 +150,11 @@ def sizes(config: Config) -> dict[str, int]:
         "token_type_ids": config.type_vocab_size,
         "position_ids": config.max_position_embeddings,
     }
+
+
+def untyped_sizes(config: Config) -> dict[str, int]:
+    """The same, of a model whose tokens have no types."""
+    return {name: size for name, size in sizes(config).items() if name != "token_type_ids"}
 
 
 def check_head(config: Config) -> None:

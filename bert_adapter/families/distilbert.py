@@ -29,6 +29,7 @@ from bert_adapter.families.parts import (
     embed,
     filled,
     norm,
+    refuse,
     split_heads,
     stacked,
     visible,
@@ -108,9 +109,7 @@ def transformer(context: Context, x: Array, seen: Array) -> States:
 
 def encode(context: Context, inputs: Inputs) -> States:
     """DistilBERT's states; positions are counted from 0."""
-    for name in ("token_type_ids", "position_ids"):
-        if getattr(inputs, name) is not None:
-            raise ValueError(f"{name}: got some, wanted none: DistilBERT takes input_ids and attention_mask")
+    refuse(inputs, "token_type_ids", "position_ids")
     inputs = filled(inputs, sizes(context.config), context.config.max_position_embeddings)
     x = Scope(embeddings, name="embeddings")(context, inputs)
     return Scope(transformer, name="transformer")(context, x, visible(inputs.attention_mask))

@@ -27,7 +27,7 @@ def run(context: Context, inputs: Inputs, encode: Encode, pool: Pool | None) -> 
     """The encoder's output, from parameters directly below the module that calls."""
     states = encode(context, inputs)
     rows = None if pool is None else Scope(pool, name="pooler")(context, states[-1])
-    return Output(states[-1], rows, states)
+    return Output(states[-1], rows, states, inputs.attention_mask)
 
 
 class Encoder(nn.Module):

@@ -55,6 +55,7 @@ class Output(NamedTuple):
     last_hidden_state: Float[Array, "batch time hidden"]
     pooler_output: Float[Array, "batch hidden"] | None
     hidden_states: States
+    attention_mask: Ids | None = None  # as it was given
 
 
 class Scope(nn.Module):
@@ -67,9 +68,9 @@ class Scope(nn.Module):
         return self.part(*inputs)
 
 
-def dense(context: Context, features: int, name: str = "dense") -> nn.Dense:
+def dense(context: Context, features: int, name: str = "dense", use_bias: bool = True) -> nn.Dense:
     init = nn.initializers.normal(context.config.initializer_range)
-    return nn.Dense(features, kernel_init=init, name=name, **context.dtypes)
+    return nn.Dense(features, use_bias, kernel_init=init, name=name, **context.dtypes)
 
 
 def embed(context: Context, size: int, name: str, features: int | None = None) -> nn.Embed:
@@ -79,13 +80,22 @@ def embed(context: Context, size: int, name: str, features: int | None = None) -
     return nn.Embed(size, width, embedding_init=init, name=name, **context.dtypes)
 
 
-def norm(context: Context, x: Array, name: str = "LayerNorm") -> Array:
+def norm(context: Context, x: Array, name: str = "LayerNorm", use_bias: bool = True) -> Array:
+    options = {"epsilon": context.config.layer_norm_eps, "use_bias": use_bias}
     with jax.numpy_dtype_promotion("standard"):  # Flax promotes to float32 for the statistics
-        return nn.LayerNorm(epsilon=context.config.layer_norm_eps, name=name, **context.dtypes)(x)
+        return nn.LayerNorm(**options, name=name, **context.dtypes)(x)
 
 
 def dropout(context: Context, x: Array, rate: float) -> Array:
     return nn.Dropout(rate, deterministic=context.deterministic)(x)
+
+
+def refuse(inputs: Inputs, *names: str) -> None:
+    """A ValueError if one of these is given, of which the model knows nothing."""
+    taken = ", ".join(name for name in Inputs._fields if name not in names)
+    for name in names:
+        if getattr(inputs, name) is not None:
+            raise ValueError(f"{name}: got some, wanted none: the model takes {taken}")
 
 
 def filled(inputs: Inputs, sizes: dict[str, int], longest: int) -> Inputs:

@@ -17,7 +17,7 @@ def from_torch(name: str, tensor: np.ndarray) -> tuple[str, np.ndarray]:
     if leaf in ("kernel", "scale", "embedding"):
         raise ValueError(f"{name}: got a name of Flax's, wanted PyTorch's: which axis is the input's is not known")
     parent = ["", *parents][-1]
-    norm, table = parent.endswith(("LayerNorm", "_norm")), parent.endswith("_embeddings")
+    norm, table = parent.endswith(("LayerNorm", "norm")), parent.endswith(("_embeddings", "_attention_bias"))
     weight = "scale" if norm else "embedding" if table else "kernel"
     leaf = {"weight": weight, "gamma": "scale", "beta": "bias"}.get(leaf, leaf)
     return "/".join([*parents, leaf]), tensor.T if leaf == "kernel" else tensor
