@@ -523,11 +523,16 @@ def read(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in whole]
 
 
-def append(file: Path, line: dict[str, Any]) -> None:
+def keep(file: Path, line: dict[str, Any]) -> None:
     """The file has one line more, after whole ones."""
     before = "".join(json.dumps(old) + "\n" for old in read(file))
     with writing(file) as temporary:
         temporary.write_text(before + json.dumps(line | environment()) + "\n")
+
+
+def append(file: Path, line: dict[str, Any]) -> None:
+    """The line is kept, and its score printed."""
+    keep(file, line)
     what = ", ".join(str(line[name]) for name in Cell._fields)
     print(f"{what}: {TASKS[line['task']].metric} {line[TASKS[line['task']].metric]:.4f}", flush=True)
 

@@ -106,7 +106,8 @@ def write_page(path: Path, doc: str | None, text: str) -> None:
     ]
     rows = f"Rows: [{name}.jsonl]({name}.jsonl)"
     figure = f"![{question}]({name}.png)" if path.with_suffix(".png").exists() else ""
-    command = f"    python -m benchmarks.{name}" + (" --data DIR" if "DIR holds" in notes else "")
+    taken = {"MODEL": " --model MODEL", "DIR": " --data DIR"}
+    command = f"    python -m benchmarks.{name}" + "".join(taken[what] for what in taken if f"{what} holds" in notes)
     parts = [f"# {name}", f"*{question}*", command, notes.strip(), "\n".join(spaced)]
     path.write_text("\n\n".join(part for part in [*parts, figure, rows] if part) + "\n", "utf-8")
 

@@ -1,0 +1,169 @@
+"""How much of a base-size model's use does each way to compress it keep, down to 15 % of its kernels?
+
+all-mpnet-base-v2 as it comes (12 layers, 768 wide), all kernels of its encoder, importance from 512 texts of STS-B's
+train rows, without labels; Spearman's correlation on the whole of dev, once each, so that differences below 0.003 are
+noise, and half the squared distance to the dense embeddings of some of dev's texts. "Equal ranks": every kernel keeps
+the same share. "activation" weighs the inputs of a layer (DRONE, SVD-LLM), "fwsvd" has a weight for each input. The
+floor is the model with every kernel of the encoder zero: what its embeddings of tokens are worth alone.
+A compression needs some 8 GB. Every score is a line of JSON when it is there: a run that was killed goes on where it
+stopped.
+
+MODEL holds the directory of all-mpnet-base-v2: from the Hugging Face Hub, or as benchmarks/README.md says.
+DIR holds STS-B's train.tsv and dev.tsv, as GLUE has them.
+"""
+
+import argparse
+import math
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import bert_adapter
+from benchmarks.candidates import Context, compressed, measured, separate, with_leaves
+from benchmarks.study import chosen, keep, read, rows_of
+from benchmarks.tables import Row, arguments, bar, markdown, row, write_page
+from benchmarks.timing import Measured
+from bert_adapter.importance.sums import Importance
+from bert_adapter.model import Model
+
+BUDGETS = (0.5, 0.25, 0.15)
+OURS = "the default, planned"
+WAYS = {  # by name, the signal and whether ranks are equal; one that needs no more than the signal before it comes next
+    OURS: ("shampoo", False),
+    "the default, equal ranks": ("shampoo", True),
+    "kfac, planned": ("kfac", False),
+    "activation, planned": ("activation", False),
+    "activation, equal ranks": ("activation", True),
+    "fwsvd, equal ranks": ("fwsvd", True),
+}
+DENSE, FLOOR = "dense", "floor"
+
+
+def prepared(options: argparse.Namespace) -> Context:
+    """The model and its batches."""
+    dense = bert_adapter.load(options.model)
+    pairs = chosen(rows_of("STS-B", "train", options.data), 8 if options.quick else 256, 0)
+    dev = chosen(rows_of("STS-B", "dev", options.data), 64 if options.quick else None, 0)
+    batches, held = (bert_adapter.text_batches(dense, separate(rows)) for rows in (pairs, chosen(dev, 64, 0)))
+    return Context(dense, pairs, list(batches), dev, list(held), max(BUDGETS))
+
+
+def without_kernels(dense: Model) -> Model:
+    """The model with every kernel of the encoder zero."""
+    shapes = bert_adapter.select_kernels(dense)
+    return with_leaves(dense, {f"{path}/kernel": np.zeros(shape, np.float32) for path, shape in shapes.items()})
+
+
+class Evidence:
+    """What was measured last, which serves every signal that needs no more of it."""
+
+    def __init__(self, context: Context) -> None:
+        self.context, self.statistics = context, frozenset()
+        self.importance: Importance | None = None
+
+    def of(self, signal: str) -> Importance:
+        wanted = frozenset(bert_adapter.SIGNALS[signal].statistics)
+        if self.importance is None or not wanted <= self.statistics:
+            self.importance = None  # before there is another: each takes a gigabyte
+            self.importance = measured(self.context.dense, self.context.batches, signal)
+            self.statistics = wanted
+        return self.importance
+
+
+def models(context: Context, budgets: Iterable[float]) -> Iterable[tuple[str, float, Callable[[], Model]]]:
+    """By name and budget, a call that makes the model; what it measures is kept for those that follow."""
+    dense, evidence = context.dense, Evidence(context)
+    yield DENSE, 1.0, lambda: dense
+    yield FLOOR, 0.0, partial(without_kernels, dense)
+
+    def small(signal: str, budget: float, uniform: bool) -> Model:
+        model = compressed(context, evidence.of(signal), signal, budget=budget, uniform=uniform)
+        # Multiplied out, all models run by one program.
+        return model._replace(params=bert_adapter.merge(model.params))
+
+    for name, (signal, uniform) in WAYS.items():
+        for budget in budgets:
+            yield name, budget, partial(small, signal, budget, uniform)
+
+
+def scored(context: Context, name: str, budget: float, make: Callable[[], Model]) -> Row:
+    """The row of a model: its seconds are those that it takes to make it."""
+    began = time.perf_counter()
+    model = make()
+    cost = Measured(None, None, time.perf_counter() - began, None)
+    score = bert_adapter.score(model, context.dev)["spearman"]
+    loss = bert_adapter.loss_increase(context.dense, model, context.held)
+    return row("STS-B", name, loss, "", cost, spearman=score, budget=budget)
+
+
+def draw(rows: list[Row], path: Path) -> None:
+    """A line for each way."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, ax = plt.subplots(figsize=(6, 4), layout="constrained")
+    for name in WAYS:
+        lines = sorted((line["budget"], line["spearman"]) for line in rows if line["method"] == name)
+        ax.plot(*np.reshape(lines, (-1, 2)).T, marker="o", linewidth=2.5 if name == OURS else 1.2, label=name)
+    for line in rows:
+        if line["method"] in (DENSE, FLOOR):
+            ax.axhline(line["spearman"], color="black", linewidth=0.8, linestyle="-" if line["budget"] else ":")
+    ax.set(xlabel="share of the encoder kernels' parameters", ylabel="Spearman on STS-B's dev rows")
+    ax.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+def report(rows: list[Row]) -> str:
+    """The table, Spearman and the loss for each way and budget, and whether the default is the best at each."""
+    found = {(line["method"], line["budget"]): line for line in rows}
+    budgets = sorted({line["budget"] for line in rows if line["method"] in WAYS}, reverse=True)
+
+    def text(name: str, budget: float) -> str:
+        line = found.get((name, budget))
+        return "" if line is None else f"{line['spearman']:.4f} ({line['loss']:.3f})"
+
+    cells = [[name, *(text(name, budget) for budget in budgets)] for name in WAYS]
+    cells += [[name, *[text(name, share)] * len(budgets)] for name, share in ((DENSE, 1.0), (FLOOR, 0.0))]
+    table = markdown(["Spearman (loss)", *(f"{budget:.0%} kept" for budget in budgets)], cells)
+    return "\n".join([table, "", *(verdict(found, budget) for budget in budgets)])
+
+
+def verdict(found: dict[tuple[str, float], Row], budget: float) -> str:
+    """Whether the default keeps most."""
+    scores = {name: found[name, budget]["spearman"] for name in WAYS if (name, budget) in found}
+    others = max((score for name, score in scores.items() if name != OURS), default=math.nan)
+    gap = scores.get(OURS, math.nan) - others
+    return bar(f"{budget:.0%}: the default, planned, above all other ways, by", gap, gap > 0)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = arguments("base", __doc__, data="GLUE: STS-B/train.tsv and dev.tsv")
+    parser.add_argument("--model", type=Path, required=True, metavar="MODEL", help="the directory of all-mpnet-base-v2")
+    parser.add_argument("--budgets", type=float, nargs="+", default=BUDGETS, help="shares kept (0.5 0.25 0.15)")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no model after that many")
+    options = parser.parse_args(argv)
+    name, began = "base-quick" if options.quick else "base", time.monotonic()
+    options.output.mkdir(parents=True, exist_ok=True)
+    file, context = options.output / f"{name}.jsonl", prepared(options)
+    done = {(line["method"], line["budget"]) for line in read(file)}
+    for way, budget, make in models(context, options.budgets):
+        if (way, budget) in done or time.monotonic() - began > 60 * options.minutes:
+            continue
+        line = scored(context, way, budget, make)
+        keep(file, line)
+        print(f"  {way}, {budget:.0%}: {line['spearman']:.4f}, {line['loss']:.4f}", flush=True)
+    rows: list[Any] = read(file)
+    text = report(rows)
+    print("\n" + text)
+    draw(rows, options.output / f"{name}.png")
+    write_page(options.output / f"{name}.md", __doc__, text)
+
+
+if __name__ == "__main__":
+    main()
