@@ -83,7 +83,7 @@ def add_places(compress: Any) -> None:
         help="keep what is measured in FILE, and go on from it with the same model and sentences",
     )
     compress.add_argument("--batch-size", type=int, default=16, help="sentences at a time (%(default)s)")
-    compress.add_argument("--max-length", type=int, default=128, help="tokens per sentence at most (%(default)s)")
+    compress.add_argument("--max-length", type=int, help="tokens per sentence at most (what the model declares)")
 
 
 def add_size(group: Any) -> None:
@@ -136,7 +136,7 @@ def add_finetune(tune: Any) -> None:
     tune.add_argument("--epochs", type=int, default=3, help="passes over the rows (%(default)s)")
     tune.add_argument("--learning-rate", type=float, default=5e-5, help="the highest, of AdamW (%(default)s)")
     tune.add_argument("--batch-size", type=int, default=32, help="rows at a time (%(default)s)")
-    tune.add_argument("--max-length", type=int, default=128, help="tokens of a row at most (%(default)s)")
+    tune.add_argument("--max-length", type=int, help="tokens of a row at most (what the model declares)")
     tune.add_argument("--seed", type=int, default=0, help="of the order of the rows, dropout and a new head")
     tune.add_argument(
         "--file",

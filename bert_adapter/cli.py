@@ -148,7 +148,7 @@ def check_tokens(model: Any, teacher: Any, texts: Any) -> None:
 
     if teacher is None:
         return
-    ids = [tokenizer(one)(texts[:100])["input_ids"].tolist() for one in (model, teacher)]
+    ids = [tokenizer(one, max_length=128)(texts[:100])["input_ids"].tolist() for one in (model, teacher)]
     if ids[0] != ids[1]:
         raise ValueError("--teacher: got a model that cuts the texts of --data into other tokens, wanted the same ones")
 

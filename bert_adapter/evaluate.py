@@ -26,7 +26,7 @@ class Fidelity(NamedTuple):
     spearman: float
 
 
-def embed(model: Model, texts: Texts, batch_size: int = 32, max_length: int = 128) -> np.ndarray:
+def embed(model: Model, texts: Texts, batch_size: int = 32, max_length: int | None = None) -> np.ndarray:
     """Row i is the output for text i, of an embedder its embedding; (texts, width).
 
     Raises:
@@ -117,7 +117,7 @@ def ranks(values: np.ndarray) -> np.ndarray:
     return (last - (count + 1) / 2)[place]
 
 
-def score(model: Model, rows: LabelledTexts, batch_size: int = 32, max_length: int = 128) -> dict[str, float]:
+def score(model: Model, rows: LabelledTexts, batch_size: int = 32, max_length: int | None = None) -> dict[str, float]:
     """Accuracy and Matthews' correlation of the classes predicted; Pearson's and Spearman's of values.
 
     Of a head of several labels at once, each label of each row counts, as there or not; of several values, their

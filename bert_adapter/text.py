@@ -65,11 +65,11 @@ def length_of(text: str | tuple[str, ...]) -> int:
     return len(text) if isinstance(text, str) else sum(map(len, text))
 
 
-def tokenizer(model: Model, max_length: int = 128, multiple_of: int = 16) -> Tokenizer:
+def tokenizer(model: Model, max_length: int | None = None, multiple_of: int = 16) -> Tokenizer:
     """A function from texts, or pairs of texts, to the int32 arrays that the model's module takes by name.
 
-    Rows are cut at max_length, at the model's last position, or where its files say ("max_seq_length" of
-    sentence_bert_config.json, or else "model_max_length" of the tokenizer), whichever comes first, and padded to the
+    Rows are cut where the model's files say ("max_seq_length" of sentence_bert_config.json, or else "model_max_length"
+    of the tokenizer), at its last position, or at max_length, whichever comes first, and padded to the
     longest of them rounded up to a multiple of multiple_of: few lengths are few compilations. The lengths in
     tokenizer.json are overruled. A default prompt that the files declare is put before every text. A single text is a
     list of one; see `as_texts` for what else may hold texts.
@@ -86,9 +86,11 @@ def tokenizer(model: Model, max_length: int = 128, multiple_of: int = 16) -> Tok
         array([5, 6])
     """
     check_count("multiple_of", multiple_of, 1)
-    check_count("max_length", max_length, 1)
+    if max_length is not None:
+        check_count("max_length", max_length, 1)
     tokenize, prompt = tokenizer_of(model), settings(model.files).prompt
-    limit = min(max_length, longest_row(model, tokenize))
+    declared = longest_row(model, tokenize)
+    limit = declared if max_length is None else min(max_length, declared)
     check_room(tokenize, limit, prompt, pair=False)
     padding = {"input_ids": tokenize.pad_token_id, "attention_mask": 0, "token_type_ids": 0}
 
@@ -117,7 +119,7 @@ def check_room(tokenize: Any, limit: int, prompt: str, pair: bool) -> None:
         raise ValueError(f"max_length: got {limit}, wanted at least {least} for {texts}: {taken}")
 
 
-def text_batches(model: Model, texts: Texts, batch_size: int = 16, max_length: int = 128) -> Sequence[Batch]:
+def text_batches(model: Model, texts: Texts, batch_size: int = 16, max_length: int | None = None) -> Sequence[Batch]:
     """The texts, or pairs of texts, as batches of about equal length, the longest first.
 
     The order of the texts is lost.
@@ -177,7 +179,7 @@ def checked_rows(model: Model, rows: LabelledTexts) -> tuple[Listed, np.ndarray]
     return texts, labels
 
 
-def labelled_batches(model: Model, rows: LabelledTexts, batch_size: int = 32, max_length: int = 128) -> Sequence[Batch]:
+def labelled_batches(model: Model, rows: LabelledTexts, batch_size: int = 32, max_length: int | None = None) -> Sequence[Batch]:
     """The rows as batches of `batch_size` rows of about equal length, with their "labels", the longest first.
 
     The last batch repeats rows of its own to be as large as the others, with "weights" of 0 for what is repeated.
