@@ -1,7 +1,7 @@
 """The one-liner: a model, some batches and a budget in; a smaller model and a report out."""
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from bert_adapter.factorisation import KernelReport, factorise
 from bert_adapter.families import predictive
 from bert_adapter.importance.fingerprint import of_params
 from bert_adapter.importance.gradients import Gradients, Loss, check_gradients
-from bert_adapter.importance.sums import Importance, check_model
+from bert_adapter.importance.sums import Importance, check_model, check_texts
 from bert_adapter.kernels import choose_ranks, select_kernels
 from bert_adapter.layers.capture import Batch
 from bert_adapter.losses import TaskLoss
@@ -107,7 +107,7 @@ def compress(
         the marginals of the Fisher information: E[GG'] along a kernel's inputs and E[G'G] along its outputs, with G an
         example's gradient (Gupta et al. 2018).
       importance: what `measure_signal` returned for these kernels of this model, to use instead of measuring on
-        `batches`.
+        `batches`. A list of batches must then be the one that was measured on, or empty.
       gradients: of which loss. "categorical", "bernoulli" or "gaussian", the distribution that the model predicts; see
         `measure_importance`. By default that of the module's head: of classes, of labels at once, or around values or
         an embedding. No labels are needed. Or a function, as `loss`.
@@ -142,6 +142,7 @@ def compress(
     dense = as_model(model)
     if importance is not None:
         check_model(importance, of_params(dense.params))
+        check_texts(importance, batches if isinstance(batches, Sequence) else ())
     shapes = select_kernels(dense, include, exclude)
     ranks, predicted = None if rank is None else choose_ranks(shapes, rank), None
     if budget is not None:

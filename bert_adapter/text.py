@@ -179,7 +179,9 @@ def checked_rows(model: Model, rows: LabelledTexts) -> tuple[Listed, np.ndarray]
     return texts, labels
 
 
-def labelled_batches(model: Model, rows: LabelledTexts, batch_size: int = 32, max_length: int | None = None) -> Sequence[Batch]:
+def labelled_batches(
+    model: Model, rows: LabelledTexts, batch_size: int = 32, max_length: int | None = None
+) -> Sequence[Batch]:
     """The rows as batches of `batch_size` rows of about equal length, with their "labels", the longest first.
 
     The last batch repeats rows of its own to be as large as the others, with "weights" of 0 for what is repeated.

@@ -324,6 +324,11 @@ def test_importance_of_another_model_is_refused():
     assert ours == theirs
 
 
+def test_importance_of_other_batches_is_refused():
+    with pytest.raises(ValueError, match="importance: measured on 1 batches which are not the 2 given"):
+        compress(model(), batches() * 2, rank=4, signal="kfac", importance=measured())
+
+
 @pytest.mark.parametrize("options", [{"file": "sums"}, {"gradients": "gaussian"}])
 def test_importance_and_how_to_measure_it_are_refused_together(options):
     with pytest.raises(ValueError, match="wanted either"):

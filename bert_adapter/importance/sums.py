@@ -1,6 +1,6 @@
 """Sums over examples, for each kernel, and measurements that add up."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+
+from bert_adapter.importance.fingerprint import of_arrays
 
 
 class Sums(NamedTuple):
@@ -110,6 +112,16 @@ def check_model(importance: Importance, model: str) -> None:
             f"importance: measured on another model, whose parameters have the fingerprint {importance.model}; those "
             f"of this one have {model}: measure_signal(forward(model), model.params, batches, paths) measures it. If "
             f'it is to be used all the same: dataclasses.replace(importance, model="")'
+        )
+
+
+def check_texts(importance: Importance, batches: Sequence[Mapping[str, Any]]) -> None:
+    """A ValueError if something was measured on other batches than these, where there are any."""
+    given = tuple(map(of_arrays, batches))
+    if given and importance.texts and given != importance.texts:
+        raise ValueError(
+            f"importance: measured on {len(importance.texts)} batches which are not the {len(given)} given: wanted the "
+            f"same ones, or none, batches=()"
         )
 
 
