@@ -2,6 +2,7 @@
 
 from bert_adapter.checkpoint import as_model, load, save
 from bert_adapter.compressing import Report, compress
+from bert_adapter.decompositions import Decompositions, decompose
 from bert_adapter.evaluate import loss_increase, score
 from bert_adapter.factorisation import KernelReport, factorise, merge
 from bert_adapter.families import FAMILIES
@@ -30,6 +31,7 @@ __all__ = [
     "FAMILIES",
     "LAYERS",
     "SIGNALS",
+    "Decompositions",
     "Family",
     "Importance",
     "KernelReport",
@@ -43,6 +45,7 @@ __all__ = [
     "as_model",
     "choose_ranks",
     "compress",
+    "decompose",
     "factorise",
     "factorised",
     "finetune",

@@ -12,21 +12,21 @@ import wlra
 from bert_adapter.batches import labelled
 from bert_adapter.checkpoint import as_model
 from bert_adapter.checkpoint.names import SCHEMA, low_rank
+from bert_adapter.decompositions import Decompositions, check_of, chosen_signal, decompositions, restricted
 from bert_adapter.factorisation import KernelReport, factorise
 from bert_adapter.families import predictive
-from bert_adapter.importance.fingerprint import of_params
 from bert_adapter.importance.gradients import Gradients, Loss, check_gradients
-from bert_adapter.importance.sums import Importance, check_model, check_texts
-from bert_adapter.kernels import choose_ranks, select_kernels
+from bert_adapter.importance.sums import Importance, check_texts
+from bert_adapter.kernels import Shapes, choose_ranks, select_kernels
 from bert_adapter.layers.capture import Batch
 from bert_adapter.losses import TaskLoss
 from bert_adapter.model import Model, forward
-from bert_adapter.ranks import allowed_ranks, check_affordable, check_budget, per_example, plan_for
-from bert_adapter.signals import DEFAULT, SIGNALS, as_signal
+from bert_adapter.ranks import allowed_ranks, check_affordable, check_budget, plan_for
+from bert_adapter.signals import SIGNALS, as_signal
 from bert_adapter.signals.definition import Signal
 from bert_adapter.signals.measure import measure_signal
-from bert_adapter.signals.weights import reliabilities, solver_weights
-from wlra.options import check_options
+from bert_adapter.signals.weights import solver_weights
+from wlra.options import as_method, check_options
 
 
 class Report(NamedTuple):
@@ -77,8 +77,8 @@ def compress(
     of: str = "kernels",
     uniform: bool = False,
     multiple_of: int = 1,
-    signal: str | Signal = DEFAULT,
-    importance: Importance | None = None,
+    signal: str | Signal | None = None,
+    importance: Importance | Decompositions | None = None,
     gradients: Gradients | None = None,
     loss: Loss | None = None,
     method: str | wlra.Method | None = None,
@@ -107,7 +107,8 @@ def compress(
         the marginals of the Fisher information: E[GG'] along a kernel's inputs and E[G'G] along its outputs, with G an
         example's gradient (Gupta et al. 2018).
       importance: what `measure_signal` returned for these kernels of this model, to use instead of measuring on
-        `batches`. A list of batches must then be the one that was measured on, or empty.
+        `batches`. A list of batches must then be the one that was measured on, or empty. Or what `decompose` makes of
+        the importance: at a second budget nothing is computed again.
       gradients: of which loss. "categorical", "bernoulli" or "gaussian", the distribution that the model predicts; see
         `measure_importance`. By default that of the module's head: of classes, of labels at once, or around values or
         an embedding. No labels are needed. Or a function, as `loss`.
@@ -134,41 +135,72 @@ def compress(
       True
     """
     gradients = check_one_loss(gradients, loss)
-    chosen, solved_by = check_signal(signal, gradients, method=method, solver=solver, measured=importance is not None)
+    signal, given = chosen_signal(signal, shrink, importance), importance
+    chosen, solved_by = check_signal(signal, gradients, method=method, solver=solver, measured=given is not None)
     allowed = check_size(rank=rank, budget=budget, of=of, uniform=uniform, multiple_of=multiple_of, shrink=shrink)
-    if importance is not None and (file is not None or gradients is not None):
+    if given is not None and (file is not None or gradients is not None):
         raise ValueError("file and gradients are for what is measured, and importance has been: wanted either")
     clock = [time.perf_counter()]
     dense = as_model(model)
-    if importance is not None:
-        check_model(importance, of_params(dense.params))
-        check_texts(importance, batches if isinstance(batches, Sequence) else ())
+    check_of(given, dense.params)
+    check_texts(given, batches if isinstance(batches, Sequence) else ())
     shapes = select_kernels(dense, include, exclude)
     ranks, predicted = None if rank is None else choose_ranks(shapes, rank), None
     if budget is not None:
         check_affordable(dense.params, shapes, budget, of=of, allowed=allowed)
     clock.append(time.perf_counter())
-    if importance is None and chosen.statistics:
+    if given is None and chosen.statistics:
         batches = labelled(dense, batches) if isinstance(gradients, TaskLoss) else batches
         wanted: dict[str, Any] = {"signal": chosen, "gradients": gradients or predictive(dense.module), "seed": seed}
         shown = {"file": file, "progress": progress}
         importance = measure_signal(forward(dense), dense.params, batches, shapes, **wanted, **shown)
     clock.append(time.perf_counter())
-    weights = solver_weights(importance, chosen, shapes, shrink)
+    how: dict[str, Any] = {"signal": chosen, "shrink": shrink, "method": solved_by}
+    known = decomposed(dense.params, importance, shapes, **how, progress=progress, consume=given is None)
     if ranks is None:
         assert budget is not None
-        limits = {"allowed": allowed, "units": chosen.units, "examples": per_example(importance, chosen)}
-        planned = plan_for(dense.params, shapes, weights.__getitem__, budget, of=of, uniform=uniform, **limits)
+        planned = plan_for(dense.params, known, budget, of=of, uniform=uniform, allowed=allowed)
         ranks, predicted = planned.ranks, planned.predicted if chosen.units == "loss" else None
     clock.append(time.perf_counter())
+    weights = components_or_weights(known, importance)
     how = {"shapes": shapes, "method": solved_by, "solver": solver, "progress": progress}
     params, kernels = factorise(dense.params, weights, ranks, **how)
     clock.append(time.perf_counter())
-    trusted = reliabilities(importance, chosen, shapes)
     done = {"method": solved_by.name, "signal": chosen.name, "seconds": stages(clock)}
-    report = Report(kernels, **done, predicted=predicted, reliability=trusted)
+    report = Report(kernels, **done, predicted=predicted, reliability=known.reliability)
     config = dense.config | {"low_rank": section(dense, report, seed)}
     return dense._replace(params=params, config=config), report
+
+
+def decomposed(
+    params: Any,
+    importance: Importance | Decompositions | None,
+    shapes: Shapes,
+    *,
+    signal: Signal,
+    shrink: float | None,
+    method: wlra.Method,
+    **how: Any,
+) -> Decompositions:
+    """What is given for the kernels, if it is decomposed for the method, or else the decompositions."""
+    if not isinstance(importance, Decompositions):
+        return decompositions(params, importance, shapes, signal=signal, shrink=shrink, method=method, **how)
+    known = restricted(importance, shapes)
+    if method != as_method(signal.method) or any(each.left is None for each in known.kernels.values()):
+        raise ValueError(
+            f"importance: decomposed for the closed form of signal {signal.name!r}; method {method.name!r} needs the "
+            f"importance itself, as measure_signal returned it"
+        )
+    return known
+
+
+def components_or_weights(known: Decompositions, importance: Importance | Decompositions | None) -> dict[str, Any]:
+    """By path, the components where they are known, and the weights for the solver elsewhere."""
+    left = {path: known.shapes[path] for path, each in known.kernels.items() if each.left is None}
+    if not left:
+        return dict(known.kernels)
+    assert not isinstance(importance, Decompositions)
+    return {**known.kernels, **solver_weights(importance, known.signal, left, known.shrink)}
 
 
 def check_one_loss(gradients: Gradients | None, loss: Loss | None) -> Gradients | None:

@@ -14,6 +14,7 @@ from bert_adapter.jobs import Job, groups_of, job_for, rotate_back, solve_group
 from bert_adapter.kernels import Shapes, break_even, matrix_shape, split_axes
 from bert_adapter.layers.marker import FACTORISED
 from bert_adapter.progress import track
+from wlra.components import Decomposed, cut, lost
 from wlra.options import Request, check_options
 
 
@@ -62,7 +63,7 @@ def factorise(
     Args:
       params: nested dicts, with the kernels under `path + "/kernel"`.
       weights: by path, as `wlra.solve` takes them: None, an array, or `wlra.Kronecker`; or `Rotated`, in whose
-        coordinates the kernel is then factorised.
+        coordinates the kernel is then factorised. Or the components that `decompose` found, which are cut.
       ranks: by path.
       shapes: by path, the matrices (m, n) that the kernels are, as `select_kernels` returns them; needed for kernels
         with more than two axes, whose factors keep them: 'left' (*in, k) and 'right' (k, *out).
@@ -80,12 +81,16 @@ def factorise(
       ((6, 1), (1, 4), True)
     """
     request = check_options(method, **(solver or {}))
+    check_components(weights, request)
     flat: dict[str, Any] = dict(flatten_dict(params, keep_empty_nodes=True, sep="/"))
     jobs, reports = [], {}
     for path, rank in ranks.items():
         kernel = flat[f"{path}/kernel"]
         shape = matrix_shape(path, kernel, shapes)
-        if rank < break_even(shape):
+        if rank < break_even(shape) and isinstance(weights[path], Decomposed):
+            flat |= factors_of(path, shape, *cut(weights[path], rank), kernel=kernel)
+            reports[path] = report_of_cut(path, rank, shape, loss={request.method.name: lost(weights[path], rank)})
+        elif rank < break_even(shape):
             jobs.append(job_for(path, rank, kernel.reshape(shape), weights[path]))
         else:
             reports[path] = dense_report(path, rank, shape)
@@ -94,21 +99,29 @@ def factorise(
         results = solve_group(group, request.method, solver or {})
         seconds = (time.perf_counter() - began) / len(group)
         for job, result in zip(group, results, strict=True):
-            flat |= factors_of(job, result, flat[f"{job.path}/kernel"])
+            left, right = result.left[:, : job.rank], result.right[: job.rank]
+            if job.basis is not None:
+                left, right = rotate_back(left, right, job.basis)
+            flat |= factors_of(job.path, job.matrix.shape, left, right, kernel=flat[f"{job.path}/kernel"])
             reports[job.path] = report_of(job, result, request)._replace(seconds=seconds)
     return unflatten_dict(flat, sep="/"), [reports[path] for path in ranks]
 
 
-def factors_of(job: Job, result: wlra.Result, kernel: Any) -> dict[str, Any]:
+def check_components(weights: Mapping[str, Any], request: Request) -> None:
+    """A ValueError for components where the method is none that cuts them, or for squares without components."""
+    for path, known in weights.items():
+        if isinstance(known, Decomposed) and (known.left is None or request.method.closed_form is None):
+            what = "squares alone" if known.left is None else "components"
+            raise ValueError(f"{path}: got {what} for method {request.method.name!r}, wanted weights")
+
+
+def factors_of(path: str, shape: tuple[int, int], left: Any, right: Any, *, kernel: Any) -> dict[str, Any]:
     """By path, what stands in the place of a kernel."""
-    left, right = result.left[:, : job.rank], result.right[: job.rank]
-    if job.basis is not None:
-        left, right = rotate_back(left, right, job.basis)
-    inputs, outputs = split_axes(job.path, kernel.shape, job.matrix.shape)
+    inputs, outputs = split_axes(path, kernel.shape, shape)
     return {
-        f"{job.path}/left": left.reshape(*inputs, job.rank).astype(kernel.dtype),
-        f"{job.path}/right": right.reshape(job.rank, *outputs).astype(kernel.dtype),
-        f"{job.path}/kernel": FACTORISED,
+        f"{path}/left": left.reshape(*inputs, -1).astype(kernel.dtype),
+        f"{path}/right": right.reshape(-1, *outputs).astype(kernel.dtype),
+        f"{path}/kernel": FACTORISED,
     }
 
 
@@ -129,6 +142,13 @@ def report_of(job: Job, result: wlra.Result, request: Request) -> KernelReport:
         status=wlra.Status(int(result.status)).name,
         seconds=0.0,
         history=history,
+    )
+
+
+def report_of_cut(path: str, rank: int, shape: tuple[int, int], loss: dict[str, float]) -> KernelReport:
+    """What the decomposition says of a kernel, which took its time before."""
+    return dense_report(path, rank, shape)._replace(
+        parameters_after=rank * sum(shape), loss=loss, status=wlra.Status.CONVERGED.name, history=list(loss.values())
     )
 
 

@@ -115,10 +115,12 @@ def check_model(importance: Importance, model: str) -> None:
         )
 
 
-def check_texts(importance: Importance, batches: Sequence[Mapping[str, Any]]) -> None:
-    """A ValueError if something was measured on other batches than these, where there are any."""
+def check_texts(importance: Any, batches: Sequence[Mapping[str, Any]]) -> None:
+    """A ValueError if an importance was measured on other batches than these, where there are any."""
+    if not isinstance(importance, Importance) or not importance.texts:
+        return
     given = tuple(map(of_arrays, batches))
-    if given and importance.texts and given != importance.texts:
+    if given and given != importance.texts:
         raise ValueError(
             f"importance: measured on {len(importance.texts)} batches which are not the {len(given)} given: wanted the "
             f"same ones, or none, batches=()"
