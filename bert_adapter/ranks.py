@@ -11,10 +11,11 @@ from jaxtyping import Float
 from threadpoolctl import threadpool_limits
 
 from bert_adapter.checkpoint.names import by_path
-from bert_adapter.choices import Curve, all_plans, cheapest, choices_of, even
+from bert_adapter.choices import Choices, Curve, all_plans, cheapest, choices_of, even
 from bert_adapter.importance.fingerprint import of_params
 from bert_adapter.importance.sums import Importance, check_model
 from bert_adapter.kernels import Shapes, matrix_shape
+from bert_adapter.layers.stacks import unstacked, whole
 from bert_adapter.signals import DEFAULT, as_signal
 from bert_adapter.signals.definition import Signal
 from bert_adapter.signals.weights import solver_weights
@@ -94,7 +95,8 @@ def plan(
     allowed = allowed_ranks(minimum, maximum, multiple_of)
     if importance is not None:
         check_model(importance, of_params(params))
-    shapes = selected_shapes(params, importance, kernels)
+    paths = kernels if kernels is not None or importance is None else importance.sums
+    shapes = selected_shapes(unstacked(params, paths or ()), importance, kernels)
 
     def weights(path: str) -> Any:
         return solver_weights(importance, chosen, {path: shapes[path]}, shrink)[path]
@@ -128,24 +130,35 @@ def plan_for(
     examples: float,
 ) -> Plan:
     """The plan for kernels whose weights, by path, are sums over `examples` examples; see `plan`."""
-    flat = by_path(params)
+    flat = by_path(unstacked(params, shapes))
     kernels = {path: flat[f"{path}/kernel"] for path in shapes}
     check_affordable(params, shapes, budget, of=of, allowed=allowed)
     losses = in_units(all_losses(kernels, shapes, weights), shapes, units, examples)
     choices = {}
     for path, kernel in kernels.items():
         choices[path] = choices_of(shapes[path], price(kernel, of), losses[path], allowed)
+    choices = together(choices)
     fixed = fixed_cost(flat, kernels, of)
     total = fixed + sum(float(choice.cost[-1]) for choice in choices.values())
     curve = all_plans(choices, fixed, total)
     chosen = even(choices, budget * total - fixed) if uniform else cheapest(choices, curve, budget, total)
     cost = sum(float(choice.cost[chosen[path]]) for path, choice in choices.items())
     return Plan(
-        ranks={path: int(choice.rank[chosen[path]]) for path, choice in choices.items()},
+        ranks={path: int(choices[whole(path)].rank[chosen[whole(path)]]) for path in shapes},
         share=(fixed + cost) / total,
         predicted=sum(float(choice.loss[chosen[path]]) for path, choice in choices.items()),
         curve=curve,
     )
+
+
+def together(choices: dict[str, Choices]) -> dict[str, Choices]:
+    """By the path of the kernel, what all matrices in it can be, which have one rank."""
+    found: dict[str, Choices] = {}
+    for path, choice in choices.items():
+        known = found.get(whole(path))
+        both = choice if known is None else Choices(choice.rank, known.cost + choice.cost, known.loss + choice.loss)
+        found[whole(path)] = both
+    return found
 
 
 def in_units(losses: dict[str, Any], shapes: Shapes, units: str, examples: float) -> dict[str, Any]:
@@ -163,7 +176,7 @@ def price(kernel: Any, of: str) -> int:
 
 def check_affordable(params: Any, shapes: Shapes, budget: float, *, of: str, allowed: range) -> None:
     """A ValueError if the smallest ranks cost more than the budget, which is known before anything is measured."""
-    flat = by_path(params)
+    flat = by_path(unstacked(params, shapes))
     kernels = {path: flat[f"{path}/kernel"] for path in shapes}
     fixed, least, most = fixed_cost(flat, kernels, of), 0.0, 0.0
     for path, kernel in kernels.items():
