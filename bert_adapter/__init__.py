@@ -1,6 +1,6 @@
-"""Flax BERT checkpoints, factorised by weighted low-rank approximation."""
+"""Flax models, BERT checkpoints among them, factorised by weighted low-rank approximation."""
 
-from bert_adapter.checkpoint import as_model, load, save
+from bert_adapter.checkpoint import load, save
 from bert_adapter.compressing import Report, compress
 from bert_adapter.decompositions import Decompositions, decompose
 from bert_adapter.evaluate import loss_increase, score
@@ -12,6 +12,7 @@ from bert_adapter.importance.measure import measure_importance
 from bert_adapter.importance.storage import load_importance, save_importance
 from bert_adapter.importance.sums import Importance
 from bert_adapter.kernels import choose_ranks, select_kernels
+from bert_adapter.kinds import as_model, load_into, with_params
 from bert_adapter.layers import LAYERS
 from bert_adapter.layers.layer import Layer
 from bert_adapter.layers.marker import FACTORISED
@@ -53,6 +54,7 @@ __all__ = [
     "labelled_batches",
     "load",
     "load_importance",
+    "load_into",
     "loss_increase",
     "measure_importance",
     "measure_signal",
@@ -68,4 +70,5 @@ __all__ = [
     "text_batches",
     "tokenizer",
     "with_head",
+    "with_params",
 ]

@@ -1,7 +1,7 @@
 """The one-liner: a model, some batches and a budget in; a smaller model and a report out."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +10,6 @@ import jax
 
 import wlra
 from bert_adapter.batches import labelled
-from bert_adapter.checkpoint import as_model
 from bert_adapter.checkpoint.names import SCHEMA, low_rank
 from bert_adapter.decompositions import Decompositions, check_of, chosen_signal, decompositions, restricted
 from bert_adapter.factorisation import KernelReport, factorise
@@ -18,9 +17,13 @@ from bert_adapter.families import predictive
 from bert_adapter.importance.gradients import Gradients, Loss, check_gradients
 from bert_adapter.importance.sums import Importance, check_texts
 from bert_adapter.kernels import Shapes, choose_ranks, select_kernels
+from bert_adapter.kinds import as_model, in_kind
 from bert_adapter.layers.capture import Batch
+from bert_adapter.layers.stacks import whole
 from bert_adapter.losses import TaskLoss
-from bert_adapter.model import Model, forward
+from bert_adapter.model import Model, is_own
+from bert_adapter.model import forward as function_of
+from bert_adapter.own import as_rows
 from bert_adapter.ranks import allowed_ranks, check_affordable, check_budget, plan_for
 from bert_adapter.signals import SIGNALS, as_signal
 from bert_adapter.signals.definition import Signal
@@ -72,6 +75,8 @@ def compress(
     model: Model | str | Path | Any,
     batches: Iterable[Batch],
     *,
+    forward: Callable[..., Any] | None = None,
+    output: int | str | None = None,
     budget: float | None = None,
     rank: int | Mapping[str, int] | None = None,
     of: str = "kernels",
@@ -89,14 +94,19 @@ def compress(
     file: str | Path | None = None,
     solver: Mapping[str, Any] | None = None,
     progress: bool = True,
-) -> tuple[Model, Report]:
+) -> tuple[Any, Report]:
     """The model with its selected kernels factorised where that makes them smaller, and a report.
 
     Args:
-      model: a `Model`, a directory or Hub id, or an instance of transformers' FlaxBertModel or
-        FlaxBertForSequenceClassification.
+      model: a `Model`, a directory or Hub id, (module, params) of any Linen module, any NNX module, or an instance of
+        one of transformers' Flax models. What is returned is of the same kind: a `Model` for the first three; a copy of
+        the NNX module with other layers in it; an object of a subclass of the Flax model's class.
       batches: what the importance is measured on, mappings of arrays (batch, ...) with "input_ids", "attention_mask"
         and what else the module takes; see `text_batches`. Not the rows that the result will be judged on.
+      forward: how a model of your own is called, (params, batch) -> output, or (model, batch) -> output for NNX. By
+        default with the entries of the batch that its `__call__` takes by name.
+      output: where that returns several arrays, the index, key or attribute of the one that counts; by default
+        "logits". It is (batch, width), or (batch, time, width) with padding as batch["attention_mask"] says.
       budget: the share of the selected kernels' parameters to keep, in (0, 1]. It gives each kernel its rank by what
         that saves.
       rank: instead of a budget, of every selected kernel, or by path.
@@ -117,7 +127,8 @@ def compress(
       method: of `wlra.solve`, by default the one that fits the signal.
       shrink: how far Gram matrices are shrunk towards the identity, and weights per entry towards their separable fit,
         in [0, 1]; if None, as far as they are noise, as far as that is known: see `Report.reliability`.
-      include, exclude: regular expressions that select kernels by path; by default all of the encoder.
+      include, exclude: regular expressions that select kernels by path; by default all of the encoder, and of a model
+        of your own all that can be factorised: those of Dense, DenseGeneral and Einsum, NNX's Linear and LinearGeneral.
       seed: of the random directions that stand in for labels.
       file: what was measured is kept there, and a run that was killed goes on from it; see `measure_importance`.
       solver: other options of `wlra.solve_batch` (tol, max_iters, ...).
@@ -141,10 +152,11 @@ def compress(
     if given is not None and (file is not None or gradients is not None):
         raise ValueError("file and gradients are for what is measured, and importance has been: wanted either")
     clock = [time.perf_counter()]
-    dense = as_model(model)
+    dense = as_model(model, forward=forward, output=output)
     check_of(given, dense.params)
+    batches = list(batches) if is_own(dense) else batches
     check_texts(given, batches if isinstance(batches, Sequence) else ())
-    shapes = select_kernels(dense, include, exclude)
+    shapes = select_kernels(dense, include, exclude, batch=next(iter(batches), None) if is_own(dense) else None)
     ranks, predicted = None if rank is None else choose_ranks(shapes, rank), None
     if budget is not None:
         check_affordable(dense.params, shapes, budget, of=of, allowed=allowed)
@@ -152,8 +164,8 @@ def compress(
     if given is None and chosen.statistics:
         batches = labelled(dense, batches) if isinstance(gradients, TaskLoss) else batches
         wanted: dict[str, Any] = {"signal": chosen, "gradients": gradients or predictive(dense.module), "seed": seed}
-        shown = {"file": file, "progress": progress}
-        importance = measure_signal(forward(dense), dense.params, batches, shapes, **wanted, **shown)
+        run = as_rows(function_of(dense), wanted["gradients"])
+        importance = measure_signal(run, dense.params, batches, shapes, **wanted, file=file, progress=progress)
     clock.append(time.perf_counter())
     how: dict[str, Any] = {"signal": chosen, "shrink": shrink, "method": solved_by}
     known = decomposed(dense.params, importance, shapes, **how, progress=progress, consume=given is None)
@@ -169,7 +181,7 @@ def compress(
     done = {"method": solved_by.name, "signal": chosen.name, "seconds": stages(clock)}
     report = Report(kernels, **done, predicted=predicted, reliability=known.reliability)
     config = dense.config | {"low_rank": section(dense, report, seed)}
-    return dense._replace(params=params, config=config), report
+    return in_kind(model, dense._replace(params=params, config=config)), report
 
 
 def decomposed(
@@ -279,7 +291,7 @@ def stages(clock: list[float]) -> dict[str, float]:
 
 def section(dense: Model, report: Report, seed: int) -> dict[str, Any]:
     """The "low_rank" section of config.json: which kernels have which rank, and how that was done."""
-    ranks = {kernel.path: kernel.rank for kernel in report.kernels if kernel.status != "DENSE"}
+    ranks = {whole(kernel.path): kernel.rank for kernel in report.kernels if kernel.status != "DENSE"}
     return {
         "schema": SCHEMA,
         "ranks": low_rank(dense.config) | ranks,

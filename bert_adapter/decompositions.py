@@ -15,6 +15,7 @@ from bert_adapter.checkpoint.names import by_path
 from bert_adapter.importance.fingerprint import of_params
 from bert_adapter.importance.sums import Importance, check_model
 from bert_adapter.kernels import Shapes, break_even, matrix_shape
+from bert_adapter.layers.stacks import unstacked
 from bert_adapter.progress import track
 from bert_adapter.signals import DEFAULT, as_signal
 from bert_adapter.signals.definition import Rotated, Signal
@@ -114,9 +115,10 @@ def decompositions(
     """
     reliability, examples = reliabilities(importance, signal, shapes), per_example(importance, signal)
     known = {} if importance is None else importance.sums
+    flat = by_path(unstacked(params, shapes))
 
     def one(path: str) -> Decomposed:
-        kernel = np.asarray(by_path(params)[f"{path}/kernel"]).reshape(shapes[path])
+        kernel = np.asarray(flat[f"{path}/kernel"]).reshape(shapes[path])
         try:
             weights = solver_weights(importance, signal, {path: shapes[path]}, shrink)[path]
             found = decompose_one(kernel, weights, method)
@@ -189,7 +191,8 @@ def predicted_losses(decomposed: Decomposed) -> Float[np.ndarray, " ranks"]:
 
 def selected_shapes(params: Any, importance: Importance | None, kernels: Shapes | None) -> dict[str, tuple[int, int]]:
     """The shapes of the kernels to plan for: those given, or those that were measured, or all with two axes."""
-    flat = by_path(params)
+    given = kernels if kernels is not None or importance is None else importance.sums
+    flat = by_path(unstacked(params, given or ()))
     found = {path.removesuffix("/kernel"): leaf for path, leaf in flat.items() if path.endswith("/kernel")}
     paths = [path for path, leaf in found.items() if np.ndim(leaf) == 2] if importance is None else importance.sums
     paths = list(paths if kernels is None else kernels)

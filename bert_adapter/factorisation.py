@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -12,7 +12,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 import wlra
 from bert_adapter.jobs import Job, groups_of, job_for, rotate_back, solve_group
 from bert_adapter.kernels import Shapes, break_even, matrix_shape, split_axes
-from bert_adapter.layers.marker import FACTORISED
+from bert_adapter.layers.marker import FACTORISED, Factorised
+from bert_adapter.layers.stacks import restacked, unstacked
 from bert_adapter.progress import track
 from wlra.components import Decomposed, cut, lost
 from wlra.options import Request, check_options
@@ -50,7 +51,7 @@ def factorise(
     ranks: Mapping[str, int],
     *,
     shapes: Shapes | None = None,
-    method: str | wlra.Method = "anderson",
+    method: str | wlra.Method | None = None,
     solver: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> tuple[dict[str, Any], list[KernelReport]]:
@@ -67,7 +68,8 @@ def factorise(
       ranks: by path.
       shapes: by path, the matrices (m, n) that the kernels are, as `select_kernels` returns them; needed for kernels
         with more than two axes, whose factors keep them: 'left' (*in, k) and 'right' (k, *out).
-      method: as `wlra.solve` takes it.
+      method: as `wlra.solve` takes it; by default the one that fits the weights, "kronecker" for `wlra.Kronecker`,
+        "svd" where there are none, and else "anderson".
       solver: other options of `wlra.solve_batch` (tol, max_iters, ...).
 
     Returns:
@@ -80,9 +82,9 @@ def factorise(
       >>> small["layer"]["left"].shape, small["layer"]["right"].shape, reports[0].loss["svd"] < 1e-6
       ((6, 1), (1, 4), True)
     """
-    request = check_options(method, **(solver or {}))
+    request = check_options(method_for(weights, ranks) if method is None else method, **(solver or {}))
     check_components(weights, request)
-    flat: dict[str, Any] = dict(flatten_dict(params, keep_empty_nodes=True, sep="/"))
+    flat: dict[str, Any] = dict(flatten_dict(unstacked(params, ranks), keep_empty_nodes=True, sep="/"))
     jobs, reports = [], {}
     for path, rank in ranks.items():
         kernel = flat[f"{path}/kernel"]
@@ -104,7 +106,15 @@ def factorise(
                 left, right = rotate_back(left, right, job.basis)
             flat |= factors_of(job.path, job.matrix.shape, left, right, kernel=flat[f"{job.path}/kernel"])
             reports[job.path] = report_of(job, result, request)._replace(seconds=seconds)
-    return unflatten_dict(flat, sep="/"), [reports[path] for path in ranks]
+    return restacked(unflatten_dict(flat, sep="/")), [reports[path] for path in ranks]
+
+
+def method_for(weights: Mapping[str, Any], paths: Iterable[str]) -> str:
+    """The name of the method that fits the weights of all these kernels."""
+    kinds = {type(weights[path]) for path in paths} - {Decomposed}
+    if wlra.Kronecker in kinds and len(kinds) > 1:
+        raise ValueError("weights: got wlra.Kronecker for some kernels and others for the rest: factorise them in turn")
+    return "kronecker" if wlra.Kronecker in kinds else "anderson" if kinds - {type(None)} else "svd"
 
 
 def check_components(weights: Mapping[str, Any], request: Request) -> None:
@@ -181,7 +191,9 @@ def merge(params: Any) -> dict[str, Any]:
     flat: dict[str, Any] = dict(flatten_dict(params, keep_empty_nodes=True, sep="/"))
     for path in [path.removesuffix("/left") for path in flat if path.endswith("/left")]:
         left, right = flat.pop(f"{path}/left"), flat.pop(f"{path}/right")
-        dtype = np.float64 if left.dtype == np.float64 else np.float32
-        product = np.tensordot(np.asarray(left, dtype), np.asarray(right, dtype), axes=1)
-        flat[f"{path}/kernel"] = jnp.asarray(product).astype(left.dtype)
+        dtype, marker = np.float64 if left.dtype == np.float64 else np.float32, flat.get(f"{path}/kernel")
+        stack = left.shape[: marker.stacked] if isinstance(marker, Factorised) else ()
+        pairs = [(np.asarray(left[index], dtype), np.asarray(right[index], dtype)) for index in np.ndindex(*stack)]
+        product = np.stack([np.tensordot(*pair, axes=1) for pair in pairs])
+        flat[f"{path}/kernel"] = jnp.asarray(product.reshape(*stack, *product.shape[1:])).astype(left.dtype)
     return unflatten_dict(flat, sep="/")

@@ -11,7 +11,7 @@ from bert_adapter.checkpoint.directory import READING
 from bert_adapter.checkpoint.names import low_rank, shapes
 from bert_adapter.families import family_of, label_count, module_for
 from bert_adapter.families.family import Family
-from bert_adapter.model import Model
+from bert_adapter.model import Model, check_family
 
 
 def with_head(model: Model, labels: int, *, problem_type: str | None = None, seed: int = 0) -> Model:
@@ -33,6 +33,7 @@ def with_head(model: Model, labels: int, *, problem_type: str | None = None, see
         >>> bert_adapter.with_head(sample_model(), 3).params["classifier"]["kernel"].shape
         (16, 3)
     """
+    check_family(model, "gets no head: put one into your module")
     if (count := label_count(model.module)) is not None:
         raise ValueError(f"the model has a head already, of {count} labels")
     family = family_of(model.config)

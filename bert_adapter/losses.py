@@ -87,7 +87,7 @@ LOSSES: dict[str, Callable[[Any, Array], Float[Array, " batch"]]] = {
 
 
 @lru_cache(maxsize=32)
-def distillation(module: nn.Module, temperature: float) -> Callable[[Any, Any], Float[Array, " batch"]]:
+def distillation(module: Any, temperature: float) -> Callable[[Any, Any], Float[Array, " batch"]]:
     """How far each output of the module is from what is wanted (Hinton, Vinyals & Dean 2015, sec. 2).
 
     Between classes, or labels at once, the divergence of the softened distributions times the square of the

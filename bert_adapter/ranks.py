@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bert_adapter.checkpoint.names import by_path
-from bert_adapter.choices import Curve, all_plans, cheapest, choices_of, even
+from bert_adapter.choices import Choices, Curve, all_plans, cheapest, choices_of, even
 from bert_adapter.decompositions import (
     Decompositions,
     check_of,
@@ -19,6 +19,7 @@ from bert_adapter.decompositions import (
 )
 from bert_adapter.importance.sums import Importance
 from bert_adapter.kernels import Shapes
+from bert_adapter.layers.stacks import unstacked, whole
 from bert_adapter.signals.definition import Signal
 from wlra.checks import check_count, check_name
 
@@ -104,24 +105,36 @@ def plan(
 
 def plan_for(params: Any, known: Decompositions, budget: float, *, of: str, uniform: bool, allowed: range) -> Plan:
     """The plan for kernels that are decomposed; see `plan`."""
-    flat, shapes = by_path(params), known.shapes
+    shapes = known.shapes
+    flat = by_path(unstacked(params, shapes))
     kernels = {path: flat[f"{path}/kernel"] for path in shapes}
     check_affordable(params, shapes, budget, of=of, allowed=allowed)
     losses = in_units(known)
     choices = {}
     for path, kernel in kernels.items():
         choices[path] = choices_of(shapes[path], price(kernel, of), losses[path], allowed)
+    choices = together(choices)
     fixed = fixed_cost(flat, kernels, of)
     total = fixed + sum(float(choice.cost[-1]) for choice in choices.values())
     curve = all_plans(choices, fixed, total)
     chosen = even(choices, budget * total - fixed) if uniform else cheapest(choices, curve, budget, total)
     cost = sum(float(choice.cost[chosen[path]]) for path, choice in choices.items())
     return Plan(
-        ranks={path: int(choice.rank[chosen[path]]) for path, choice in choices.items()},
+        ranks={path: int(choices[whole(path)].rank[chosen[whole(path)]]) for path in shapes},
         share=(fixed + cost) / total,
         predicted=sum(float(choice.loss[chosen[path]]) for path, choice in choices.items()),
         curve=curve,
     )
+
+
+def together(choices: dict[str, Choices]) -> dict[str, Choices]:
+    """By the path of the kernel, what all matrices in it can be, which have one rank."""
+    found: dict[str, Choices] = {}
+    for path, choice in choices.items():
+        known = found.get(whole(path))
+        both = choice if known is None else Choices(choice.rank, known.cost + choice.cost, known.loss + choice.loss)
+        found[whole(path)] = both
+    return found
 
 
 def in_units(known: Decompositions) -> dict[str, Any]:
@@ -130,8 +143,8 @@ def in_units(known: Decompositions) -> dict[str, Any]:
     if known.signal.units == "loss":
         return {path: each / known.examples for path, each in losses.items()}
     sizes = {path: math.prod(shape) for path, shape in known.shapes.items()}
-    whole = sum(sizes.values())
-    return {path: each / (each[0] or 1) * (sizes[path] / whole) for path, each in losses.items()}
+    total = sum(sizes.values())
+    return {path: each / (each[0] or 1) * (sizes[path] / total) for path, each in losses.items()}
 
 
 def price(kernel: Any, of: str) -> int:
@@ -141,7 +154,7 @@ def price(kernel: Any, of: str) -> int:
 
 def check_affordable(params: Any, shapes: Shapes, budget: float, *, of: str, allowed: range) -> None:
     """A ValueError if the smallest ranks cost more than the budget, which is known before anything is measured."""
-    flat = by_path(params)
+    flat = by_path(unstacked(params, shapes))
     kernels = {path: flat[f"{path}/kernel"] for path in shapes}
     fixed, least, most = fixed_cost(flat, kernels, of), 0.0, 0.0
     for path, kernel in kernels.items():

@@ -148,9 +148,12 @@ def test_path_of_no_layer_is_named(params, path):
         capture(forward_of(NET), objective, params, {"x": X}, PATHS | {path})
 
 
-def test_layer_called_twice_is_named():
-    with pytest.raises(ValueError, match="the layer 'tied' is called more than once"):
-        capture(forward_of(Tied()), objective, random_params(Tied(), X), {"x": X}, frozenset({"tied"}))
+def test_layer_called_twice_has_the_steps_of_both_calls():
+    params = random_params(Tied(), X)
+    gradients = jax.grad(lambda params: objective(Tied().apply({"params": params}, X)))(params)
+    got = capture(forward_of(Tied()), objective, params, {"x": X}, frozenset({"tied"}))
+    assert got["tied"].inputs.shape == (3, 4, 7)
+    assert_products_are_gradients(got, gradients)
 
 
 def test_layer_called_twice_is_no_obstacle_to_others():

@@ -7,7 +7,6 @@ factorised modules and their ranks, so that no other checkpoint is needed to rea
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -26,13 +25,14 @@ from bert_adapter.checkpoint.directory import (
     write_texts,
 )
 from bert_adapter.checkpoint.names import by_path, check, low_rank, shapes
+from bert_adapter.checkpoint.own import describes_own, save_own
 from bert_adapter.checkpoint.weights import read, read_stages
-from bert_adapter.families import architecture_in, family_of, flax_architectures, module_for
+from bert_adapter.families import architecture_in, family_of, module_for
 from bert_adapter.families.sentence import SETTINGS, declared_stages, settings
 from bert_adapter.families.stages import UNDECLARED, Projection
 from bert_adapter.families.torch_names import to_torch
 from bert_adapter.layers.marker import FACTORISED
-from bert_adapter.model import Model
+from bert_adapter.model import Model, is_own
 
 
 def load(path_or_hub_id: str | Path) -> Model:
@@ -56,6 +56,8 @@ def load(path_or_hub_id: str | Path) -> Model:
         ['BertModel']
     """
     directory = fetch(path_or_hub_id)
+    if describes_own(directory):
+        raise ValueError(f"{directory} holds parameters alone: load_into(directory, (module, params)) reads them")
     config = read_config(directory)
     family, ranks = family_of(config), low_rank(config)
     family.config(config)  # what cannot be is found before weights are read
@@ -83,33 +85,11 @@ def check_settings(files: dict[str, bytes], positions: int) -> None:
         raise ValueError(f"{SETTINGS}: got max_seq_length {longest}, wanted at most {positions}, the positions")
 
 
-def as_model(model: Model | str | Path | Any) -> Model:
-    """The model itself, the one in a directory, or the parameters of one of transformers' Flax models in our module.
-
-    Example:
-        >>> import bert_adapter
-        >>> from bert_adapter.sample import sample_model
-        >>> model = sample_model()
-        >>> bert_adapter.as_model(model) is model
-        True
-    """
-    if isinstance(model, Model):
-        return model
-    if isinstance(model, str | Path):
-        return load(model)
-    name, known = type(model).__name__, flax_architectures()
-    if name not in known:
-        raise ValueError(f"wanted a Model, a directory, or one of transformers' {', '.join(known)}; got {name}")
-    model_type, architecture = known[name]
-    config = model.config.to_dict() | {"model_type": model_type, "architectures": [architecture.names[0]]}
-    module = architecture.module(family_of(config).config(config))
-    return Model(architecture.fit(module, by_path(model.params)), model.params, config, {})
-
-
 def save(model: Model, directory: str | Path) -> None:
     """`directory` holds the model as `load` reads it, or, if anything fails, what it held before.
 
-    A checkpoint that is there already is replaced; a directory that holds any other file is refused.
+    A checkpoint that is there already is replaced; a directory that holds any other file is refused. Of a model of your
+    own it holds the parameters alone, for `load_into`.
 
     Example:
         >>> import os, tempfile, bert_adapter
@@ -119,6 +99,9 @@ def save(model: Model, directory: str | Path) -> None:
         ...     print(*sorted(os.listdir(directory)))
         1_Pooling 2_Normalize config.json model.safetensors modules.json tokenizer_config.json vocab.txt
     """
+    if is_own(model):
+        save_own(model, directory)
+        return
     params = by_path(jax.device_get(model.params))
     lefts = {path.removesuffix("/left"): leaf for path, leaf in params.items() if path.endswith("/left")}
     ranks, claimed = {path: leaf.shape[-1] for path, leaf in lefts.items()}, low_rank(model.config)

@@ -24,6 +24,9 @@ CONFIG, MSGPACK = "config.json", "flax_model.msgpack"
 WEIGHTS, INDEX, FACTORS = "model.safetensors", "model.safetensors.index.json", "factorised.safetensors"
 
 
+PARAMETERS = "parameters.safetensors"  # of a model whose module is the caller's own
+
+
 TOKENIZER = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -45,7 +48,16 @@ SIDE_FILES = (*READING, MODULES, f"{STAGES}{CONFIG}")
 ADAPTER = "adapter_config.json"
 
 
-CHECKPOINT_FILES = (CONFIG, WEIGHTS, INDEX, FACTORS, "model-*.safetensors", *SIDE_FILES, f"{STAGES}{WEIGHTS}")
+CHECKPOINT_FILES = (
+    CONFIG,
+    WEIGHTS,
+    INDEX,
+    FACTORS,
+    PARAMETERS,
+    "model-*.safetensors",
+    *SIDE_FILES,
+    f"{STAGES}{WEIGHTS}",
+)
 
 
 def fetch(path_or_hub_id: str | Path) -> Path:

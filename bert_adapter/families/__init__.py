@@ -81,7 +81,12 @@ def flax_architectures() -> dict[str, tuple[str, Architecture]]:
     }
 
 
-def label_count(module: nn.Module) -> int | None:
+def is_known(module: Any) -> bool:
+    """Whether the module is one of a family's."""
+    return any(isinstance(module, each.module) for family in FAMILIES.values() for each in architectures_of(family))
+
+
+def label_count(module: Any) -> int | None:
     """How many labels the module's output has; None if it is no head's."""
     known = (each for family in FAMILIES.values() for each in architectures_of(family))
     return next((each.labels(module.config) for each in known if isinstance(module, each.module)), None)  # pyright: ignore[reportAttributeAccessIssue]
@@ -94,7 +99,7 @@ PROBLEMS = {  # by config.json's "problem_type", the distributions that a head's
 }
 
 
-def predictive(module: nn.Module) -> str:
+def predictive(module: Any) -> str:
     """The distribution that the module's output stands for.
 
     "gaussian": around an embedding or values. "categorical": of classes, by a softmax. "bernoulli": of labels at once,
