@@ -119,7 +119,7 @@ def test_what_was_given_is_left_whole():
 def test_components_are_given_to_a_closed_form_only():
     path = next(iter(known().kernels))
     with pytest.raises(ValueError, match=f"{path}: got components for method 'anderson', wanted weights"):
-        bert_adapter.factorise(model().params, known().kernels, {path: 1}, progress=False)
+        bert_adapter.factorise(model().params, known().kernels, {path: 1}, method="anderson", progress=False)
     squares = {path: known().kernels[path]._replace(left=None, right=None)}
     with pytest.raises(ValueError, match=f"{path}: got squares alone for method 'kronecker', wanted weights"):
         bert_adapter.factorise(model().params, squares, {path: 1}, method="kronecker", progress=False)
