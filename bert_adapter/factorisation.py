@@ -10,7 +10,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 import wlra
-from bert_adapter.jobs import Job, groups_of, job_for, rotate_back, solve_group
+from bert_adapter.jobs import Job, groups_of, job_for, solve_group
 from bert_adapter.kernels import Shapes, break_even, matrix_shape, split_axes
 from bert_adapter.layers.marker import FACTORISED
 from bert_adapter.progress import track
@@ -61,8 +61,7 @@ def factorise(
 
     Args:
       params: nested dicts, with the kernels under `path + "/kernel"`.
-      weights: by path, as `wlra.solve` takes them: None, an array, or `wlra.Kronecker`; or `Rotated`, in whose
-        coordinates the kernel is then factorised.
+      weights: by path, as `wlra.solve` takes them: None, an array, or `wlra.Kronecker`.
       ranks: by path.
       shapes: by path, the matrices (m, n) that the kernels are, as `select_kernels` returns them; needed for kernels
         with more than two axes, whose factors keep them: 'left' (*in, k) and 'right' (k, *out).
@@ -102,8 +101,6 @@ def factorise(
 def factors_of(job: Job, result: wlra.Result, kernel: Any) -> dict[str, Any]:
     """By path, what stands in the place of a kernel."""
     left, right = result.left[:, : job.rank], result.right[: job.rank]
-    if job.basis is not None:
-        left, right = rotate_back(left, right, job.basis)
     inputs, outputs = split_axes(job.path, kernel.shape, job.matrix.shape)
     return {
         f"{job.path}/left": left.reshape(*inputs, job.rank).astype(kernel.dtype),

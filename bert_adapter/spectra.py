@@ -7,7 +7,6 @@ from jaxtyping import Float
 
 import wlra
 from bert_adapter.importance.sums import BLOCK
-from bert_adapter.signals.definition import Rotated
 
 
 def predicted_losses(kernel: Any, weights: Any) -> Float[np.ndarray, " ranks"]:
@@ -22,9 +21,6 @@ def squared_singular_values(kernel: Float[np.ndarray, "m n"], weights: Any) -> F
     In float64 throughout: what is left beside a large singular value is lost in its square's float32.
     """
     kernel = np.asarray(kernel, np.float64)
-    if isinstance(weights, Rotated):
-        kernel = np.asarray(weights.basis.inputs).T @ kernel @ np.asarray(weights.basis.outputs)
-        weights = weights.weights
     if isinstance(weights, wlra.Kronecker):
         row, col = np.asarray(weights.row, np.float64), np.asarray(weights.col, np.float64)
     elif weights is None:
