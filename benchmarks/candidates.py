@@ -185,17 +185,6 @@ def of_signals(context: Context) -> Iterable[tuple[str, Callable[[], Model]]]:
     for name, signal in (("diagonal Fisher information", "exact"), ("E[xx'], E[delta delta']", "kfac")):
         found = measured(dense, batches, signal)
         yield f"{name}, planned", lambda found=found, signal=signal: compressed(context, found, signal)
-    rotated = measured(dense, batches, "eigenbasis")
-    for name, options in {
-        "equal ranks": {"uniform": True},
-        "planned": {},
-        "planned, 10 % towards separable": {"shrink": 0.1},
-        "planned, separable": {"shrink": 1.0},
-    }.items():
-        yield (
-            f"diagonal in the eigenbasis, {name}",
-            lambda options=options: compressed(context, rotated, "eigenbasis", **options),
-        )
 
 
 def of_the_default(context: Context) -> Iterable[tuple[str, Callable[[], Model]]]:

@@ -18,7 +18,7 @@ from bert_adapter.kernels import Shapes, break_even, matrix_shape
 from bert_adapter.layers.stacks import unstacked
 from bert_adapter.progress import track
 from bert_adapter.signals import DEFAULT, as_signal
-from bert_adapter.signals.definition import Rotated, Signal
+from bert_adapter.signals.definition import Signal
 from bert_adapter.signals.weights import reliabilities, solver_weights
 from wlra import components
 from wlra.components import Decomposed, Side
@@ -155,15 +155,12 @@ def side_by_side(one: Callable[[str], Decomposed], shapes: Shapes, progress: boo
 def decompose_one(kernel: Float[np.ndarray, "in out"], weights: Any, method: wlra.Method | None) -> Decomposed:
     """Components where cutting them is what the method does, and the squares alone elsewhere."""
     most = math.ceil(break_even(kernel.shape)) - 1 if is_cut(kernel, weights, method) else 0
-    if isinstance(weights, Rotated):
-        weights, (inputs, outputs) = weights
-        kernel = np.asarray(inputs).T @ kernel.astype(np.float64) @ np.asarray(outputs)
     return components.decompose(kernel, *sides(kernel, weights), most)
 
 
 def is_cut(kernel: Float[np.ndarray, "in out"], weights: Any, method: wlra.Method | None) -> bool:
     """Whether the method's result is the decomposition cut at its rank. In float64 it is more than that."""
-    if method is None or kernel.dtype == np.float64 or isinstance(weights, Rotated):
+    if method is None or kernel.dtype == np.float64:
         return False
     if isinstance(weights, wlra.Kronecker):
         return method == wlra.METHODS["kronecker"]

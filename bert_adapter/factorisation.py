@@ -10,7 +10,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 import wlra
-from bert_adapter.jobs import Job, groups_of, job_for, rotate_back, solve_group
+from bert_adapter.jobs import Job, groups_of, job_for, solve_group
 from bert_adapter.kernels import Shapes, break_even, matrix_shape, split_axes
 from bert_adapter.layers.marker import FACTORISED, Factorised
 from bert_adapter.layers.stacks import restacked, unstacked
@@ -63,8 +63,8 @@ def factorise(
 
     Args:
       params: nested dicts, with the kernels under `path + "/kernel"`.
-      weights: by path, as `wlra.solve` takes them: None, an array, or `wlra.Kronecker`; or `Rotated`, in whose
-        coordinates the kernel is then factorised. Or the components that `decompose` found, which are cut.
+      weights: by path, as `wlra.solve` takes them: None, an array, or `wlra.Kronecker`. Or the components that
+        `decompose` found, which are cut.
       ranks: by path.
       shapes: by path, the matrices (m, n) that the kernels are, as `select_kernels` returns them; needed for kernels
         with more than two axes, whose factors keep them: 'left' (*in, k) and 'right' (k, *out).
@@ -102,8 +102,6 @@ def factorise(
         seconds = (time.perf_counter() - began) / len(group)
         for job, result in zip(group, results, strict=True):
             left, right = result.left[:, : job.rank], result.right[: job.rank]
-            if job.basis is not None:
-                left, right = rotate_back(left, right, job.basis)
             flat |= factors_of(job.path, job.matrix.shape, left, right, kernel=flat[f"{job.path}/kernel"])
             reports[job.path] = report_of(job, result, request)._replace(seconds=seconds)
     return restacked(unflatten_dict(flat, sep="/")), [reports[path] for path in ranks]

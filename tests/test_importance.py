@@ -14,9 +14,9 @@ from bert_adapter.families import module_for
 from bert_adapter.families.bert_module import Bert
 from bert_adapter.importance import batch, gradients, measure, sums
 from bert_adapter.importance.fingerprint import of_arrays
-from bert_adapter.importance.measure import eigenbases, measure_importance
+from bert_adapter.importance.measure import measure_importance
 from bert_adapter.importance.storage import load_importance, save_importance
-from bert_adapter.importance.sums import STATISTICS, Basis
+from bert_adapter.importance.sums import STATISTICS
 from bert_adapter.layers.marker import FACTORISED
 from bert_adapter.layers.running import apply
 
@@ -339,7 +339,7 @@ def test_gradients_that_are_left_of_sums_that_cancel_have_accurate_grams():
     deltas -= deltas.mean(axis=1, keepdims=True)
     inputs, deltas = jnp.asarray(inputs, jnp.float32), jnp.asarray(deltas, jnp.float32)
     wanted = ("row_gram", "col_gram")
-    part, time_gram = batch.gradient_sums(inputs, deltas, wanted, seen=0, basis=None)
+    part, time_gram = batch.gradient_sums(inputs, deltas, wanted, seen=0)
     got = batch.input_sums(inputs, time_gram, wanted, part)
     found = [exact(x).T @ exact(d) for x, d in zip(inputs, deltas, strict=True)]
     # The first step holds sums of rounding errors, eps times as large as the terms, times the mean: 1e-4 of the rest.
@@ -363,43 +363,10 @@ def test_categorical_is_the_expectation_over_the_labels_that_the_model_would_dra
     assert_near(fisher_of(got), wanted, relative=100 * EPS)  # two layers in float32
 
 
-@pytest.fixture(scope="module")
-def basis():
-    rng = np.random.default_rng(3)
-    return Basis(*(jnp.asarray(np.linalg.qr(rng.normal(size=(n, n)))[0], jnp.float32) for n in (5, 4)))
-
-
-def in_basis(basis):
-    return measured_net([{"x": X}], bases={"first": basis}, statistics=["fisher"])
-
-
-def test_fisher_in_a_basis_is_that_of_the_rotated_gradients(basis):
-    found = gradients_along(PARAMS, jnp.cos(run_net(PARAMS, {"x": X}))[None])[0]
-    rotated = exact(basis.inputs).T @ found @ exact(basis.outputs)
-    wanted = np.sum(rotated**2, axis=0)
-    assert_near(fisher_of(in_basis(basis)["first"]), wanted, relative=100 * EPS)  # products of five in float32
-
-
 def test_measurements_of_two_models_do_not_add_up():
     one = measured_net([{"x": X}])
     with pytest.raises(ValueError, match="wanted measurements of one model"):
         _ = one + replace(one, model="another")
-
-
-def test_measurements_in_two_bases_do_not_add_up(basis):
-    one, two = in_basis(basis), in_basis(Basis(basis.inputs[::-1], basis.outputs))
-    with pytest.raises(ValueError, match="in one eigenbasis"):
-        _ = one + two
-
-
-def test_eigenbases_diagonalise_the_factors(measured):
-    bases = eigenbases(measured)
-    for path, basis in bases.items():
-        for vectors, factor in zip(basis, (measured[path].inputs, measured[path].outputs), strict=True):
-            rotated = np.linalg.multi_dot([np.asarray(array, np.float64) for array in (vectors.T, factor, vectors)])
-            scale = np.max(np.abs(rotated))
-            np.testing.assert_allclose(rotated - np.diag(np.diag(rotated)), 0, atol=100 * EPS * scale)
-            assert np.all(np.diff(np.diag(rotated)) <= 100 * EPS * scale)  # the largest first
 
 
 def test_halves_are_every_other_example_across_batches():

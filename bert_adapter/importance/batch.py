@@ -1,6 +1,5 @@
 """The sums over the examples of one batch."""
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -8,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from bert_adapter.importance.gradients import Gradients, output_gradients
-from bert_adapter.importance.sums import FROM_TIME_GRAM, Basis, Sums, upper_product
+from bert_adapter.importance.sums import FROM_TIME_GRAM, Sums, upper_product
 from bert_adapter.layers.capture import Batch, Forward, capture
 
 TimeGram = Float[Array, "batch time time"] | None  # products of output gradients, if any statistic asks for them
@@ -24,11 +23,10 @@ class Wanted(NamedTuple):
 
 
 class Position(NamedTuple):
-    """What a batch's sums depend on beside its arrays: a key, how many examples came before, the bases by path."""
+    """What a batch's sums depend on beside its arrays: a key, and how many examples came before."""
 
     key: Any
     seen: Any
-    bases: Mapping[str, Basis]
 
 
 def batch_sums(
@@ -47,20 +45,19 @@ def batch_sums(
             total = {path: Sums(inputs=upper_product(x, x)) for path, x in counted.items()}
         if not set(wanted.statistics) - {"inputs"}:
             return total, finite
-        bases, statistics = position.bases, wanted.statistics
-        rotated = {path: x @ bases[path].inputs if path in bases else x for path, x in inputs.items()}
+        statistics = wanted.statistics
 
         def along(gradient: Any) -> dict[str, tuple[Sums, TimeGram]]:
             """The sums for one gradient of the output, an example's in each row."""
             deltas = {path: delta.astype(jnp.float32) * root for path, delta in captured.deltas(gradient).items()}
             return {
-                path: gradient_sums(rotated[path], delta, statistics, seen=position.seen, basis=bases.get(path))
+                path: gradient_sums(inputs[path], delta, statistics, seen=position.seen)
                 for path, delta in deltas.items()
             }
 
         gradients = output_gradients(wanted.gradients, captured.output, batch, position.key)
         return {
-            path: input_sums(rotated[path], time_gram, statistics, sums._replace(inputs=total[path].inputs))
+            path: input_sums(inputs[path], time_gram, statistics, sums._replace(inputs=total[path].inputs))
             for path, (sums, time_gram) in summed(along, gradients).items()
         }, finite
 
@@ -92,17 +89,11 @@ def gradient_sums(
     statistics: tuple[str, ...],
     *,
     seen: Any,
-    basis: Basis | None,
 ) -> tuple[Sums, TimeGram]:
-    """What needs one gradient of the output at a time, and its products between time steps for what does not.
-
-    The inputs are in the coordinates of the basis already.
-    """
+    """What needs one gradient of the output at a time, and its products between time steps for what does not."""
     fisher = outputs = col_gram = time_gram = None
     if "outputs" in statistics:
         outputs = upper_product(deltas, deltas)
-    if basis is not None:
-        deltas = deltas @ basis.outputs
     if "fisher" in statistics:
         gradients = jnp.einsum("bti,bto->bio", inputs, deltas)
         odd = (jnp.arange(len(inputs), dtype=jnp.int32) + seen) % 2

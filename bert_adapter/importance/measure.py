@@ -1,7 +1,7 @@
 """How much each entry of a kernel matters: Fisher information, summed over the examples of all batches."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
 from bert_adapter.batches import check_weights
 from bert_adapter.files import check_writable
@@ -20,10 +19,8 @@ from bert_adapter.importance.gradients import Gradients, check_gradients
 from bert_adapter.importance.storage import load_importance, save_importance
 from bert_adapter.importance.sums import (
     STATISTICS,
-    Basis,
     Importance,
     differences,
-    same_bases,
     symmetrised,
     upper_blocks,
     with_symmetric,
@@ -46,7 +43,6 @@ def measure_importance(
     *,
     gradients: Gradients = "gaussian",
     statistics: Iterable[str] = ("fisher", "inputs", "outputs"),
-    bases: Mapping[str, Basis] | None = None,
     seed: int = 0,
     file: str | Path | None = None,
     progress: bool = True,
@@ -69,7 +65,6 @@ def measure_importance(
         being an embedding or the values of a regression, projects it on a random direction for each example, whose
         squared gradient is, in expectation, what half the squared error of the output feels (Gauss-Newton).
       statistics: which of those of `Sums`. "inputs" alone needs no backward pass.
-      bases: by path, the coordinates for "fisher"; see `eigenbases`.
       seed: of the random directions.
       file: a safetensors file that holds what was measured so far, once a minute and in the end. If it is there
         already, as many batches are skipped as it has seen: a run that was killed goes on. It knows the fingerprints
@@ -98,7 +93,7 @@ def measure_importance(
     if file is not None:
         check_writable(Path(file))
     sums, update = batch_functions(wanted)
-    key, fixed = jax.random.key(seed), dict(bases or {})
+    key = jax.random.key(seed)
     total: Importance | None = None
     saved, number = time.monotonic(), -1
     for number, batch in enumerate(track(batches, "importance", progress)):
@@ -107,13 +102,13 @@ def measure_importance(
         arrays = {name: jnp.asarray(array) for name, array in batch.items()}
         text = of_arrays(batch)
         if total is None:
-            shapes = jax.eval_shape(sums, params, arrays, Position(key, 0, fixed))
-            fresh = replace(empty(shapes, wanted, seed, fixed), **fingerprints(wanted, params, arrays))
+            shapes = jax.eval_shape(sums, params, arrays, Position(key, 0))
+            fresh = replace(empty(shapes, wanted, seed), **fingerprints(wanted, params, arrays))
             total = continued(fresh, text, file)
         if number < total.batches:
             check_text(total, number, text, file)
             continue
-        position = Position(jax.random.fold_in(key, number), total.examples, fixed)
+        position = Position(jax.random.fold_in(key, number), total.examples)
         summed, finite = update(total.sums, params, arrays, position)
         check_sums(finite, number, lambda arrays=arrays: forward(params, arrays))
         total = counted(total, summed, batch, text)
@@ -144,11 +139,11 @@ def check_statistics(statistics: Iterable[str]) -> tuple[str, ...]:
     return tuple(name for name in STATISTICS if name in names)
 
 
-def empty(shapes: Any, wanted: Wanted, seed: int, bases: dict[str, Basis]) -> Importance:
+def empty(shapes: Any, wanted: Wanted, seed: int) -> Importance:
     """The measurement of no batch yet."""
     zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
     gradients = wanted.gradients if isinstance(wanted.gradients, str) else "labels"
-    return Importance(zeros, examples=0, tokens=0, batches=0, gradients=gradients, seed=seed, bases=bases)
+    return Importance(zeros, examples=0, tokens=0, batches=0, gradients=gradients, seed=seed)
 
 
 def counted(total: Importance, sums: Any, batch: Batch, text: str) -> Importance:
@@ -188,7 +183,6 @@ def others(found: Importance, fresh: Importance, text: str) -> list[str]:
         "of another module or loss (their programs differ)": found.function == fresh.function,
         f"of the seed {found.seed}, wanted {fresh.seed}": found.seed == fresh.seed,
         f"of other texts ({CAUSES})": found.texts[:1] == (text,),
-        "in other eigenbases": not (found.bases and fresh.bases) or same_bases(found.bases, fresh.bases),
     }
     return [name for name, is_same in same.items() if not is_same]
 
@@ -238,23 +232,3 @@ def batch_functions(wanted: Wanted) -> tuple[Callable, Callable]:
         return jax.tree.map(jnp.add, total, added), good
 
     return sums, jax.jit(update, donate_argnums=0)
-
-
-def eigenbases(importance: Importance) -> dict[str, Basis]:
-    """By kernel, the eigenvectors of its Kronecker factors: the coordinates in which the Fisher is nearest diagonal.
-
-    George et al. 2018, sec. 3 (EKFAC). A second pass of `measure_importance` with these as `bases` measures the
-    diagonal there.
-
-    Raises:
-      ValueError: the factors "inputs" and "outputs" were not measured.
-    """
-
-    def vectors(path: str, gram: Any) -> Float[Array, "n n"]:
-        if gram is None:
-            raise ValueError(f"{path}: an eigenbasis needs the statistics 'inputs' and 'outputs'; measure them first")
-        return jnp.asarray(np.linalg.eigh(np.asarray(gram))[1][:, ::-1])
-
-    return {
-        path: Basis(vectors(path, sums.inputs), vectors(path, sums.outputs)) for path, sums in importance.sums.items()
-    }

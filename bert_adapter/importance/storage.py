@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from bert_adapter.files import read_arrays, write_arrays
-from bert_adapter.importance.sums import STATISTICS, Basis, Importance, Sums, named
+from bert_adapter.importance.sums import STATISTICS, Importance, Sums, named
 
 SCHEMA = 2  # of the file
 FIELDS = ("examples", "tokens", "batches", "gradients", "seed", "model", "function", "texts")
@@ -18,7 +18,7 @@ def save_importance(importance: Importance, file: str | Path) -> None:
 
     Example:
       >>> import tempfile, bert_adapter
-      >>> importance = bert_adapter.Importance({}, 8, 80, 1, gradients="gaussian", seed=0, bases={})
+      >>> importance = bert_adapter.Importance({}, 8, 80, 1, gradients="gaussian", seed=0)
       >>> with tempfile.TemporaryDirectory() as folder:
       ...     bert_adapter.save_importance(importance, f"{folder}/importance.safetensors")
       ...     again = bert_adapter.load_importance(f"{folder}/importance.safetensors")
@@ -26,8 +26,6 @@ def save_importance(importance: Importance, file: str | Path) -> None:
       True
     """
     arrays = {f"{path}:{name}": array for path, sums in importance.sums.items() for name, array in named(sums)}
-    for path, basis in importance.bases.items():
-        arrays |= {f"{path}:basis_{name}": array for name, array in basis._asdict().items()}
     fields = {name: getattr(importance, name) for name in FIELDS}
     about = {"schema": SCHEMA, "paths": list(importance.sums), **fields}
     write_arrays(Path(file), arrays, {"importance": json.dumps(about)})
@@ -44,7 +42,7 @@ def load_importance(file: str | Path) -> Importance:
       >>> with tempfile.TemporaryDirectory() as folder:
       ...     file = f"{folder}/importance.safetensors"
       ...     bert_adapter.save_importance(
-      ...         bert_adapter.Importance({}, 8, 80, 1, gradients="gaussian", seed=0, bases={}), file
+      ...         bert_adapter.Importance({}, 8, 80, 1, gradients="gaussian", seed=0), file
       ...     )
       ...     bert_adapter.load_importance(file).examples
       8
@@ -57,9 +55,4 @@ def load_importance(file: str | Path) -> Importance:
     about["texts"] = tuple(about["texts"])
     paths = about.pop("paths")
     sums = {path: Sums(*(arrays.get(f"{path}:{name}") for name in STATISTICS)) for path in paths}
-    bases = {
-        path: Basis(*(arrays[f"{path}:basis_{name}"] for name in Basis._fields))
-        for path in paths
-        if f"{path}:basis_inputs" in arrays
-    }
-    return Importance(jax.tree.map(jnp.asarray, sums), bases=jax.tree.map(jnp.asarray, bases), **about)
+    return Importance(jax.tree.map(jnp.asarray, sums), **about)

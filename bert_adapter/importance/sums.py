@@ -17,7 +17,7 @@ class Sums(NamedTuple):
     """Sums over examples, for a kernel (in, out) with inputs x and output gradients delta; None if not measured.
 
     fisher: the squared gradient, sum_b (sum_t x_bt delta_bt')**2, over every other example and over the rest: how far
-      the halves differ tells how far their sum can be trusted. In the eigenbasis, if there is one.
+      the halves differ tells how far their sum can be trusted.
     rows: of the squared gradient, its sums over the outputs.
     inputs, outputs: sum_bt x_bt x_bt' and sum_bt delta_bt delta_bt', without padding: the Kronecker factors.
     row_gram, col_gram: sum_b G_b G_b' and sum_b G_b' G_b of the gradients G_b = sum_t x_bt delta_bt'.
@@ -42,16 +42,9 @@ SYMMETRIC = ("inputs", "outputs", "row_gram", "col_gram")
 BLOCK = 384  # rows or columns of a symmetric matrix that are multiplied together
 
 
-class Basis(NamedTuple):
-    """Orthonormal columns: the coordinates of a kernel are inputs.T @ kernel @ outputs."""
-
-    inputs: Float[Array, "in in"]
-    outputs: Float[Array, "out out"]
-
-
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["sums", "bases"],
+    data_fields=["sums"],
     meta_fields=["examples", "tokens", "batches", "gradients", "seed", "model", "function", "texts"],
 )
 @dataclass(frozen=True)
@@ -61,7 +54,6 @@ class Importance:
     tokens: time steps that are no padding, if an attention mask tells; else as many as examples.
     gradients: of whose loss: "labels", or of the model's own "categorical", "bernoulli" or "gaussian" predictive
       distribution.
-    bases: by kernel, the coordinates that `fisher` is measured in; empty for those of the kernel.
     model, function, texts: fingerprints of the parameters, of the model's and the loss's programs, and of each batch.
       With another model what was measured is refused. "" is not known, and fits all:
       `dataclasses.replace(importance, model="")`.
@@ -69,7 +61,7 @@ class Importance:
     Example:
       >>> import jax.numpy as jnp, bert_adapter
       >>> from bert_adapter.importance.sums import Sums
-      >>> one = bert_adapter.Importance({"head": Sums(rows=jnp.ones(3))}, 8, 8, 1, gradients="labels", seed=0, bases={})
+      >>> one = bert_adapter.Importance({"head": Sums(rows=jnp.ones(3))}, 8, 8, 1, gradients="labels", seed=0)
       >>> (one + one).examples, (one + one)["head"].rows.tolist()
       (16, [2.0, 2.0, 2.0])
     """
@@ -80,7 +72,6 @@ class Importance:
     batches: int
     gradients: str
     seed: int
-    bases: dict[str, Basis]
     model: str = ""
     function: str = ""
     texts: tuple[str, ...] = ()
@@ -93,8 +84,6 @@ class Importance:
             raise ValueError(f"wanted two measurements of the same; got {different[0]}")
         if self.model != other.model:
             raise ValueError("wanted measurements of one model; got two, whose parameters differ")
-        if not same_bases(self.bases, other.bases):
-            raise ValueError("wanted measurements in one eigenbasis; got two: measure both with the same `bases`")
         return replace(
             self,
             sums=jax.tree.map(jnp.add, self.sums, other.sums),
@@ -127,17 +116,10 @@ def check_texts(importance: Any, batches: Sequence[Mapping[str, Any]]) -> None:
         )
 
 
-def same_bases(a: dict[str, Basis], b: dict[str, Basis]) -> bool:
-    """Whether the kernels have the same bases, to the last bit."""
-    if a.keys() != b.keys():
-        return False
-    return all(np.array_equal(x, y) for path in a for x, y in zip(a[path], b[path], strict=True))
-
-
 def differences(a: Importance, b: Importance) -> list[str]:
     """The first thing in which measurements differ that are to be added or continued, if there is any."""
     found, wanted = (
-        {"gradients": one.gradients, "in an eigenbasis": bool(one.bases)}
+        {"gradients": one.gradients}
         | {path: {name: np.shape(array) for name, array in named(sums)} for path, sums in one.sums.items()}
         for one in (a, b)
     )

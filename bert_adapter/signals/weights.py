@@ -30,23 +30,19 @@ def solver_weights(
 def evidence_for(importance: Importance | None, signal: Signal, path: str, shape: tuple[int, int]) -> Evidence:
     """What is known of a kernel, with all that the signal needs."""
     evidence = evidence_of(importance, path, shape)
-    needed = (*signal.statistics, *(("fisher",) if signal.rotated else ()))
-    if missing := [name for name in needed if getattr(evidence.sums, name) is None]:
+    if missing := [name for name in signal.statistics if getattr(evidence.sums, name) is None]:
         raise ValueError(
             f"signal {signal.name!r} needs {missing} of {path}, which were not measured: "
             f"measure_signal(..., signal={signal.name!r}) does"
         )
-    if "fisher" in needed and signal.rotated != (evidence.basis is not None):
-        where = "in the eigenbasis" if signal.rotated else "of the kernel's own entries"
-        raise ValueError(f"signal {signal.name!r} wants the Fisher information {where}; got the other")
     return evidence
 
 
 def evidence_of(importance: Importance | None, path: str, shape: tuple[int, int]) -> Evidence:
     """What is known of a kernel; nothing if it was not measured."""
     if importance is None:
-        return Evidence(Sums(), None, 0, shape)
-    return Evidence(importance.sums.get(path, Sums()), importance.bases.get(path), importance.examples, shape)
+        return Evidence(Sums(), 0, shape)
+    return Evidence(importance.sums.get(path, Sums()), importance.examples, shape)
 
 
 def reliabilities(
