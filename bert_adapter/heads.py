@@ -1,5 +1,6 @@
 """New heads on an encoder."""
 
+import re
 from typing import Any
 
 import flax.linen as nn
@@ -15,14 +16,14 @@ from bert_adapter.model import Model, check_family
 
 
 def with_head(model: Model, labels: int, *, problem_type: str | None = None, seed: int = 0) -> Model:
-    """The model with a new classifier of `labels` classes on its pooler; of one, the value of a regression.
+    """The model with a new classifier of `labels` classes, as its family has them; of one, the value of a regression.
 
     problem_type: as in config.json, what the outputs are, if that is something else: "regression", values;
     "multi_label_classification", labels that may be there at once.
 
-    An encoder without a pooler gets a new one. What followed the encoder to embed texts is gone, dense layers
-    and modules.json among it. New kernels are drawn from the normal distribution that the config names; new biases are
-    zero.
+    Where the head is on a pooler, as BERT's, an encoder without one gets a new one. Where it is not, as RoBERTa's, the
+    pooler is gone. So is what followed the encoder to embed texts, dense layers and modules.json among it. New kernels
+    are drawn from the normal distribution that the config names; new biases are zero.
 
     Raises:
       ValueError: the model has a classifier.
@@ -38,31 +39,30 @@ def with_head(model: Model, labels: int, *, problem_type: str | None = None, see
         raise ValueError(f"the model has a head already, of {count} labels")
     family = family_of(model.config)
     stages = [getattr(stage, "name", "") for stage in getattr(model.module, "stages", ())]
-    model = model._replace(
-        params={name: leaf for name, leaf in model.params.items() if name not in stages},
-        files={name: content for name, content in model.files.items() if name in READING},
-    )
-    config = headed_config(model.config, labels, family, stages)
+    gone = rf"^{re.escape(family.prefix)}({'|'.join(map(re.escape, stages))})/|{family.classifier.ignored}"
+    config = headed_config(model.config, labels, family, gone)
     config |= {} if problem_type is None else {"problem_type": problem_type}
     module = module_for(config)
     flat = flatten_dict(model.params, keep_empty_nodes=True, sep="/")
-    params: dict[str, Any] = {f"{family.prefix}{path}": leaf for path, leaf in flat.items()}
+    under: dict[str, Any] = {f"{family.prefix}{path}": leaf for path, leaf in flat.items()}
+    params = {path: leaf for path, leaf in under.items() if not re.search(gone, path)}
     wanted = shapes(module, low_rank(config))
     new = fresh({path: wanted[path] for path in wanted if path not in params}, family.deviation(module.config), seed)
-    return Model(module, unflatten_dict(params | new, sep="/"), config, model.files)
+    files = {name: content for name, content in model.files.items() if name in READING}
+    return Model(module, unflatten_dict(params | new, sep="/"), config, files)
 
 
 DECLARED = ("id2label", "label2id", "_num_labels", "problem_type")  # what a config says of a head
 
 
-def headed_config(config: dict[str, Any], labels: int, family: Family, gone: list[str]) -> dict[str, Any]:
-    """The config of an encoder, changed to that of the classifier around it; the modules `gone` have no ranks."""
+def headed_config(config: dict[str, Any], labels: int, family: Family, gone: str) -> dict[str, Any]:
+    """The config of an encoder, changed to that of the classifier around it; layers that `gone` finds have no ranks."""
     kept = {name: value for name, value in config.items() if name not in DECLARED}
     kept |= {"architectures": [family.classifier.names[0]], "num_labels": labels}
     if not kept.get("low_rank"):
         return kept
-    left = {path: rank for path, rank in low_rank(kept).items() if path.split("/")[0] not in gone}
-    ranks = {f"{family.prefix}{path}": rank for path, rank in left.items()}
+    under = {f"{family.prefix}{path}": rank for path, rank in low_rank(kept).items()}
+    ranks = {path: rank for path, rank in under.items() if not re.search(gone, path)}
     return kept | {"low_rank": kept["low_rank"] | {"ranks": ranks}}
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 
 from bert_adapter.families import family_of, is_known, module_for
-from bert_adapter.families.bert_module import Bert
+from bert_adapter.families.bert import Bert
 from bert_adapter.layers.capture import Batch, Forward
 from bert_adapter.layers.running import apply
 from bert_adapter.own import Called, Own

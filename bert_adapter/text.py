@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
+from bert_adapter.families import family_of
 from bert_adapter.families.sentence import settings
 from bert_adapter.labels import as_labels, row_number
 from bert_adapter.layers.capture import Batch
@@ -71,8 +72,9 @@ def tokenizer(model: Model, max_length: int | None = None, multiple_of: int = 16
     Rows are cut where the model's files say ("max_seq_length" of sentence_bert_config.json, or else "model_max_length"
     of the tokenizer), at its last position, or at max_length, whichever comes first, and padded to the
     longest of them rounded up to a multiple of multiple_of: few lengths are few compilations. The lengths in
-    tokenizer.json are overruled. A default prompt that the files declare is put before every text. A single text is a
-    list of one; see `as_texts` for what else may hold texts.
+    tokenizer.json are overruled. A default prompt that the files declare is put before every text. There are no
+    "token_type_ids" where the model, or "model_input_names" of the tokenizer, has none. A single text is a list of one;
+    see `as_texts` for what else may hold texts.
 
     Raises:
       ValueError: no tokenizer, or one that does not fit the model; a declaration that cannot be honoured; lengths that
@@ -92,14 +94,15 @@ def tokenizer(model: Model, max_length: int | None = None, multiple_of: int = 16
     declared = longest_row(model, tokenize)
     limit = declared if max_length is None else min(max_length, declared)
     check_room(tokenize, limit, prompt, pair=False)
-    padding = {"input_ids": tokenize.pad_token_id, "attention_mask": 0, "token_type_ids": 0}
+    typed = "token_type_ids" in family_of(model.config).inputs and "token_type_ids" in tokenize.model_input_names
+    padding = {"input_ids": tokenize.pad_token_id, "attention_mask": 0} | ({"token_type_ids": 0} if typed else {})
 
     def encode(texts: Texts) -> dict[str, np.ndarray]:
         listed = as_texts(texts)
         columns: Any = [listed] if isinstance(listed[0], str) else zip(*listed, strict=True)
         columns = [[prompt + text for text in column] for column in columns]
         check_room(tokenize, limit, prompt, pair=len(columns) == 2)
-        rows = tokenize(*columns, truncation=True, max_length=limit, return_token_type_ids=True)
+        rows = tokenize(*columns, truncation=True, max_length=limit, return_token_type_ids=typed)
         longest = max(map(len, rows["input_ids"]))
         length = min(-(-longest // multiple_of) * multiple_of, limit)
         return {

@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bert_adapter.checkpoint.directory import write_texts
+from bert_adapter.checkpoint.directory import SENTENCEPIECE, write_texts
 from bert_adapter.families import family_of
 from bert_adapter.families.sentence import SETTINGS, settings
 from bert_adapter.model import Model, check_family
@@ -20,8 +20,9 @@ def tokenizer_of(model: Model) -> Any:
     check_family(model, "has no tokenizer: make batches of arrays with yours, by the names that it is called with")
     from transformers import AutoTokenizer
 
-    if not model.files.keys() & {"tokenizer.json", "vocab.txt", "vocab.json"}:
-        raise ValueError(f"files: got {sorted(model.files)}, wanted tokenizer.json, vocab.txt or vocab.json")
+    if not model.files.keys() & {"tokenizer.json", "vocab.txt", "vocab.json", SENTENCEPIECE}:
+        wanted = f"tokenizer.json, vocab.txt or vocab.json, or {SENTENCEPIECE}"
+        raise ValueError(f"files: got {sorted(model.files)}, wanted {wanted}")
     lower = settings(model.files).lower
     with tempfile.TemporaryDirectory() as directory:
         write_texts(model, Path(directory))

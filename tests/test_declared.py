@@ -18,8 +18,7 @@ import bert_adapter
 from bert_adapter import load, save, with_head
 from bert_adapter.evaluate import score, similarity_of
 from bert_adapter.families import module_for
-from bert_adapter.families.bert import config_from_dict
-from bert_adapter.families.bert_module import Bert
+from bert_adapter.families.bert import Bert, config_from_dict
 from bert_adapter.families.sentence import Settings, declared_stages, settings
 from bert_adapter.families.stages import MODES, PROJECTED, UNDECLARED, Pooling, Projection, pooled
 from bert_adapter.text import LabelledTexts, tokenizer

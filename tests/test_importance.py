@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from bert_adapter.families import module_for
-from bert_adapter.families.bert_module import Bert
+from bert_adapter.families.bert import Bert
 from bert_adapter.importance import batch, gradients, measure, sums
 from bert_adapter.importance.fingerprint import of_arrays
 from bert_adapter.importance.measure import measure_importance

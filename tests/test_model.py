@@ -17,8 +17,8 @@ from bert_adapter.checkpoint import load
 from bert_adapter.checkpoint.names import by_path
 from bert_adapter.evaluate import embed
 from bert_adapter.families import label_count, module_for, predictive
-from bert_adapter.families.bert import config_from_dict
-from bert_adapter.families.bert_module import ACTIVATIONS, Bert, SentenceEmbedder, SequenceClassifier
+from bert_adapter.families.bert import Bert, BertClassifier, BertEmbedder, config_from_dict
+from bert_adapter.families.parts import ACTIVATIONS
 from bert_adapter.families.stages import Pooling, normalised, pooled
 from bert_adapter.text import tokenizer
 
@@ -200,7 +200,7 @@ def test_every_kernel_belongs_to_a_dense_module_of_the_same_path():
 @pytest.mark.parametrize(
     "entry",
     [
-        {"model_type": "roberta"},
+        {"model_type": "gpt2"},
         {"position_embedding_type": "relative_key"},
         {"is_decoder": True},
         {"add_cross_attention": True},
@@ -227,9 +227,9 @@ def test_defaults_are_those_of_hugging_face():
 
 
 def test_architecture_picks_the_module():
-    assert isinstance(tiny.module("BertModel"), SentenceEmbedder)
-    assert isinstance(tiny.module("BertForMaskedLM"), SentenceEmbedder)
-    assert isinstance(tiny.module(CLASSIFIER), SequenceClassifier)
+    assert isinstance(tiny.module("BertModel"), BertEmbedder)
+    assert isinstance(tiny.module("BertForMaskedLM"), BertEmbedder)
+    assert isinstance(tiny.module(CLASSIFIER), BertClassifier)
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_labels_tell_what_is_predicted(module, labels, distribution):
 
 
 def test_config_of_an_unknown_family_says_what_is_known():
-    with pytest.raises(ValueError, match=r"model_type: got 'gpt2', supported: 'bert'; .*FAMILIES\['gpt2'\]"):
+    with pytest.raises(ValueError, match=r"model_type: got 'gpt2', supported: 'bert', .*FAMILIES\['gpt2'\]"):
         module_for(CONFIG | {"model_type": "gpt2"})
 
 

@@ -13,7 +13,8 @@ from tiny import BATCH, EPS, FILES, random_params
 
 import bert_adapter
 from bert_adapter import FAMILIES, LAYERS
-from bert_adapter.families.bert_module import Config, SentenceEmbedder, SequenceClassifier
+from bert_adapter.families.bert import BertClassifier, BertEmbedder
+from bert_adapter.families.config import Config
 from bert_adapter.families.family import Architecture, Family
 from bert_adapter.families.torch_names import from_torch, to_torch
 from bert_adapter.layers.capture import capture
@@ -47,10 +48,8 @@ def toy_to_torch(path, array):
 # The arithmetic is BERT's; the config, the architectures and the names on the disk are not.
 TOY_FAMILY = Family(
     config=toy_config,
-    embedder=Architecture(names=("ToyEmbedder",), module=SentenceEmbedder),
-    classifier=Architecture(
-        names=("ToyClassifier",), module=SequenceClassifier, labels=lambda config: config.num_labels
-    ),
+    embedder=Architecture(names=("ToyEmbedder",), module=BertEmbedder),
+    classifier=Architecture(names=("ToyClassifier",), module=BertClassifier, labels=lambda config: config.num_labels),
     prefix="bert/",
     encoder="encoder/",
     from_torch=toy_from_torch,
@@ -134,7 +133,7 @@ def toy_layer(monkeypatch):
 
 @pytest.mark.usefixtures("toy_family")
 def test_toy_family_goes_the_whole_way(tmp_path):
-    dense = saved_and_loaded(model_of(SentenceEmbedder(toy_config(TOY_CONFIG)), TOY_CONFIG), tmp_path / "dense")
+    dense = saved_and_loaded(model_of(BertEmbedder(toy_config(TOY_CONFIG)), TOY_CONFIG), tmp_path / "dense")
     small, report = compress(dense, [BATCH])
     assert {kernel.path for kernel in report.kernels} == kernel_shapes(dense.module).keys() - {"pooler/dense"}
     again = saved_and_loaded(small, tmp_path / "small")
@@ -143,7 +142,7 @@ def test_toy_family_goes_the_whole_way(tmp_path):
 
 @pytest.mark.usefixtures("toy_family")
 def test_toy_family_is_read_under_its_own_names(tmp_path):
-    model = model_of(SentenceEmbedder(toy_config(TOY_CONFIG)), TOY_CONFIG)
+    model = model_of(BertEmbedder(toy_config(TOY_CONFIG)), TOY_CONFIG)
     bert_adapter.save(model, tmp_path / "toy")
     names = load_file(tmp_path / "toy/model.safetensors").keys()
     assert "toy:blocks.0.attention.self.query.weight" in names
@@ -152,7 +151,7 @@ def test_toy_family_is_read_under_its_own_names(tmp_path):
 
 @pytest.mark.usefixtures("toy_family")
 def test_toy_family_gets_a_head_of_its_own(tmp_path):
-    headed = bert_adapter.with_head(model_of(SentenceEmbedder(toy_config(TOY_CONFIG)), TOY_CONFIG), 3)
+    headed = bert_adapter.with_head(model_of(BertEmbedder(toy_config(TOY_CONFIG)), TOY_CONFIG), 3)
     assert headed.config["architectures"] == ["ToyClassifier"]
     assert saved_and_loaded(headed, tmp_path / "headed").module.config.num_labels == 3
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bert_adapter.families.sentence import MODULES, PROMPTS, SETTINGS, stage_paths
-from bert_adapter.json_files import parsed, without_mark
+from bert_adapter.json_files import check_fetched, parsed, without_mark
 from bert_adapter.model import Model
 
 CONFIG, MSGPACK = "config.json", "flax_model.msgpack"
@@ -24,15 +24,15 @@ CONFIG, MSGPACK = "config.json", "flax_model.msgpack"
 WEIGHTS, INDEX, FACTORS = "model.safetensors", "model.safetensors.index.json", "factorised.safetensors"
 
 
+SENTENCEPIECE = "sentencepiece.bpe.model"  # no text, unlike all others
 PARAMETERS = "parameters.safetensors"  # of a model whose module is the caller's own
-
-
 TOKENIZER = (
     "tokenizer.json",
     "tokenizer_config.json",
     "vocab.txt",
     "vocab.json",
     "merges.txt",
+    SENTENCEPIECE,
     "special_tokens_map.json",
     "added_tokens.json",
 )
@@ -100,7 +100,8 @@ def read_texts(directory: Path, embeds: bool) -> dict[str, bytes]:
         warnings.warn(f"{directory}: {MODULES} is left out, for config.json names a classifier", stacklevel=3)
     found = {name: (directory / name).read_bytes() for name in names if (directory / name).is_file()}
     for name, content in found.items():
-        found[name] = without_mark(content, directory / name)
+        check_fetched(directory / name, content)
+        found[name] = content if name == SENTENCEPIECE else without_mark(content, directory / name)
         if name.endswith(".json"):
             parsed(content, directory / name, list if name == MODULES else dict)
     return found

@@ -1,5 +1,6 @@
 """Parameters in files, as arrays under the names that the files give them."""
 
+import shlex
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,15 @@ from bert_adapter.families.torch_names import from_torch
 from bert_adapter.json_files import check_fetched, parsed
 
 CONVERSION = (
-    "weights in other formats are not read, because that runs pickled code or takes PyTorch. Where PyTorch is: "
-    "transformers.{name}.from_pretrained(directory).save_pretrained(directory) writes {wanted}"
+    "weights in other formats are not read, because that runs pickled code or takes PyTorch. Where PyTorch is, "
+    "`{command}` writes {wanted}"
 )
+
+
+def command(name: str, directory: Path, saves: str = "save_pretrained") -> str:
+    """A line for the shell that reads a directory with PyTorch and writes safetensors there."""
+    package, place = name.split(".")[0], repr(str(directory))
+    return f"python -c {shlex.quote(f'import {package}; {name}({place}).{saves}({place})')}"
 
 
 def read(directory: Path, family: Family, config: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -33,7 +40,9 @@ def read(directory: Path, family: Family, config: dict[str, Any]) -> dict[str, n
     else:
         names = sorted(path.name for path in directory.iterdir())
         known = WEIGHTS, INDEX, MSGPACK
-        hint = CONVERSION.format(name=(config.get("architectures") or ["AutoModel"])[0], wanted=WEIGHTS)
+        kind = (config.get("architectures") or ["AutoModel"])[0]
+        line = command(f"transformers.{kind}.from_pretrained", directory)
+        hint = CONVERSION.format(command=line, wanted=WEIGHTS)
         if wanted == FACTORS:
             known, hint = (FACTORS,), f"{FACTORS} holds what config.json's low_rank names"
         raise ValueError(f"{directory}: got {names}, wanted {' or '.join(known)}: {hint}")
@@ -47,9 +56,8 @@ def read_stages(directory: Path, stages: Iterable[Stage]) -> dict[str, np.ndarra
         if isinstance(stage, Projection):
             file = directory / stage.name / WEIGHTS
             if not file.is_file():
-                hint = CONVERSION.replace("transformers.{name}.from_pretrained", "SentenceTransformer")
-                hint = hint.replace("save_pretrained", "save").format(wanted=WEIGHTS)
-                raise ValueError(f"{file}: the file is missing: {hint}")
+                line = command("sentence_transformers.SentenceTransformer", directory, "save")
+                raise ValueError(f"{file}: the file is missing: {CONVERSION.format(command=line, wanted=WEIGHTS)}")
             found |= {f"{stage.name}/{path}": each for path, each in renamed(read_tensors(file), from_torch).items()}
     return found
 

@@ -7,13 +7,25 @@ from typing import Any
 import flax.linen as nn
 
 from bert_adapter.families.bert import BERT
+from bert_adapter.families.distilbert import DISTILBERT
+from bert_adapter.families.electra import ELECTRA
 from bert_adapter.families.family import Architecture, Family
+from bert_adapter.families.roberta import CAMEMBERT, ROBERTA, XLM_ROBERTA
 from bert_adapter.families.sentence import MODULES, declared_stages
 from bert_adapter.layers.running import parameter_shapes
 from wlra.checks import check_name
 
 FAMILIES: dict[str, Family] = {  # a config that names none is of the first
     "bert": BERT,
+    "roberta": ROBERTA,
+    "camembert": CAMEMBERT,
+    "xlm-roberta": XLM_ROBERTA,
+    "distilbert": DISTILBERT,
+    "electra": ELECTRA,
+}
+
+REFUSED = {  # by "model_type", why no family here can be theirs
+    "albert": "its layers share one set of kernels, and no importance is measured of a kernel that runs several times",
 }
 
 
@@ -21,8 +33,8 @@ def family_of(config: Mapping[str, Any]) -> Family:
     """The family that a Hugging Face config.json names."""
     name = config.get("model_type") or next(iter(FAMILIES))
     if name not in FAMILIES:
-        known = ", ".join(map(repr, FAMILIES))
-        raise ValueError(f"model_type: got {name!r}, supported: {known}; bert_adapter.FAMILIES[{name!r}] = ... adds it")
+        known, advice = ", ".join(map(repr, FAMILIES)), f"bert_adapter.FAMILIES[{name!r}] = ... adds it"
+        raise ValueError(f"model_type: got {name!r}, supported: {known}; {REFUSED.get(name, advice)}")
     return FAMILIES[name]
 
 

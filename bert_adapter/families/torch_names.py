@@ -8,7 +8,7 @@ import numpy as np
 
 
 def from_torch(name: str, tensor: np.ndarray) -> tuple[str, np.ndarray]:
-    """A PyTorch parameter's Flax path and value. In the oldest, LayerNorm has gamma and beta.
+    """A PyTorch parameter's Flax path and value. Norms have a scale; in the oldest they have gamma and beta.
 
     Raises:
       ValueError: the name is Flax's, so that a square kernel would be transposed unseen.
@@ -17,7 +17,8 @@ def from_torch(name: str, tensor: np.ndarray) -> tuple[str, np.ndarray]:
     if leaf in ("kernel", "scale", "embedding"):
         raise ValueError(f"{name}: got a name of Flax's, wanted PyTorch's: which axis is the input's is not known")
     parent = ["", *parents][-1]
-    weight = "scale" if parent == "LayerNorm" else "embedding" if parent.endswith("_embeddings") else "kernel"
+    norm, table = parent.endswith(("LayerNorm", "_norm")), parent.endswith("_embeddings")
+    weight = "scale" if norm else "embedding" if table else "kernel"
     leaf = {"weight": weight, "gamma": "scale", "beta": "bias"}.get(leaf, leaf)
     return "/".join([*parents, leaf]), tensor.T if leaf == "kernel" else tensor
 

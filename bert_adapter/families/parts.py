@@ -1,0 +1,172 @@
+"""What encoders like BERT are made of: the pieces that a family's file puts together.
+
+Every projection is a plain `nn.Dense` and every table a plain `nn.Embed`, so an interceptor of `nn.Dense.__call__` sees
+all of them, under the paths of their parameters. A piece that makes several of these is a function, and `Scope` puts
+them below a name.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Num
+
+from bert_adapter.families.stages import PROJECTED, Pooling, Projection, Stage, normalised, pooled
+from bert_adapter.values import check_values
+
+Ids = Num[Array | np.ndarray, "batch time"]
+States = tuple[Float[Array, "batch time hidden"], ...]
+Heads = Float[Array, "batch time heads size"]
+
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": partial(nn.gelu, approximate=False),
+    "gelu_new": partial(nn.gelu, approximate=True),
+    "gelu_pytorch_tanh": partial(nn.gelu, approximate=True),
+    "relu": nn.relu,
+}
+
+
+class Context(NamedTuple):
+    """What every part of one forward pass needs to know."""
+
+    config: Any
+    deterministic: bool
+    dtypes: dict[str, Any]  # dtype and param_dtype
+
+
+class Inputs(NamedTuple):
+    """What a model is called with. By default all tokens are visible, of type 0, and numbered from the left."""
+
+    input_ids: Ids
+    attention_mask: Ids | None
+    token_type_ids: Ids | None
+    position_ids: Ids | None
+
+
+class Output(NamedTuple):
+    """The hidden states before, between and after the layers; the last one; its first token, pooled."""
+
+    last_hidden_state: Float[Array, "batch time hidden"]
+    pooler_output: Float[Array, "batch hidden"] | None
+    hidden_states: States
+
+
+class Scope(nn.Module):
+    """The parameters that the function `part` makes lie below this module's name."""
+
+    part: Callable[..., Any]
+
+    @nn.compact
+    def __call__(self, *inputs):
+        return self.part(*inputs)
+
+
+def dense(context: Context, features: int, name: str = "dense") -> nn.Dense:
+    init = nn.initializers.normal(context.config.initializer_range)
+    return nn.Dense(features, kernel_init=init, name=name, **context.dtypes)
+
+
+def embed(context: Context, size: int, name: str, features: int | None = None) -> nn.Embed:
+    """A table of `size` rows, by default as wide as the states."""
+    init = nn.initializers.normal(context.config.initializer_range)
+    width = context.config.hidden_size if features is None else features
+    return nn.Embed(size, width, embedding_init=init, name=name, **context.dtypes)
+
+
+def norm(context: Context, x: Array, name: str = "LayerNorm") -> Array:
+    with jax.numpy_dtype_promotion("standard"):  # Flax promotes to float32 for the statistics
+        return nn.LayerNorm(epsilon=context.config.layer_norm_eps, name=name, **context.dtypes)(x)
+
+
+def dropout(context: Context, x: Array, rate: float) -> Array:
+    return nn.Dropout(rate, deterministic=context.deterministic)(x)
+
+
+def filled(inputs: Inputs, sizes: dict[str, int], longest: int) -> Inputs:
+    """The inputs, with what is left out by default, once it is known that the model has a meaning for all of them."""
+    check_values(sizes, inputs._asdict())
+    ids, mask, types, positions = inputs
+    if ids.shape[1] > longest:
+        raise ValueError(f"input_ids: got {ids.shape[1]} tokens a row, wanted at most {longest}")
+    mask = jnp.ones(ids.shape, jnp.int32) if mask is None else mask
+    types = jnp.zeros(ids.shape, jnp.int32) if types is None else types
+    positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape) if positions is None else positions
+    return Inputs(ids, mask, types, positions)
+
+
+def visible(mask: Ids) -> Bool[Array, "batch 1 1 time"]:
+    """Which tokens all heads of all tokens may see."""
+    return (jnp.asarray(mask) > 0)[:, None, None, :]
+
+
+def split_heads(context: Context, x: Array) -> Heads:
+    """The states, shared out among the heads."""
+    heads = context.config.num_attention_heads
+    return x.reshape(*x.shape[:2], heads, x.shape[2] // heads)
+
+
+def attend(
+    context: Context, query: Heads, key: Heads, value: Heads, *, visible: Array, bias: Array | None = None
+) -> Float[Array, "batch time hidden"]:
+    """Each token's mix of the values that it may see.
+
+    visible, bias: (batch or 1, heads or 1, time or 1, time), whether a token sees another, and what is added to its
+    score. A score that is hidden is finfo.min. FlaxBert adds finfo.min to the score: in float32 that rounds to the
+    same, in float16 it may overflow to -inf, and a sentence of nothing but padding is then NaN. Dropout is drawn for
+    every sentence and head, as BERT's authors do, and not once a batch as FlaxBert does.
+    """
+    scores = jnp.einsum("bqhd,bkhd->bhqk", query * query.shape[-1] ** -0.5, key)
+    scores = scores if bias is None else scores + bias
+    weights = nn.softmax(jnp.where(visible, scores, jnp.finfo(scores.dtype).min))
+    weights = dropout(context, weights, context.config.attention_probs_dropout_prob)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(*query.shape[:2], -1)
+
+
+def stacked(context: Context, layer: Callable[..., Array], x: Array, *inputs: Any) -> States:
+    """The states before the first layer and after each; layer i's parameters lie below "i"."""
+
+    def step(x: Array, i: int) -> Array:
+        return Scope(layer, name=str(i))(context, x, *inputs)
+
+    return tuple(accumulate(range(context.config.num_hidden_layers), step, initial=x))
+
+
+def project(context: Context, stage: Projection, x: Array) -> Array:
+    """A dense layer on the embedding, with its activation."""
+    if x.shape[-1] != stage.inputs:
+        raise ValueError(f"{stage.name}/config.json: got in_features {stage.inputs}, wanted {x.shape[-1]}")
+    init = nn.initializers.normal(context.config.initializer_range)
+    layer = nn.Dense(stage.features, stage.use_bias, kernel_init=init, name="linear", **context.dtypes)
+    return PROJECTED[stage.activation](layer(x))
+
+
+def embedding(context: Context, stages: tuple[Stage, ...], hidden: Array, mask: Ids | None) -> Array:
+    """What the stages make of the states, one after the other."""
+    x = hidden
+    for stage in stages:
+        if isinstance(stage, Pooling):
+            x = pooled(stage, x, mask)
+        elif isinstance(stage, Projection):
+            x = Scope(project, name=stage.name)(context, stage, x)
+        else:
+            x = normalised(x)
+    return x
+
+
+def two_layers(context: Context, x: Float[Array, "batch hidden"], activation: Callable[[Array], Array]) -> Array:
+    """A head of a dense layer and an output, as RoBERTa's and ELECTRA's; dropout before both."""
+    config = context.config
+    rate = head_dropout(config)
+    x = activation(dense(context, config.hidden_size)(dropout(context, x, rate)))
+    return dense(context, config.num_labels, "out_proj")(dropout(context, x, rate))
+
+
+def head_dropout(config: Any) -> float:
+    """The rate before a head's layers."""
+    return config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
