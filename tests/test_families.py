@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 import bert_adapter
 from bert_adapter import FAMILIES, load, save
 from bert_adapter.checkpoint.names import by_path
+from bert_adapter.checkpoint.weights import named
 from bert_adapter.families import distilbert, electra, module_for, roberta
 from bert_adapter.families.bert import Bert
 from bert_adapter.model import Model
@@ -69,7 +70,7 @@ def model_of(case, classifier=False, **entries) -> Model:
     return Model(module, tiny.random_params(module, size=0.3), config, {})
 
 
-def batch_of(case, *more) -> dict[str, np.ndarray]:
+def batch_of(case, *more) -> dict[str, Any]:
     """Ids and mask, and other inputs of these names. Padding has its id in hidden places, and in one that is seen."""
     config = model_of(case).config
     types = np.array([[0] * 4 + [1] * 4, [0] * 8, [0, 1] * 4], np.int32) % config.get("type_vocab_size", 2)
@@ -80,6 +81,10 @@ def batch_of(case, *more) -> dict[str, np.ndarray]:
         "position_ids": np.array([np.arange(8)[::-1], np.arange(8) + 5, np.full(8, 3)], np.int32),
     }
     return {name: known[name] for name in ("input_ids", "attention_mask", *more)}
+
+
+def output_of(model, **batch) -> Any:
+    return model.module.apply({"params": model.params}, **batch)
 
 
 def states_of(model, **batch) -> Any:
@@ -123,8 +128,7 @@ def opened(tmp_path_factory):
 
 
 def run_torch(model, batch, **options):
-    import torch
-
+    torch: Any = pytest.importorskip("torch")
     with torch.no_grad():
         return model(**{name: torch.tensor(array).long() for name, array in batch.items()}, **options)
 
@@ -137,7 +141,7 @@ def test_every_hidden_state_is_that_of_pytorch(opened, case, more):
     model, batch = model_of(case, num_labels=3), batch_of(case, *more)
     if unknown := set(more) - set(FAMILIES[model.config["model_type"]].inputs):
         with pytest.raises(ValueError, match=f"{unknown.pop()}: got some, wanted none"):
-            model.module.apply({"params": model.params}, **batch)
+            output_of(model, **batch)
         return
     wanted = run_torch(opened(case)[0], batch, output_hidden_states=True)
     got = states_of(model, **batch)
@@ -151,7 +155,7 @@ def test_every_hidden_state_is_that_of_pytorch(opened, case, more):
 @pytest.mark.parametrize("case", CASES)
 def test_logits_are_those_of_pytorch(opened, case):
     model, batch = model_of(case, classifier=True, num_labels=3), batch_of(case)
-    got = model.module.apply({"params": model.params}, **batch)
+    got = output_of(model, **batch)
     wanted = run_torch(opened(case, classifier=True)[0], batch).logits
     assert got.shape == (3, 3)
     np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5)
@@ -222,7 +226,7 @@ def test_states_and_logits_are_those_of_flax(case):
     got = states_of(model._replace(params=model.params[model.module.prefix]), **batch)
     for ours, theirs in zip(got.hidden_states, wanted.hidden_states, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
-    logits = model.module.apply({"params": model.params}, **batch)
+    logits = output_of(model, **batch)
     np.testing.assert_allclose(logits, wanted.logits, rtol=0, atol=1e-5)
 
 
@@ -486,9 +490,14 @@ def test_pickles_are_refused_with_the_command_that_converts_them(originals, tmp_
     assert not (tmp_path / "sprung").exists()
 
 
-def test_that_command_converts(opened, tmp_path):
-    import torch
+@pytest.mark.parametrize("names", [None, [], "RobertaModel", ["RobertaModel"], ["x; import os"]])
+def test_that_command_names_a_class_or_none(names):
+    wanted = "RobertaModel" if "RobertaModel" in (names or []) else "AutoModel"
+    assert named({"architectures": names}) == wanted
 
+
+def test_that_command_converts(opened, tmp_path):
+    torch: Any = pytest.importorskip("torch")
     model, directory = model_of("RoBERTa", True, num_labels=3), tmp_path / "it's old"
     directory.mkdir()
     torch.save(opened("RoBERTa", True)[0].state_dict(), directory / "pytorch_model.bin")

@@ -22,6 +22,13 @@ CONVERSION = (
 )
 
 
+def named(config: dict[str, Any]) -> str:
+    """The class of transformers that the config names first, if it names one."""
+    names = config.get("architectures")
+    first = names[0] if isinstance(names, list) and names else names
+    return first if isinstance(first, str) and first.isidentifier() else "AutoModel"
+
+
 def command(name: str, directory: Path, saves: str = "save_pretrained") -> str:
     """A line for the shell that reads a directory with PyTorch and writes safetensors there."""
     package, place = name.split(".")[0], repr(str(directory))
@@ -40,8 +47,7 @@ def read(directory: Path, family: Family, config: dict[str, Any]) -> dict[str, n
     else:
         names = sorted(path.name for path in directory.iterdir())
         known = WEIGHTS, INDEX, MSGPACK
-        kind = (config.get("architectures") or ["AutoModel"])[0]
-        line = command(f"transformers.{kind}.from_pretrained", directory)
+        line = command(f"transformers.{named(config)}.from_pretrained", directory)
         hint = CONVERSION.format(command=line, wanted=WEIGHTS)
         if wanted == FACTORS:
             known, hint = (FACTORS,), f"{FACTORS} holds what config.json's low_rank names"

@@ -96,6 +96,7 @@ def encode(context: Context, inputs: Inputs) -> States:
 
 def head(context: Context, result: Output) -> Array:
     """The classifier on the pooled token."""
+    assert result.pooler_output is not None
     x = dropout(context, result.pooler_output, head_dropout(context.config))
     return dense(context, context.config.num_labels, "classifier")(x)
 

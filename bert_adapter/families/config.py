@@ -102,7 +102,7 @@ def read_config(
         elif name in config and defaults[field] is not None:
             warnings.warn(f"{name}: null in config.json is read as a missing entry, {defaults[field]!r}", stacklevel=3)
     result = kind(**given)
-    check_heads(result, {field: name for name, field in reversed((names or {}).items())})
+    check_heads(result, {field: name for name, field in reversed(list((names or {}).items()))})
     return result
 
 

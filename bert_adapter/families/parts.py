@@ -100,7 +100,7 @@ def filled(inputs: Inputs, sizes: dict[str, int], longest: int) -> Inputs:
     return Inputs(ids, mask, types, positions)
 
 
-def visible(mask: Ids) -> Bool[Array, "batch 1 1 time"]:
+def visible(mask: Any) -> Bool[Array, "batch 1 1 time"]:
     """Which tokens all heads of all tokens may see."""
     return (jnp.asarray(mask) > 0)[:, None, None, :]
 
