@@ -19,6 +19,7 @@ Forward = Callable[[Any, Batch], Any]
 class Captured(NamedTuple):
     """A model's output, what enters its layers, and how a gradient of the output reaches what leaves them.
 
+    inputs: the same array for all layers that one array enters.
     deltas: (gradient of a scalar with respect to the output) -> its gradients with respect to the layers' outputs.
     """
 
@@ -38,12 +39,15 @@ def capture(forward: Forward, params: Any, batch: Batch, paths: frozenset[str]) 
       ValueError: a path is not a layer of `LAYERS` that `forward` calls, or it is called more than once.
     """
     shapes: dict[str, jax.ShapeDtypeStruct] = {}
+    first: dict[int, str] = {}  # the path of the first layer that an array enters, by the array's id
+    shared: dict[str, str] = {}  # the same by the path of each layer
     run = partial(intercepted, forward, params, batch=batch, paths=paths)
 
     def note(path: str, inputs: Array, outputs: Array) -> Array:
         if path in shapes:
             raise ValueError(f"the layer {path!r} is called more than once: its gradient is no single product")
         shapes[path] = jax.ShapeDtypeStruct(outputs.shape, outputs.dtype)
+        shared[path] = first.setdefault(id(inputs), path)
         return outputs
 
     jax.eval_shape(lambda: run(touch=note))
@@ -55,18 +59,18 @@ def capture(forward: Forward, params: Any, batch: Batch, paths: frozenset[str]) 
         seen: dict[str, Array] = {}
 
         def perturb(path: str, inputs: Array, outputs: Array) -> Array:
-            seen[path] = inputs
+            seen[shared[path]] = inputs
             return outputs + perturbations[path]
 
         return run(touch=perturb), seen
 
-    output, pull, inputs = jax.vjp(perturbed, zeros, has_aux=True)
+    output, pull, seen = jax.vjp(perturbed, zeros, has_aux=True)
 
     def deltas(gradient: Any) -> dict[str, Float[Array, "batch time out"]]:
         (found,) = pull(gradient)
-        return {path: found[path].reshape(*inputs[path].shape[:2], -1) for path in sorted(paths)}
+        return {path: found[path].reshape(*seen[shared[path]].shape[:2], -1) for path in sorted(paths)}
 
-    return Captured(output, {path: inputs[path] for path in sorted(paths)}, deltas)
+    return Captured(output, {path: seen[shared[path]] for path in sorted(paths)}, deltas)
 
 
 def intercepted(
@@ -74,15 +78,18 @@ def intercepted(
 ) -> Any:
     """The output of `forward`, with the outputs of the layers in `paths` replaced by touch(path, x, y).
 
-    x is what the kernel's rows are multiplied by, (batch, time, m).
+    x is what the kernel's rows are multiplied by, (batch, time, m): one array for all layers that the same one enters.
     """
+    entered: dict[tuple[int, int], tuple[Any, Array]] = {}  # by id, which is no other array's while this one is held
 
     def interceptor(next_fun: Callable, args: tuple, kwargs: dict[str, Any], context: Any) -> Any:
         outputs, layer = next_fun(*args, **kwargs), called_layer(context)
         path = "/".join(context.module.path)
         if layer is None or path not in paths:
             return outputs
-        return touch(path, by_step(layer_input(args, kwargs), layer.input_axes(context.module)), outputs)
+        array, axes = layer_input(args, kwargs), layer.input_axes(context.module)
+        _, steps = entered.setdefault((id(array), axes), (array, by_step(array, axes)))
+        return touch(path, steps, outputs)
 
     with nn.intercept_methods(on_factors), nn.intercept_methods(interceptor):
         return forward(params, batch)
