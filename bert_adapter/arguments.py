@@ -32,6 +32,10 @@ EPILOG = """examples:
 
 "bert-adapter compress --help" says what each option does, and which signals there are.
 
+What JAX compiles for a model's shapes is kept in bert-adapter in $XDG_CACHE_HOME or ~/.cache, a gigabyte at most, and
+used again by the next run. JAX_COMPILATION_CACHE_DIR=FOLDER keeps it elsewhere, JAX_ENABLE_COMPILATION_CACHE=false
+nowhere.
+
 then, in Python:
   import bert_adapter
   model = bert_adapter.load("bert-half")

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from bert_adapter.arguments import DISTIL, parser
+from bert_adapter.programs import keep_programs
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a command; 0 if it succeeded, 2 if something it was given cannot be used."""
     options = parser().parse_args(argv)
+    keep_programs()
     try:
         {"demo": run_demo, "compress": run_compress, "finetune": run_finetune}[options.command](options)
     except (ValueError, OSError, FloatingPointError) as error:

@@ -13,6 +13,7 @@ from bert_adapter.importance.gradients import Loss
 from bert_adapter.layers.capture import Batch
 from bert_adapter.losses import TaskLoss, distillation
 from bert_adapter.model import Model, check_batch, forward
+from bert_adapter.progress import track
 from bert_adapter.text import LabelledTexts, Texts, as_texts, checked_rows, length_of, tokenizer
 from bert_adapter.values import check_finite
 from wlra.checks import check_count
@@ -26,8 +27,12 @@ class Fidelity(NamedTuple):
     spearman: float
 
 
-def embed(model: Model, texts: Texts, batch_size: int = 32, max_length: int | None = None) -> np.ndarray:
+def embed(
+    model: Model, texts: Texts, batch_size: int = 32, max_length: int | None = None, *, progress: bool = True
+) -> np.ndarray:
     """Row i is the output for text i, of an embedder its embedding; (texts, width).
+
+    progress: whether there is a bar on a terminal.
 
     Raises:
       ValueError: rows that are no texts; as `tokenizer`.
@@ -38,7 +43,7 @@ def embed(model: Model, texts: Texts, batch_size: int = 32, max_length: int | No
     params = jax.device_put(model.params)
     order = sorted(range(len(texts)), key=lambda i: length_of(texts[i]))
     rows: list[np.ndarray | None] = [None] * len(texts)
-    for begin in range(0, len(order), batch_size):
+    for begin in track(range(0, len(order), batch_size), "evaluate", progress):
         chosen = order[begin : begin + batch_size]
         # The last batch is filled up, so that it has the shape of the others.
         filled = chosen + [chosen[0]] * (min(batch_size, len(texts)) - len(chosen))
@@ -69,12 +74,15 @@ def unit_rows(rows: np.ndarray) -> np.ndarray:
     return rows / np.where(lengths > 0, lengths, 1)
 
 
-def loss_increase(dense: Model, small: Model, batches: Iterable[Batch], loss: Loss | None = None) -> float:
+def loss_increase(
+    dense: Model, small: Model, batches: Iterable[Batch], loss: Loss | None = None, *, progress: bool = True
+) -> float:
     """How much higher the small model's mean loss is: what `plan` predicts, measured on rows of one's own.
 
     (output, batch) -> (batch,) is the loss of labelled rows. If None, it is the expected one if labels were drawn from
     what the dense model predicts: between classes, or labels at once, the divergence of the predictions; else half
-    the squared distance of the outputs. "weights", if a batch has any, weigh its examples.
+    the squared distance of the outputs. "weights", if a batch has any, weigh its examples. `progress` says whether
+    there is a bar on a terminal.
 
     Raises:
       ValueError: no batches, token ids or weights that cannot be, or, for `task_loss`, labels that are none of the
@@ -92,7 +100,8 @@ def loss_increase(dense: Model, small: Model, batches: Iterable[Batch], loss: Lo
     runs = [(jax.jit(forward(model)), jax.device_put(model.params)) for model in (dense, small)]
     apart = distillation(dense.module, temperature=1.0)
     total = count = 0.0
-    for number, batch in enumerate(labelled(dense, batches) if isinstance(loss, TaskLoss) else batches):
+    rows = labelled(dense, batches) if isinstance(loss, TaskLoss) else batches
+    for number, batch in enumerate(track(rows, "evaluate", progress)):
         check_batch(forward(dense), batch, number)
         weights = check_weights(batch, f"batch {number}")
         before, after = (run(params, batch) for run, params in runs)
@@ -117,14 +126,16 @@ def ranks(values: np.ndarray) -> np.ndarray:
     return (last - (count + 1) / 2)[place]
 
 
-def score(model: Model, rows: LabelledTexts, batch_size: int = 32, max_length: int | None = None) -> dict[str, float]:
+def score(
+    model: Model, rows: LabelledTexts, batch_size: int = 32, max_length: int | None = None, *, progress: bool = True
+) -> dict[str, float]:
     """Accuracy and Matthews' correlation of the classes predicted; Pearson's and Spearman's of values.
 
     Of a head of several labels at once, each label of each row counts, as there or not; of several values, their
     correlations' means.
 
     The value that a regression predicts is its output; that of an embedder, for pairs of texts, the cosine of theirs,
-    or their dot product if its files declare that.
+    or their dot product if its files declare that. `progress` says whether there is a bar on a terminal.
 
     Raises:
       ValueError: an embedder is given single texts, or declares a similarity that is not supported; rows that are no
@@ -141,7 +152,7 @@ def score(model: Model, rows: LabelledTexts, batch_size: int = 32, max_length: i
     """
     texts, labels = checked_rows(model, rows)
     if label_count(model.module) is not None:
-        outputs, kind = embed(model, texts, batch_size, max_length), predictive(model.module)
+        outputs, kind = embed(model, texts, batch_size, max_length, progress=progress), predictive(model.module)
         if kind == "categorical":
             return of_classes(outputs.argmax(axis=1), labels)
         labels = labels.reshape(outputs.shape)
@@ -152,7 +163,8 @@ def score(model: Model, rows: LabelledTexts, batch_size: int = 32, max_length: i
     if isinstance(texts[0], str):
         raise ValueError("an embedder is scored by the cosines of pairs of texts; got single ones: give it a head")
     similarities = similarity_of(model)
-    first, second = (embed(model, [pair[i] for pair in texts], batch_size, max_length) for i in (0, 1))
+    sides = ([pair[i] for pair in texts] for i in (0, 1))
+    first, second = (embed(model, side, batch_size, max_length, progress=progress) for side in sides)
     return of_values(similarities(first, second), labels)
 
 

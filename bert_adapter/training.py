@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from bert_adapter.batches import check_weights, labelled
 from bert_adapter.families import predictive
-from bert_adapter.files import check_writable, read_arrays, write_arrays
+from bert_adapter.files import check_writable, read_arrays, read_metadata, write_arrays
 from bert_adapter.importance.fingerprint import of_arrays, of_function, of_params
 from bert_adapter.layers.capture import Batch, Forward
 from bert_adapter.losses import TaskLoss, distillation, task_loss
@@ -260,9 +260,10 @@ def resumed(fresh: State, history: np.ndarray, file: str | Path | None) -> tuple
     if file is None or not Path(file).exists():
         return fresh, history
     leaves, structure = jax.tree.flatten((fresh.params, fresh.moments))
-    metadata, arrays = read_arrays(file, "the state of a training")
+    metadata, names = read_metadata(file, "the state of a training")
     if not {"step", "run"} <= metadata.keys():
-        raise ValueError(f"{file}: wanted the state of a training; got {sorted(arrays)[:3]}")
+        raise ValueError(f"{file}: wanted the state of a training; got {names[:3]}")
+    arrays = read_arrays(file, "the state of a training")
     losses = arrays.pop("history")
     found = [arrays[name] for name in sorted(arrays)]
     run = json.loads(metadata["run"])

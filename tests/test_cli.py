@@ -193,14 +193,14 @@ def check_refused(command, options, changed, message, *, folder, capsys):
 def test_compress_refuses_what_cannot_be_in_a_line_before_work(changed, message, places, monkeypatch, capsys):
     monkeypatch.chdir(places)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(measure, "batch_functions", lambda wanted: (no_sums, None))
+    monkeypatch.setattr(measure, "empty", of_nothing)
     options = {"DIR": "model", "--rank": "4", "--text": "text", "-o": "out"}
     check_refused("compress", options, changed, message, folder=places, capsys=capsys)
 
 
-def no_sums(params, batch, position):
-    """Of no kernel, so that a file can be compared and nothing can be measured."""
-    return {}
+def of_nothing(shapes, wanted, seed):
+    """A measurement of no kernel, so that a file can be compared and nothing can be measured."""
+    return bert_adapter.Importance({}, examples=0, tokens=0, batches=0, gradients="gaussian", seed=seed)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """Whose gradients are measured: of labels, or of the model's own predictive distribution."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -26,7 +28,17 @@ def check_gradients(gradients: Any) -> Gradients:
     return known
 
 
-def output_gradients(gradients: Gradients, output: Any, batch: Batch, key: Any) -> Any:
+@partial(jax.tree_util.register_dataclass, data_fields=["key", "begin"], meta_fields=["rows"])
+@dataclass(frozen=True)
+class Draw:
+    """Which random directions: those of the rows from `begin` on, of `rows` that the key gives directions."""
+
+    key: Any
+    begin: Any
+    rows: int
+
+
+def output_gradients(gradients: Gradients, output: Any, batch: Batch, draw: Draw) -> Any:
     """Gradients with respect to the output, stacked: the squares of what they reach are summed over the stack."""
     if callable(gradients):
         loss = gradients
@@ -37,7 +49,7 @@ def output_gradients(gradients: Gradients, output: Any, batch: Batch, key: Any) 
             f"{jax.tree.map(jnp.shape, output)}: pass a function (output, batch) -> (batch,) instead"
         )
     if gradients == "gaussian":
-        return gaussian(output, key)
+        return gaussian(output, draw)
     return categorical(output) if gradients == "categorical" else bernoulli(output)
 
 
@@ -61,8 +73,9 @@ def bernoulli(logits: Float[Array, "batch labels"]) -> Float[Array, "gradients b
     return jnp.eye(logits.shape[1], dtype=logits.dtype)[:, None, :] * deviation[None]
 
 
-def gaussian(output: Float[Array, "batch width"], key: Any) -> Float[Array, "1 batch width"]:
+def gaussian(output: Float[Array, "batch width"], draw: Draw) -> Float[Array, "1 batch width"]:
     """Each row v is drawn evenly from the sphere of radius sqrt(width): v v' is the identity in expectation."""
-    directions = jax.random.normal(key, output.shape, output.dtype)
+    every = jax.random.normal(draw.key, (draw.rows, output.shape[1]), output.dtype)
+    directions = jax.lax.dynamic_slice_in_dim(every, draw.begin, len(output))
     radius = jnp.sqrt(jnp.array(output.shape[1], output.dtype))
     return (radius * directions / jnp.linalg.norm(directions, axis=1, keepdims=True))[None]

@@ -1,29 +1,26 @@
 """How much each entry of a kernel matters: Fisher information, summed over the examples of all batches."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from bert_adapter.batches import check_weights
 from bert_adapter.files import check_writable
-from bert_adapter.importance.batch import Position, Wanted, all_finite, batch_sums
+from bert_adapter.importance.batch import AT_ONCE, Passed, Wanted, add_kernel, entering, no_sums, passed
 from bert_adapter.importance.fingerprint import of_arrays, of_function, of_params
-from bert_adapter.importance.gradients import Gradients, check_gradients
+from bert_adapter.importance.gradients import Draw, Gradients, check_gradients
 from bert_adapter.importance.storage import load_importance, save_importance
 from bert_adapter.importance.sums import (
     STATISTICS,
     Importance,
+    Sums,
     differences,
-    symmetrised,
-    upper_blocks,
-    with_symmetric,
 )
 from bert_adapter.layers.capture import Batch, Forward
 from bert_adapter.model import check_batch
@@ -70,8 +67,10 @@ def measure_importance(
         already, as many batches are skipped as it has seen: a run that was killed goes on. It knows the fingerprints
         of the parameters, the model's and the loss's programs, and every batch, and is refused for others.
 
-    Memory: the activations of one batch, for "fisher" batch * in * out numbers of the largest kernel, and the sums,
-    2 in * out numbers per kernel for "fisher", in**2 and out**2 for the others, however many examples there are.
+    Memory: the parameters once more, unless they lie on the device or came from `load` and that is a CPU; what enters
+    and leaves all layers, and what lies between, for some of a batch's examples, `AT_ONCE` tokens or at least one; for
+    "fisher" in * out numbers for each of these, of the largest kernel; and the sums, 2 in * out numbers per kernel for
+    "fisher", little more than half of in**2 and out**2 for the others, however many examples there are.
 
     Raises:
       ValueError: no batches, token ids or weights that cannot be, paths that are no layers of the model, unknown names,
@@ -92,30 +91,29 @@ def measure_importance(
     wanted = Wanted(forward, check_gradients(gradients), frozenset(paths), check_statistics(statistics))
     if file is not None:
         check_writable(Path(file))
-    sums, update = batch_functions(wanted)
-    key = jax.random.key(seed)
+    run, key, there = program_for(wanted), jax.random.key(seed), jax.device_put(params)
     total: Importance | None = None
+    count = 1
     saved, number = time.monotonic(), -1
     for number, batch in enumerate(track(batches, "importance", progress)):
         check_batch(forward, batch, number)
         check_weights(batch, f"batch {number}")
-        arrays = {name: jnp.asarray(array) for name, array in batch.items()}
-        text = of_arrays(batch)
+        arrays, text = {name: np.asarray(array) for name, array in batch.items()}, of_arrays(batch)
         if total is None:
-            shapes = jax.eval_shape(sums, params, arrays, Position(key, 0))
+            shapes = run.eval_shape(there, *next(pieces(arrays, key)))
             fresh = replace(empty(shapes, wanted, seed), **fingerprints(wanted, params, arrays))
-            total = continued(fresh, text, file)
+            total, count = continued(fresh, text, file), shapes.gradients
         if number < total.batches:
             check_text(total, number, text, file)
             continue
-        position = Position(jax.random.fold_in(key, number), total.examples)
-        summed, finite = update(total.sums, params, arrays, position)
+        parts = pieces(arrays, jax.random.fold_in(key, number), count)
+        finite = add_batch(total.sums, ((run(there, *part), part[0]) for part in parts), total.examples)
         check_sums(finite, number, lambda arrays=arrays: forward(params, arrays))
-        total = counted(total, summed, batch, text)
+        total = counted(total, batch, text)
         if file is not None and time.monotonic() - saved > SAVE_EVERY:
-            save_importance(symmetrised(total), file)
+            save_importance(total, file)
             saved = time.monotonic()
-    importance = symmetrised(check_all_read(total, number + 1, file))
+    importance = check_all_read(total, number + 1, file)
     if file is not None:
         save_importance(importance, file)
     return importance
@@ -139,19 +137,23 @@ def check_statistics(statistics: Iterable[str]) -> tuple[str, ...]:
     return tuple(name for name in STATISTICS if name in names)
 
 
-def empty(shapes: Any, wanted: Wanted, seed: int) -> Importance:
-    """The measurement of no batch yet."""
-    zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+def empty(shapes: Passed, wanted: Wanted, seed: int) -> Importance:
+    """The measurement of no batch yet, of layers whose inputs and output gradients have these shapes."""
+    sums = {}
+    for paths, inputs in shapes.inputs.items():
+        for path in paths:
+            columns = shapes.deltas[path].shape[-1] if shapes.deltas else 0
+            sums[path] = no_sums(wanted.statistics, inputs.shape[-1], columns)
     gradients = wanted.gradients if isinstance(wanted.gradients, str) else "labels"
-    return Importance(zeros, examples=0, tokens=0, batches=0, gradients=gradients, seed=seed)
+    sums = dict(sorted(sums.items()))
+    return Importance(sums, examples=0, tokens=0, batches=0, gradients=gradients, seed=seed)
 
 
-def counted(total: Importance, sums: Any, batch: Batch, text: str) -> Importance:
-    """The sums in place of the total's, which have seen one batch more."""
+def counted(total: Importance, batch: Batch, text: str) -> Importance:
+    """The total, whose sums have seen one batch more."""
     examples, tokens = counts(batch)
     return replace(
         total,
-        sums=sums,
         examples=total.examples + examples,
         tokens=total.tokens + tokens,
         batches=total.batches + 1,
@@ -171,9 +173,9 @@ def continued(fresh: Importance, text: str, file: str | Path | None) -> Importan
     if file is None or not Path(file).exists():
         return fresh
     found = load_importance(file)
-    if different := [*others(found, fresh, text), *differences(found, symmetrised(fresh))]:
+    if different := [*others(found, fresh, text), *differences(found, fresh)]:
         raise ValueError(f"{file} holds another measurement than is wanted: {', '.join(different)}{OTHER_FILE}")
-    return with_symmetric(found, upper_blocks)
+    return found
 
 
 def others(found: Importance, fresh: Importance, text: str) -> list[str]:
@@ -207,7 +209,7 @@ def check_all_read(total: Importance | None, count: int, file: Any) -> Importanc
 
 def check_sums(finite: Any, number: int, run: Callable[[], Any]) -> None:
     """A FloatingPointError says what is not finite: the output for a batch, which `run` computes, or its sums."""
-    of_output, of_sums = (bool(each) for each in jax.device_get(finite))
+    of_output, of_sums = (bool(np.all(each)) for each in jax.device_get(finite))
     if not of_output:
         for leaf in jax.tree.leaves(run()):
             check_finite(leaf, number)
@@ -217,18 +219,33 @@ def check_sums(finite: Any, number: int, run: Callable[[], Any]) -> None:
 
 
 @lru_cache(maxsize=8)
-def batch_functions(wanted: Wanted) -> tuple[Callable, Callable]:
-    """The sums of one batch, and the update of the total with them, which is compiled once for what is wanted.
+def program_for(wanted: Wanted) -> Any:
+    """`passed` for what is wanted, which is compiled once for every shape of a batch."""
+    return jax.jit(partial(passed, wanted))
 
-    With the updated total comes whether the batch's output and its sums are finite.
+
+def pieces(batch: Batch, key: Any, gradients: int = 1) -> Iterator[tuple[Batch, Draw]]:
+    """The batch in pieces of about equal size, with their random directions, which are those of the whole."""
+    rows, mask = len(next(iter(batch.values()))), batch.get("attention_mask")
+    steps = gradients * rows * (1 if mask is None else mask.shape[1])
+    size = -(-rows // min(rows, -(-steps // AT_ONCE)))
+    for begin in range(0, rows, size):
+        yield {name: array[begin : begin + size] for name, array in batch.items()}, Draw(key, begin, rows)
+
+
+def add_batch(sums: dict[str, Sums], passes: Iterable[tuple[Passed, Batch]], seen: int) -> tuple[Any, Any]:
+    """The sums get a batch more, in place; whether its outputs are finite, and what was added for each kernel.
+
+    What enters and leaves all layers is held for a few examples at a time; what is made of it, for one kernel.
     """
-
-    def sums(params: Any, batch: Batch, position: Position) -> Any:
-        return batch_sums(wanted, params, batch, position)[0]
-
-    def update(total: Any, params: Any, batch: Batch, position: Position) -> Any:
-        added, finite = batch_sums(wanted, params, batch, position)
-        good = finite, all_finite([jnp.sum(leaf) for leaf in jax.tree.leaves(added)])
-        return jax.tree.map(jnp.add, total, added), good
-
-    return sums, jax.jit(update, donate_argnums=0)
+    outputs, added = [], []
+    for found, piece in passes:
+        outputs.append(found.finite)
+        for paths in list(found.inputs):
+            steps = entering(found.inputs.pop(paths), piece.get("attention_mask"), piece.get("weights"))
+            for path in paths:
+                sums[path], good = add_kernel(sums[path], steps, found.deltas.pop(path, None), seen)
+                added.append(good)
+        seen += len(steps.values)
+        jax.block_until_ready(added)  # or the next piece would be passed through the model before this one is gone
+    return outputs, added

@@ -2,19 +2,22 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
-import jax
 import jax.numpy as jnp
+import numpy as np
 
-from bert_adapter.files import read_arrays, write_arrays
-from bert_adapter.importance.sums import STATISTICS, Importance, Sums, named
+from bert_adapter.files import read_arrays, read_metadata, write_arrays
+from bert_adapter.importance.sums import STATISTICS, SYMMETRIC, Importance, Sums, named, packed, unpacked
 
-SCHEMA = 2  # of the file
+SCHEMA = 3  # of the file
 FIELDS = ("examples", "tokens", "batches", "gradients", "seed", "model", "function", "texts")
 
 
 def save_importance(importance: Importance, file: str | Path) -> None:
     """The file, in safetensors, holds what `load_importance` reads, or, if anything fails, what it held before.
+
+    Of symmetric matrices it has the entries on and above the diagonal.
 
     Example:
       >>> import tempfile, bert_adapter
@@ -25,7 +28,11 @@ def save_importance(importance: Importance, file: str | Path) -> None:
       >>> again == importance
       True
     """
-    arrays = {f"{path}:{name}": array for path, sums in importance.sums.items() for name, array in named(sums)}
+    arrays = {
+        f"{path}:{name}": packed(array) if name in SYMMETRIC else np.asarray(array)
+        for path, sums in importance.sums.items()
+        for name, array in named(sums)
+    }
     fields = {name: getattr(importance, name) for name in FIELDS}
     about = {"schema": SCHEMA, "paths": list(importance.sums), **fields}
     write_arrays(Path(file), arrays, {"importance": json.dumps(about)})
@@ -47,12 +54,17 @@ def load_importance(file: str | Path) -> Importance:
       ...     bert_adapter.load_importance(file).examples
       8
     """
-    metadata, arrays = read_arrays(file, "a file of save_importance")
+    metadata, names = read_metadata(file, "a file of save_importance")
     about = json.loads(metadata.get("importance", "{}"))
     if (schema := about.pop("schema", None)) != SCHEMA:
-        found = f"schema {schema}" if about else f"the arrays {sorted(arrays)[:3]}"
+        found = f"schema {schema}" if about else f"the arrays {names[:3]}"
         raise ValueError(f"{file}: wanted a file of save_importance, of schema {SCHEMA}; got {found}: measure again")
     about["texts"] = tuple(about["texts"])
     paths = about.pop("paths")
-    sums = {path: Sums(*(arrays.get(f"{path}:{name}") for name in STATISTICS)) for path in paths}
-    return Importance(jax.tree.map(jnp.asarray, sums), **about)
+    arrays = read_arrays(file, "a file of save_importance", as_held)
+    return Importance({path: Sums(*(arrays.get(f"{path}:{name}") for name in STATISTICS)) for path in paths}, **about)
+
+
+def as_held(name: str, array: Any) -> Any:
+    """What the file has under that name, as `Importance.sums` holds it."""
+    return unpacked(array) if name.rpartition(":")[2] in SYMMETRIC else jnp.asarray(array)

@@ -1,5 +1,6 @@
 """Sums over examples, for each kernel, and measurements that add up."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,7 +25,7 @@ class Sums(NamedTuple):
     gram_squares: sum_b ||G_b G_b'||_F**2, which tells how far the Gram matrices can be trusted.
     Where an example has several gradients, what is squared here is summed over them first.
 
-    While batches are added, symmetric matrices are in `upper_blocks`.
+    Symmetric matrices are whole, or `Upper` where they are held in numbers.
     """
 
     fisher: Float[Array, "2 in out"] | None = None
@@ -37,9 +38,19 @@ class Sums(NamedTuple):
 
 
 STATISTICS = Sums._fields
-FROM_TIME_GRAM = {"rows", "row_gram", "gram_squares"}  # what needs the products of the time steps' output gradients
 SYMMETRIC = ("inputs", "outputs", "row_gram", "col_gram")
-BLOCK = 384  # rows or columns of a symmetric matrix that are multiplied together
+BLOCK = 384  # symmetric matrices of more rows are held as `Upper`
+
+
+class Upper(NamedTuple):
+    """A symmetric matrix, halved: [[first, across], [across', last]].
+
+    first, last: whole, or `Upper` again.
+    """
+
+    across: Float[Array, "_ _"]
+    first: Any
+    last: Any
 
 
 @partial(
@@ -50,6 +61,8 @@ BLOCK = 384  # rows or columns of a symmetric matrix that are multiplied togethe
 @dataclass(frozen=True)
 class Importance:
     """What was measured, by kernel, and on how much. `a + b` is what both together would have given.
+
+    `importance[path]` has whole matrices, made when asked for; `sums` holds symmetric ones as `Upper`, half as large.
 
     tokens: time steps that are no padding, if an attention mask tells; else as many as examples.
     gradients: of whose loss: "labels", or of the model's own "categorical", "bernoulli" or "gaussian" predictive
@@ -77,21 +90,27 @@ class Importance:
     texts: tuple[str, ...] = ()
 
     def __getitem__(self, path: str) -> Sums:
-        return self.sums[path]
+        return with_symmetric(self.sums[path], whole)
 
     def __add__(self, other: "Importance") -> "Importance":
         if different := differences(self, other):
             raise ValueError(f"wanted two measurements of the same; got {different[0]}")
         if self.model != other.model:
             raise ValueError("wanted measurements of one model; got two, whose parameters differ")
+        ours, theirs = ({path: halved(sums) for path, sums in one.sums.items()} for one in (self, other))
         return replace(
             self,
-            sums=jax.tree.map(jnp.add, self.sums, other.sums),
+            sums=jax.tree.map(jnp.add, ours, theirs),
             examples=self.examples + other.examples,
             tokens=self.tokens + other.tokens,
             batches=self.batches + other.batches,
             texts=self.texts + other.texts,
         )
+
+
+def halved(sums: Sums) -> Sums:
+    """The sums with symmetric matrices as `Upper`."""
+    return with_symmetric(sums, upper)
 
 
 def check_model(importance: Importance, model: str) -> None:
@@ -120,11 +139,16 @@ def differences(a: Importance, b: Importance) -> list[str]:
     """The first thing in which measurements differ that are to be added or continued, if there is any."""
     found, wanted = (
         {"gradients": one.gradients}
-        | {path: {name: np.shape(array) for name, array in named(sums)} for path, sums in one.sums.items()}
+        | {path: {name: shape_of(array) for name, array in named(sums)} for path, sums in one.sums.items()}
         for one in (a, b)
     )
     both = {name: (found.get(name), wanted.get(name)) for name in found | wanted}
     return [f"{name}: {x} and {y}" for name, (x, y) in both.items() if x != y][:1]
+
+
+def shape_of(array: Any) -> tuple[int, ...]:
+    """Of an array, or of the matrix that an `Upper` is."""
+    return (sum(array.across.shape),) * 2 if isinstance(array, Upper) else np.shape(array)
 
 
 def named(sums: Sums) -> list[tuple[str, Any]]:
@@ -132,37 +156,82 @@ def named(sums: Sums) -> list[tuple[str, Any]]:
     return [(name, array) for name, array in sums._asdict().items() if array is not None]
 
 
-def upper_product(a: Float[Array, "batch time n"], b: Float[Array, "batch time n"]) -> Any:
-    """The `upper_blocks` of sum_bt outer(a_bt, b_bt), which must be symmetric.
-
-    Little more than half the operations, and half the memory to add the next batch to.
-    """
+def upper_product(a: Float[Array, "*steps n"], b: Float[Array, "*steps n"]) -> Any:
+    """The `upper` of sum_t outer(a_t, b_t), which must be symmetric: little more than half the operations."""
     a, b = a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])
-    return [a[:, begin : begin + BLOCK].T @ b[:, begin:] for begin in range(0, a.shape[1], BLOCK)]
+    half = a.shape[1] // 2
+    if a.shape[1] <= BLOCK:
+        product = a.T @ b
+        return jnp.triu(product) + jnp.triu(product, 1).T
+    first, last = (upper_product(a[:, part], b[:, part]) for part in (slice(half), slice(half, None)))
+    return Upper(a[:, :half].T @ b[:, half:], first, last)
 
 
-def upper_blocks(matrix: Float[Array, "n n"]) -> list[Float[Array, "_ _"]]:
-    """A symmetric matrix without most of its lower triangle: BLOCK rows at a time, from their diagonal block on."""
-    return [matrix[begin : begin + BLOCK, begin:] for begin in range(0, len(matrix), BLOCK)]
+def upper(matrix: Any) -> Any:
+    """A symmetric matrix without most of its lower triangle; small ones stay whole."""
+    half = len(matrix) // 2
+    if isinstance(matrix, Upper) or len(matrix) <= BLOCK:
+        return matrix
+    return Upper(matrix[:half, half:], upper(matrix[:half, :half]), upper(matrix[half:, half:]))
+
+
+def zero_upper(size: int) -> Any:
+    """The `upper` of zeros (size, size)."""
+    half = size // 2
+    if size <= BLOCK:
+        return zeros(size, size)
+    return Upper(zeros(half, size - half), zero_upper(half), zero_upper(size - half))
+
+
+def zeros(*shape: int) -> Array:
+    """Nothing yet, without a program for every shape."""
+    return jnp.asarray(np.zeros(shape, np.float32))
+
+
+def whole(matrix: Any) -> Float[Array, "n n"]:
+    """The symmetric matrix of which that is the `upper`."""
+    return assembled(matrix) if isinstance(matrix, Upper) else matrix
 
 
 @jax.jit
-def symmetrise(blocks: list[Float[Array, "_ _"]]) -> Float[Array, "n n"]:
-    """The whole matrix of `upper_blocks`, symmetric whatever rounding did to its diagonal blocks."""
-    width = blocks[0].shape[1]
-    upper = jnp.concatenate([jnp.pad(block, ((0, 0), (width - block.shape[1], 0))) for block in blocks])
-    return jnp.triu(upper) + jnp.triu(upper, 1).T
+def assembled(matrix: Upper) -> Float[Array, "n n"]:
+    """The matrix of its parts."""
+
+    def joined(part: Any) -> Any:
+        if not isinstance(part, Upper):
+            return part
+        above = jnp.concatenate([joined(part.first), part.across], axis=1)
+        return jnp.concatenate([above, jnp.concatenate([part.across.T, joined(part.last)], axis=1)])
+
+    return joined(matrix)
 
 
-def with_symmetric(importance: Importance, function: Callable[[Any], Any]) -> Importance:
-    """The function's values in place of symmetric matrices, or of their upper blocks."""
-
-    def changed(sums: Sums) -> Sums:
-        return sums._replace(**{name: function(found) for name, found in named(sums) if name in SYMMETRIC})
-
-    return replace(importance, sums={path: changed(sums) for path, sums in importance.sums.items()})
+def corners(matrix: Any) -> list[Any]:
+    """The blocks on the diagonal: where a Gram matrix is finite there, it is finite."""
+    return [*corners(matrix.first), *corners(matrix.last)] if isinstance(matrix, Upper) else [matrix]
 
 
-def symmetrised(importance: Importance) -> Importance:
-    """Whole symmetric matrices in place of their upper blocks."""
-    return with_symmetric(importance, symmetrise)
+def packed(matrix: Any) -> list[np.ndarray]:
+    """A symmetric matrix's entries on and above the diagonal, once each, in flat pieces to be put end to end."""
+    matrix = upper(matrix)
+    if isinstance(matrix, Upper):
+        return [np.asarray(matrix.across).reshape(-1), *packed(matrix.first), *packed(matrix.last)]
+    return [np.asarray(matrix)[np.triu_indices(len(matrix))]]
+
+
+def unpacked(entries: Float[np.ndarray, " entries"]) -> Any:
+    """The `upper` of what `packed` gives, end to end."""
+    size = (math.isqrt(8 * len(entries) + 1) - 1) // 2
+    half, place = size // 2, np.triu_indices(min(size, BLOCK))
+    if size <= BLOCK:
+        block = np.empty((size, size), entries.dtype)
+        block[place] = block.T[place] = entries
+        return jnp.asarray(block)
+    ends = np.cumsum([half * (size - half), half * (half + 1) // 2])
+    across, first, last = np.split(entries, ends)
+    return Upper(jnp.asarray(across.reshape(half, size - half)), unpacked(first), unpacked(last))
+
+
+def with_symmetric(sums: Sums, function: Callable[[Any], Any]) -> Sums:
+    """The function's values in place of symmetric matrices."""
+    return sums._replace(**{name: function(found) for name, found in named(sums) if name in SYMMETRIC})

@@ -65,6 +65,9 @@ def capture(forward: Forward, params: Any, batch: Batch, paths: frozenset[str]) 
     calls = traced_calls(forward, params, batch, paths)
     zeros: Any = {place: fresh_probes(call) for place, call in calls.items()}
 
+    first: dict[int, Place] = {}  # the first call that an array enters, by the array's id
+    shared: dict[Place, Place] = {}  # the same for each call
+
     def perturbed(zeros: Any) -> tuple[Any, dict[Place, Array]]:
         seen: dict[Place, Array] = {}
 
@@ -73,13 +76,15 @@ def capture(forward: Forward, params: Any, batch: Batch, paths: frozenset[str]) 
                 return outputs
             if calls[place].lifted:
                 return exported(site, place, inputs, outputs)
-            seen[place] = inputs
+            shared[place] = first.setdefault(id(inputs), place)
+            seen[shared[place]] = inputs  # held, so that its id is no other's
             return outputs + zeros[place]["outputs"]
 
         lifted = {place: zero for place, zero in zeros.items() if calls[place].lifted}
         return touched(forward, with_probes(params, lifted), batch, paths, touch=perturb), seen
 
-    output, pull, seen = jax.vjp(perturbed, zeros, has_aux=True)
+    output, pull, entered = jax.vjp(perturbed, zeros, has_aux=True)
+    seen = {place: entered[one] for place, one in shared.items()}
     if any(call.lifted for call in calls.values()):
         (exports,) = pull(jax.tree.map(jnp.zeros_like, output))
         seen |= {place: found["inputs"] for place, found in exports.items() if calls[place].lifted}
@@ -238,14 +243,21 @@ leaving.defvjp(leaving_forwards, leaving_backwards)
 def by_path(
     arrays: Mapping[Place, Array], calls: dict[Place, Call], batch: Batch, paths: frozenset[str], entering: bool = False
 ) -> dict[str, Float[Array, "batch time n"]]:
-    """What enters, or what leaves, the layers at the paths, as steps of the examples, one call after the other."""
+    """What enters, or what leaves, the layers at the paths, as steps of the examples, one call after the other.
+
+    One array for all layers that the same one enters.
+    """
     parts: dict[str, list[Array]] = defaultdict(list)
+    made: dict[Any, tuple[Array, Array]] = {}  # by id, with the array, which is then no other's
     for place, call in calls.items():
         order, axes = call.order.outputs, call.outputs.ndim - call.inputs.ndim + call.input_axes
         order, axes = (call.order.inputs, call.input_axes) if entering else (order, axes)
         for path, index in zip(indexed(place[0], call.stack), np.ndindex(*call.stack), strict=True):
             array = arrays[place][index] if index else arrays[place]
-            parts[path].append(of_examples(by_step(moved(array, order), axes), batch, place[0]))
+            key = id(array), axes, order
+            if key not in made:
+                made[key] = array, of_examples(by_step(moved(array, order), axes), batch, place[0])
+            parts[path].append(made[key][1])
     mask = batch.get("attention_mask") if entering else None
     return {path: joined(parts[path], mask) for path in sorted(paths)}
 
