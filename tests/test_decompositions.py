@@ -37,7 +37,7 @@ def measured():
         grams = [jnp.asarray(factor @ factor.T) for factor in factors]
         rows, inputs, outputs = jnp.diag(grams[0]), *grams
         sums[path] = Sums(rows=rows, inputs=inputs, outputs=outputs, row_gram=inputs, col_gram=outputs)
-    return Importance(sums, examples=7, tokens=21, batches=1, gradients="labels", seed=0, bases={})
+    return Importance(sums, examples=7, tokens=21, batches=1, gradients="labels", seed=0)
 
 
 @functools.cache
