@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
+from flax.core import unfreeze
 
 from bert_adapter.checkpoint import load
 from bert_adapter.checkpoint.directory import fetch
@@ -14,12 +15,10 @@ from bert_adapter.families import flax_architectures
 from bert_adapter.flax_objects import is_flax_model, of_flax, on_factors, with_params_of
 from bert_adapter.model import Model, is_own
 from bert_adapter.model import forward as function_of
-from bert_adapter.own import Own
+from bert_adapter.own import Called, Own
 
 
-def as_model(
-    model: Model | str | Path | Any, *, forward: Callable[..., Any] | None = None, output: int | str | None = None
-) -> Model:
+def as_model(model: Any, *, forward: Callable[..., Any] | None = None, output: int | str | None = None) -> Model:
     """The model itself, the one in a directory, or a `Model` of whatever else `compress` takes.
 
     That of an object of transformers' FlaxBertModel, or another that a family knows, has our module.
@@ -32,8 +31,12 @@ def as_model(
 
     Example:
         >>> import flax.linen as nn, numpy as np, bert_adapter
-        >>> model = bert_adapter.as_model((nn.Dense(2, use_bias=False), {"kernel": np.eye(2)}))
-        >>> bert_adapter.forward(model)(model.params, {"inputs": np.ones((1, 2))}).shape
+        >>> net = nn.Sequential([nn.Dense(2, use_bias=False)])
+        >>> model = bert_adapter.as_model(
+        ...     (net, {"layers_0": {"kernel": np.eye(2)}}),
+        ...     forward=lambda params, batch: net.apply({"params": params}, batch["x"]),
+        ... )
+        >>> bert_adapter.forward(model)(model.params, {"x": np.ones((1, 2))}).shape
         (1, 2)
     """
     if is_nnx(model):
@@ -75,7 +78,7 @@ def of_linen(module: nn.Module, params: Any) -> Model:
     if "params" in params and not any(hasattr(leaf, "ndim") for leaf in params.values()):
         others = f"; {sorted(others)} go into a forward= of yours" if (others := params.keys() - {"params"}) else ""
         raise ValueError(f"params: got the variables {sorted(params)} of {name}, wanted variables['params']{others}")
-    return Model(module, nn.meta.unbox(params), {}, {})
+    return Model(module, unfreeze(nn.meta.unbox(params)), {}, {}, forward=Own(Called(module)))
 
 
 def is_nnx(model: Any) -> bool:
@@ -97,11 +100,12 @@ def with_params(model: Any, params: Any) -> Any:
     """A copy of the model, of the same kind, with other parameters: dense, factorised, trained or merged.
 
     Example:
-        >>> import flax.linen as nn, numpy as np, bert_adapter
-        >>> small, _ = bert_adapter.compress((nn.Dense(8), {"kernel": np.eye(8), "bias": np.zeros(8)}),
-        ...     [{"inputs": np.ones((2, 8))}], rank=2, signal="svd")
-        >>> bert_adapter.with_params(small, bert_adapter.merge(small.params)).params["kernel"].shape
-        (8, 8)
+        >>> import bert_adapter
+        >>> from bert_adapter.sample import sample_model
+        >>> small, _ = bert_adapter.compress(sample_model(), [], rank=2, signal="svd")
+        >>> merged = bert_adapter.with_params(small, bert_adapter.merge(small.params))
+        >>> merged.params["encoder"]["layer"]["0"]["intermediate"]["dense"]["kernel"].shape
+        (16, 24)
     """
     return in_kind(model, as_model(model)._replace(params=params))
 
@@ -117,11 +121,15 @@ def load_into(directory: str | Path, model: Any) -> Any:
 
     Example:
         >>> import tempfile, flax.linen as nn, numpy as np, bert_adapter
-        >>> dense = nn.Dense(8), {"kernel": np.eye(8), "bias": np.zeros(8)}
-        >>> small, _ = bert_adapter.compress(dense, [{"inputs": np.ones((2, 8))}], rank=2, signal="svd")
+        >>> class Net(nn.Module):
+        ...     @nn.compact
+        ...     def __call__(self, x):
+        ...         return nn.Dense(8, use_bias=False, name="layer")(x)
+        >>> dense = Net(), {"layer": {"kernel": np.eye(8)}}
+        >>> small, _ = bert_adapter.compress(dense, [{"x": np.ones((2, 8))}], rank=2, signal="svd")
         >>> with tempfile.TemporaryDirectory() as directory:
         ...     bert_adapter.save(small, directory)
-        ...     bert_adapter.load_into(directory, dense).params["left"].shape
+        ...     bert_adapter.load_into(directory, dense).params["layer"]["left"].shape
         (8, 2)
     """
     if isinstance(model, type):

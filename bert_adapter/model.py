@@ -62,8 +62,8 @@ def forward(model: Model) -> Forward:
 
 
 def is_own(model: Model) -> bool:
-    """Whether the module is the caller's own: of no family in `FAMILIES`."""
-    return not is_known(model.module)
+    """Whether the module is the caller's own: of no family in `FAMILIES`, or brought without a config."""
+    return not is_known(model.module) or (isinstance(model.forward, Own) and not model.config.get("model_type"))
 
 
 def check_family(model: Model, wanted: str) -> None:

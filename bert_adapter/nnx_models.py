@@ -90,19 +90,22 @@ class Skeleton:
     forward: Callable[[Any, Batch], Any] | None
 
     def filled(self, params: Any) -> Any:
-        """A model with these parameters, where they hold factors with layers that run on them."""
+        """A model with these parameters, where they hold factors with layers that run on them.
+
+        Raises:
+          ValueError: parameters that are missing, or that no module has.
+        """
         flat = flatten_dict(params, keep_empty_nodes=True, sep="/")
-        gone = {path for path in self.paths if isinstance(flat.get(path, Factorised()), Factorised)}
-        leaves = [jnp.zeros(()) if path in gone else flat[path] for path in self.paths]
+        flat = {path: leaf for path, leaf in flat.items() if hasattr(type(leaf), "dtype") and not marks(path, leaf)}
+        leaves = [flat.get(path, jnp.zeros(())) for path in self.paths]
         model = nnx.merge(self.graph, jax.tree.unflatten(self.structure, leaves), self.rest)
+        placed = {path for path in self.paths if path in flat}
         for path, module in modules(model):
-            if f"{path}/left" in flat:
-                if not hasattr(module, "left"):
-                    module.__class__ = on_factors(type(module))
-                    del module.kernel
-                module.left, module.right = (
-                    nnx.Param(jnp.asarray(flat[f"{path}/{name}"])) for name in ("left", "right")
-                )
+            placed |= {f"{path}/{name}" for name in changed(module, path, flat)}
+        if odd := sorted(
+            (flat.keys() - placed) | {path for path in self.paths if path not in flat and gone(path, flat)}
+        ):
+            raise ValueError(f"params: wanted those of the model; these are missing or left over: {odd}")
         return model
 
     def __call__(self, params: Any, batch: Batch) -> Any:
@@ -112,6 +115,35 @@ class Skeleton:
         if TOUCH.get() is not None:
             announce(model, params)
         return model(**arguments(type(model).__call__, batch)) if self.forward is None else self.forward(model, batch)
+
+
+def marks(path: str, leaf: Any) -> bool:
+    """Whether it is no parameter: the marker of a kernel, or a zero that a gradient leaves by."""
+    return isinstance(leaf, Factorised) or path.rpartition("/")[2].startswith(PROBE)
+
+
+def gone(path: str, flat: dict[str, Any]) -> bool:
+    """Whether a Param of the model has nothing in its place: no kernel for factors, no factors for a kernel."""
+    layer, _, name = path.rpartition("/")
+    instead = {"kernel": "left", "left": "kernel", "right": "kernel"}.get(name)
+    return instead is None or f"{layer}/{instead}" not in flat
+
+
+def changed(module: Any, path: str, flat: dict[str, Any]) -> list[str]:
+    """The names of the factors, or of the kernel, that take the place of what the module had."""
+    if f"{path}/left" in flat and not hasattr(module, "left"):
+        old, new = ["kernel"], ["left", "right"]
+        module.__class__ = on_factors(type(module))
+    elif hasattr(module, "left") and f"{path}/kernel" in flat:
+        old, new = ["left", "right"], ["kernel"]
+        module.__class__ = type(module).of
+    else:
+        return []
+    for name in old:
+        delattr(module, name)
+    for name in new:
+        setattr(module, name, nnx.Param(jnp.asarray(flat[f"{path}/{name}"])))
+    return new
 
 
 def modules(model: Any) -> list[tuple[str, Any]]:

@@ -93,7 +93,7 @@ def counted(output: Any, which: int | str | None) -> Any:
     if which not in names:
         got = f"{type(output).__name__} of {names}" if names else type(output).__name__
         raise ValueError(f"output: got {which!r} and a model that returns a {got}: output= says which of them counts")
-    found = output[which] if isinstance(output, Mapping) or isinstance(which, int) else getattr(output, which)
+    found = output[which] if isinstance(output, Mapping) or isinstance(which, int) else getattr(output, str(which))
     return counted(found, None)
 
 

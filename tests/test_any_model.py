@@ -73,7 +73,7 @@ def params() -> Any:
     return random_params(NET, BATCH["x"], size=0.4)
 
 
-def run(params, batch):
+def run(params, batch) -> Any:
     return NET.apply({"params": params}, batch["x"])
 
 
@@ -120,7 +120,7 @@ def test_importance_is_that_of_the_examples_gradients():
     wanted = {"statistics": ("fisher", "row_gram", "col_gram"), "gradients": loss, "progress": False}
     importance = bert_adapter.measure_importance(run, params(), [BATCH], SHAPES, **wanted)
     for path, gradients in each_gradient().items():
-        sums = importance[path]
+        sums: Any = importance[path]
         assert_near(np.sum(sums.fisher, axis=0), np.sum(gradients**2, axis=0))
         assert_near(sums.row_gram, np.einsum("bij,bkj->ik", gradients, gradients))
         assert_near(sums.col_gram, np.einsum("bij,bik->jk", gradients, gradients))
@@ -252,6 +252,7 @@ def test_outputs_per_step_are_followed_in_every_direction():
     """E[vv'] is the identity over all steps that count: two batches of one text twice as long have the same mean."""
     made = random_params(PerStep(), BATCH["x"])
     small, report = compress((PerStep(), made), [BATCH], budget=0.8)
+    assert report.predicted is not None
     assert np.isfinite(report.predicted)
     assert bert_adapter.loss_increase(bert_adapter.as_model((PerStep(), made)), small, [BATCH]) >= 0
 
@@ -413,6 +414,10 @@ WRONG: dict[str, tuple[Any, str]] = {
         lambda: bert_adapter.finetune(bert_adapter.as_model(mpnet()), [BATCH]),
         r"loss: got none for Net, a model of your own: wanted a function \(output, batch\)",
     ),
+    "a score": (
+        lambda: bert_adapter.score(bert_adapter.as_model(mpnet()), bert_adapter.LabelledTexts([("a", "b")], [1.0])),
+        "a model of your own, Net, which has no tokenizer",
+    ),
     "an int": (lambda: compress(3, [BATCH], rank=2), r"wanted a Model, a directory, \(module, params\).*got int"),
 }
 
@@ -422,6 +427,19 @@ def test_what_cannot_be_is_said_in_a_sentence(name):
     call, sentence = WRONG[name]
     with pytest.raises(ValueError, match=sentence):
         call()
+
+
+def test_module_of_a_family_without_a_config_is_a_model_of_ones_own():
+    """All its kernels are selected that the output depends on, as the pooler's is not."""
+    from bert_adapter.sample import sample_model
+
+    model = sample_model()
+    batch = {"input_ids": np.ones((2, 4), np.int32), "attention_mask": np.ones((2, 4), np.int32)}
+    _, report = compress((model.module, model.params), [batch], rank=2, signal="svd")
+    _, wanted = compress(model, [], rank=2, signal="svd")
+    with pytest.raises(ValueError, match="'pooler/dense', which cannot be factorised: the output that counts does not"):
+        compress((model.module, model.params), [batch], rank=2, signal="svd", include="pooler")
+    assert {kernel.path for kernel in wanted.kernels} == {kernel.path for kernel in report.kernels}
 
 
 def test_model_without_config_and_files_is_a_model_of_ones_own(tmp_path):

@@ -1,6 +1,7 @@
 """NNX models: compressed in a copy, whose state is ordinary Params, and which runs, trains and is kept as before."""
 
 from functools import cache, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -127,7 +128,8 @@ def test_importance_is_that_of_the_examples_gradients():
         gradients = one(model.params, IDS, BATCH["attention_mask"])
     for path, shape in shapes.items():
         squared = np.sum(np.square(at(gradients, path)["kernel"], dtype=np.float64), axis=0).reshape(shape)
-        got = np.sum(importance[path].fisher, axis=0)
+        fisher: Any = importance[path].fisher
+        got = np.sum(fisher, axis=0)
         np.testing.assert_allclose(got, squared, rtol=0, atol=2000 * EPS * max(squared.max(), 1e-6), err_msg=path)
 
 
@@ -177,6 +179,19 @@ def test_parameters_are_kept_and_loaded_into_the_callers_model(tmp_path):
     again = bert_adapter.load_into(tmp_path / "small", net())
     assert type(again) is Net
     np.testing.assert_array_equal(run(again), run(made))
+
+
+def test_factors_become_kernels_again():
+    made, _ = small()
+    merged = bert_adapter.with_params(made, bert_adapter.merge(bert_adapter.as_model(made).params))
+    assert type(merged.last) is nnx.Linear
+    assert_near(run(merged), run(made))
+
+
+def test_parameters_that_are_missing_or_left_over_are_named():
+    params = bert_adapter.as_model(net()).params
+    with pytest.raises(ValueError, match=r"missing or left over: \['last/bias', 'other'\]"):
+        bert_adapter.with_params(net(), params | {"last": {"kernel": params["last"]["kernel"]}, "other": np.ones(3)})
 
 
 @pytest.mark.parametrize(("path", "why"), [("table", "Embed: its table is looked up"), ("norm", "select none of")])

@@ -112,7 +112,7 @@ def touched(forward: Forward, params: Any, batch: Batch, paths: frozenset[str], 
 
 def traced_calls(forward: Forward, params: Any, batch: Batch, paths: frozenset[str]) -> dict[Place, Call]:
     """All calls of the layers that reach the output."""
-    flat = flatten_dict(params, keep_empty_nodes=True, sep="/")
+    flat: dict[str, Any] = dict(flatten_dict(params, keep_empty_nodes=True, sep="/"))
     calls: dict[Place, Call] = {}
     level: list[Any] = []  # of JAX's transformations around the model
 

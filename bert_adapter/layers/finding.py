@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
+from jax.interpreters import partial_eval
 
 from bert_adapter.layers.capture import Batch, Forward, examples
 from bert_adapter.layers.layer import Axes, matrix_shape, split
@@ -33,8 +34,8 @@ class Kernels(NamedTuple):
 def find_kernels(forward: Forward, params: Any, batch: Batch) -> Kernels:
     """The kernels of all layers that `forward(params, batch)` calls; nothing is computed.
 
-    Where an input's first axis is not as long as the batch, the model is traced on twice the examples: an axis that
-    does not grow with them holds something else.
+    It is traced on twice the examples too: a first axis of a layer's input that does not grow with them holds
+    something else.
     """
     flat = flatten_dict(params, keep_empty_nodes=True, sep="/")
     found, sizes = Kernels({}, {}, {}), first_axes(forward, params, batch)
@@ -54,11 +55,16 @@ def find_kernels(forward: Forward, params: Any, batch: Batch) -> Kernels:
 
     with observing(note):
         jax.eval_shape(lambda: forward(params, batch))
-    if any(set(sizes[path]) != {examples(batch)} for path in found.axes):
-        twice = first_axes(forward, params, doubled(batch))
-        for path in found.axes:
-            if twice.get(path) != [2 * size for size in sizes[path]]:
-                found.refused.setdefault(path, "the first axis of its input is not that of the examples")
+    twice, unread = grown(forward, params, batch), unread_params(forward, params, batch)
+    for path in found.axes:
+        if f"{path}/kernel" in unread:
+            found.refused[path] = "the output that counts does not depend on it"
+        elif not path:
+            found.refused[path] = "a layer that is the whole model has no path: put it into a module"
+        elif twice is None and set(sizes[path]) != {examples(batch)}:
+            found.refused[path] = "the first axis of its input is not as long as the batch"
+        elif twice is not None and twice.get(path) != [2 * size for size in sizes[path]]:
+            found.refused.setdefault(path, "the first axis of its input is not that of the examples")
     for path in found.refused:
         found.axes.pop(path, None)
     return found
@@ -73,8 +79,27 @@ def first_axes(forward: Forward, params: Any, batch: Batch) -> dict[str, list[in
         return outputs
 
     with observing(note):
-        jax.eval_shape(forward, params, batch)
+        jax.eval_shape(
+            lambda params, batch: forward(params, batch), params, batch
+        )  # anew: JAX keeps traces by function
     return sizes
+
+
+def unread_params(forward: Forward, params: Any, batch: Batch) -> set[str]:
+    """The paths of the parameters that the output does not depend on."""
+    program = jax.make_jaxpr(lambda params: forward(params, batch))(params).jaxpr
+    _, read = partial_eval.dce_jaxpr(program, [True] * len(program.outvars))
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
+    return {name for name, is_read in zip(names, read, strict=True) if not is_read}
+
+
+def grown(forward: Forward, params: Any, batch: Batch) -> dict[str, list[int]] | None:
+    """The same for twice the examples; None for a model that takes a batch of one size alone."""
+    try:
+        return first_axes(forward, params, doubled(batch))
+    except Exception:  # whatever the caller's own code says of another size
+        return None
 
 
 def kernel_shape(param: Any) -> tuple[int, ...]:
