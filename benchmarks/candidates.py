@@ -25,8 +25,8 @@ from benchmarks.study import chosen, rows_of, summed
 from benchmarks.tables import Row, arguments, markdown, row, write
 from benchmarks.timing import Measured
 from bert_adapter.checkpoint.names import by_path
+from bert_adapter.distributions.gaussian import gaussian
 from bert_adapter.importance.batch import time_products, unpadded
-from bert_adapter.importance.gradients import gaussian
 from bert_adapter.importance.sums import Importance
 from bert_adapter.layers.capture import Batch, capture
 from bert_adapter.model import Model

@@ -93,8 +93,8 @@ def compress(
     """The model with its selected kernels factorised where that makes them smaller, and a report.
 
     Args:
-      model: a `Model`, a directory or Hub id, or an instance of transformers' FlaxBertModel or
-        FlaxBertForSequenceClassification.
+      model: a `Model`, a directory or Hub id, or an instance of one of transformers' Flax models
+        (FlaxBertModel, FlaxBertForSequenceClassification, ...).
       batches: what the importance is measured on, mappings of arrays (batch, ...) with "input_ids", "attention_mask"
         and what else the module takes; see `text_batches`. Not the rows that the result will be judged on.
       budget: the share of the selected kernels' parameters to keep, in (0, 1]. It gives each kernel its rank by what
@@ -108,9 +108,9 @@ def compress(
         example's gradient (Gupta et al. 2018).
       importance: what `measure_signal` returned for these kernels of this model, to use instead of measuring on
         `batches`.
-      gradients: of which loss. "categorical", "bernoulli" or "gaussian", the distribution that the model predicts; see
-        `measure_importance`. By default that of the module's head: of classes, of labels at once, or around values or
-        an embedding. No labels are needed. Or a function, as `loss`.
+      gradients: of which loss. "categorical", "bernoulli", "gaussian" or "span", the distribution that the model
+        predicts; see `measure_importance`. By default that of the module's head: of classes, of labels at once, of an
+        answer's ends, or around values or an embedding. No labels are needed. Or a function, as `loss`.
       loss: (output, batch) -> (batch,), each example's loss with its label, whose gradients to take instead; as in
         `finetune` and `loss_increase`.
       method: of `wlra.solve`, by default the one that fits the signal.

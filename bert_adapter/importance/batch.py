@@ -38,8 +38,9 @@ def batch_sums(
     with jax.default_matmul_precision("highest"):
         captured = capture(wanted.forward, params, batch, wanted.paths)
         finite = all_finite(captured.output)
-        mask = batch.get("attention_mask")
-        inputs = {path: unpadded(array, mask) for path, array in captured.inputs.items()}
+        rows, mask = len(next(iter(batch.values()))), batch.get("attention_mask")
+        mask = None if mask is None else mask.reshape(rows, -1)
+        inputs = {path: unpadded(by_example(array, rows), mask) for path, array in captured.inputs.items()}
         root = jnp.sqrt(jnp.asarray(batch.get("weights", 1.0), jnp.float32)).reshape(-1, 1, 1)
         total = {path: Sums() for path in inputs}
         if "inputs" in wanted.statistics:
@@ -52,7 +53,8 @@ def batch_sums(
 
         def along(gradient: Any) -> dict[str, tuple[Sums, TimeGram]]:
             """The sums for one gradient of the output, an example's in each row."""
-            deltas = {path: delta.astype(jnp.float32) * root for path, delta in captured.deltas(gradient).items()}
+            found = {path: by_example(delta, rows) for path, delta in captured.deltas(gradient).items()}
+            deltas = {path: delta.astype(jnp.float32) * root for path, delta in found.items()}
             return {
                 path: gradient_sums(rotated[path], delta, statistics, seen=position.seen, basis=bases.get(path))
                 for path, delta in deltas.items()
@@ -76,6 +78,11 @@ def summed(function: Any, stacked: Any) -> Any:
     zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
     total, _ = jax.lax.scan(lambda sums, one: (jax.tree.map(jnp.add, sums, function(one)), None), zeros, stacked)
     return total
+
+
+def by_example(steps: Float[Array, "texts time n"], rows: int) -> Float[Array, "batch steps n"]:
+    """The steps of an example in one row, where it is several texts to the layers, as its choices are."""
+    return steps.reshape(rows, -1, steps.shape[-1]) if len(steps) % rows == 0 else steps
 
 
 def unpadded(inputs: Float[Array, "batch time in"], mask: Array | None) -> Float[Array, "batch time in"]:

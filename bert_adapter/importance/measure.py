@@ -64,10 +64,13 @@ def measure_importance(
       gradients: of which loss. A function (output, batch) -> (batch,), each example's loss with its label: the
         empirical Fisher. Or the model's own predictive distribution, without labels: "categorical", the output
         (batch, classes) being logits, sums over all classes c the squared gradient of -log p_c, times p_c, in
-        classes - 1 backward passes; "bernoulli", the output (batch, labels) being logits of labels that may be there at
-        once, sums over both values of each label, in as many backward passes; "gaussian", the output (batch, width)
-        being an embedding or the values of a regression, projects it on a random direction for each example, whose
-        squared gradient is, in expectation, what half the squared error of the output feels (Gauss-Newton).
+        classes - 1 backward passes; of logits (batch, time, classes) it sums that over all places that are visible,
+        and whose label, if the batch has "labels", is not -100, in expectation over random signs, in one backward
+        pass; "span", logits (batch, time, 2) of where an answer starts and ends, likewise; "bernoulli", the output
+        (batch, labels) being logits of labels that may be there at once, sums over both values of each label, in as
+        many backward passes; "gaussian", the output (batch, width) being an embedding or the values of a regression,
+        projects it on a random direction for each example, whose squared gradient is, in expectation, what half the
+        squared error of the output feels (Gauss-Newton).
       statistics: which of those of `Sums`. "inputs" alone needs no backward pass.
       bases: by path, the coordinates for "fisher"; see `eigenbases`.
       seed: of the random directions.
@@ -167,7 +170,7 @@ def counted(total: Importance, sums: Any, batch: Batch, text: str) -> Importance
 def counts(batch: Batch) -> tuple[int, int]:
     """How many examples a batch holds, and how many tokens that are no padding."""
     weights = check_weights(batch)
-    mask = np.asarray(batch.get("attention_mask", np.ones((len(weights), 1))), float)
+    mask = np.asarray(batch.get("attention_mask", np.ones((len(weights), 1))), float).reshape(len(weights), -1)
     return round(weights.sum()), round(float(weights @ mask.sum(axis=1)))
 
 

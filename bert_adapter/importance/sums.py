@@ -57,8 +57,7 @@ class Importance:
     """What was measured, by kernel, and on how much. `a + b` is what both together would have given.
 
     tokens: time steps that are no padding, if an attention mask tells; else as many as examples.
-    gradients: of whose loss: "labels", or of the model's own "categorical", "bernoulli" or "gaussian" predictive
-      distribution.
+    gradients: of whose loss: "labels", or of the model's own predictive distribution, a name in `DISTRIBUTIONS`.
     bases: by kernel, the coordinates that `fisher` is measured in; empty for those of the kernel.
     model, function, texts: fingerprints of the parameters, of the model's and the loss's programs, and of each batch.
       With another model what was measured is refused. "" is not known, and fits all:

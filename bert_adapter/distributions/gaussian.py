@@ -1,0 +1,35 @@
+"""Values, or an embedding, with the same unit variance around each number."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from bert_adapter.distributions.bernoulli import like
+from bert_adapter.distributions.definition import Batch, Distribution
+
+
+def gaussian(output: Float[Array, "batch width"], key: Any) -> Float[Array, "1 batch width"]:
+    """Each row v is drawn evenly from the sphere of radius sqrt(width): v v' is the identity in expectation."""
+    directions = jax.random.normal(key, output.shape, output.dtype)
+    radius = jnp.sqrt(jnp.array(output.shape[1], output.dtype))
+    return (radius * directions / jnp.linalg.norm(directions, axis=1, keepdims=True))[None]
+
+
+def gradients(output: Float[Array, "batch width"], batch: Batch, key: Any) -> Float[Array, "1 batch width"]:
+    """A random direction for each example."""
+    return gaussian(output, key)
+
+
+def loss(values: Float[Array, "batch labels"], labels: Array, batch: Batch) -> Float[Array, " batch"]:
+    """Half the squared error."""
+    return 0.5 * jnp.sum((values - like(values, labels)) ** 2, axis=1)
+
+
+def apart(output: Array, wanted: Array, batch: Batch) -> Float[Array, " batch"]:
+    """Half the squared distance."""
+    return 0.5 * jnp.sum((output - wanted) ** 2, axis=tuple(range(1, output.ndim)))
+
+
+GAUSSIAN = Distribution("(batch, width)", (2,), gradients, loss=loss, apart=apart)
