@@ -25,8 +25,9 @@ from benchmarks.study import chosen, rows_of, summed
 from benchmarks.tables import Row, arguments, markdown, row, write
 from benchmarks.timing import Measured
 from bert_adapter.checkpoint.names import by_path
+from bert_adapter.distributions.draw import Draw
+from bert_adapter.distributions.gaussian import gaussian
 from bert_adapter.importance.batch import time_products, unpadded
-from bert_adapter.importance.gradients import Draw, gaussian
 from bert_adapter.importance.sums import Importance
 from bert_adapter.layers.capture import Batch, capture
 from bert_adapter.model import Model
@@ -133,7 +134,7 @@ def fed_back(
         def crossed(before: Any, after: Any, batch: Batch, key: Any, paths: frozenset[str] = frozenset(group)) -> Any:
             with jax.default_matmul_precision("highest"):
                 x, y = (capture(forward, params, batch, paths) for params in (before, after))
-                deltas = x.deltas(gaussian(x.output, Draw(key, 0, len(x.output)))[0])
+                deltas = x.deltas(gaussian(x.output, Draw(key, 0))[0])
                 found = {}
                 for path in paths:
                     old, new = (unpadded(one.inputs[path], batch["attention_mask"]) for one in (x, y))

@@ -7,7 +7,7 @@ from bert_adapter.evaluate import loss_increase, score
 from bert_adapter.factorisation import KernelReport, factorise, merge
 from bert_adapter.families import FAMILIES
 from bert_adapter.families.family import Family
-from bert_adapter.heads import with_head
+from bert_adapter.heads import with_head, without_head
 from bert_adapter.importance.measure import measure_importance
 from bert_adapter.importance.storage import load_importance, save_importance
 from bert_adapter.importance.sums import Importance
@@ -18,19 +18,22 @@ from bert_adapter.layers.layer import Layer
 from bert_adapter.layers.marker import FACTORISED
 from bert_adapter.layers.running import apply, factorised
 from bert_adapter.model import Model, forward
+from bert_adapter.outputs import OUTPUTS
 from bert_adapter.ranks import Plan, plan
-from bert_adapter.reading import read_rows, read_texts
+from bert_adapter.reading import read_choices, read_questions, read_rows, read_tagged, read_texts
+from bert_adapter.rows import LabelledTexts
 from bert_adapter.signals import SIGNALS
 from bert_adapter.signals.definition import Signal
 from bert_adapter.signals.measure import measure_signal
 from bert_adapter.signals.reliability import reliability
-from bert_adapter.text import LabelledTexts, labelled_batches, text_batches, tokenizer
+from bert_adapter.text import labelled_batches, text_batches, tokenizer
 from bert_adapter.training import finetune
 
 __all__ = [
     "FACTORISED",
     "FAMILIES",
     "LAYERS",
+    "OUTPUTS",
     "SIGNALS",
     "Decompositions",
     "Family",
@@ -60,7 +63,10 @@ __all__ = [
     "measure_signal",
     "merge",
     "plan",
+    "read_choices",
+    "read_questions",
     "read_rows",
+    "read_tagged",
     "read_texts",
     "reliability",
     "save",
@@ -71,4 +77,5 @@ __all__ = [
     "tokenizer",
     "with_head",
     "with_params",
+    "without_head",
 ]

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import wlra
-from bert_adapter.importance.gradients import DISTRIBUTIONS
+from bert_adapter.distributions import DISTRIBUTIONS
+from bert_adapter.outputs import OUTPUTS
 from bert_adapter.ranks import UNITS
 from bert_adapter.signals import DEFAULT, SIGNALS
 
@@ -43,6 +44,7 @@ then, in Python:
   embeddings = bert_adapter.apply(model.module, model.params, **batch)
 """
 DISTIL = 0.5  # the share of a teacher, if none is given
+HEADS = {name: output for name, output in OUTPUTS.items() if name != "embedding"}
 OFFERED = {name: signal for name, signal in SIGNALS.items() if not signal.needs_labels}  # there are no labels here
 
 
@@ -60,7 +62,9 @@ def parser() -> argparse.ArgumentParser:
     add_places(compress)
     add_size(compress.add_argument_group("how small"))
     add_weights(compress.add_argument_group("what counts"))
-    finetune = commands.add_parser("finetune", help="train a checkpoint on labelled rows", formatter_class=formatter)
+    finetune = commands.add_parser(
+        "finetune", help="train a checkpoint on labelled rows", epilog=heads_text(), formatter_class=formatter
+    )
     add_finetune(finetune)
     return root
 
@@ -72,11 +76,22 @@ def signals_text() -> str:
     return "\n".join(["signals, which say how much an error in a kernel counts:", *lines])
 
 
+def heads_text() -> str:
+    """What --head can be, a line for each, and another for the files that it reads."""
+    width = max(map(len, HEADS))
+    lines = [f"  {name:{width}}  {each.about}\n  {'':{width}}  {each.files}" for name, each in HEADS.items()]
+    return "\n".join(["heads, and the files of --data and --dev, in UTF-8:", *lines])
+
+
 def add_places(compress: Any) -> None:
     """What is read and written."""
     compress.add_argument("model", metavar="DIR", help="a Hugging Face directory of a BERT, or its name on the Hub")
     compress.add_argument(
-        "--text", type=Path, required=True, metavar="FILE", help="UTF-8, a sentence a line; hundreds will do"
+        "--text",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="UTF-8, a sentence a line, or for answers and choices rows as finetune's --data; hundreds will do",
     )
     compress.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the new checkpoint")
     compress.add_argument("--report", type=Path, metavar="PAGE", help="an HTML page with figures (default OUT.html)")
@@ -131,8 +146,8 @@ def add_weights(group: Any) -> None:
 def add_finetune(tune: Any) -> None:
     """What is trained, on what, and how."""
     tune.add_argument("model", metavar="DIR", help="a directory, dense or compressed, or a name on the Hub")
-    rows = "tab-separated, with a heading: one or two columns of text and 'label', a class 0, 1, ... or a value"
-    tune.add_argument("--data", type=Path, required=True, metavar="FILE", help=f"the rows to train on: {rows}")
+    tune.add_argument("--data", type=Path, required=True, metavar="FILE", help="the rows to train on; see below")
+    tune.add_argument("--head", choices=HEADS, help="what for (as the checkpoint's head, or labels); see below")
     tune.add_argument("--dev", type=Path, metavar="FILE", help="other rows, to score the model on before and after")
     tune.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the new checkpoint")
     tune.add_argument("--teacher", metavar="DIR", help="a dense model of the same task, whose outputs are followed too")

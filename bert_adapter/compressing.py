@@ -119,9 +119,9 @@ def compress(
       importance: what `measure_signal` returned for these kernels of this model, to use instead of measuring on
         `batches`. A list of batches must then be the one that was measured on, or empty. Or what `decompose` makes of
         the importance: at a second budget nothing is computed again.
-      gradients: of which loss. "categorical", "bernoulli" or "gaussian", the distribution that the model predicts; see
-        `measure_importance`. By default that of the module's head: of classes, of labels at once, or around values or
-        an embedding. No labels are needed. Or a function, as `loss`.
+      gradients: of which loss. "categorical", "bernoulli", "gaussian" or "span", the distribution that the model
+        predicts; see `measure_importance`. By default that of the module's head: of classes, of labels at once, of an
+        answer's ends, or around values or an embedding. No labels are needed. Or a function, as `loss`.
       loss: (output, batch) -> (batch,), each example's loss with its label, whose gradients to take instead; as in
         `finetune` and `loss_increase`.
       method: of `wlra.solve`, by default the one that fits the signal.

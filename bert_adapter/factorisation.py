@@ -14,6 +14,7 @@ from bert_adapter.jobs import Job, groups_of, job_for, solve_group
 from bert_adapter.kernels import Shapes, break_even, matrix_shape, split_axes
 from bert_adapter.layers.marker import FACTORISED, Factorised
 from bert_adapter.layers.stacks import restacked, unstacked
+from bert_adapter.model import Model
 from bert_adapter.progress import track
 from wlra.components import Decomposed, cut, lost
 from wlra.options import Request, check_options
@@ -177,8 +178,10 @@ def dense_report(path: str, rank: int, shape: tuple[int, int]) -> KernelReport:
     )
 
 
-def merge(params: Any) -> dict[str, Any]:
+def merge(params: Any) -> Any:
     """The parameters with every pair of factors multiplied out into the kernel that it stands for.
+
+    Of a `Model`, the model with such parameters, which is saved as any dense one is.
 
     Example:
       >>> import numpy as np, bert_adapter
@@ -186,6 +189,9 @@ def merge(params: Any) -> dict[str, Any]:
       >>> bert_adapter.merge({"layer": factors})["layer"]["kernel"].shape
       (3, 2, 4)
     """
+    if isinstance(params, Model):
+        config = {name: value for name, value in params.config.items() if name != "low_rank"}
+        return params._replace(params=merge(params.params), config=config)
     flat: dict[str, Any] = dict(flatten_dict(params, keep_empty_nodes=True, sep="/"))
     for path in [path.removesuffix("/left") for path in flat if path.endswith("/left")]:
         left, right = flat.pop(f"{path}/left"), flat.pop(f"{path}/right")

@@ -43,12 +43,12 @@ class Recipe(NamedTuple):
 
     run: (params, batch, key) -> output.
     teach: (params, batch) -> the teacher's output, if there is one.
-    apart: (output, teacher's output) -> (batch,).
+    apart: (output, teacher's output, batch) -> (batch,).
     """
 
     run: Callable[[Any, Batch, Any], Any]
     teach: Forward | None
-    apart: Callable[[Any, Any], Float[Array, " batch"]]
+    apart: Callable[..., Float[Array, " batch"]]
     loss: Callable[[Any, Batch], Float[Array, " batch"]]
     distil: float
     weight_decay: float
@@ -232,7 +232,7 @@ def step_function(recipe: Recipe) -> Callable:
         each = recipe.loss(output, batch)
         if recipe.teach is not None:
             wanted = jax.lax.stop_gradient(recipe.teach(taught, batch))
-            each = (1 - recipe.distil) * each + recipe.distil * recipe.apart(output, wanted)
+            each = (1 - recipe.distil) * each + recipe.distil * recipe.apart(output, wanted, batch)
         weights = batch.get("weights", jnp.ones(each.shape, each.dtype))
         return jnp.sum(weights * each) / jnp.sum(weights)
 

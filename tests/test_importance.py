@@ -10,9 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bert_adapter.distributions.categorical import categorical
+from bert_adapter.distributions.draw import Draw
+from bert_adapter.distributions.gaussian import gaussian
 from bert_adapter.families import module_for
 from bert_adapter.families.bert import Bert
-from bert_adapter.importance import batch, gradients, measure, storage, sums
+from bert_adapter.importance import batch, measure, storage, sums
 from bert_adapter.importance.fingerprint import of_arrays
 from bert_adapter.importance.measure import measure_importance
 from bert_adapter.importance.storage import load_importance, save_importance
@@ -309,8 +312,8 @@ def test_grams_are_those_of_each_examples_gradients(loss):
     output = run_net(PARAMS, {"x": X})
     directions = {
         "labels": lambda: jnp.cos(output)[None],
-        "categorical": lambda: gradients.categorical(output),
-        "gaussian": lambda: gradients.gaussian(output, gradients.Draw(key, 0, 3)),
+        "categorical": lambda: categorical(output),
+        "gaussian": lambda: gaussian(output, Draw(key, 0)),
     }[loss]()
     got = measured_net([{"x": X}], gradients=sines if loss == "labels" else loss)["first"]
     found = gradients_along(PARAMS, directions)

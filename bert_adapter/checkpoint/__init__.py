@@ -28,7 +28,8 @@ from bert_adapter.checkpoint.names import by_path, check, low_rank, shapes
 from bert_adapter.checkpoint.own import describes_own, save_own
 from bert_adapter.checkpoint.weights import read, read_stages
 from bert_adapter.families import architecture_in, family_of, module_for
-from bert_adapter.families.sentence import SETTINGS, declared_stages, settings
+from bert_adapter.families.family import Architecture
+from bert_adapter.families.sentence import MODULES, SETTINGS, declared_stages, settings, stage_paths
 from bert_adapter.families.stages import UNDECLARED, Projection
 from bert_adapter.families.torch_names import to_torch
 from bert_adapter.layers.marker import FACTORISED
@@ -39,7 +40,8 @@ def load(path_or_hub_id: str | Path) -> Model:
     """The model in a local directory, or else the one that the Hugging Face Hub has under that name.
 
     Reads `model.safetensors`, whole or sharded, or else `flax_model.msgpack`; `factorised.safetensors` where the config
-    has ranks. A checkpoint with pretraining heads is read as its encoder, whose config then says so. An encoder that
+    has ranks. A masked LM is read as such, or as its encoder where sentence-transformers' files say that it embeds, or
+    where its head is not in the file; other pretraining heads are left out. The config then says so. An encoder that
     was saved without a pooler has none here, because no embedding depends on it. Any other parameter that is missing,
     and every one that is left over or has another shape, is an error. An encoder embeds as `modules.json` declares:
     pooling, dense layers, scaling to length one; without that file it is the mean of a text's tokens, unscaled.
@@ -62,13 +64,15 @@ def load(path_or_hub_id: str | Path) -> Model:
     family, ranks = family_of(config), low_rank(config)
     family.config(config)  # what cannot be is found before weights are read
     found = read(directory, family, config)
-    architecture = architecture_in(config, found)
+    declared = any((directory / name).is_file() for name in (MODULES, f"{stage_paths(None)[0]}/{CONFIG}"))
+    architecture = architecture_in(config, found, embeds=declared)
     config = config | {"architectures": [architecture.names[0]]}
     embeds = architecture == family.embedder
     files = read_texts(directory, embeds)
     check_settings(files, family.longest(family.config(config)))
     module = module_for(config, files)
     found = {path: array for path, array in found.items() if not re.search(architecture.ignored, path)}
+    found = untied(found, architecture)
     if embeds:
         found = without_prefix(found, family.prefix)
     found |= read_stages(directory, getattr(module, "stages", ()))
@@ -76,6 +80,18 @@ def load(path_or_hub_id: str | Path) -> Model:
     check(shapes(module, ranks), found)
     params = unflatten_dict(found | {f"{path}/kernel": FACTORISED for path in ranks}, sep="/")
     return Model(module, params, config, files)
+
+
+def untied(found: dict[str, np.ndarray], architecture: Architecture) -> dict[str, np.ndarray]:
+    """Every parameter once: those that are other ones again are left out, once it is known that they are."""
+    found = dict(found)
+    for again, path in architecture.tied.items():
+        if again in found:
+            array = found.pop(again)
+            array = array.T if again.endswith("/kernel") else array
+            if not np.array_equal(found.setdefault(path, array), array):
+                raise ValueError(f"{again}: got other numbers than in {path}, wanted the same: the two are tied")
+    return found
 
 
 def check_settings(files: dict[str, bytes], positions: int) -> None:

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from bert_adapter.importance.gradients import Draw, Gradients, output_gradients
+from bert_adapter.distributions.draw import Draw
+from bert_adapter.importance.gradients import Gradients, output_gradients
 from bert_adapter.importance.sums import Sums, corners, named, upper_product, zero_upper, zeros
 from bert_adapter.layers.capture import Batch, Forward, capture
 

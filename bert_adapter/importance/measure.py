@@ -11,10 +11,11 @@ import jax
 import numpy as np
 
 from bert_adapter.batches import check_weights
+from bert_adapter.distributions.draw import Draw
 from bert_adapter.files import check_writable
 from bert_adapter.importance.batch import AT_ONCE, Passed, Wanted, add_kernel, entering, no_sums, passed
 from bert_adapter.importance.fingerprint import of_arrays, of_function, of_params
-from bert_adapter.importance.gradients import Draw, Gradients, check_gradients
+from bert_adapter.importance.gradients import Gradients, check_gradients
 from bert_adapter.importance.storage import load_importance, save_importance
 from bert_adapter.importance.sums import (
     STATISTICS,
@@ -57,10 +58,13 @@ def measure_importance(
       gradients: of which loss. A function (output, batch) -> (batch,), each example's loss with its label: the
         empirical Fisher. Or the model's own predictive distribution, without labels: "categorical", the output
         (batch, classes) being logits, sums over all classes c the squared gradient of -log p_c, times p_c, in
-        classes - 1 backward passes; "bernoulli", the output (batch, labels) being logits of labels that may be there at
-        once, sums over both values of each label, in as many backward passes; "gaussian", the output (batch, width)
-        being an embedding or the values of a regression, projects it on a random direction for each example, whose
-        squared gradient is, in expectation, what half the squared error of the output feels (Gauss-Newton).
+        classes - 1 backward passes; of logits (batch, time, classes) it sums that over all places that are visible,
+        and whose label, if the batch has "labels", is not -100, in expectation over random signs, in one backward
+        pass; "span", logits (batch, time, 2) of where an answer starts and ends, likewise; "bernoulli", the output
+        (batch, labels) being logits of labels that may be there at once, sums over both values of each label, in as
+        many backward passes; "gaussian", the output (batch, width) being an embedding or the values of a regression,
+        projects it on a random direction for each example, whose squared gradient is, in expectation, what half the
+        squared error of the output feels (Gauss-Newton).
       statistics: which of those of `Sums`. "inputs" alone needs no backward pass.
       seed: of the random directions.
       file: a safetensors file that holds what was measured so far, once a minute and in the end. If it is there
@@ -164,7 +168,7 @@ def counted(total: Importance, batch: Batch, text: str) -> Importance:
 def counts(batch: Batch) -> tuple[int, int]:
     """How many examples a batch holds, and how many tokens that are no padding."""
     weights = check_weights(batch)
-    mask = np.asarray(batch.get("attention_mask", np.ones((len(weights), 1))), float)
+    mask = np.asarray(batch.get("attention_mask", np.ones((len(weights), 1))), float).reshape(len(weights), -1)
     return round(weights.sum()), round(float(weights @ mask.sum(axis=1)))
 
 
@@ -227,10 +231,10 @@ def program_for(wanted: Wanted) -> Any:
 def pieces(batch: Batch, key: Any, gradients: int = 1) -> Iterator[tuple[Batch, Draw]]:
     """The batch in pieces of about equal size, with their random directions, which are those of the whole."""
     rows, mask = len(next(iter(batch.values()))), batch.get("attention_mask")
-    steps = gradients * rows * (1 if mask is None else mask.shape[1])
+    steps = gradients * (rows if mask is None else mask.size)
     size = -(-rows // min(rows, -(-steps // AT_ONCE)))
     for begin in range(0, rows, size):
-        yield {name: array[begin : begin + size] for name, array in batch.items()}, Draw(key, begin, rows)
+        yield {name: array[begin : begin + size] for name, array in batch.items()}, Draw(key, begin)
 
 
 def add_batch(sums: dict[str, Sums], passes: Iterable[tuple[Passed, Batch]], seen: int) -> tuple[Any, Any]:
@@ -242,10 +246,15 @@ def add_batch(sums: dict[str, Sums], passes: Iterable[tuple[Passed, Batch]], see
     for found, piece in passes:
         outputs.append(found.finite)
         for paths in list(found.inputs):
-            steps = entering(found.inputs.pop(paths), piece.get("attention_mask"), piece.get("weights"))
+            steps = entering(found.inputs.pop(paths), by_row(piece.get("attention_mask")), piece.get("weights"))
             for path in paths:
                 sums[path], good = add_kernel(sums[path], steps, found.deltas.pop(path, None), seen)
                 added.append(good)
         seen += len(steps.values)
         jax.block_until_ready(added)  # or the next piece would be passed through the model before this one is gone
     return outputs, added
+
+
+def by_row(mask: Any) -> Any:
+    """The mask with the places of an example in one row, where it is several texts, as its choices are."""
+    return None if mask is None else mask.reshape(len(mask), -1)

@@ -65,8 +65,7 @@ class Importance:
     `importance[path]` has whole matrices, made when asked for; `sums` holds symmetric ones as `Upper`, half as large.
 
     tokens: time steps that are no padding, if an attention mask tells; else as many as examples.
-    gradients: of whose loss: "labels", or of the model's own "categorical", "bernoulli" or "gaussian" predictive
-      distribution.
+    gradients: of whose loss: "labels", or of the model's own predictive distribution, a name in `DISTRIBUTIONS`.
     model, function, texts: fingerprints of the parameters, of the model's and the loss's programs, and of each batch.
       With another model what was measured is refused. "" is not known, and fits all:
       `dataclasses.replace(importance, model="")`.
