@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import flax
 import jax
+import numpy as np
 
 import wlra
 from bert_adapter.batches import labelled
@@ -14,7 +15,7 @@ from bert_adapter.checkpoint import as_model
 from bert_adapter.checkpoint.names import SCHEMA, low_rank
 from bert_adapter.factorisation import KernelReport, factorise
 from bert_adapter.families import predictive
-from bert_adapter.importance.fingerprint import of_params
+from bert_adapter.importance.fingerprint import of_arrays, of_params
 from bert_adapter.importance.gradients import Gradients, Loss, check_gradients
 from bert_adapter.importance.sums import Importance, check_model
 from bert_adapter.kernels import choose_ranks, select_kernels
@@ -166,7 +167,7 @@ def compress(
     trusted = reliabilities(importance, chosen, shapes)
     done = {"method": solved_by.name, "signal": chosen.name, "seconds": stages(clock)}
     report = Report(kernels, **done, predicted=predicted, reliability=trusted)
-    config = dense.config | {"low_rank": section(dense, report, seed)}
+    config = dense.config | {"low_rank": section(dense, report, seed, importance)}
     return dense._replace(params=params, config=config), report
 
 
@@ -244,7 +245,7 @@ def stages(clock: list[float]) -> dict[str, float]:
     return {name: end - begin for name, begin, end in zip(names, clock[:-1], clock[1:], strict=True)}
 
 
-def section(dense: Model, report: Report, seed: int) -> dict[str, Any]:
+def section(dense: Model, report: Report, seed: int, importance: Importance | None) -> dict[str, Any]:
     """The "low_rank" section of config.json: which kernels have which rank, and how that was done."""
     ranks = {kernel.path: kernel.rank for kernel in report.kernels if kernel.status != "DENSE"}
     return {
@@ -253,5 +254,16 @@ def section(dense: Model, report: Report, seed: int) -> dict[str, Any]:
         "method": report.method,
         "signal": report.signal,
         "seed": seed,
+        **({} if importance is None else {"calibration": calibration(importance)}),
         "versions": {package.__name__: package.__version__ for package in (wlra, jax, flax)},
+    }
+
+
+def calibration(importance: Importance) -> dict[str, Any]:
+    """How many texts it was measured on, and their fingerprint as batches, but not the texts."""
+    return {
+        "texts": importance.examples,
+        "fingerprint": of_arrays(
+            {str(i): np.frombuffer(text.encode(), np.uint8) for i, text in enumerate(importance.texts)}
+        ),
     }

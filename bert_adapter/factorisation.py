@@ -5,7 +5,6 @@ import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -163,5 +162,5 @@ def merge(params: Any) -> dict[str, Any]:
         left, right = flat.pop(f"{path}/left"), flat.pop(f"{path}/right")
         dtype = np.float64 if left.dtype == np.float64 else np.float32
         product = np.tensordot(np.asarray(left, dtype), np.asarray(right, dtype), axes=1)
-        flat[f"{path}/kernel"] = jnp.asarray(product).astype(left.dtype)
+        flat[f"{path}/kernel"] = product.astype(left.dtype)
     return unflatten_dict(flat, sep="/")

@@ -17,9 +17,14 @@ FAMILIES: dict[str, Family] = {  # a config that names none is of the first
 }
 
 
+def family_name(config: Mapping[str, Any]) -> str:
+    """The "model_type" of a Hugging Face config.json; without one, the first family's."""
+    return config.get("model_type") or next(iter(FAMILIES))
+
+
 def family_of(config: Mapping[str, Any]) -> Family:
     """The family that a Hugging Face config.json names."""
-    name = config.get("model_type") or next(iter(FAMILIES))
+    name = family_name(config)
     if name not in FAMILIES:
         known = ", ".join(map(repr, FAMILIES))
         raise ValueError(f"model_type: got {name!r}, supported: {known}; bert_adapter.FAMILIES[{name!r}] = ... adds it")
