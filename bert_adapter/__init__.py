@@ -3,6 +3,7 @@
 from bert_adapter.checkpoint import as_model, load, save
 from bert_adapter.compressing import Report, compress
 from bert_adapter.evaluate import loss_increase, score
+from bert_adapter.exporting import TARGETS, export
 from bert_adapter.factorisation import KernelReport, factorise, merge
 from bert_adapter.families import FAMILIES
 from bert_adapter.families.family import Family
@@ -30,6 +31,7 @@ __all__ = [
     "FAMILIES",
     "LAYERS",
     "SIGNALS",
+    "TARGETS",
     "Family",
     "Importance",
     "KernelReport",
@@ -43,6 +45,7 @@ __all__ = [
     "as_model",
     "choose_ranks",
     "compress",
+    "export",
     "factorise",
     "factorised",
     "finetune",
