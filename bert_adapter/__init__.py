@@ -4,6 +4,7 @@ from bert_adapter.checkpoint import load, save
 from bert_adapter.compressing import Report, compress
 from bert_adapter.decompositions import Decompositions, decompose
 from bert_adapter.evaluate import loss_increase, score
+from bert_adapter.exporting import TARGETS, export
 from bert_adapter.factorisation import KernelReport, factorise, merge
 from bert_adapter.families import FAMILIES
 from bert_adapter.families.family import Family
@@ -35,6 +36,7 @@ __all__ = [
     "LAYERS",
     "OUTPUTS",
     "SIGNALS",
+    "TARGETS",
     "Decompositions",
     "Family",
     "Importance",
@@ -50,6 +52,7 @@ __all__ = [
     "choose_ranks",
     "compress",
     "decompose",
+    "export",
     "factorise",
     "factorised",
     "finetune",

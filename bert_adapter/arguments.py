@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 
 import wlra
 from bert_adapter.distributions import DISTRIBUTIONS
+from bert_adapter.exporting import TARGETS
 from bert_adapter.outputs import OUTPUTS
 from bert_adapter.ranks import UNITS
 from bert_adapter.signals import DEFAULT, SIGNALS
@@ -30,6 +31,8 @@ EPILOG = """examples:
       rank 96 in the feed-forward and output kernels only
   bert-adapter finetune bert-half --data train.tsv --dev dev.tsv --teacher bert-base-uncased-on-the-task -o bert-tuned
       train it on labelled rows, and on what a dense model says about them
+  bert-adapter export bert-half -o bert-half-onnx --to onnx --dtype int8
+      write it for onnxruntime; --to transformers or sentence-transformers writes it for PyTorch
 
 "bert-adapter compress --help" says what each option does, and which signals there are.
 
@@ -66,6 +69,10 @@ def parser() -> argparse.ArgumentParser:
         "finetune", help="train a checkpoint on labelled rows", epilog=heads_text(), formatter_class=formatter
     )
     add_finetune(finetune)
+    export = commands.add_parser(
+        "export", help="write a checkpoint for other libraries", epilog=targets_text(), formatter_class=formatter
+    )
+    add_export(export)
     return root
 
 
@@ -81,6 +88,13 @@ def heads_text() -> str:
     width = max(map(len, HEADS))
     lines = [f"  {name:{width}}  {each.about}\n  {'':{width}}  {each.files}" for name, each in HEADS.items()]
     return "\n".join(["heads, and the files of --data and --dev, in UTF-8:", *lines])
+
+
+def targets_text() -> str:
+    """What --to can be, a line for each."""
+    width = max(map(len, TARGETS))
+    lines = [f"  {name:{width}}  {target.about}" for name, target in TARGETS.items()]
+    return "\n".join(["targets, which are directories with a README.md that says how to load them:", *lines])
 
 
 def add_places(compress: Any) -> None:
@@ -162,4 +176,16 @@ def add_finetune(tune: Any) -> None:
         type=Path,
         metavar="FILE",
         help="keep the state in FILE until all is saved, and go on from it",
+    )
+
+
+def add_export(export: Any) -> None:
+    """What is written, for whom."""
+    export.add_argument("model", metavar="DIR", help="a directory, dense or compressed, or a name on the Hub")
+    export.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the new directory")
+    export.add_argument("--to", choices=TARGETS, required=True, help="what will load it; see below")
+    dtypes = [dtype for target in TARGETS.values() for dtype in target.dtypes]
+    export.add_argument("--dtype", choices=dtypes, help=f"what --to onnx computes in ({dtypes[0]})")
+    export.add_argument(
+        "--scores", type=Path, metavar="FILE", help="JSON, {name: number}, measured of this model, for its README.md"
     )

@@ -17,7 +17,8 @@ def main(argv: list[str] | None = None) -> int:
     options = parser().parse_args(argv)
     keep_programs()
     try:
-        {"demo": run_demo, "compress": run_compress, "finetune": run_finetune}[options.command](options)
+        commands = {"demo": run_demo, "compress": run_compress, "finetune": run_finetune, "export": run_export}
+        commands[options.command](options)
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"bert-adapter: error: {in_a_line(error, options)}", file=sys.stderr)  # noqa: T201
         return 2
@@ -125,6 +126,18 @@ def run_finetune(options: argparse.Namespace) -> None:
     say(f"mean loss of each epoch: {', '.join(f'{loss:.4f}' for loss in losses)}\nsaved {options.output}")
     if dev:
         say(f"after: {figures(score(trained, dev, max_length=options.max_length))}")
+
+
+def run_export(options: argparse.Namespace) -> None:
+    """A checkpoint as another library loads it."""
+    from bert_adapter.exporting import export
+    from bert_adapter.exporting.model_card import read_scores
+    from bert_adapter.places import check_places
+
+    check_places({"DIR": options.model}, {"--scores": options.scores}, {}, options.output)
+    scores = read_scores(options.scores) if options.scores else None
+    export(options.model, options.output, to=options.to, dtype=options.dtype, scores=scores)
+    say(f"saved {options.output}: its README.md says how to load it")
 
 
 NUMBERS = {  # the least and the most that options may be

@@ -180,7 +180,7 @@ def compress(
     clock.append(time.perf_counter())
     done = {"method": solved_by.name, "signal": chosen.name, "seconds": stages(clock)}
     report = Report(kernels, **done, predicted=predicted, reliability=known.reliability)
-    config = dense.config | {"low_rank": section(dense, report, seed)}
+    config = dense.config | {"low_rank": section(dense, report, seed, known.calibration)}
     return in_kind(model, dense._replace(params=params, config=config)), report
 
 
@@ -289,7 +289,7 @@ def stages(clock: list[float]) -> dict[str, float]:
     return {name: end - begin for name, begin, end in zip(names, clock[:-1], clock[1:], strict=True)}
 
 
-def section(dense: Model, report: Report, seed: int) -> dict[str, Any]:
+def section(dense: Model, report: Report, seed: int, calibration: Mapping[str, Any]) -> dict[str, Any]:
     """The "low_rank" section of config.json: which kernels have which rank, and how that was done."""
     ranks = {whole(kernel.path): kernel.rank for kernel in report.kernels if kernel.status != "DENSE"}
     return {
@@ -298,5 +298,6 @@ def section(dense: Model, report: Report, seed: int) -> dict[str, Any]:
         "method": report.method,
         "signal": report.signal,
         "seed": seed,
+        **({"calibration": dict(calibration)} if calibration else {}),
         "versions": {package.__name__: package.__version__ for package in (wlra, jax, flax)},
     }

@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 
 import wlra
 from bert_adapter.checkpoint.names import by_path
-from bert_adapter.importance.fingerprint import of_params
+from bert_adapter.importance.fingerprint import of_arrays, of_params
 from bert_adapter.importance.sums import Importance, check_model
 from bert_adapter.kernels import Shapes, break_even, matrix_shape
 from bert_adapter.layers.stacks import unstacked
@@ -37,6 +37,7 @@ class Decompositions(NamedTuple):
     examples: what the squares are sums over.
     model: the fingerprint of the parameters.
     reliability: by path, as in `Report`.
+    calibration: how many texts were measured on, and their fingerprint; empty where nothing was measured.
 
     Example:
       >>> import numpy as np, bert_adapter
@@ -53,6 +54,7 @@ class Decompositions(NamedTuple):
     examples: float
     model: str
     reliability: Mapping[str, float]
+    calibration: Mapping[str, Any]
 
 
 def decompose(
@@ -130,9 +132,16 @@ def decompositions(
 
     model = of_params(params) if importance is None else importance.model  # checked
     kernels = side_by_side(one, shapes, progress)
-    return Decompositions(
-        kernels, shapes, signal, shrink=shrink, examples=examples, model=model, reliability=reliability
-    )
+    of = {"examples": examples, "model": model, "reliability": reliability, "calibration": calibration(importance)}
+    return Decompositions(kernels, shapes, signal, shrink=shrink, **of)
+
+
+def calibration(importance: Importance | None) -> dict[str, Any]:
+    """How many texts it was measured on, and their fingerprint as batches, but not the texts."""
+    if importance is None:
+        return {}
+    texts = {str(i): np.frombuffer(text.encode(), np.uint8) for i, text in enumerate(importance.texts)}
+    return {"texts": importance.examples, "fingerprint": of_arrays(texts)}
 
 
 def side_by_side(one: Callable[[str], Decomposed], shapes: Shapes, progress: bool) -> dict[str, Decomposed]:

@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -199,5 +198,5 @@ def merge(params: Any) -> Any:
         stack = left.shape[: marker.stacked] if isinstance(marker, Factorised) else ()
         pairs = [(np.asarray(left[index], dtype), np.asarray(right[index], dtype)) for index in np.ndindex(*stack)]
         product = np.stack([np.tensordot(*pair, axes=1) for pair in pairs])
-        flat[f"{path}/kernel"] = jnp.asarray(product.reshape(*stack, *product.shape[1:])).astype(left.dtype)
+        flat[f"{path}/kernel"] = product.reshape(*stack, *product.shape[1:]).astype(left.dtype)
     return unflatten_dict(flat, sep="/")

@@ -13,6 +13,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 from safetensors.numpy import save_file
 
+from bert_adapter.checkpoint.card_file import CARD, card, provenance
 from bert_adapter.checkpoint.directory import (
     CONFIG,
     FACTORS,
@@ -24,10 +25,10 @@ from bert_adapter.checkpoint.directory import (
     replacing,
     write_texts,
 )
-from bert_adapter.checkpoint.names import by_path, check, low_rank, shapes
+from bert_adapter.checkpoint.names import by_path, check, low_rank, restored, shapes, stored
 from bert_adapter.checkpoint.own import describes_own, save_own
 from bert_adapter.checkpoint.weights import read, read_stages
-from bert_adapter.families import architecture_in, family_of, module_for
+from bert_adapter.families import architecture_in, family_name, family_of, module_for
 from bert_adapter.families.family import Architecture
 from bert_adapter.families.sentence import MODULES, SETTINGS, declared_stages, settings, stage_paths
 from bert_adapter.families.stages import UNDECLARED, Projection
@@ -60,7 +61,7 @@ def load(path_or_hub_id: str | Path) -> Model:
     directory = fetch(path_or_hub_id)
     if describes_own(directory):
         raise ValueError(f"{directory} holds parameters alone: load_into(directory, (module, params)) reads them")
-    config = read_config(directory)
+    config = restored(read_config(directory))
     family, ranks = family_of(config), low_rank(config)
     family.config(config)  # what cannot be is found before weights are read
     found = read(directory, family, config)
@@ -69,6 +70,8 @@ def load(path_or_hub_id: str | Path) -> Model:
     config = config | {"architectures": [architecture.names[0]]}
     embeds = architecture == family.embedder
     files = read_texts(directory, embeds)
+    if not Path(path_or_hub_id).is_dir():
+        files[CARD] = card(provenance(files.get(CARD)) | {"base_model": str(path_or_hub_id)})
     check_settings(files, family.longest(family.config(config)))
     module = module_for(config, files)
     found = {path: array for path, array in found.items() if not re.search(architecture.ignored, path)}
@@ -118,6 +121,14 @@ def save(model: Model, directory: str | Path) -> None:
     if is_own(model):
         save_own(model, directory)
         return
+    params = checked(model)
+    written = model._replace(config=stored(model.config, family_name(model.config)))
+    with replacing(Path(directory)) as fresh:
+        write(written, fresh, by_file(model, params))
+
+
+def checked(model: Model) -> dict[str, np.ndarray]:
+    """The parameters by path, on the host, once it is known that module, config and files are theirs."""
     params = by_path(jax.device_get(model.params))
     lefts = {path.removesuffix("/left"): leaf for path, leaf in params.items() if path.endswith("/left")}
     ranks, claimed = {path: leaf.shape[-1] for path, leaf in lefts.items()}, low_rank(model.config)
@@ -126,14 +137,18 @@ def save(model: Model, directory: str | Path) -> None:
     check_names(model.files)
     check_stages(model)
     check(shapes(model.module, ranks), params)
-    with replacing(Path(directory)) as fresh:
-        write_texts(model, fresh)
-        for stage in getattr(model.module, "stages", ()):
-            (fresh / getattr(stage, "name", "")).mkdir(exist_ok=True)  # modules.json lists it, and it may hold no file
-        for name, tensors in by_file(model, params).items():
-            (fresh / name).parent.mkdir(exist_ok=True)
-            save_file(tensors, fresh / name, metadata={"format": "pt"})
-            shutil.copymode(fresh / CONFIG, fresh / name)  # safetensors writes for the owner's eyes only
+    return params
+
+
+def write(model: Model, directory: Path, tensors: dict[str, dict[str, np.ndarray]]) -> None:
+    """The directory holds config.json, the small files, and the tensors in files of these names."""
+    write_texts(model, directory)
+    for stage in getattr(model.module, "stages", ()):
+        (directory / getattr(stage, "name", "")).mkdir(exist_ok=True)  # modules.json lists it, and it may hold no file
+    for name, arrays in tensors.items():
+        (directory / name).parent.mkdir(exist_ok=True)
+        save_file(arrays, directory / name, metadata={"format": "pt"})
+        shutil.copymode(directory / CONFIG, directory / name)  # safetensors writes for the owner's eyes only
 
 
 def check_stages(model: Model) -> None:

@@ -29,9 +29,14 @@ REFUSED = {  # by "model_type", why no family here can be theirs
 }
 
 
+def family_name(config: Mapping[str, Any]) -> str:
+    """The "model_type" of a Hugging Face config.json; without one, the first family's."""
+    return config.get("model_type") or next(iter(FAMILIES))
+
+
 def family_of(config: Mapping[str, Any]) -> Family:
     """The family that a Hugging Face config.json names."""
-    name = config.get("model_type") or next(iter(FAMILIES))
+    name = family_name(config)
     if name not in FAMILIES:
         known, advice = ", ".join(map(repr, FAMILIES)), f"bert_adapter.FAMILIES[{name!r}] = ... adds it"
         raise ValueError(f"model_type: got {name!r}, supported: {known}; {REFUSED.get(name, advice)}")
