@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from bert_adapter.checkpoint import as_model, checked
+from bert_adapter.checkpoint import checked
 from bert_adapter.checkpoint.card_file import CARD
 from bert_adapter.checkpoint.directory import check_target, replacing
 from bert_adapter.exporting import pytorch
@@ -14,6 +14,7 @@ from bert_adapter.exporting.onnx_file import ONNX
 from bert_adapter.exporting.stablehlo import STABLEHLO
 from bert_adapter.exporting.target import Target
 from bert_adapter.files import check_parent
+from bert_adapter.kinds import as_model
 from bert_adapter.model import Model
 from wlra.checks import check_name
 
