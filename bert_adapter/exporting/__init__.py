@@ -15,7 +15,7 @@ from bert_adapter.exporting.stablehlo import STABLEHLO
 from bert_adapter.exporting.target import Target
 from bert_adapter.files import check_parent
 from bert_adapter.kinds import as_model
-from bert_adapter.model import Model
+from bert_adapter.model import Model, check_family
 from wlra.checks import check_name
 
 TARGETS: dict[str, Target] = {
@@ -65,6 +65,7 @@ def export(
     check_scores(numbers)
     check_out(model, Path(out))
     found = as_model(model)
+    check_family(found, "is not exported: jax.export takes your own function of it")
     checked(found)
     target.check(found, dtype)
     chosen = dtype or next(iter(target.dtypes), None)
