@@ -13,6 +13,7 @@ from tiny import CLASSIFIER, rows
 from bert_adapter.compressing import compress
 from bert_adapter.distributions import DISTRIBUTIONS
 from bert_adapter.distributions.bernoulli import bernoulli
+from bert_adapter.distributions.draw import Draw
 from bert_adapter.evaluate import embed, loss_increase, score
 from bert_adapter.families import label_count, predictive
 from bert_adapter.heads import with_head
@@ -138,7 +139,7 @@ def test_divergence_of_labels_at_once_is_the_loss_of_labels_drawn():
 def test_gradients_are_those_of_the_divergences_curvature(kind):
     """Summed over the stack, g g' is its Hessian where there is none: what a plan predicts is what is measured."""
     output = jnp.asarray(OUTPUT[:, :1] if kind == "gaussian" else OUTPUT)  # a random direction of one is exact
-    stacked = np.asarray(gradients.output_gradients(kind, output, {}, jax.random.key(0)), np.float64)
+    stacked = np.asarray(gradients.output_gradients(kind, output, {}, Draw(jax.random.key(0), 0)), np.float64)
     direction = RNG.normal(size=output.shape).astype(np.float32)
     both = [DISTRIBUTIONS[kind].apart(output + sign * np.float32(0.1) * direction, output, {}) for sign in (1, -1)]
     wanted = np.einsum("pbi,bi->pb", stacked, direction) ** 2

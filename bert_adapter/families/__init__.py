@@ -115,7 +115,7 @@ def flax_architectures() -> dict[str, tuple[str, Architecture]]:
 
 def is_known(module: Any) -> bool:
     """Whether the module is one of a family's."""
-    return any(isinstance(module, each.module) for family in FAMILIES.values() for each in architectures_of(family))
+    return architecture_running(module) is not None
 
 
 def architecture_running(module: Any) -> tuple[str, Architecture] | None:
