@@ -6,7 +6,10 @@ Every kind of input is tried, and every sentence is the one that the call raised
 """
 
 import argparse
+import contextlib
 import functools
+import json
+import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,8 +22,10 @@ import pandas as pd
 import scipy.sparse
 from jax.experimental.sparse import BCOO, BCSR
 
+import bert_adapter
 import wlra
 from benchmarks.tables import markdown
+from bert_adapter.sample import sample_model
 from wlra.sklearn import WLRA
 
 PAGE = Path(__file__).parent.parent / "docs" / "accepted.md"
@@ -143,8 +148,148 @@ WEIGHTS: dict[str, Any] = {
     "complex": ONES + 0j,
     '`Kronecker`, `method="svd"`': wlra.Kronecker(np.eye(4), np.eye(3)),
 }
-ADAPTER: list[tuple[str, Callable[[], Any]]] = []
-"""Of `bert_adapter`: an input in words, and a call without arguments that gives it to the adapter."""
+
+
+def read(texts: Any) -> Any:
+    """The texts as a model's batch."""
+    return bert_adapter.tokenizer(model())(texts)
+
+
+def classes(given: Any, labels: int = 2, **head: Any) -> Any:
+    """What is given as the labels of two texts, to a head of so many."""
+    headed = bert_adapter.with_head(model(), labels, **head)
+    return bert_adapter.labelled_batches(headed, bert_adapter.LabelledTexts(["a fox", "a dog"], given))
+
+
+@functools.cache
+def model(**entries: Any) -> bert_adapter.Model:
+    """A small BERT whose config has these entries."""
+    return sample_model(**entries)
+
+
+def in_file(content: bytes, reader: Callable[[Path], Any]) -> Any:
+    """What is read of a file; an error calls it by its name alone."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        Path("rows.tsv").write_bytes(content)
+        return reader(Path("rows.tsv"))
+
+
+def reread(config: dict[str, Any] | None = None, files: dict[str, bytes] | None = None) -> Any:
+    """A model that was saved, and loaded with other entries of its config.json, or other files beside it."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        bert_adapter.save(model(), "m")
+        entries = json.loads(Path("m/config.json").read_text("utf-8")) | (config or {})
+        for name, content in ({"config.json": json.dumps(entries).encode()} | (files or {})).items():
+            Path("m", name).parent.mkdir(exist_ok=True)
+            Path("m", name).write_bytes(content)
+        return bert_adapter.load("m")
+
+
+def run(batch: dict[str, Any], **options: Any) -> Any:
+    """A compression whose importance is measured on one batch."""
+    return bert_adapter.compress(model(), [batch], budget=0.5, progress=False, **options)
+
+
+def svd(**options: Any) -> Any:
+    """A compression without data."""
+    return bert_adapter.compress(model(), [], signal="svd", progress=False, **options)
+
+
+IDS = np.array([[2, 5, 6, 3]], np.int32)
+POOLING = b'{"pooling_mode_%s": true}'
+MODULES = b'[{"path": "", "type": "sentence_transformers.models.Transformer"}, {"path": "1_%s", "type": "%s"}]'
+READ: dict[str, Callable[[], Any]] = {
+    "a single text": lambda: read("a red fox"),
+    "a tuple, an array, a Series, a generator": lambda: read(pd.Series(["a red fox", "a dog"])),
+    "pairs": lambda: read([("a fox", "a dog"), ("it", "a dog")]),
+    "a text that is empty": lambda: read(["", "a dog"]),
+    "None among texts": lambda: read(["a fox", None]),
+    "a number among texts": lambda: read(["a fox", 3]),
+    "bytes among texts": lambda: read(["a fox", b"a dog"]),
+    "half of a surrogate pair": lambda: read(["a fox", "\ud800"]),
+    "pairs among texts": lambda: read(["a fox", ("it", "a dog")]),
+    "no texts": lambda: read([]),
+    "a dictionary, a set": lambda: read({"a fox": 1}),
+    "`max_length=2`": lambda: bert_adapter.tokenizer(model(), max_length=2),
+}
+LABELS: dict[str, Callable[[], Any]] = {
+    "numbers of classes": lambda: classes([0, 1]),
+    "a class beyond the head": lambda: classes([0, 2]),
+    "-1, as in GLUE's test files": lambda: classes([0, -1]),
+    "a fraction": lambda: classes([0, 1.5]),
+    "None": lambda: classes([0, None]),
+    "a name that the config does not have": lambda: classes(["LABEL_0", "good"]),
+    "values, of a regression": lambda: classes([0.5, 2.5], labels=1),
+    "NaN, of a regression": lambda: classes([0.5, np.nan], labels=1),
+    "rows of 0 and 1, of `multi_label_classification`": lambda: classes(
+        [[0, 1], [1, 1]], problem_type="multi_label_classification"
+    ),
+    "fewer than texts": lambda: classes([0]),
+}
+FILES: dict[str, Callable[[], Any]] = {
+    "a byte-order mark, CRLF": lambda: in_file(b"\xef\xbb\xbfsentence\tlabel\r\na fox\t1\r\n", bert_adapter.read_rows),
+    "UTF-16": lambda: in_file("a fox\n".encode("utf-16"), bert_adapter.read_texts),
+    "Latin-1": lambda: in_file("a fox\nune b\u00eate\n".encode("latin-1"), bert_adapter.read_texts),
+    "a row of another length": lambda: in_file(b"sentence\tlabel\na fox\n", bert_adapter.read_rows),
+    "a label that is missing": lambda: in_file(b"sentence\tlabel\na fox\t\n", bert_adapter.read_rows),
+    "blank lines alone": lambda: in_file(b"\n\n", bert_adapter.read_texts),
+}
+DIRECTORIES: dict[str, Callable[[], Any]] = {
+    "pooling: cls, mean, max, last token, and several": lambda: reread(
+        files={"1_Pooling/config.json": POOLING % b"cls_token"}
+    ),
+    "a pooling that is not known": lambda: reread(files={"1_Pooling/config.json": b'{"pooling_mode": "median"}'}),
+    "a module that is not known": lambda: reread(
+        files={"modules.json": MODULES % (b"LSTM", b"sentence_transformers.models.LSTM")}
+    ),
+    "another family": lambda: reread({"model_type": "t5"}),
+    "another architecture": lambda: reread({"architectures": ["BertForQuestions"]}),
+    "an entry that changes the arithmetic": lambda: reread({"position_embedding_type": "relative_key"}),
+    "a null entry": lambda: reread({"hidden_act": None}),
+    "a size that is no number": lambda: reread({"hidden_size": "16"}),
+    "weights that are a pointer to a file": lambda: reread(
+        files={"model.safetensors": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"}
+    ),
+}
+COMPRESSION: dict[str, Callable[[], Any]] = {
+    "a token id beyond the table": lambda: run({"input_ids": IDS + 100}),
+    "parameters with NaN": lambda: bert_adapter.compress(
+        model()._replace(params=jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), model().params)),
+        [{"input_ids": IDS}],
+        budget=0.5,
+        progress=False,
+    ),
+    "no batches": lambda: bert_adapter.compress(model(), [], budget=0.5),
+    '`include="("`': lambda: svd(budget=0.5, include="("),
+    "`include` that selects nothing": lambda: svd(budget=0.5, include="decoder"),
+    "a budget and a rank": lambda: svd(budget=0.5, rank=2),
+    "a budget above 1": lambda: svd(budget=1.5),
+    "a rank of 0": lambda: svd(rank=0),
+    "a signal that is not known": lambda: bert_adapter.compress(model(), [], budget=0.5, signal="magic"),
+    "compressed already": lambda: bert_adapter.compress(svd(rank=2)[0], [], rank=2, signal="svd"),
+    "importance of another model": lambda: bert_adapter.compress(
+        model(hidden_size=32), [], budget=0.5, importance=measured()
+    ),
+}
+ADAPTER = {
+    "Texts": READ,
+    "Labels": LABELS,
+    "Files of texts and rows": FILES,
+    "Directories of models": DIRECTORIES,
+    "What is compressed": COMPRESSION,
+}
+"""Of `bert_adapter`, by headings: an input in words, and a call that gives it to the adapter."""
+
+
+def measured() -> bert_adapter.Importance:
+    """The importance of the small model's kernels."""
+    forward, shapes = bert_adapter.forward(model()), bert_adapter.select_kernels(model())
+    return bert_adapter.measure_signal(
+        forward, model().params, [{"input_ids": IDS}], shapes, signal="shampoo", progress=False
+    )
+
+
+REFUSALS = ValueError, TypeError, FloatingPointError  # scikit-learn refuses sparse X by a TypeError
 
 
 def attempt(call: Callable[[], Any]) -> str:
@@ -153,7 +298,7 @@ def attempt(call: Callable[[], Any]) -> str:
         warnings.simplefilter("ignore")  # of one iteration that does not converge
         try:
             call()
-        except (ValueError, TypeError) as error:  # scikit-learn refuses sparse X by a TypeError
+        except REFUSALS as error:
             return str(error).strip().partition("\n")[0]
     return ""
 
@@ -187,9 +332,12 @@ def page() -> str:
     targets = of_solver(TARGETS, as_target)
     weights = of_solver(WEIGHTS, lambda call, weights: call(D, weights, "svd"))
     parts = [INTRODUCTION, "## The solver: `W`", targets, "## The solver: `weights`", weights]
-    if ADAPTER:
-        lines = [line(name, [attempt(call)]) for name, call in ADAPTER]
-        parts += ["## The adapter", markdown(["", "accepted", "refused with"], lines)]
+    for heading, calls in ADAPTER.items():
+        lines = [line(name, [attempt(call)]) for name, call in calls.items()]
+        parts += [
+            f"## The adapter: {heading[0].lower()}{heading[1:]}",
+            markdown(["", "accepted", "refused with"], lines),
+        ]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 

@@ -25,8 +25,9 @@ from benchmarks.study import chosen, rows_of, summed
 from benchmarks.tables import Row, arguments, markdown, row, write
 from benchmarks.timing import Measured
 from bert_adapter.checkpoint.names import by_path
+from bert_adapter.distributions.draw import Draw
+from bert_adapter.distributions.gaussian import gaussian
 from bert_adapter.importance.batch import time_products, unpadded
-from bert_adapter.importance.gradients import gaussian
 from bert_adapter.importance.sums import Importance
 from bert_adapter.layers.capture import Batch, capture
 from bert_adapter.model import Model
@@ -133,7 +134,7 @@ def fed_back(
         def crossed(before: Any, after: Any, batch: Batch, key: Any, paths: frozenset[str] = frozenset(group)) -> Any:
             with jax.default_matmul_precision("highest"):
                 x, y = (capture(forward, params, batch, paths) for params in (before, after))
-                deltas = x.deltas(gaussian(x.output, key)[0])
+                deltas = x.deltas(gaussian(x.output, Draw(key, 0))[0])
                 found = {}
                 for path in paths:
                     old, new = (unpadded(one.inputs[path], batch["attention_mask"]) for one in (x, y))
@@ -185,17 +186,6 @@ def of_signals(context: Context) -> Iterable[tuple[str, Callable[[], Model]]]:
     for name, signal in (("diagonal Fisher information", "exact"), ("E[xx'], E[delta delta']", "kfac")):
         found = measured(dense, batches, signal)
         yield f"{name}, planned", lambda found=found, signal=signal: compressed(context, found, signal)
-    rotated = measured(dense, batches, "eigenbasis")
-    for name, options in {
-        "equal ranks": {"uniform": True},
-        "planned": {},
-        "planned, 10 % towards separable": {"shrink": 0.1},
-        "planned, separable": {"shrink": 1.0},
-    }.items():
-        yield (
-            f"diagonal in the eigenbasis, {name}",
-            lambda options=options: compressed(context, rotated, "eigenbasis", **options),
-        )
 
 
 def of_the_default(context: Context) -> Iterable[tuple[str, Callable[[], Model]]]:

@@ -25,7 +25,7 @@ from benchmarks.tables import Row, arguments, at_most, markdown, number, row, wr
 from benchmarks.timing import Measured, compiled, median_of, timed
 from bert_adapter.families import module_for
 from bert_adapter.importance.batch import Position, Wanted
-from bert_adapter.importance.measure import batch_functions, eigenbases
+from bert_adapter.importance.measure import batch_functions
 from bert_adapter.importance.sums import symmetrised
 from bert_adapter.losses import task_loss
 from bert_adapter.signals import SIGNALS
@@ -57,9 +57,9 @@ def passes(model: bert_adapter.Model, batch: dict[str, Any]) -> dict[str, tuple[
         with jax.default_matmul_precision("highest"):
             return jax.grad(lambda params: jnp.sum(loss(forward(params, batch), batch)))(params)
 
-    def added(statistics: tuple[str, ...], bases: Any) -> tuple[Any, int | None]:
+    def added(statistics: tuple[str, ...]) -> tuple[Any, int | None]:
         sums, update = batch_functions(Wanted(forward, loss, paths, statistics))
-        inputs = (model.params, batch, Position(key, 0, bases))
+        inputs = (model.params, batch, Position(key, 0))
         total = [jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), jax.eval_shape(sums, *inputs))]
         program, _, peak = compiled(update, *total, *inputs)
 
@@ -71,16 +71,13 @@ def passes(model: bert_adapter.Model, batch: dict[str, Any]) -> dict[str, tuple[
 
     plain, _, peak = compiled(gradient, model.params, batch)
     calls: dict[str, Any] = {"gradient of all parameters": (lambda: plain(model.params, batch), peak)}
-    calls |= {name: added(SIGNALS[name].statistics, {}) for name in PASSES}
-    bases = eigenbases(symmetrised(importance_of(calls["kfac"][0](), examples=1, tokens=1)))
-    return calls | {"eigenbasis, second pass": added(("fisher",), bases)}
+    calls |= {name: added(SIGNALS[name].statistics) for name in PASSES}
+    return calls
 
 
 def importance_of(sums: Any, examples: int, tokens: int) -> bert_adapter.Importance:
     """The sums over a batch, as what was measured."""
-    return bert_adapter.Importance(
-        sums, examples=examples, tokens=tokens, batches=1, gradients="labels", seed=0, bases={}
-    )
+    return bert_adapter.Importance(sums, examples=examples, tokens=tokens, batches=1, gradients="labels", seed=0)
 
 
 def end_to_end(examples: int) -> dict[str, float]:
@@ -131,7 +128,6 @@ def main(argv: list[str] | None = None) -> None:
     times = [{name: timed(call)[1] for name, (call, _) in calls.items()} for _ in range(turns)]
     median = {name: float(np.median([turn[name] for turn in times])) for name in calls}
     plain = median["gradient of all parameters"]
-    median["eigenbasis, both passes"] = median["kfac"] + median["eigenbasis, second pass"]
     rows = []
     for name, seconds in median.items():
         peak = calls[name][1] if name in calls else None

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import wlra
-from bert_adapter.importance.gradients import DISTRIBUTIONS
+from bert_adapter.distributions import DISTRIBUTIONS
+from bert_adapter.exporting import TARGETS
+from bert_adapter.outputs import OUTPUTS
 from bert_adapter.ranks import UNITS
 from bert_adapter.signals import DEFAULT, SIGNALS
 
@@ -29,8 +31,14 @@ EPILOG = """examples:
       rank 96 in the feed-forward and output kernels only
   bert-adapter finetune bert-half --data train.tsv --dev dev.tsv --teacher bert-base-uncased-on-the-task -o bert-tuned
       train it on labelled rows, and on what a dense model says about them
+  bert-adapter export bert-half -o bert-half-onnx --to onnx --dtype int8
+      write it for onnxruntime; --to transformers or sentence-transformers writes it for PyTorch
 
 "bert-adapter compress --help" says what each option does, and which signals there are.
+
+What JAX compiles for a model's shapes is kept in bert-adapter in $XDG_CACHE_HOME or ~/.cache, a gigabyte at most, and
+used again by the next run. JAX_COMPILATION_CACHE_DIR=FOLDER keeps it elsewhere, JAX_ENABLE_COMPILATION_CACHE=false
+nowhere.
 
 then, in Python:
   import bert_adapter
@@ -39,6 +47,7 @@ then, in Python:
   embeddings = bert_adapter.apply(model.module, model.params, **batch)
 """
 DISTIL = 0.5  # the share of a teacher, if none is given
+HEADS = {name: output for name, output in OUTPUTS.items() if name != "embedding"}
 OFFERED = {name: signal for name, signal in SIGNALS.items() if not signal.needs_labels}  # there are no labels here
 
 
@@ -56,8 +65,14 @@ def parser() -> argparse.ArgumentParser:
     add_places(compress)
     add_size(compress.add_argument_group("how small"))
     add_weights(compress.add_argument_group("what counts"))
-    finetune = commands.add_parser("finetune", help="train a checkpoint on labelled rows", formatter_class=formatter)
+    finetune = commands.add_parser(
+        "finetune", help="train a checkpoint on labelled rows", epilog=heads_text(), formatter_class=formatter
+    )
     add_finetune(finetune)
+    export = commands.add_parser(
+        "export", help="write a checkpoint for other libraries", epilog=targets_text(), formatter_class=formatter
+    )
+    add_export(export)
     return root
 
 
@@ -68,11 +83,29 @@ def signals_text() -> str:
     return "\n".join(["signals, which say how much an error in a kernel counts:", *lines])
 
 
+def heads_text() -> str:
+    """What --head can be, a line for each, and another for the files that it reads."""
+    width = max(map(len, HEADS))
+    lines = [f"  {name:{width}}  {each.about}\n  {'':{width}}  {each.files}" for name, each in HEADS.items()]
+    return "\n".join(["heads, and the files of --data and --dev, in UTF-8:", *lines])
+
+
+def targets_text() -> str:
+    """What --to can be, a line for each."""
+    width = max(map(len, TARGETS))
+    lines = [f"  {name:{width}}  {target.about}" for name, target in TARGETS.items()]
+    return "\n".join(["targets, which are directories with a README.md that says how to load them:", *lines])
+
+
 def add_places(compress: Any) -> None:
     """What is read and written."""
     compress.add_argument("model", metavar="DIR", help="a Hugging Face directory of a BERT, or its name on the Hub")
     compress.add_argument(
-        "--text", type=Path, required=True, metavar="FILE", help="UTF-8, a sentence a line; hundreds will do"
+        "--text",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="UTF-8, a sentence a line, or for answers and choices rows as finetune's --data; hundreds will do",
     )
     compress.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the new checkpoint")
     compress.add_argument("--report", type=Path, metavar="PAGE", help="an HTML page with figures (default OUT.html)")
@@ -83,7 +116,7 @@ def add_places(compress: Any) -> None:
         help="keep what is measured in FILE, and go on from it with the same model and sentences",
     )
     compress.add_argument("--batch-size", type=int, default=16, help="sentences at a time (%(default)s)")
-    compress.add_argument("--max-length", type=int, default=128, help="tokens per sentence at most (%(default)s)")
+    compress.add_argument("--max-length", type=int, help="tokens per sentence at most (what the model declares)")
 
 
 def add_size(group: Any) -> None:
@@ -127,8 +160,8 @@ def add_weights(group: Any) -> None:
 def add_finetune(tune: Any) -> None:
     """What is trained, on what, and how."""
     tune.add_argument("model", metavar="DIR", help="a directory, dense or compressed, or a name on the Hub")
-    rows = "tab-separated, with a heading: one or two columns of text and 'label', a class 0, 1, ... or a value"
-    tune.add_argument("--data", type=Path, required=True, metavar="FILE", help=f"the rows to train on: {rows}")
+    tune.add_argument("--data", type=Path, required=True, metavar="FILE", help="the rows to train on; see below")
+    tune.add_argument("--head", choices=HEADS, help="what for (as the checkpoint's head, or labels); see below")
     tune.add_argument("--dev", type=Path, metavar="FILE", help="other rows, to score the model on before and after")
     tune.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the new checkpoint")
     tune.add_argument("--teacher", metavar="DIR", help="a dense model of the same task, whose outputs are followed too")
@@ -136,11 +169,23 @@ def add_finetune(tune: Any) -> None:
     tune.add_argument("--epochs", type=int, default=3, help="passes over the rows (%(default)s)")
     tune.add_argument("--learning-rate", type=float, default=5e-5, help="the highest, of AdamW (%(default)s)")
     tune.add_argument("--batch-size", type=int, default=32, help="rows at a time (%(default)s)")
-    tune.add_argument("--max-length", type=int, default=128, help="tokens of a row at most (%(default)s)")
+    tune.add_argument("--max-length", type=int, help="tokens of a row at most (what the model declares)")
     tune.add_argument("--seed", type=int, default=0, help="of the order of the rows, dropout and a new head")
     tune.add_argument(
         "--file",
         type=Path,
         metavar="FILE",
         help="keep the state in FILE until all is saved, and go on from it",
+    )
+
+
+def add_export(export: Any) -> None:
+    """What is written, for whom."""
+    export.add_argument("model", metavar="DIR", help="a directory, dense or compressed, or a name on the Hub")
+    export.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the new directory")
+    export.add_argument("--to", choices=TARGETS, required=True, help="what will load it; see below")
+    dtypes = [dtype for target in TARGETS.values() for dtype in target.dtypes]
+    export.add_argument("--dtype", choices=dtypes, help=f"what --to onnx computes in ({dtypes[0]})")
+    export.add_argument(
+        "--scores", type=Path, metavar="FILE", help="JSON, {name: number}, measured of this model, for its README.md"
     )

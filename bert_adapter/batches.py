@@ -5,9 +5,11 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from jaxtyping import Float
 
-from bert_adapter.labels import as_labels
+from bert_adapter.families import output_of
+from bert_adapter.labels import head_of
 from bert_adapter.layers.capture import Batch
 from bert_adapter.model import Model
+from bert_adapter.outputs import OUTPUTS
 
 
 def check_weights(batch: Batch, where: str = "a batch") -> Float[np.ndarray, " batch"]:
@@ -40,7 +42,5 @@ def labelled(model: Model, batches: Iterable[Batch]) -> Iterator[Batch]:
             )
         if not check_weights(batch, where).any():
             raise ValueError(f"{where}: got no row that counts, wanted some of weight above 0")
-        labels = as_labels(model, batch["labels"], lambda row, where=where: f"{where}, row {row}")
-        if len(labels) != (count := len(next(iter(batch.values())))):
-            raise ValueError(f"{where}: got {len(labels)} labels, wanted one for each of {count} rows")
+        OUTPUTS[output_of(model.module)].check(head_of(model), batch, where)
         yield batch

@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from bert_adapter.arguments import DISTIL, parser
+from bert_adapter.programs import keep_programs
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a command; 0 if it succeeded, 2 if something it was given cannot be used."""
     options = parser().parse_args(argv)
+    keep_programs()
     try:
-        {"demo": run_demo, "compress": run_compress, "finetune": run_finetune}[options.command](options)
+        commands = {"demo": run_demo, "compress": run_compress, "finetune": run_finetune, "export": run_export}
+        commands[options.command](options)
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"bert-adapter: error: {in_a_line(error, options)}", file=sys.stderr)  # noqa: T201
         return 2
@@ -53,10 +56,11 @@ def run_compress(options: argparse.Namespace) -> None:
     """A checkpoint that is compressed, with a report beside it."""
     from bert_adapter.checkpoint import load, save
     from bert_adapter.compressing import check_signal, check_size, compress
+    from bert_adapter.families import output_of
     from bert_adapter.kernels import check_pattern
+    from bert_adapter.outputs import OUTPUTS
     from bert_adapter.page import check_drawing, write_page
     from bert_adapter.places import check_places
-    from bert_adapter.reading import read_texts
     from bert_adapter.report import as_text, kernel_table, summary
     from bert_adapter.text import text_batches
 
@@ -69,8 +73,8 @@ def run_compress(options: argparse.Namespace) -> None:
     output = options.output.expanduser().resolve()
     page = options.report or output.with_name(f"{output.name}.html")
     check_places({"DIR": options.model}, {"--text": options.text}, {"--report": page, "--file": options.file}, output)
-    texts = read_texts(options.text)
     model = load(options.model)
+    texts = OUTPUTS[output_of(model.module)].texts(options.text)
     say(f"{options.model}: compressing on {len(texts)} texts")
     batches = text_batches(model, texts, options.batch_size, options.max_length)
     small, report = compress(model, batches, **{name: getattr(options, name) for name in PASSED_ON})
@@ -86,10 +90,11 @@ def run_finetune(options: argparse.Namespace) -> None:
     """A checkpoint that is trained, with its scores if there are rows for that."""
     from bert_adapter.checkpoint import load, save
     from bert_adapter.evaluate import score
-    from bert_adapter.labels import with_head_for
+    from bert_adapter.families import label_count, output_of
+    from bert_adapter.labels import head_wanted, with_head_for
+    from bert_adapter.outputs import OUTPUTS
     from bert_adapter.places import check_places
-    from bert_adapter.reading import read_rows
-    from bert_adapter.text import checked_rows, labelled_batches
+    from bert_adapter.text import checked_examples, labelled_batches
     from bert_adapter.training import finetune
 
     check_numbers(options)
@@ -97,16 +102,17 @@ def run_finetune(options: argparse.Namespace) -> None:
         raise ValueError("--distil: got no --teacher, whose share of the loss it is")
     files = {"--data": options.data, "--dev": options.dev}
     check_places({"DIR": options.model, "--teacher": options.teacher}, files, {"--file": options.file}, options.output)
-    rows, dev = read_rows(options.data), read_rows(options.dev) if options.dev else None
     loaded = load(options.model)
+    head = head_wanted(loaded, options.head)
+    rows, dev = OUTPUTS[head].read(options.data), OUTPUTS[head].read(options.dev) if options.dev else None
     teacher = load(options.teacher) if options.teacher else None
-    model = with_head_for(loaded, rows.labels, seed=options.seed)
+    model = with_head_for(loaded, rows.labels, head=head, seed=options.seed)
     if model is not loaded:
-        count = model.module.config.num_labels
-        say(f"{options.model} embeds: it gets a new head of {count} output{'s' * (count > 1)}")
+        was, count = OUTPUTS[output_of(loaded.module)].about, label_count(model.module) or 0
+        say(f"{options.model}, {was}, gets a new head of {count} output{'s' * (count > 1)}: {OUTPUTS[head].about}")
     if dev:
-        checked_rows(model, dev)
-    check_tokens(model, teacher, rows.texts)
+        checked_examples(model, dev, options.max_length)
+    check_tokens(model, teacher, rows.texts, options.max_length)
     batches = labelled_batches(model, rows, options.batch_size, options.max_length)
     if dev and model is loaded:
         say(f"before: {figures(score(model, dev, max_length=options.max_length))}")
@@ -120,6 +126,18 @@ def run_finetune(options: argparse.Namespace) -> None:
     say(f"mean loss of each epoch: {', '.join(f'{loss:.4f}' for loss in losses)}\nsaved {options.output}")
     if dev:
         say(f"after: {figures(score(trained, dev, max_length=options.max_length))}")
+
+
+def run_export(options: argparse.Namespace) -> None:
+    """A checkpoint as another library loads it."""
+    from bert_adapter.exporting import export
+    from bert_adapter.exporting.model_card import read_scores
+    from bert_adapter.places import check_places
+
+    check_places({"DIR": options.model}, {"--scores": options.scores}, {}, options.output)
+    scores = read_scores(options.scores) if options.scores else None
+    export(options.model, options.output, to=options.to, dtype=options.dtype, scores=scores)
+    say(f"saved {options.output}: its README.md says how to load it")
 
 
 NUMBERS = {  # the least and the most that options may be
@@ -142,13 +160,14 @@ def check_numbers(options: argparse.Namespace) -> None:
             raise ValueError(f"--{name.replace('_', '-')}: got {value}, wanted {least} to {most}")
 
 
-def check_tokens(model: Any, teacher: Any, texts: Any) -> None:
+def check_tokens(model: Any, teacher: Any, texts: Any, length: int | None) -> None:
     """A ValueError if a teacher cuts texts into other tokens than the model, whose tokens it is given."""
-    from bert_adapter.text import tokenizer
+    from bert_adapter.text import text_batches
 
     if teacher is None:
         return
-    ids = [tokenizer(one)(texts[:100])["input_ids"].tolist() for one in (model, teacher)]
+    first = [text_batches(one, texts[:100], 100, length or 128) for one in (model, teacher)]
+    ids = [[batch["input_ids"].tolist() for batch in batches] for batches in first]
     if ids[0] != ids[1]:
         raise ValueError("--teacher: got a model that cuts the texts of --data into other tokens, wanted the same ones")
 

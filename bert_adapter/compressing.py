@@ -1,7 +1,7 @@
 """The one-liner: a model, some batches and a budget in; a smaller model and a report out."""
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,23 +10,26 @@ import jax
 
 import wlra
 from bert_adapter.batches import labelled
-from bert_adapter.checkpoint import as_model
 from bert_adapter.checkpoint.names import SCHEMA, low_rank
+from bert_adapter.decompositions import Decompositions, check_of, chosen_signal, decompositions, restricted
 from bert_adapter.factorisation import KernelReport, factorise
 from bert_adapter.families import predictive
-from bert_adapter.importance.fingerprint import of_params
 from bert_adapter.importance.gradients import Gradients, Loss, check_gradients
-from bert_adapter.importance.sums import Importance, check_model
-from bert_adapter.kernels import choose_ranks, select_kernels
+from bert_adapter.importance.sums import Importance, check_texts
+from bert_adapter.kernels import Shapes, choose_ranks, select_kernels
+from bert_adapter.kinds import as_model, in_kind
 from bert_adapter.layers.capture import Batch
+from bert_adapter.layers.stacks import whole
 from bert_adapter.losses import TaskLoss
-from bert_adapter.model import Model, forward
-from bert_adapter.ranks import allowed_ranks, check_affordable, check_budget, per_example, plan_for
-from bert_adapter.signals import DEFAULT, SIGNALS, as_signal
+from bert_adapter.model import Model, is_own
+from bert_adapter.model import forward as function_of
+from bert_adapter.own import as_rows
+from bert_adapter.ranks import allowed_ranks, check_affordable, check_budget, plan_for
+from bert_adapter.signals import SIGNALS, as_signal
 from bert_adapter.signals.definition import Signal
 from bert_adapter.signals.measure import measure_signal
-from bert_adapter.signals.weights import reliabilities, solver_weights
-from wlra.options import check_options
+from bert_adapter.signals.weights import solver_weights
+from wlra.options import as_method, check_options
 
 
 class Report(NamedTuple):
@@ -72,13 +75,15 @@ def compress(
     model: Model | str | Path | Any,
     batches: Iterable[Batch],
     *,
+    forward: Callable[..., Any] | None = None,
+    output: int | str | None = None,
     budget: float | None = None,
     rank: int | Mapping[str, int] | None = None,
     of: str = "kernels",
     uniform: bool = False,
     multiple_of: int = 1,
-    signal: str | Signal = DEFAULT,
-    importance: Importance | None = None,
+    signal: str | Signal | None = None,
+    importance: Importance | Decompositions | None = None,
     gradients: Gradients | None = None,
     loss: Loss | None = None,
     method: str | wlra.Method | None = None,
@@ -89,14 +94,19 @@ def compress(
     file: str | Path | None = None,
     solver: Mapping[str, Any] | None = None,
     progress: bool = True,
-) -> tuple[Model, Report]:
+) -> tuple[Any, Report]:
     """The model with its selected kernels factorised where that makes them smaller, and a report.
 
     Args:
-      model: a `Model`, a directory or Hub id, or an instance of transformers' FlaxBertModel or
-        FlaxBertForSequenceClassification.
+      model: a `Model`, a directory or Hub id, (module, params) of any Linen module, any NNX module, or an instance of
+        one of transformers' Flax models. What is returned is of the same kind: a `Model` for the first three; a copy of
+        the NNX module with other layers in it; an object of a subclass of the Flax model's class.
       batches: what the importance is measured on, mappings of arrays (batch, ...) with "input_ids", "attention_mask"
         and what else the module takes; see `text_batches`. Not the rows that the result will be judged on.
+      forward: how a model of your own is called, (params, batch) -> output, or (model, batch) -> output for NNX. By
+        default with the entries of the batch that its `__call__` takes by name.
+      output: where that returns several arrays, the index, key or attribute of the one that counts; by default
+        "logits". It is (batch, width), or (batch, time, width) with padding as batch["attention_mask"] says.
       budget: the share of the selected kernels' parameters to keep, in (0, 1]. It gives each kernel its rank by what
         that saves.
       rank: instead of a budget, of every selected kernel, or by path.
@@ -107,16 +117,18 @@ def compress(
         the marginals of the Fisher information: E[GG'] along a kernel's inputs and E[G'G] along its outputs, with G an
         example's gradient (Gupta et al. 2018).
       importance: what `measure_signal` returned for these kernels of this model, to use instead of measuring on
-        `batches`.
-      gradients: of which loss. "categorical", "bernoulli" or "gaussian", the distribution that the model predicts; see
-        `measure_importance`. By default that of the module's head: of classes, of labels at once, or around values or
-        an embedding. No labels are needed. Or a function, as `loss`.
+        `batches`. A list of batches must then be the one that was measured on, or empty. Or what `decompose` makes of
+        the importance: at a second budget nothing is computed again.
+      gradients: of which loss. "categorical", "bernoulli", "gaussian" or "span", the distribution that the model
+        predicts; see `measure_importance`. By default that of the module's head: of classes, of labels at once, of an
+        answer's ends, or around values or an embedding. No labels are needed. Or a function, as `loss`.
       loss: (output, batch) -> (batch,), each example's loss with its label, whose gradients to take instead; as in
         `finetune` and `loss_increase`.
       method: of `wlra.solve`, by default the one that fits the signal.
       shrink: how far Gram matrices are shrunk towards the identity, and weights per entry towards their separable fit,
         in [0, 1]; if None, as far as they are noise, as far as that is known: see `Report.reliability`.
-      include, exclude: regular expressions that select kernels by path; by default all of the encoder.
+      include, exclude: regular expressions that select kernels by path; by default all of the encoder, and of a model
+        of your own all that can be factorised: those of Dense, DenseGeneral and Einsum, NNX's Linear and LinearGeneral.
       seed: of the random directions that stand in for labels.
       file: what was measured is kept there, and a run that was killed goes on from it; see `measure_importance`.
       solver: other options of `wlra.solve_batch` (tol, max_iters, ...).
@@ -134,40 +146,73 @@ def compress(
       True
     """
     gradients = check_one_loss(gradients, loss)
-    chosen, solved_by = check_signal(signal, gradients, method=method, solver=solver, measured=importance is not None)
+    signal, given = chosen_signal(signal, shrink, importance), importance
+    chosen, solved_by = check_signal(signal, gradients, method=method, solver=solver, measured=given is not None)
     allowed = check_size(rank=rank, budget=budget, of=of, uniform=uniform, multiple_of=multiple_of, shrink=shrink)
-    if importance is not None and (file is not None or gradients is not None):
+    if given is not None and (file is not None or gradients is not None):
         raise ValueError("file and gradients are for what is measured, and importance has been: wanted either")
     clock = [time.perf_counter()]
-    dense = as_model(model)
-    if importance is not None:
-        check_model(importance, of_params(dense.params))
-    shapes = select_kernels(dense, include, exclude)
+    dense = as_model(model, forward=forward, output=output)
+    check_of(given, dense.params)
+    batches = list(batches) if is_own(dense) else batches
+    check_texts(given, batches if isinstance(batches, Sequence) else ())
+    shapes = select_kernels(dense, include, exclude, batch=next(iter(batches), None) if is_own(dense) else None)
     ranks, predicted = None if rank is None else choose_ranks(shapes, rank), None
     if budget is not None:
         check_affordable(dense.params, shapes, budget, of=of, allowed=allowed)
     clock.append(time.perf_counter())
-    if importance is None and chosen.statistics:
+    if given is None and chosen.statistics:
         batches = labelled(dense, batches) if isinstance(gradients, TaskLoss) else batches
         wanted: dict[str, Any] = {"signal": chosen, "gradients": gradients or predictive(dense.module), "seed": seed}
-        shown = {"file": file, "progress": progress}
-        importance = measure_signal(forward(dense), dense.params, batches, shapes, **wanted, **shown)
+        run = as_rows(function_of(dense), wanted["gradients"])
+        importance = measure_signal(run, dense.params, batches, shapes, **wanted, file=file, progress=progress)
     clock.append(time.perf_counter())
-    weights = solver_weights(importance, chosen, shapes, shrink)
+    how: dict[str, Any] = {"signal": chosen, "shrink": shrink, "method": solved_by}
+    known = decomposed(dense.params, importance, shapes, **how, progress=progress, consume=given is None)
     if ranks is None:
         assert budget is not None
-        limits = {"allowed": allowed, "units": chosen.units, "examples": per_example(importance, chosen)}
-        planned = plan_for(dense.params, shapes, weights.__getitem__, budget, of=of, uniform=uniform, **limits)
+        planned = plan_for(dense.params, known, budget, of=of, uniform=uniform, allowed=allowed)
         ranks, predicted = planned.ranks, planned.predicted if chosen.units == "loss" else None
     clock.append(time.perf_counter())
+    weights = components_or_weights(known, importance)
     how = {"shapes": shapes, "method": solved_by, "solver": solver, "progress": progress}
     params, kernels = factorise(dense.params, weights, ranks, **how)
     clock.append(time.perf_counter())
-    trusted = reliabilities(importance, chosen, shapes)
     done = {"method": solved_by.name, "signal": chosen.name, "seconds": stages(clock)}
-    report = Report(kernels, **done, predicted=predicted, reliability=trusted)
-    config = dense.config | {"low_rank": section(dense, report, seed)}
-    return dense._replace(params=params, config=config), report
+    report = Report(kernels, **done, predicted=predicted, reliability=known.reliability)
+    config = dense.config | {"low_rank": section(dense, report, seed, known.calibration)}
+    return in_kind(model, dense._replace(params=params, config=config)), report
+
+
+def decomposed(
+    params: Any,
+    importance: Importance | Decompositions | None,
+    shapes: Shapes,
+    *,
+    signal: Signal,
+    shrink: float | None,
+    method: wlra.Method,
+    **how: Any,
+) -> Decompositions:
+    """What is given for the kernels, if it is decomposed for the method, or else the decompositions."""
+    if not isinstance(importance, Decompositions):
+        return decompositions(params, importance, shapes, signal=signal, shrink=shrink, method=method, **how)
+    known = restricted(importance, shapes)
+    if method != as_method(signal.method) or any(each.left is None for each in known.kernels.values()):
+        raise ValueError(
+            f"importance: decomposed for the closed form of signal {signal.name!r}; method {method.name!r} needs the "
+            f"importance itself, as measure_signal returned it"
+        )
+    return known
+
+
+def components_or_weights(known: Decompositions, importance: Importance | Decompositions | None) -> dict[str, Any]:
+    """By path, the components where they are known, and the weights for the solver elsewhere."""
+    left = {path: known.shapes[path] for path, each in known.kernels.items() if each.left is None}
+    if not left:
+        return dict(known.kernels)
+    assert not isinstance(importance, Decompositions)
+    return {**known.kernels, **solver_weights(importance, known.signal, left, known.shrink)}
 
 
 def check_one_loss(gradients: Gradients | None, loss: Loss | None) -> Gradients | None:
@@ -244,14 +289,15 @@ def stages(clock: list[float]) -> dict[str, float]:
     return {name: end - begin for name, begin, end in zip(names, clock[:-1], clock[1:], strict=True)}
 
 
-def section(dense: Model, report: Report, seed: int) -> dict[str, Any]:
+def section(dense: Model, report: Report, seed: int, calibration: Mapping[str, Any]) -> dict[str, Any]:
     """The "low_rank" section of config.json: which kernels have which rank, and how that was done."""
-    ranks = {kernel.path: kernel.rank for kernel in report.kernels if kernel.status != "DENSE"}
+    ranks = {whole(kernel.path): kernel.rank for kernel in report.kernels if kernel.status != "DENSE"}
     return {
         "schema": SCHEMA,
         "ranks": low_rank(dense.config) | ranks,
         "method": report.method,
         "signal": report.signal,
         "seed": seed,
+        **({"calibration": dict(calibration)} if calibration else {}),
         "versions": {package.__name__: package.__version__ for package in (wlra, jax, flax)},
     }

@@ -2,18 +2,20 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 import wlra
-from bert_adapter.jobs import Job, groups_of, job_for, rotate_back, solve_group
+from bert_adapter.jobs import Job, groups_of, job_for, solve_group
 from bert_adapter.kernels import Shapes, break_even, matrix_shape, split_axes
-from bert_adapter.layers.marker import FACTORISED
+from bert_adapter.layers.marker import FACTORISED, Factorised
+from bert_adapter.layers.stacks import restacked, unstacked
+from bert_adapter.model import Model
 from bert_adapter.progress import track
+from wlra.components import Decomposed, cut, lost
 from wlra.options import Request, check_options
 
 
@@ -49,7 +51,7 @@ def factorise(
     ranks: Mapping[str, int],
     *,
     shapes: Shapes | None = None,
-    method: str | wlra.Method = "anderson",
+    method: str | wlra.Method | None = None,
     solver: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> tuple[dict[str, Any], list[KernelReport]]:
@@ -61,12 +63,13 @@ def factorise(
 
     Args:
       params: nested dicts, with the kernels under `path + "/kernel"`.
-      weights: by path, as `wlra.solve` takes them: None, an array, or `wlra.Kronecker`; or `Rotated`, in whose
-        coordinates the kernel is then factorised.
+      weights: by path, as `wlra.solve` takes them: None, an array, or `wlra.Kronecker`. Or the components that
+        `decompose` found, which are cut.
       ranks: by path.
       shapes: by path, the matrices (m, n) that the kernels are, as `select_kernels` returns them; needed for kernels
         with more than two axes, whose factors keep them: 'left' (*in, k) and 'right' (k, *out).
-      method: as `wlra.solve` takes it.
+      method: as `wlra.solve` takes it; by default the one that fits the weights, "kronecker" for `wlra.Kronecker`,
+        "svd" where there are none, and else "anderson".
       solver: other options of `wlra.solve_batch` (tol, max_iters, ...).
 
     Returns:
@@ -79,13 +82,17 @@ def factorise(
       >>> small["layer"]["left"].shape, small["layer"]["right"].shape, reports[0].loss["svd"] < 1e-6
       ((6, 1), (1, 4), True)
     """
-    request = check_options(method, **(solver or {}))
-    flat: dict[str, Any] = dict(flatten_dict(params, keep_empty_nodes=True, sep="/"))
+    request = check_options(method_for(weights, ranks) if method is None else method, **(solver or {}))
+    check_components(weights, request)
+    flat: dict[str, Any] = dict(flatten_dict(unstacked(params, ranks), keep_empty_nodes=True, sep="/"))
     jobs, reports = [], {}
     for path, rank in ranks.items():
         kernel = flat[f"{path}/kernel"]
         shape = matrix_shape(path, kernel, shapes)
-        if rank < break_even(shape):
+        if rank < break_even(shape) and isinstance(weights[path], Decomposed):
+            flat |= factors_of(path, shape, *cut(weights[path], rank), kernel=kernel)
+            reports[path] = report_of_cut(path, rank, shape, loss={request.method.name: lost(weights[path], rank)})
+        elif rank < break_even(shape):
             jobs.append(job_for(path, rank, kernel.reshape(shape), weights[path]))
         else:
             reports[path] = dense_report(path, rank, shape)
@@ -94,21 +101,35 @@ def factorise(
         results = solve_group(group, request.method, solver or {})
         seconds = (time.perf_counter() - began) / len(group)
         for job, result in zip(group, results, strict=True):
-            flat |= factors_of(job, result, flat[f"{job.path}/kernel"])
+            left, right = result.left[:, : job.rank], result.right[: job.rank]
+            flat |= factors_of(job.path, job.matrix.shape, left, right, kernel=flat[f"{job.path}/kernel"])
             reports[job.path] = report_of(job, result, request)._replace(seconds=seconds)
-    return unflatten_dict(flat, sep="/"), [reports[path] for path in ranks]
+    return restacked(unflatten_dict(flat, sep="/")), [reports[path] for path in ranks]
 
 
-def factors_of(job: Job, result: wlra.Result, kernel: Any) -> dict[str, Any]:
+def method_for(weights: Mapping[str, Any], paths: Iterable[str]) -> str:
+    """The name of the method that fits the weights of all these kernels."""
+    kinds = {type(weights[path]) for path in paths} - {Decomposed}
+    if wlra.Kronecker in kinds and len(kinds) > 1:
+        raise ValueError("weights: got wlra.Kronecker for some kernels and others for the rest: factorise them in turn")
+    return "kronecker" if wlra.Kronecker in kinds else "anderson" if kinds - {type(None)} else "svd"
+
+
+def check_components(weights: Mapping[str, Any], request: Request) -> None:
+    """A ValueError for components where the method is none that cuts them, or for squares without components."""
+    for path, known in weights.items():
+        if isinstance(known, Decomposed) and (known.left is None or request.method.closed_form is None):
+            what = "squares alone" if known.left is None else "components"
+            raise ValueError(f"{path}: got {what} for method {request.method.name!r}, wanted weights")
+
+
+def factors_of(path: str, shape: tuple[int, int], left: Any, right: Any, *, kernel: Any) -> dict[str, Any]:
     """By path, what stands in the place of a kernel."""
-    left, right = result.left[:, : job.rank], result.right[: job.rank]
-    if job.basis is not None:
-        left, right = rotate_back(left, right, job.basis)
-    inputs, outputs = split_axes(job.path, kernel.shape, job.matrix.shape)
+    inputs, outputs = split_axes(path, kernel.shape, shape)
     return {
-        f"{job.path}/left": left.reshape(*inputs, job.rank).astype(kernel.dtype),
-        f"{job.path}/right": right.reshape(job.rank, *outputs).astype(kernel.dtype),
-        f"{job.path}/kernel": FACTORISED,
+        f"{path}/left": left.reshape(*inputs, -1).astype(kernel.dtype),
+        f"{path}/right": right.reshape(-1, *outputs).astype(kernel.dtype),
+        f"{path}/kernel": FACTORISED,
     }
 
 
@@ -132,6 +153,13 @@ def report_of(job: Job, result: wlra.Result, request: Request) -> KernelReport:
     )
 
 
+def report_of_cut(path: str, rank: int, shape: tuple[int, int], loss: dict[str, float]) -> KernelReport:
+    """What the decomposition says of a kernel, which took its time before."""
+    return dense_report(path, rank, shape)._replace(
+        parameters_after=rank * sum(shape), loss=loss, status=wlra.Status.CONVERGED.name, history=list(loss.values())
+    )
+
+
 def dense_report(path: str, rank: int, shape: tuple[int, int]) -> KernelReport:
     """Of a kernel that stays dense: no work was done."""
     size = math.prod(shape)
@@ -149,8 +177,10 @@ def dense_report(path: str, rank: int, shape: tuple[int, int]) -> KernelReport:
     )
 
 
-def merge(params: Any) -> dict[str, Any]:
+def merge(params: Any) -> Any:
     """The parameters with every pair of factors multiplied out into the kernel that it stands for.
+
+    Of a `Model`, the model with such parameters, which is saved as any dense one is.
 
     Example:
       >>> import numpy as np, bert_adapter
@@ -158,10 +188,15 @@ def merge(params: Any) -> dict[str, Any]:
       >>> bert_adapter.merge({"layer": factors})["layer"]["kernel"].shape
       (3, 2, 4)
     """
+    if isinstance(params, Model):
+        config = {name: value for name, value in params.config.items() if name != "low_rank"}
+        return params._replace(params=merge(params.params), config=config)
     flat: dict[str, Any] = dict(flatten_dict(params, keep_empty_nodes=True, sep="/"))
     for path in [path.removesuffix("/left") for path in flat if path.endswith("/left")]:
         left, right = flat.pop(f"{path}/left"), flat.pop(f"{path}/right")
-        dtype = np.float64 if left.dtype == np.float64 else np.float32
-        product = np.tensordot(np.asarray(left, dtype), np.asarray(right, dtype), axes=1)
-        flat[f"{path}/kernel"] = jnp.asarray(product).astype(left.dtype)
+        dtype, marker = np.float64 if left.dtype == np.float64 else np.float32, flat.get(f"{path}/kernel")
+        stack = left.shape[: marker.stacked] if isinstance(marker, Factorised) else ()
+        pairs = [(np.asarray(left[index], dtype), np.asarray(right[index], dtype)) for index in np.ndindex(*stack)]
+        product = np.stack([np.tensordot(*pair, axes=1) for pair in pairs])
+        flat[f"{path}/kernel"] = product.reshape(*stack, *product.shape[1:]).astype(left.dtype)
     return unflatten_dict(flat, sep="/")

@@ -1,15 +1,16 @@
 """Files that are written whole or not at all, and arrays in them."""
 
+import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors import safe_open
 
 
 @contextmanager
@@ -55,18 +56,49 @@ def check_parent(path: Path) -> None:
         raise ValueError(f"{path}: cannot write in {nearest}: {error.strerror}") from None
 
 
+KINDS = {  # of numbers: NumPy's names, and those of safetensors
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int64": "I64",
+    "int32": "I32",
+    "int16": "I16",
+    "int8": "I8",
+    "uint64": "U64",
+    "uint32": "U32",
+    "uint16": "U16",
+    "uint8": "U8",
+    "bool": "BOOL",
+}
+
+
 def write_arrays(path: Path, arrays: Mapping[str, Any], metadata: dict[str, str]) -> None:
     """The file, in safetensors, holds the arrays, or what it held before.
+
+    A list of flat arrays is one array, end to end. Nothing is copied, where safetensors' own function would make all of
+    the file in memory first, twice.
 
     Raises:
       OSError: it cannot be written, as on a full disk.
     """
-    contiguous = {name: np.array(array, order="C") for name, array in arrays.items()}
+    parts = {name: array if isinstance(array, list) else [np.asarray(array)] for name, array in arrays.items()}
+    header: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for name, pieces in parts.items():
+        shape = pieces[0].shape if len(pieces) == 1 else (sum(map(len, pieces)),)
+        begin, end = end, end + sum(piece.nbytes for piece in pieces)
+        header[name] = {"dtype": KINDS[pieces[0].dtype.name], "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # as numbers are read from there that lie at multiples of 8
     with writing(path) as temporary:
         try:
-            save_file(contiguous, temporary, metadata=metadata)
-        except SafetensorError as error:  # which is no OSError, whatever the disk says
-            raise OSError(f"{path}: {error}") from error
+            with temporary.open("wb") as file:
+                file.write(len(text).to_bytes(8, "little") + text)
+                for piece in chain.from_iterable(parts.values()):
+                    file.write(np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data)
+        except OSError as error:  # which does not name the file
+            raise OSError(f"{path}: {error.strerror or error}") from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -75,14 +107,33 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, "utf-8")
 
 
-def read_arrays(file: str | Path, wanted: str) -> tuple[dict[str, str], dict[str, Any]]:
-    """The metadata of a safetensors file, and its arrays by name.
+def read_arrays(
+    file: str | Path, wanted: str, use: Callable[[str, Any], Any] = lambda name, array: array
+) -> dict[str, Any]:
+    """The arrays of a safetensors file by name, or what `use(name, array)` makes of each as soon as it is read.
 
     Raises:
       ValueError: it is none; the message says that what is `wanted` was.
     """
+    with opened(file, wanted) as content:
+        return {name: use(name, content.get_tensor(name)) for name in content.keys()}  # noqa: SIM118
+
+
+def read_metadata(file: str | Path, wanted: str) -> tuple[dict[str, str], list[str]]:
+    """The metadata of a safetensors file, and the names of its arrays.
+
+    Raises:
+      ValueError: as `read_arrays`.
+    """
+    with opened(file, wanted) as content:
+        return content.metadata() or {}, sorted(content.keys())
+
+
+@contextmanager
+def opened(file: str | Path, wanted: str) -> Iterator[Any]:
+    """A safetensors file, or a ValueError that says that what is `wanted` was."""
     try:
         with safe_open(file, "numpy") as content:
-            return content.metadata() or {}, {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
+            yield content
     except Exception as error:  # safetensors has an exception of its own
         raise ValueError(f"{file}: wanted {wanted}: {error}") from error

@@ -1,6 +1,6 @@
-"""New heads on an encoder."""
+"""New heads on an encoder, and none."""
 
-import re
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -10,59 +10,92 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from bert_adapter.checkpoint.directory import READING
 from bert_adapter.checkpoint.names import low_rank, shapes
-from bert_adapter.families import family_of, label_count, module_for
-from bert_adapter.families.family import Family
-from bert_adapter.model import Model
+from bert_adapter.families import architecture_of, architectures_of, family_of, label_count, module_for, output_of
+from bert_adapter.layers.running import kernel_shapes
+from bert_adapter.model import Model, check_family
+from bert_adapter.outputs import OUTPUTS
+
+DECLARED = ("id2label", "label2id", "num_labels", "_num_labels", "problem_type")  # what a config says of a head
 
 
-def with_head(model: Model, labels: int, *, problem_type: str | None = None, seed: int = 0) -> Model:
-    """The model with a new classifier of `labels` classes, as its family has them; of one, the value of a regression.
+def with_head(
+    model: Model, labels: int | None = None, *, head: str = "labels", problem_type: str | None = None, seed: int = 0
+) -> Model:
+    """The model with a new head; by default a classifier of `labels` classes, or of one, the value of a regression.
 
-    problem_type: as in config.json, what the outputs are, if that is something else: "regression", values;
-    "multi_label_classification", labels that may be there at once.
+    What followed the encoder to embed texts is gone, dense layers and modules.json among it, and so are a pretraining
+    head, and a pooler that the new head does not use. One that it uses and that is missing is new too. New kernels are
+    drawn from the normal distribution that the config names; new biases are zero.
 
-    Where the head is on a pooler, as BERT's, an encoder without one gets a new one. Where it is not, as RoBERTa's, the
-    pooler is gone. So is what followed the encoder to embed texts, dense layers and modules.json among it. New kernels
-    are drawn from the normal distribution that the config names; new biases are zero.
+    Args:
+      labels: how many classes; None for "answer" and "choice", whose outputs are given.
+      head: what it is for: "labels" of texts, "tokens" (labels of words), "answer" or "choice".
+      problem_type: as in config.json, what the labels of texts are, if that is something else: "regression", values;
+        "multi_label_classification", labels that may be there at once.
 
     Raises:
-      ValueError: the model has a classifier.
+      ValueError: the model has a head, its family has no such one, or there can be none of so many labels.
 
     Example:
         >>> import bert_adapter
         >>> from bert_adapter.sample import sample_model
         >>> bert_adapter.with_head(sample_model(), 3).params["classifier"]["kernel"].shape
         (16, 3)
+        >>> bert_adapter.with_head(sample_model(), head="answer").params["qa_outputs"]["kernel"].shape
+        (16, 2)
     """
-    if (count := label_count(model.module)) is not None:
-        raise ValueError(f"the model has a head already, of {count} labels")
+    check_family(model, "gets no head: put one into your module")
+    has, count, family = output_of(model.module), label_count(model.module), family_of(model.config)
+    if count is not None and not OUTPUTS[has].pretraining:
+        raise ValueError(f"the model has a head already, of {count} labels: without_head(model) has none")
+    architecture = architectures_of(family).get(head)
+    if architecture is None:
+        known = ", ".join(map(repr, architectures_of(family)))
+        raise ValueError(f"head: got {head!r}, supported by models of this family: {known}")
+    entries = OUTPUTS[head].entries(labels) | ({} if problem_type is None else {"problem_type": problem_type})
+    encoder = without_head(model)
+    config = bare(encoder.config) | entries | {"architectures": [architecture.names[0]]}
+    headed = moved(encoder, config, lambda path: f"{family.prefix}{path}")
+    params: dict[str, Any] = dict(flatten_dict(headed.params, keep_empty_nodes=True, sep="/"))
+    wanted = shapes(headed.module, low_rank(headed.config))
+    missing = {path: wanted[path] for path in wanted if path not in params}
+    new = fresh(missing, family.deviation(headed.module.config), seed)
+    return headed._replace(params=unflatten_dict(params | new, sep="/"))
+
+
+def without_head(model: Model) -> Model:
+    """The model's encoder, which embeds a text as the mean of its tokens; the model itself if it has no head.
+
+    Example:
+        >>> import bert_adapter
+        >>> from bert_adapter.sample import sample_model
+        >>> bert_adapter.without_head(bert_adapter.with_head(sample_model(), 3)).config["architectures"]
+        ['BertModel']
+    """
+    if label_count(model.module) is None:
+        return model
     family = family_of(model.config)
-    stages = [getattr(stage, "name", "") for stage in getattr(model.module, "stages", ())]
-    gone = rf"^{re.escape(family.prefix)}({'|'.join(map(re.escape, stages))})/|{family.classifier.ignored}"
-    config = headed_config(model.config, labels, family, gone)
-    config |= {} if problem_type is None else {"problem_type": problem_type}
-    module = module_for(config)
-    flat = flatten_dict(model.params, keep_empty_nodes=True, sep="/")
-    under: dict[str, Any] = {f"{family.prefix}{path}": leaf for path, leaf in flat.items()}
-    params = {path: leaf for path, leaf in under.items() if not re.search(gone, path)}
-    wanted = shapes(module, low_rank(config))
-    new = fresh({path: wanted[path] for path in wanted if path not in params}, family.deviation(module.config), seed)
-    files = {name: content for name, content in model.files.items() if name in READING}
-    return Model(module, unflatten_dict(params | new, sep="/"), config, files)
+    config = bare(model.config) | {"architectures": [family.embedder.names[0]]}
+    return moved(model, config, lambda path: path.removeprefix(family.prefix) if path.startswith(family.prefix) else "")
 
 
-DECLARED = ("id2label", "label2id", "_num_labels", "problem_type")  # what a config says of a head
+def moved(model: Model, config: dict[str, Any], new_path: Callable[[str], str]) -> Model:
+    """The model that the config names, with those of the parameters that it has, under new paths, and their ranks."""
+    flat: dict[str, Any] = dict(flatten_dict(model.params, keep_empty_nodes=True, sep="/"))
+    params = {new_path(path): leaf for path, leaf in flat.items()}
+    module = architecture_of(config).fit(module_for(config), params)
+    kernels = kernel_shapes(module)
+    ranks = {new_path(path): rank for path, rank in low_rank(model.config).items() if new_path(path) in kernels}
+    if config.get("low_rank"):
+        config = config | {"low_rank": config["low_rank"] | {"ranks": ranks}}
+    wanted = shapes(module, ranks).keys() | {f"{path}/kernel" for path in ranks}
+    kept = unflatten_dict({path: leaf for path, leaf in params.items() if path in wanted}, sep="/")
+    return Model(module, kept, config, {name: content for name, content in model.files.items() if name in READING})
 
 
-def headed_config(config: dict[str, Any], labels: int, family: Family, gone: str) -> dict[str, Any]:
-    """The config of an encoder, changed to that of the classifier around it; layers that `gone` finds have no ranks."""
-    kept = {name: value for name, value in config.items() if name not in DECLARED}
-    kept |= {"architectures": [family.classifier.names[0]], "num_labels": labels}
-    if not kept.get("low_rank"):
-        return kept
-    under = {f"{family.prefix}{path}": rank for path, rank in low_rank(kept).items()}
-    ranks = {path: rank for path, rank in under.items() if not re.search(gone, path)}
-    return kept | {"low_rank": kept["low_rank"] | {"ranks": ranks}}
+def bare(config: dict[str, Any]) -> dict[str, Any]:
+    """The entries that say nothing of a head."""
+    return {name: value for name, value in config.items() if name not in DECLARED}
 
 
 def fresh(wanted: dict[str, tuple[int, ...]], deviation: float, seed: int) -> dict[str, Any]:

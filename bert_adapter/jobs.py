@@ -10,29 +10,22 @@ import jax.numpy as jnp
 import numpy as np
 
 import wlra
-from bert_adapter.importance.sums import Basis
 from bert_adapter.kernels import break_even
-from bert_adapter.signals.definition import Rotated
 from wlra import checks
 from wlra.options import Request
 
 
 class Job(NamedTuple):
-    """A kernel as the matrix to be approximated, in the coordinates of the basis if there is one."""
+    """A kernel as the matrix to be approximated."""
 
     path: str
     rank: int
     matrix: Any
     weights: Any
-    basis: Basis | None
 
 
 def job_for(path: str, rank: int, matrix: Any, weights: Any) -> Job:
     """The matrix and its weights at their full shape; a shape that does not fit is said with the path."""
-    basis = None
-    if isinstance(weights, Rotated):
-        weights, basis = weights
-        matrix = rotate(matrix, basis)
     try:
         if isinstance(weights, wlra.Kronecker):
             weights = checks.check_kronecker(weights, matrix.shape)
@@ -40,7 +33,7 @@ def job_for(path: str, rank: int, matrix: Any, weights: Any) -> Job:
             weights = checks.check_weights(weights, matrix.shape)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    return Job(path, rank, matrix=matrix, weights=weights, basis=basis)
+    return Job(path, rank, matrix=matrix, weights=weights)
 
 
 def groups_of(jobs: list[Job], request: Request) -> list[list[Job]]:
@@ -89,15 +82,3 @@ def with_path(error: ValueError, jobs: list[Job]) -> ValueError:
         except ValueError as fault:
             return ValueError(f"{job.path}: {fault}")
     return error
-
-
-def rotate(matrix: Any, basis: Basis) -> np.ndarray:
-    """The matrix in the coordinates of the basis, in float32."""
-    with jax.default_matmul_precision("highest"):
-        return np.asarray(basis.inputs.T @ jnp.asarray(matrix, jnp.float32) @ basis.outputs)
-
-
-def rotate_back(left: Any, right: Any, basis: Basis) -> tuple[np.ndarray, np.ndarray]:
-    """Factors of the matrix from factors of its coordinates."""
-    with jax.default_matmul_precision("highest"):
-        return np.asarray(basis.inputs @ left), np.asarray(right @ basis.outputs.T)

@@ -7,28 +7,38 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax.errors import FlaxError
 
 from bert_adapter.checkpoint.names import by_path
 from bert_adapter.families import family_of
+from bert_adapter.layers.capture import Batch
+from bert_adapter.layers.finding import Kernels, find_kernels
 from bert_adapter.layers.running import kernel_shapes
-from bert_adapter.model import Model
+from bert_adapter.layers.stacks import whole
+from bert_adapter.model import Model, forward, is_own
 from wlra.checks import check_count
 
 Shapes = Mapping[str, tuple[int, int]]
 
 
-def select_kernels(model: Model, include: str | None = None, exclude: str | None = None) -> dict[str, tuple[int, int]]:
+def select_kernels(
+    model: Model, include: str | None = None, exclude: str | None = None, *, batch: Batch | None = None
+) -> dict[str, tuple[int, int]]:
     """By path, the shapes (m, n), inputs by outputs, of the kernels that `include` finds and `exclude` does not.
 
-    Kernels with several axes of inputs or outputs count as the matrices that they multiply by.
+    Kernels with several axes of inputs or outputs count as the matrices that they multiply by. A kernel with axes of
+    `flax.linen.scan` in front holds a matrix at each index, "layers/dense[0]".
 
     Args:
       model: a `Model`.
       include, exclude: regular expressions, searched in the paths of modules, such as
-        "encoder/layer/0/attention/self/query". By default all of the encoder, and nothing is excluded.
+        "encoder/layer/0/attention/self/query". By default all of the encoder, or of a module of your own all kernels
+        that can be factorised, and nothing is excluded.
+      batch: for a module of your own, one that it is traced on: what it calls is not known before.
 
     Raises:
-      ValueError: no regular expression, no kernel that is selected, or one that is factorised already.
+      ValueError: no regular expression, no kernel that is selected, one that is factorised already, or one that
+        `include` finds and that cannot be factorised.
 
     Example:
       >>> import bert_adapter
@@ -37,21 +47,46 @@ def select_kernels(model: Model, include: str | None = None, exclude: str | None
       >>> bert_adapter.select_kernels(model, include="intermediate|output", exclude="attention")
       {'encoder/layer/0/intermediate/dense': (8, 32), 'encoder/layer/0/output/dense': (32, 8)}
     """
-    pattern = family_of(model.config).encoder if include is None else include
-    check_pattern("include", pattern)
+    check_pattern("include", include)
     check_pattern("exclude", exclude)
-    shapes = kernel_shapes(model.module)
-    selected = {
-        path: shape
-        for path, shape in shapes.items()
-        if re.search(pattern, path) and not (exclude and re.search(exclude, path))
-    }
+    found = kernels_of(model, batch) if is_own(model) else None
+    shapes = kernel_shapes(model.module) if found is None else found.shapes()
+    pattern = include if include is not None else "" if found is not None else family_of(model.config).encoder
+    selected = {path: shape for path, shape in shapes.items() if finds(pattern, exclude, path)}
+    refused = {} if found is None else found.refused
+    if include is not None and (wrong := [path for path in refused if finds(pattern, exclude, path)]):
+        raise ValueError(f"include={include!r} selects {wrong[0]!r}, which cannot be factorised: {refused[wrong[0]]}")
     if not selected:
-        raise ValueError(f"include={pattern!r} and exclude={exclude!r} select none of {sorted(shapes)}")
+        others = f"; these cannot be factorised: {refused}" if refused else ""
+        raise ValueError(f"include={pattern!r} and exclude={exclude!r} select none of {sorted(shapes)}{others}")
     leaves = by_path(model.params)
-    if done := [path for path in selected if f"{path}/left" in leaves]:
+    if done := [path for path in selected if f"{whole(path)}/left" in leaves]:
         raise ValueError(f"{len(done)} of the selected kernels are factorised already, {done[0]!r} first: merge() them")
     return selected
+
+
+def finds(include: str, exclude: str | None, path: str) -> bool:
+    """Whether a path is selected."""
+    return bool(re.search(include, path)) and not (exclude and re.search(exclude, path))
+
+
+def kernels_of(model: Model, batch: Batch | None) -> Kernels:
+    """What a module of the caller's own calls for the batch."""
+    kind = type(model.module).__name__
+    if batch is None:
+        raise ValueError(f"batch: got none, wanted one to find the kernels of {kind} with, by tracing it")
+    try:
+        return find_kernels(forward(model), model.params, batch)
+    except (FlaxError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"forward: {kind} cannot be called with the batch {shapes_in(batch)}: {type(error).__name__}: {error}. "
+            f"forward=, a function (params, batch) -> output, says how it is called"
+        ) from error
+
+
+def shapes_in(batch: Batch) -> dict[str, tuple[int, ...]]:
+    """By name, those of the arrays."""
+    return {name: np.shape(array) for name, array in batch.items()}
 
 
 def check_pattern(name: str, pattern: str | None) -> None:
@@ -106,10 +141,17 @@ def choose_ranks(shapes: Shapes, rank: int | Mapping[str, int]) -> dict[str, int
       >>> bert_adapter.choose_ranks({"query": (8, 8), "output": (32, 8)}, rank=3)
       {'query': 3, 'output': 3}
     """
-    ranks = dict(rank) if isinstance(rank, Mapping) else dict.fromkeys(shapes, rank)
-    if ranks.keys() != shapes.keys():
-        odd = sorted(ranks.keys() ^ shapes.keys())
+    given = dict(rank) if isinstance(rank, Mapping) else dict.fromkeys(shapes, rank)
+    ranks = {path: given.get(path, given.get(whole(path))) for path in shapes}
+    odd = {path for path in given if path not in shapes and path not in map(whole, shapes)}
+    if odd := sorted(odd | {path for path, value in ranks.items() if value is None}):
         raise ValueError(f"rank must name exactly the selected kernels; these are missing or left over: {odd}")
+    for path, value in ranks.items():
+        first = next(each for each in shapes if whole(each) == whole(path))
+        if value != ranks[first]:
+            raise ValueError(
+                f"rank: got {value} for {path} and {ranks[first]} for {first}, wanted one for all of a stack"
+            )
     return {path: check_count(f"rank of {path}", value, 1) for path, value in ranks.items()}
 
 

@@ -7,19 +7,23 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 
-from bert_adapter.families import family_of, module_for
+from bert_adapter.families import family_of, is_known, module_for
 from bert_adapter.families.bert import Bert
 from bert_adapter.layers.capture import Batch, Forward
 from bert_adapter.layers.running import apply
+from bert_adapter.own import Called, Own
 from bert_adapter.values import check_values
 
-__all__ = ["Bert", "Model", "check_batch", "forward", "module_for", "training_forward_of"]
+__all__ = ["Bert", "Model", "check_batch", "check_family", "forward", "is_own", "module_for", "training_forward"]
 
 
 class Model(NamedTuple):
     """A module, the parameters it runs with, and what else its checkpoint holds.
 
     The arrays lie on the host as they were read; `jax.device_put` them once before a loop.
+
+    module: of a family, or any other of Linen's, whose config and files may be empty.
+    forward: (params, batch) -> output, where that is not the module's own call with what a batch holds.
 
     Example:
       >>> import flax.linen as nn, numpy as np, bert_adapter
@@ -32,12 +36,14 @@ class Model(NamedTuple):
     params: dict[str, Any]
     config: dict[str, Any]  # config.json's, with a "low_rank" section once compressed
     files: dict[str, bytes]  # the tokenizer's and other small files, by name
+    forward: Forward | None = None
 
 
 def forward(model: Model) -> Forward:
     """The function (params, batch) -> output of the model's module, dropout off; keys it does not take are ignored.
 
-    The same function for the same module, so that what is compiled for it once serves again.
+    The same function for the same module, so that what is compiled for it once serves again. A module of no family is
+    called with the entries of a batch that its `__call__` takes by name, or as `Model.forward` does it.
 
     Example:
         >>> import jax, bert_adapter
@@ -47,8 +53,24 @@ def forward(model: Model) -> Forward:
         >>> jax.jit(bert_adapter.forward(model))(model.params, batch).shape
         (2, 16)
     """
+    if model.forward is not None:
+        return model.forward
+    if is_own(model):
+        return Own(Called(model.module))
     family = family_of(model.config)
     return forward_of(model.module, family.inputs, tuple(family.sizes(model.module.config).items()))
+
+
+def is_own(model: Model) -> bool:
+    """Whether the module is the caller's own: of no family in `FAMILIES`, or brought without a config."""
+    return not is_known(model.module) or (isinstance(model.forward, Own) and not model.config.get("model_type"))
+
+
+def check_family(model: Model, wanted: str) -> None:
+    """A ValueError for a caller's own module, which knows nothing of texts, labels and heads."""
+    if is_own(model):
+        kind = type(model.module).__name__
+        raise ValueError(f"got a model of your own, {kind}, which {wanted}")
 
 
 @lru_cache(maxsize=32)
@@ -76,6 +98,19 @@ def check_batch(forward: Forward, batch: Batch, number: int) -> None:
         check_values(dict(getattr(forward, "sizes", ())), batch)
     except ValueError as error:
         raise ValueError(f"batch {number}: {error}") from None
+
+
+def training_forward(model: Model) -> Callable[[Any, Batch, Any], Any]:
+    """The function (params, batch, key) -> output, with dropout drawn from the key.
+
+    Where the caller's forward takes no key it has no dropout.
+    """
+    run: Any = forward(model)
+    if isinstance(run, Own):
+        return run
+    if model.forward is not None:
+        return lambda params, batch, key: run(params, batch)
+    return training_forward_of(model.module, family_of(model.config).inputs)
 
 
 @lru_cache(maxsize=32)

@@ -1,24 +1,26 @@
 """Which rank each kernel gets for a budget: where a parameter saves the most loss."""
 
 import math
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
-from threadpoolctl import threadpool_limits
 
 from bert_adapter.checkpoint.names import by_path
-from bert_adapter.choices import Curve, all_plans, cheapest, choices_of, even
-from bert_adapter.importance.fingerprint import of_params
-from bert_adapter.importance.sums import Importance, check_model
-from bert_adapter.kernels import Shapes, matrix_shape
-from bert_adapter.signals import DEFAULT, as_signal
+from bert_adapter.choices import Choices, Curve, all_plans, cheapest, choices_of, even
+from bert_adapter.decompositions import (
+    Decompositions,
+    check_of,
+    check_shrink,
+    chosen_signal,
+    decompositions,
+    predicted_losses,
+    restricted,
+    selected_shapes,
+)
+from bert_adapter.importance.sums import Importance
+from bert_adapter.kernels import Shapes
+from bert_adapter.layers.stacks import unstacked, whole
 from bert_adapter.signals.definition import Signal
-from bert_adapter.signals.weights import solver_weights
-from bert_adapter.spectra import predicted_losses
 from wlra.checks import check_count, check_name
 
 UNITS = ("kernels", "parameters", "bytes", "flops")
@@ -47,10 +49,10 @@ class Plan(NamedTuple):
 
 def plan(
     params: Any,
-    importance: Importance | None,
+    importance: Importance | Decompositions | None,
     budget: float,
     *,
-    signal: str | Signal = DEFAULT,
+    signal: str | Signal | None = None,
     of: str = "kernels",
     shrink: float | None = None,
     uniform: bool = False,
@@ -69,7 +71,7 @@ def plan(
     Args:
       params: nested dicts, with dense kernels.
       importance: what `measure_signal` returned, or `measure_importance` with what the signal needs; None for a signal
-        that needs nothing.
+        that needs nothing. Or what `decompose` returned, for any number of budgets.
       budget: the share to keep, in (0, 1].
       of: "kernels", the parameters of the selected kernels; "parameters", those of the whole model; "bytes", their
         size in memory, where kernels may have several dtypes; "flops", the operations for a token in all dense layers,
@@ -89,71 +91,60 @@ def plan(
       >>> bert_adapter.plan(params, None, budget=0.75, signal="svd").ranks  # 4 is break-even: "hard" stays dense
       {'easy': 2, 'hard': 4}
     """
-    chosen = as_signal(signal)
+    chosen = chosen_signal(signal, shrink, importance)
     check_budget(budget, of, shrink)
     allowed = allowed_ranks(minimum, maximum, multiple_of)
-    if importance is not None:
-        check_model(importance, of_params(params))
-    shapes = selected_shapes(params, importance, kernels)
-
-    def weights(path: str) -> Any:
-        return solver_weights(importance, chosen, {path: shapes[path]}, shrink)[path]
-
-    scale = {"units": chosen.units, "examples": per_example(importance, chosen)}
-    return plan_for(params, shapes, weights, budget, of=of, uniform=uniform, allowed=allowed, **scale)
+    check_of(importance, params)
+    if isinstance(importance, Decompositions):
+        known = restricted(importance, kernels)
+    else:
+        shapes = selected_shapes(params, importance, kernels)
+        known = decompositions(params, importance, shapes, signal=chosen, shrink=shrink, method=None)
+    return plan_for(params, known, budget, of=of, uniform=uniform, allowed=allowed)
 
 
-def selected_shapes(params: Any, importance: Importance | None, kernels: Shapes | None) -> dict[str, tuple[int, int]]:
-    """The shapes of the kernels to plan for: those given, or those that were measured, or all with two axes."""
-    flat = by_path(params)
-    found = {path.removesuffix("/kernel"): leaf for path, leaf in flat.items() if path.endswith("/kernel")}
-    paths = [path for path, leaf in found.items() if np.ndim(leaf) == 2] if importance is None else importance.sums
-    paths = list(paths if kernels is None else kernels)
-    if not paths or (missing := [path for path in paths if path not in found]):
-        wanted = "no kernels" if not paths else f"{missing}, which are no dense kernels"
-        raise ValueError(f"kernels: got {wanted}; wanted paths of {sorted(found)}")
-    return {path: matrix_shape(path, found[path], kernels) for path in paths}
-
-
-def plan_for(
-    params: Any,
-    shapes: Shapes,
-    weights: Callable[[str], Any],
-    budget: float,
-    *,
-    of: str,
-    uniform: bool,
-    allowed: range,
-    units: str,
-    examples: float,
-) -> Plan:
-    """The plan for kernels whose weights, by path, are sums over `examples` examples; see `plan`."""
-    flat = by_path(params)
+def plan_for(params: Any, known: Decompositions, budget: float, *, of: str, uniform: bool, allowed: range) -> Plan:
+    """The plan for kernels that are decomposed; see `plan`."""
+    shapes = known.shapes
+    flat = by_path(unstacked(params, shapes))
     kernels = {path: flat[f"{path}/kernel"] for path in shapes}
     check_affordable(params, shapes, budget, of=of, allowed=allowed)
-    losses = in_units(all_losses(kernels, shapes, weights), shapes, units, examples)
+    losses = in_units(known)
     choices = {}
     for path, kernel in kernels.items():
         choices[path] = choices_of(shapes[path], price(kernel, of), losses[path], allowed)
+    choices = together(choices)
     fixed = fixed_cost(flat, kernels, of)
     total = fixed + sum(float(choice.cost[-1]) for choice in choices.values())
     curve = all_plans(choices, fixed, total)
     chosen = even(choices, budget * total - fixed) if uniform else cheapest(choices, curve, budget, total)
     cost = sum(float(choice.cost[chosen[path]]) for path, choice in choices.items())
     return Plan(
-        ranks={path: int(choice.rank[chosen[path]]) for path, choice in choices.items()},
+        ranks={path: int(choices[whole(path)].rank[chosen[whole(path)]]) for path in shapes},
         share=(fixed + cost) / total,
         predicted=sum(float(choice.loss[chosen[path]]) for path, choice in choices.items()),
         curve=curve,
     )
 
 
-def in_units(losses: dict[str, Any], shapes: Shapes, units: str, examples: float) -> dict[str, Any]:
+def together(choices: dict[str, Choices]) -> dict[str, Choices]:
+    """By the path of the kernel, what all matrices in it can be, which have one rank."""
+    found: dict[str, Choices] = {}
+    for path, choice in choices.items():
+        known = found.get(whole(path))
+        both = choice if known is None else Choices(choice.rank, known.cost + choice.cost, known.loss + choice.loss)
+        found[whole(path)] = both
+    return found
+
+
+def in_units(known: Decompositions) -> dict[str, Any]:
     """By path, what adds up over kernels: losses of an example, or shares of each kernel's whole, of all parameters."""
-    if units == "loss":
-        return {path: each / examples for path, each in losses.items()}
-    whole = sum(math.prod(shapes[path]) for path in losses)
-    return {path: each / (each[0] or 1) * (math.prod(shapes[path]) / whole) for path, each in losses.items()}
+    losses = {path: predicted_losses(decomposed) for path, decomposed in known.kernels.items()}
+    if known.signal.units == "loss":
+        return {path: each / known.examples for path, each in losses.items()}
+    sizes = {path: math.prod(shape) for path, shape in known.shapes.items()}
+    total = sum(sizes.values())
+    return {path: each / (each[0] or 1) * (sizes[path] / total) for path, each in losses.items()}
 
 
 def price(kernel: Any, of: str) -> int:
@@ -163,7 +154,7 @@ def price(kernel: Any, of: str) -> int:
 
 def check_affordable(params: Any, shapes: Shapes, budget: float, *, of: str, allowed: range) -> None:
     """A ValueError if the smallest ranks cost more than the budget, which is known before anything is measured."""
-    flat = by_path(params)
+    flat = by_path(unstacked(params, shapes))
     kernels = {path: flat[f"{path}/kernel"] for path in shapes}
     fixed, least, most = fixed_cost(flat, kernels, of), 0.0, 0.0
     for path, kernel in kernels.items():
@@ -175,27 +166,12 @@ def check_affordable(params: Any, shapes: Shapes, budget: float, *, of: str, all
         raise ValueError(f"budget: the smallest ranks take {share:.4g} of the {of}; got {budget}")
 
 
-def all_losses(kernels: dict[str, Any], shapes: Shapes, weights: Callable[[str], Any]) -> dict[str, Any]:
-    """By path, the losses predicted for every rank.
-
-    Half the time goes to LAPACK, which is no faster on two cores than on one: a kernel for each, large ones first.
-    """
-    largest = sorted(kernels, key=lambda path: -kernels[path].size)
-
-    def losses(path: str) -> Float[np.ndarray, " ranks"]:
-        return predicted_losses(np.asarray(kernels[path]).reshape(shapes[path]), weights(path))
-
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(os.cpu_count()) as pool:
-        return dict(zip(largest, pool.map(losses, largest), strict=True))
-
-
 def check_budget(budget: float | None, of: str, shrink: float | None) -> None:
     """One ValueError for what cannot be, before anything is measured."""
     check_name("of", of, UNITS)
     if budget is not None and not 0 < budget <= 1:
         raise ValueError(f"budget is the share of the {of} to keep, in (0, 1]; got {budget}")
-    if shrink is not None and not 0 <= shrink <= 1:
-        raise ValueError(f"shrink is how far weights are shrunk towards simpler ones, in [0, 1]; got {shrink}")
+    check_shrink(shrink)
 
 
 def allowed_ranks(minimum: int, maximum: int | None, multiple_of: int) -> range:
@@ -203,13 +179,6 @@ def allowed_ranks(minimum: int, maximum: int | None, multiple_of: int) -> range:
     minimum, step = check_count("minimum", minimum, 1), check_count("multiple_of", multiple_of, 1)
     most = 10**9 if maximum is None else check_count("maximum", maximum, minimum)
     return range(-(-minimum // step) * step, most + 1, step)
-
-
-def per_example(importance: Importance | None, signal: Signal) -> float:
-    """What the weights are divided by, for the loss of an example."""
-    if importance is None:
-        return 1.0
-    return float(importance.examples * (importance.tokens if signal.per_token else 1))
 
 
 def fixed_cost(flat: dict[str, Any], kernels: dict[str, Any], of: str) -> float:

@@ -4,10 +4,12 @@ import codecs
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from bert_adapter.text import LabelledTexts, Source
+from bert_adapter.json_files import parsed, shown
+from bert_adapter.rows import LabelledTexts, Source
 
 MARKS = {  # of encodings that are not ours; those of UTF-32 begin as those of UTF-16 do
     codecs.BOM_UTF32_LE: "UTF-32",
@@ -122,3 +124,113 @@ def kind_of(cell: str) -> str:
     except ValueError:
         return "a name" if cell else ""
     return "a number" if abs(value) <= float(np.finfo(np.float32).max) else ""
+
+
+def read_tagged(file: str | Path) -> LabelledTexts:
+    """The sentences of a file with a word a line, as CoNLL-2003's: the first column is the word, the last its label.
+
+    In UTF-8, with columns between spaces or tabs, and blank lines between sentences. Lines that begin with "-DOCSTART-"
+    are skipped.
+
+    Raises:
+      OSError: it cannot be read.
+      ValueError: another encoding, no sentence, or a line of one column. The message names the line.
+
+    Example:
+        >>> import os, tempfile, bert_adapter
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     file = os.path.join(directory, "tags.txt")
+        ...     with open(file, "w") as text:
+        ...         _ = text.write("Ada B-PER\\nruns O\\n\\nFar O\\n")
+        ...     bert_adapter.read_tagged(file).labels
+        [['B-PER', 'O'], ['O']]
+    """
+    words: list[list[str]] = []
+    tags: list[list[str]] = []
+    lines: list[int] = []
+    inside = False
+    for number, line in enumerate(read_lines(file), 1):
+        cells = line.split("\t") if "\t" in line else line.split()
+        if not line.strip() or cells[0] == "-DOCSTART-":
+            inside = False
+            continue
+        if len(cells) < 2 or not cells[0].strip() or not cells[-1].strip():
+            raise ValueError(f"{file}, line {number}: got {line!r:.80}, wanted a word and its label")
+        if not inside:
+            words.append([])
+            tags.append([])
+            lines.append(number)
+            inside = True
+        words[-1].append(cells[0])
+        tags[-1].append(cells[-1].strip())
+    if not words:
+        raise ValueError(f"{file} holds no sentence; wanted a word and its label a line")
+    return LabelledTexts(words, tags, Source(str(file), np.array(lines)))
+
+
+def read_questions(file: str | Path) -> LabelledTexts:
+    """The questions of a file with a JSON object a line: "question", "context", and "answers" as in SQuAD's rows.
+
+    The answers are an object of two lists, "text" and "answer_start", the place of each answer's first letter in the
+    context; both are empty for a question that has none.
+
+    Raises:
+      OSError: it cannot be read.
+      ValueError: another encoding, no rows, no JSON, or an entry that is missing or of another type. The message names
+        the line.
+
+    Example:
+        >>> import json, os, tempfile, bert_adapter
+        >>> answers = {"text": ["A fox"], "answer_start": [0]}
+        >>> row = {"question": "Who runs?", "context": "A fox runs.", "answers": answers}
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     file = os.path.join(directory, "questions.jsonl")
+        ...     with open(file, "w") as text:
+        ...         _ = text.write(json.dumps(row))
+        ...     bert_adapter.read_questions(file).texts
+        [('Who runs?', 'A fox runs.')]
+    """
+    rows, source = read_objects(file, {"question": str, "context": str, "answers": dict})
+    return LabelledTexts([(row["question"], row["context"]) for row in rows], [row["answers"] for row in rows], source)
+
+
+def read_choices(file: str | Path) -> LabelledTexts:
+    """The rows of a file with a JSON object a line: a "text", what may follow it ("choices"), and a "label".
+
+    The label is the number of the right choice, from 0.
+
+    Raises:
+      OSError: it cannot be read.
+      ValueError: another encoding, no rows, no JSON, or an entry that is missing or of another type. The message names
+        the line.
+
+    Example:
+        >>> import json, os, tempfile, bert_adapter
+        >>> row = {"text": "A fox", "choices": ["runs.", "reads."], "label": 0}
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     file = os.path.join(directory, "choices.jsonl")
+        ...     with open(file, "w") as text:
+        ...         _ = text.write(json.dumps(row))
+        ...     bert_adapter.read_choices(file).texts
+        [('A fox', ['runs.', 'reads.'])]
+    """
+    rows, source = read_objects(file, {"text": str, "choices": list, "label": int})
+    return LabelledTexts([(row["text"], row["choices"]) for row in rows], [row["label"] for row in rows], source)
+
+
+def read_objects(file: str | Path, wanted: dict[str, type]) -> tuple[list[dict[str, Any]], Source]:
+    """The objects of a file, a line each, which have what is wanted, and their lines."""
+    rows, lines = [], []
+    for number, line in enumerate(read_lines(file), 1):
+        if line.strip():
+            row = parsed(line.encode(), f"{file}, line {number}")
+            for name, kind in wanted.items():
+                if not isinstance(row.get(name), kind) or isinstance(row[name], bool):
+                    got = shown(row[name]) if name in row else f"no {name!r}"
+                    kinds = {str: "a text", dict: "an object", list: "a list", int: "an integer"}
+                    raise ValueError(f"{file}, line {number}: got {got}, wanted {name!r}, {kinds[kind]}")
+            rows.append(row)
+            lines.append(number)
+    if not rows:
+        raise ValueError(f"{file} holds no rows; wanted a JSON object a line, with {', '.join(map(repr, wanted))}")
+    return rows, Source(str(file), np.array(lines))

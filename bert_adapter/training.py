@@ -14,12 +14,12 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from bert_adapter.batches import check_weights, labelled
-from bert_adapter.families import family_of, predictive
-from bert_adapter.files import check_writable, read_arrays, write_arrays
+from bert_adapter.families import predictive
+from bert_adapter.files import check_writable, read_arrays, read_metadata, write_arrays
 from bert_adapter.importance.fingerprint import of_arrays, of_function, of_params
 from bert_adapter.layers.capture import Batch, Forward
 from bert_adapter.losses import TaskLoss, distillation, task_loss
-from bert_adapter.model import Model, check_batch, forward, training_forward_of
+from bert_adapter.model import Model, check_batch, forward, is_own, training_forward
 from bert_adapter.progress import track
 
 SAVE_EVERY = 60.0  # seconds between two states of a training that may be killed
@@ -43,12 +43,12 @@ class Recipe(NamedTuple):
 
     run: (params, batch, key) -> output.
     teach: (params, batch) -> the teacher's output, if there is one.
-    apart: (output, teacher's output) -> (batch,).
+    apart: (output, teacher's output, batch) -> (batch,).
     """
 
     run: Callable[[Any, Batch, Any], Any]
     teach: Forward | None
-    apart: Callable[[Any, Any], Float[Array, " batch"]]
+    apart: Callable[..., Float[Array, " batch"]]
     loss: Callable[[Any, Batch], Float[Array, " batch"]]
     distil: float
     weight_decay: float
@@ -78,7 +78,8 @@ def finetune(
       model: dense or factorised.
       batches: mappings of arrays (batch, ...), see `labelled_batches`; "weights", if any, weigh the examples. Each
         epoch has its own order of them.
-      loss: (output, batch) -> (batch,); by default `task_loss`, that of the model's head.
+      loss: (output, batch) -> (batch,); by default `task_loss`, that of the model's head. A model of your own needs
+        one; its dropout gets a key if its module's `__call__` has a switch for it, or its `forward` a third argument.
       teacher: a model whose outputs are followed too: the loss is then (1 - distil) loss + distil `distillation`, at
         the temperature `TEMPERATURE`. The dense model for a compressed one.
       warmup: the fraction of the steps in which the rate rises.
@@ -110,7 +111,7 @@ def finetune(
         check_range(name, value, 0, 1)
     check_range("epochs", epochs, 1, 10**6)
     check_range("seed", seed, 0, 2**32 - 1)
-    loss = task_loss(model.module) if loss is None else loss
+    loss = loss_for(model) if loss is None else loss
     check_batches(model, teacher, batches, loss)
     total = epochs * len(batches)
     recipe = recipe_for(model, teacher, loss=loss, distil=distil, weight_decay=weight_decay)
@@ -135,6 +136,16 @@ def finetune(
             saved = time.monotonic()
     means = history.reshape(epochs, -1).mean(axis=1)
     return model._replace(params=jax.device_get(state.params)), [float(mean) for mean in means]
+
+
+def loss_for(model: Model) -> TaskLoss:
+    """That of the model's head; a module of the caller's own has none that we know."""
+    if is_own(model):
+        kind = type(model.module).__name__
+        raise ValueError(
+            f"loss: got none for {kind}, a model of your own: wanted a function (output, batch) -> (batch,)"
+        )
+    return task_loss(model.module)
 
 
 def check_range(name: str, value: float | int, least: int, most: int) -> None:
@@ -180,7 +191,7 @@ def fingerprints(
 def recipe_for(model: Model, teacher: Model | None, *, loss: Callable, distil: float, weight_decay: float) -> Recipe:
     """The same recipe for the same modules and numbers, so that what is compiled for it once serves again."""
     return Recipe(
-        run=training_forward_of(model.module, family_of(model.config).inputs),
+        run=training_forward(model),
         teach=None if teacher is None else forward(teacher),
         apart=distillation(model.module, TEMPERATURE),
         loss=loss,
@@ -221,7 +232,7 @@ def step_function(recipe: Recipe) -> Callable:
         each = recipe.loss(output, batch)
         if recipe.teach is not None:
             wanted = jax.lax.stop_gradient(recipe.teach(taught, batch))
-            each = (1 - recipe.distil) * each + recipe.distil * recipe.apart(output, wanted)
+            each = (1 - recipe.distil) * each + recipe.distil * recipe.apart(output, wanted, batch)
         weights = batch.get("weights", jnp.ones(each.shape, each.dtype))
         return jnp.sum(weights * each) / jnp.sum(weights)
 
@@ -249,9 +260,10 @@ def resumed(fresh: State, history: np.ndarray, file: str | Path | None) -> tuple
     if file is None or not Path(file).exists():
         return fresh, history
     leaves, structure = jax.tree.flatten((fresh.params, fresh.moments))
-    metadata, arrays = read_arrays(file, "the state of a training")
+    metadata, names = read_metadata(file, "the state of a training")
     if not {"step", "run"} <= metadata.keys():
-        raise ValueError(f"{file}: wanted the state of a training; got {sorted(arrays)[:3]}")
+        raise ValueError(f"{file}: wanted the state of a training; got {names[:3]}")
+    arrays = read_arrays(file, "the state of a training")
     losses = arrays.pop("history")
     found = [arrays[name] for name in sorted(arrays)]
     run = json.loads(metadata["run"])

@@ -21,7 +21,8 @@ def check_values(sizes: Mapping[str, int], batch: Mapping[str, Any]) -> None:
         wrong = np.argwhere(~((array >= 0) & (array < size) & whole))
         if len(wrong):
             row, *place = (int(i) for i in wrong[0])
-            token = f", token {place[0]}" if place else ""
+            choice = f", choice {place[0]}" if place[1:] else ""
+            token = f"{choice}, token {place[-1]}" if place else ""
             got = array[tuple(wrong[0])].item()
             raise ValueError(f"{name}: got {got} in row {row}{token}, wanted 0 to {size - 1}: the model knows no other")
 

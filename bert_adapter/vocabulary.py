@@ -7,7 +7,7 @@ from typing import Any
 from bert_adapter.checkpoint.directory import SENTENCEPIECE, write_texts
 from bert_adapter.families import family_of
 from bert_adapter.families.sentence import SETTINGS, settings
-from bert_adapter.model import Model
+from bert_adapter.model import Model, check_family
 
 
 def tokenizer_of(model: Model) -> Any:
@@ -17,6 +17,7 @@ def tokenizer_of(model: Model) -> Any:
       ValueError: no files of one, ids that the model has no row for, no token for padding, or a declaration that it
         cannot honour.
     """
+    check_family(model, "has no tokenizer: make batches of arrays with yours, by the names that it is called with")
     from transformers import AutoTokenizer
 
     if not model.files.keys() & {"tokenizer.json", "vocab.txt", "vocab.json", SENTENCEPIECE}:

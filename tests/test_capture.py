@@ -115,6 +115,24 @@ def test_layer_that_sees_one_vector_per_example_has_one_time_step(captured):
     assert (captured["whole"].inputs.shape, captured["whole"].deltas.shape) == ((3, 1, 5), (3, 1, 4))
 
 
+class Branches(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.tanh(nn.Dense(4, name="one")(x)) + nn.Dense(4, name="two")(x) + nn.Dense(4, name="three")(x + 0)
+
+
+def test_layers_that_the_same_array_enters_share_it():
+    def shared(params):
+        found = module.capture(forward_of(Branches()), params, {"x": X}, frozenset({"one", "two", "three"})).inputs
+        return found["one"] is found["two"], found["one"] is found["three"]
+
+    params = random_params(Branches(), X)
+    assert shared(params) == (True, False)
+    gradients = jax.grad(lambda params: objective(Branches().apply({"params": params}, X)))(params)
+    got = capture(forward_of(Branches()), objective, params, {"x": X}, frozenset({"one", "two", "three"}))
+    assert_products_are_gradients(got, gradients)
+
+
 def test_only_the_layers_asked_for_are_captured(params, captured):
     got = capture(forward_of(NET), objective, params, {"x": X}, frozenset({"steps"}))
     assert set(got) == {"steps"}
@@ -148,9 +166,12 @@ def test_path_of_no_layer_is_named(params, path):
         capture(forward_of(NET), objective, params, {"x": X}, PATHS | {path})
 
 
-def test_layer_called_twice_is_named():
-    with pytest.raises(ValueError, match="the layer 'tied' is called more than once"):
-        capture(forward_of(Tied()), objective, random_params(Tied(), X), {"x": X}, frozenset({"tied"}))
+def test_layer_called_twice_has_the_steps_of_both_calls():
+    params = random_params(Tied(), X)
+    gradients = jax.grad(lambda params: objective(Tied().apply({"params": params}, X)))(params)
+    got = capture(forward_of(Tied()), objective, params, {"x": X}, frozenset({"tied"}))
+    assert got["tied"].inputs.shape == (3, 4, 7)
+    assert_products_are_gradients(got, gradients)
 
 
 def test_layer_called_twice_is_no_obstacle_to_others():

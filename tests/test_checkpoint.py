@@ -299,7 +299,9 @@ def test_name_on_the_hub_is_fetched_without_files_that_are_not_read(saved, monke
         return str(saved)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    assert_same(load("someone/model"), load(saved))
+    fetched, local = load("someone/model"), load(saved)
+    assert b"base_model: someone/model" in fetched.files.pop("README.md")
+    assert_same(fetched, local)
     ((name, patterns),) = asked
     assert name == "someone/model"
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(patterns)

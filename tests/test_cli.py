@@ -19,6 +19,7 @@ from bert_adapter.cli import main
 from bert_adapter.compressing import Report
 from bert_adapter.demo import sentences
 from bert_adapter.evaluate import compare, embed, ranks, spearman
+from bert_adapter.exporting import pytorch
 from bert_adapter.factorisation import KernelReport
 from bert_adapter.importance import measure
 from bert_adapter.page import loss_figure, place, write_page
@@ -101,6 +102,7 @@ def places(tmp_path_factory) -> Path:
         "missing": b"sentence\tlabel\na dog\t1\nit\t\n",
         "short": b"sentence\tlabel\na dog\t1\nit\n",
         "one": b"sentence\tlabel\na dog\t0\nit\t0\n",
+        "words": b'{"STS-B": "good"}',
         "names": b"sentence\tlabel\na dog\tyes\nit\tno\n",
         "full/thesis.tex": b"years of work",
     }
@@ -193,14 +195,14 @@ def check_refused(command, options, changed, message, *, folder, capsys):
 def test_compress_refuses_what_cannot_be_in_a_line_before_work(changed, message, places, monkeypatch, capsys):
     monkeypatch.chdir(places)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(measure, "batch_functions", lambda wanted: (no_sums, None))
+    monkeypatch.setattr(measure, "empty", of_nothing)
     options = {"DIR": "model", "--rank": "4", "--text": "text", "-o": "out"}
     check_refused("compress", options, changed, message, folder=places, capsys=capsys)
 
 
-def no_sums(params, batch, position):
-    """Of no kernel, so that a file can be compared and nothing can be measured."""
-    return {}
+def of_nothing(shapes, wanted, seed):
+    """A measurement of no kernel, so that a file can be compared and nothing can be measured."""
+    return bert_adapter.Importance({}, examples=0, tokens=0, batches=0, gradients="gaussian", seed=seed)
 
 
 @pytest.mark.parametrize(
@@ -264,6 +266,50 @@ def test_demo_refuses_what_cannot_be_in_a_line_before_work(options, message, pla
     (places / "full" / "report.html").write_text("")
     monkeypatch.setattr(bert_adapter.demo, "demo", lambda *_: pytest.fail("it begins"))
     assert re.search(message, refused(["demo", *options], capsys))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"--to": "torch"}, "argument --to: invalid choice: 'torch'"),
+        ({"--to": "-"}, "the following arguments are required: --to"),
+        ({"--dtype": "int8"}, "--dtype: got 'int8' with to='transformers-dense', wanted none"),
+        ({"--to": "transformers"}, "--to: got 'transformers' for a model without factors"),
+        (
+            {"--to": "sentence-transformers", "DIR": "classifier"},
+            "for BertForSequenceClassification, wanted an encoder",
+        ),
+        ({"-o": "full"}, "-o: .*full: wanted a new or empty directory"),
+        ({"-o": "model/out"}, "-o: .*out lies in .*model, which DIR names"),
+        ({"--scores": "text"}, "text: wanted JSON"),
+        ({"--scores": "words"}, "words: scores: got 'STS-B' of 'good', wanted a number"),
+        ({"--scores": "nowhere"}, "--scores: .*nowhere is not there"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else " ".join(f"{k} {v}"[:40] for k, v in value.items()),
+)
+def test_export_refuses_what_cannot_be_in_a_line_before_work(changed, message, places, monkeypatch, capsys):
+    monkeypatch.chdir(places)
+    monkeypatch.setattr(pytorch, "write", lambda *_: pytest.fail("it writes"))
+    options = {"DIR": "model", "--to": "transformers-dense", "-o": "out"}
+    check_refused("export", options, changed, message, folder=places, capsys=capsys)
+
+
+def test_export_writes_a_directory_and_says_where_to_look(places, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(places)
+    (tmp_path / "scores").write_text('{"STS-B": 0.85}')
+    argv = ["export", "classifier", "--to", "transformers-dense", "-o", str(tmp_path / "out")]
+    assert main([*argv, "--scores", str(tmp_path / "scores")]) == 0
+    assert "README.md says how to load it" in capsys.readouterr().out
+    assert "| STS-B | 0.85 |" in (tmp_path / "out/README.md").read_text("utf-8")
+    assert bert_adapter.load(tmp_path / "out").module == tiny.model(tiny.CLASSIFIER, num_labels=2).module
+
+
+def test_help_of_export_says_what_each_target_is(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["export", "--help"])
+    text = capsys.readouterr().out
+    for name, target in bert_adapter.TARGETS.items():
+        assert f"{name:21}  {target.about}" in text
 
 
 def forbidden(*_, **__):

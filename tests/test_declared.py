@@ -16,11 +16,12 @@ from tiny import BATCH, CLASSIFIER, CONFIG, EMBEDDER, at
 
 import bert_adapter
 from bert_adapter import load, save, with_head
-from bert_adapter.evaluate import score, similarity_of
+from bert_adapter.evaluate import score
 from bert_adapter.families import module_for
 from bert_adapter.families.bert import Bert, config_from_dict
 from bert_adapter.families.sentence import Settings, declared_stages, settings
 from bert_adapter.families.stages import MODES, PROJECTED, UNDECLARED, Pooling, Projection, pooled
+from bert_adapter.outputs.sentences import similarity_of
 from bert_adapter.text import LabelledTexts, tokenizer
 
 TYPE = "sentence_transformers.models."
@@ -237,6 +238,48 @@ def test_dense_modules_are_computed_compressed_and_saved_in_their_folder(folder,
     np.testing.assert_array_equal(again["linear.weight"], kernel.T)
 
 
+def contents(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_sentence_transformers_sees_the_same_directory_after_a_merge(folder, tmp_path):
+    """Every file that it reads, byte for byte but for kernels' numbers, and every folder that modules.json lists."""
+    rng = np.random.default_rng(0)
+    files = {
+        "modules.json": modules("Pooling", "Dense", "Normalize"),
+        "1_Pooling__config.json": as_json({"word_embedding_dimension": 16, "pooling_mode_cls_token": True}),
+        "2_Dense__config.json": dense(),
+        "sentence_bert_config.json": as_json({"max_seq_length": 12, "do_lower_case": False}),
+        "config_sentence_transformers.json": as_json(
+            {"default_prompt_name": "q", "prompts": {"q": "it "}, "similarity_fn_name": "dot"}
+        ),
+    }
+    write(folder, **files)
+    tensors = {"linear.weight": rng.normal(size=(5, 16)), "linear.bias": rng.normal(size=5)}
+    tensors = {name: array.astype(np.float32) for name, array in tensors.items()}
+    save_file(tensors, folder / "2_Dense/model.safetensors", metadata={"format": "pt"})
+    model, shapes = load(folder), {}
+    both = "encoder|2_Dense"
+    small, _ = bert_adapter.compress(model, [], rank=2, signal="svd", include=both, progress=False)
+    save(bert_adapter.merge(small), tmp_path / "merged")
+    before, after = contents(folder), contents(tmp_path / "merged")
+    weights = ("model.safetensors", "2_Dense/model.safetensors")
+    assert before.keys() == after.keys()
+    assert {name for name in before if before[name] != after[name]} - {*weights, "config.json"} == set()
+    assert json.loads(after["config.json"]) == json.loads(before["config.json"])
+    for name in weights:
+        shapes = [
+            {key: (array.shape, array.dtype) for key, array in load_file(place / name).items()}
+            for place in (folder, tmp_path / "merged")
+        ]
+        assert shapes[0] == shapes[1]
+    listed = [entry["path"] for entry in json.loads(after["modules.json"])]
+    assert all((tmp_path / "merged" / path).is_dir() for path in listed)
+    again = load(tmp_path / "merged")
+    assert (again.module, settings(again.files)) == (model.module, settings(model.files))
+    np.testing.assert_allclose(embeddings(again), embeddings(small), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("entries", "named"),
     [
@@ -430,7 +473,7 @@ def test_pairs_are_compared_as_declared():
     a, b = np.array([[3.0, 4], [0, 0]]), np.array([[0, 2.0], [1, 1]])
     for kind, wanted in ((None, [0.8, 0]), ("cosine", [0.8, 0]), ("dot", [8, 0])):
         model = with_files(**{"config_sentence_transformers.json": as_json({"similarity_fn_name": kind})})
-        np.testing.assert_allclose(similarity_of(model)(a, b), wanted, rtol=1e-15)
+        np.testing.assert_allclose(similarity_of(settings(model.files).similarity)(a, b), wanted, rtol=1e-15)
     model = with_files(**{"config_sentence_transformers.json": as_json({"similarity_fn_name": "euclidean"})})
     with pytest.raises(ValueError, match="similarity_fn_name 'euclidean', supported"):
         score(model, LabelledTexts([("a dog", "it")], np.array([1.0])))

@@ -23,7 +23,8 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 FENCE = re.compile(r"^( *)```(\w+)[^\n]*\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 PRINTED = re.compile(r"^print\(.*\)  # (.*)$", re.MULTILINE)
-TABBED = re.compile(r"`([^`]*bert-adapter (?:demo|compress|finetune)[^`]*)`")
+TABBED = re.compile(r"`([^`]*bert-adapter (?:demo|compress|finetune|export)[^`]*)`")
+NEEDED = {"export": ("torch", "sentence_transformers", "onnx", "onnxruntime")}  # by the page, what else its code needs
 SENTENCES = ["A red fox runs.", "A dog runs far.", "far", "A red dog.", "The fox", "a fox runs far."]
 
 
@@ -60,6 +61,8 @@ def of_code() -> Iterator[Any]:
 
 @pytest.mark.parametrize("page", list(of_code()))
 def test_code_runs_and_prints_what_it_says(page: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for package in NEEDED.get(page.stem, ()):
+        pytest.importorskip(package)
     names: dict[str, Any] = {"__name__": "page"}
     for code in blocks(page, "python"):
         capsys.readouterr()

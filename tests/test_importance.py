@@ -10,13 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bert_adapter.distributions.categorical import categorical
+from bert_adapter.distributions.draw import Draw
+from bert_adapter.distributions.gaussian import gaussian
 from bert_adapter.families import module_for
 from bert_adapter.families.bert import Bert
-from bert_adapter.importance import batch, gradients, measure, sums
+from bert_adapter.importance import batch, measure, storage, sums
 from bert_adapter.importance.fingerprint import of_arrays
-from bert_adapter.importance.measure import eigenbases, measure_importance
+from bert_adapter.importance.measure import measure_importance
 from bert_adapter.importance.storage import load_importance, save_importance
-from bert_adapter.importance.sums import STATISTICS, Basis
+from bert_adapter.importance.sums import STATISTICS
 from bert_adapter.layers.marker import FACTORISED
 from bert_adapter.layers.running import apply
 
@@ -105,8 +108,8 @@ def exact(array):
     return np.asarray(array, np.float64)
 
 
-def whole(blocks):
-    return np.asarray(sums.symmetrise(blocks))
+def whole(matrix):
+    return np.asarray(sums.whole(matrix))
 
 
 def at(tree, path):
@@ -309,8 +312,8 @@ def test_grams_are_those_of_each_examples_gradients(loss):
     output = run_net(PARAMS, {"x": X})
     directions = {
         "labels": lambda: jnp.cos(output)[None],
-        "categorical": lambda: gradients.categorical(output),
-        "gaussian": lambda: gradients.gaussian(output, key),
+        "categorical": lambda: categorical(output),
+        "gaussian": lambda: gaussian(output, Draw(key, 0)),
     }[loss]()
     got = measured_net([{"x": X}], gradients=sines if loss == "labels" else loss)["first"]
     found = gradients_along(PARAMS, directions)
@@ -339,12 +342,12 @@ def test_gradients_that_are_left_of_sums_that_cancel_have_accurate_grams():
     deltas -= deltas.mean(axis=1, keepdims=True)
     inputs, deltas = jnp.asarray(inputs, jnp.float32), jnp.asarray(deltas, jnp.float32)
     wanted = ("row_gram", "col_gram")
-    part, time_gram = batch.gradient_sums(inputs, deltas, wanted, seen=0, basis=None)
-    got = batch.input_sums(inputs, time_gram, wanted, part)
+    steps = batch.entering(inputs, None, None)
+    total, _ = batch.add_kernel(batch.no_sums(wanted, 4, 5), steps, deltas[None], 0)
     found = [exact(x).T @ exact(d) for x, d in zip(inputs, deltas, strict=True)]
     # The first step holds sums of rounding errors, eps times as large as the terms, times the mean: 1e-4 of the rest.
-    assert_near(whole(got.row_gram), np.sum([g @ g.T for g in found], axis=0), relative=2e-3)
-    assert_near(whole(got.col_gram), np.sum([g.T @ g for g in found], axis=0), relative=2e-3)
+    assert_near(whole(total.row_gram), np.sum([g @ g.T for g in found], axis=0), relative=2e-3)
+    assert_near(whole(total.col_gram), np.sum([g.T @ g for g in found], axis=0), relative=2e-3)
 
 
 def test_squares_that_round_below_zero_are_zero():
@@ -354,18 +357,51 @@ def test_squares_that_round_below_zero_are_zero():
     inputs = rng.normal(size=(4, 8, 16)).astype(np.float32)
     along = np.einsum("bto,bti->boi", deltas, inputs) / np.sum(deltas**2, axis=1, keepdims=True)
     across, gradients = jnp.asarray(inputs - deltas * along), jnp.asarray(deltas)
-    part, time_gram = batch.gradient_sums(across, gradients, ("rows",), seen=0, basis=None)
-    rows: Any = batch.input_sums(across, time_gram, ("rows",), part).rows
+    steps = batch.entering(across, None, None)
+    total, _ = batch.add_kernel(batch.no_sums(("rows",), 16, 1), steps, gradients[None], 0)
+    rows: Any = total.rows
     assert np.all(rows >= 0)
     np.testing.assert_allclose(rows, 0, atol=1e-4)  # of 4 sums of 64 products of about 1, in float32
 
 
-def test_wide_products_are_whole_and_symmetric():
-    a = RNG.normal(size=(2, 3, 2 * sums.BLOCK + 5)).astype(np.float32)
-    got = whole(sums.upper_product(jnp.asarray(a), jnp.asarray(a)))
+@pytest.mark.parametrize("width", [1, sums.BLOCK, 2 * sums.BLOCK + 5])
+def test_products_are_whole_and_symmetric_and_lie_in_half_the_room(width):
+    a = RNG.normal(size=(2, 3, width)).astype(np.float32)
+    kept = sums.upper_product(jnp.asarray(a), jnp.asarray(a))
+    got = whole(kept)
     np.testing.assert_array_equal(got, got.T)
     flat = a.reshape(6, -1).astype(np.float64)
     assert_near(got, flat.T @ flat, relative=10 * EPS)  # sums of six terms
+    entries = np.concatenate(sums.packed(kept))
+    assert len(entries) == width * (width + 1) // 2
+    for again in (
+        sums.unpacked(entries),
+        sums.upper(jnp.asarray(got)),
+        sums.unpacked(np.concatenate(sums.packed(got))),
+    ):
+        jax.tree.map(np.testing.assert_array_equal, again, kept)
+    assert sums.shape_of(kept) == (width, width)
+
+
+@pytest.mark.parametrize("loss", [sines, "categorical", "gaussian"], ids=["labels", "categorical", "gaussian"])
+def test_a_batch_in_pieces_has_the_sums_and_the_directions_of_the_whole(loss, monkeypatch):
+    weighted = {"x": X, "weights": np.array([1, 2, 1], np.float32)}
+    wanted = measured_net([weighted], gradients=loss)
+    monkeypatch.setattr(measure, "AT_ONCE", 1)
+    assert_same_but_for_rounding(measured_net([weighted], gradients=loss), wanted)
+
+
+SIZES = [(16, 1, [8, 8]), (13, 1, [7, 6]), (16, 3, [3] * 5 + [1]), (2, 99, [1, 1])]
+
+
+@pytest.mark.parametrize(("rows", "gradients", "sizes"), SIZES)
+def test_pieces_hold_few_steps_and_at_least_an_example(rows, gradients, sizes):
+    whole_batch = {"input_ids": np.arange(rows * 64).reshape(rows, 64), "attention_mask": np.ones((rows, 64))}
+    found = list(measure.pieces(whole_batch, "key", gradients))
+    assert [len(part["input_ids"]) for part, _ in found] == sizes
+    assert [draw.begin for _, draw in found] == list(np.cumsum([0, *sizes[:-1]]))
+    np.testing.assert_array_equal(np.concatenate([part["input_ids"] for part, _ in found]), whole_batch["input_ids"])
+    assert {draw.key for _, draw in found} == {"key"}
 
 
 def test_categorical_is_the_expectation_over_the_labels_that_the_model_would_draw():
@@ -376,43 +412,10 @@ def test_categorical_is_the_expectation_over_the_labels_that_the_model_would_dra
     assert_near(fisher_of(got), wanted, relative=100 * EPS)  # two layers in float32
 
 
-@pytest.fixture(scope="module")
-def basis():
-    rng = np.random.default_rng(3)
-    return Basis(*(jnp.asarray(np.linalg.qr(rng.normal(size=(n, n)))[0], jnp.float32) for n in (5, 4)))
-
-
-def in_basis(basis):
-    return measured_net([{"x": X}], bases={"first": basis}, statistics=["fisher"])
-
-
-def test_fisher_in_a_basis_is_that_of_the_rotated_gradients(basis):
-    found = gradients_along(PARAMS, jnp.cos(run_net(PARAMS, {"x": X}))[None])[0]
-    rotated = exact(basis.inputs).T @ found @ exact(basis.outputs)
-    wanted = np.sum(rotated**2, axis=0)
-    assert_near(fisher_of(in_basis(basis)["first"]), wanted, relative=100 * EPS)  # products of five in float32
-
-
 def test_measurements_of_two_models_do_not_add_up():
     one = measured_net([{"x": X}])
     with pytest.raises(ValueError, match="wanted measurements of one model"):
         _ = one + replace(one, model="another")
-
-
-def test_measurements_in_two_bases_do_not_add_up(basis):
-    one, two = in_basis(basis), in_basis(Basis(basis.inputs[::-1], basis.outputs))
-    with pytest.raises(ValueError, match="in one eigenbasis"):
-        _ = one + two
-
-
-def test_eigenbases_diagonalise_the_factors(measured):
-    bases = eigenbases(measured)
-    for path, basis in bases.items():
-        for vectors, factor in zip(basis, (measured[path].inputs, measured[path].outputs), strict=True):
-            rotated = np.linalg.multi_dot([np.asarray(array, np.float64) for array in (vectors.T, factor, vectors)])
-            scale = np.max(np.abs(rotated))
-            np.testing.assert_allclose(rotated - np.diag(np.diag(rotated)), 0, atol=100 * EPS * scale)
-            assert np.all(np.diff(np.diag(rotated)) <= 100 * EPS * scale)  # the largest first
 
 
 def test_halves_are_every_other_example_across_batches():
@@ -557,6 +560,38 @@ def test_a_disk_that_is_full_is_an_os_error_and_leaves_what_was_there(measured, 
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
 
 
+def test_symmetric_matrices_are_in_the_file_once(tmp_path):
+    kept = {"a": sums.Sums(row_gram=jnp.eye(300), col_gram=sums.upper(jnp.ones((700, 700))), rows=jnp.ones(300))}
+    save_importance(measure.Importance(kept, 1, 1, 1, gradients="labels", seed=0), tmp_path / "sums")
+    numbers = (300 * 301 + 700 * 701) // 2 + 300
+    assert (tmp_path / "sums").stat().st_size < 4 * numbers + 1000
+    again = load_importance(tmp_path / "sums")["a"]
+    np.testing.assert_array_equal(again.row_gram, np.eye(300))
+    np.testing.assert_array_equal(again.col_gram, np.ones((700, 700)))
+    from safetensors.numpy import load_file
+
+    assert load_file(tmp_path / "sums")["a:row_gram"].shape == (300 * 301 // 2,)
+
+
+def test_file_of_an_older_schema_is_refused_in_a_sentence(measured, tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "SCHEMA", 2)
+    save_importance(measured, tmp_path / "sums")
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="wanted a file of save_importance, of schema 3; got schema 2: measure again"):
+        load_importance(tmp_path / "sums")
+
+
+def test_whole_matrices_and_halves_of_them_add_up():
+    wide = jnp.asarray(RNG.normal(size=(3, 400)), jnp.float32)
+    one, two = (
+        measure.Importance({"a": sums.Sums(inputs=each)}, 1, 1, 1, gradients="labels", seed=0)
+        for each in (sums.upper_product(wide, wide), wide.T @ wide)
+    )
+    both = one + two
+    assert_near(both["a"].inputs, 2 * exact(wide).T @ exact(wide), relative=20 * EPS)  # sums of three terms, twice
+    assert isinstance(both.sums["a"].inputs, sums.Upper)
+
+
 def test_file_that_is_none_of_ours_is_refused(tmp_path):
     file = tmp_path / "notes.txt"
     file.write_text("no tensors")
@@ -575,7 +610,7 @@ def test_inputs_alone_need_no_backward_pass():
 
 
 def test_programs_of_few_models_are_kept():
-    assert measure.batch_functions.cache_info().maxsize == 8
+    assert measure.program_for.cache_info().maxsize == 8
 
 
 @pytest.mark.parametrize(

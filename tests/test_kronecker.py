@@ -1,6 +1,7 @@
 """Weights of rows and columns as wholes: the closed form is that of the formula."""
 
 import functools
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ from reference import product
 
 import wlra
 from wlra import Kronecker, Status
+from wlra.components import cut, decompose, lost
 
 M, N, K = 10, 8, 3
 EPS32, EPS = (float(np.finfo(dtype).eps) for dtype in (np.float32, np.float64))
@@ -140,6 +142,12 @@ HARD = {
 }
 
 
+class Cut(NamedTuple):
+    left: Any
+    right: Any
+    loss: float
+
+
 def assert_at_the_optimum(target, weights, got, rank, dtype):
     """The factors' loss in float64 is at most 0.1 % above the closed form's, where rounding lets the weights see it.
 
@@ -179,6 +187,70 @@ def test_what_lies_beside_large_eigenvalues_is_seen_at_all_ranks(dtype, x64):
     for i, rank in enumerate(every):
         one = got._replace(left=got.left[i], right=got.right[i], loss=got.loss[i])
         assert_at_the_optimum(target, pairs[i], one, rank, dtype)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("grams", HARD.values(), ids=HARD)
+def test_what_lies_beside_large_eigenvalues_is_seen_by_one_decomposition_for_all_ranks(grams, flip):
+    m, n, ranks = 48, 64, [1, 5, 13, 27]
+    target = default_rng(0).normal(size=(m, n)).astype(np.float32)
+    row, col = (gram(seed, size).astype(np.float32) for gram, seed, size in zip(grams, (1, 2), (m, n), strict=True))
+    if flip:
+        target, row, col = target.T, col, row
+    found = decompose(target, row, col, rank=max(ranks))
+    for rank in ranks:
+        got = Cut(*cut(found, rank), loss=lost(found, rank))
+        assert_at_the_optimum(target, Kronecker(row, col), got, rank, np.float32)
+
+
+EASY = {"rank one": 1, "of half the rank": M // 2, "regular": 2 * M}
+
+
+@pytest.mark.parametrize("power", [0, 60, -60])
+@pytest.mark.parametrize("rank", EASY.values(), ids=EASY)
+@pytest.mark.parametrize("flip", [False, True])
+def test_components_are_those_of_the_closed_form_in_any_units(rank, flip, power):
+    target, row, col = W.astype(np.float32), semidefinite(1, M, rank), semidefinite(2, N, rank)
+    target[:, 2], row[3], row[:, 3] = 0, 0, 0  # a column of the target, and a row of the weights
+    row, col = row.astype(np.float32), col.astype(np.float32)
+    if flip:
+        target, row, col = target.T, col, row
+    scale = np.float32(2.0**power)
+    found = decompose(target * scale, row * scale, col / scale, rank=K)
+    exact = decompose(target.astype(float), row.astype(float), col.astype(float), rank=K)
+    np.testing.assert_allclose(found.squares, exact.squares * float(scale) ** 2, rtol=1e-12)
+    halves = [vectors * np.sqrt(np.maximum(values, 0)) for values, vectors in map(np.linalg.eigh, (row, col))]
+    halves = [half.astype(float) for half in halves]
+    for k in (1, 2, K):
+        wanted = reference.eckart_young(halves[0].T @ target @ halves[1], k)
+        got = halves[0].T @ (product(cut(found, k)) / float(scale)) @ halves[1]
+        assert_close(got, wanted, rtol=3e-5)  # roots by an eigendecomposition in float32, and factors in float32
+        loss = np.sum((halves[0].T @ target @ halves[1] - got) ** 2) / np.sum((halves[0].T @ target @ halves[1]) ** 2)
+        assert lost(found, k) == pytest.approx(loss, rel=1e-5, abs=1e-9)
+
+
+def test_there_are_no_components_beyond_the_rank():
+    found = decompose(np.outer([1.0, 2, 3], [1.0, 2]).astype("f4"), np.eye(3), np.eye(2), rank=2)
+    left, right = cut(found, 2)
+    assert (left.shape, right.shape, lost(found, 1) < 1e-12) == ((3, 2), (2, 2), True)
+    np.testing.assert_array_equal(left[:, 1], 0)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_values_that_a_decomposition_cannot_use_are_refused(flip):
+    bad = {
+        "NaN or infinite": (W, ROW, COL * np.nan),
+        "semi-definite": (W, INDEFINITE, COL),
+        "symmetric": (W, ROW, COL + np.triu(COL, 1)),
+        "not zero": (W, 0 * ROW, COL),
+        "weights are all zero": (W, 0 * P, Q),
+        "negative": (W, P, Q - 1),
+        "W has": (W * np.inf, P, Q),
+    }
+    for message, (target, row, col) in bad.items():
+        given = (target.T, col, row) if flip else (target, row, col)
+        with pytest.raises(ValueError, match=message):
+            decompose(*given, rank=K)
 
 
 REFUSED = {

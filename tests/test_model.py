@@ -206,7 +206,7 @@ def test_every_kernel_belongs_to_a_dense_module_of_the_same_path():
         {"add_cross_attention": True},
         {"hidden_act": "silu"},
         {"hidden_size": 17},
-        {"architectures": ["BertForTokenClassification"]},
+        {"architectures": ["BertForNextSentencePrediction"]},
         {"architectures": None},
     ],
 )
@@ -228,7 +228,7 @@ def test_defaults_are_those_of_hugging_face():
 
 def test_architecture_picks_the_module():
     assert isinstance(tiny.module("BertModel"), BertEmbedder)
-    assert isinstance(tiny.module("BertForMaskedLM"), BertEmbedder)
+    assert isinstance(tiny.module("BertForPreTraining"), BertEmbedder)
     assert isinstance(tiny.module(CLASSIFIER), BertClassifier)
 
 

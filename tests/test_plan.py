@@ -10,11 +10,11 @@ import pytest
 
 import wlra
 from bert_adapter.choices import lower_hull
-from bert_adapter.importance.sums import BLOCK, Basis, Importance, Sums
+from bert_adapter.decompositions import decompose_one
+from bert_adapter.importance.sums import Importance, Sums
 from bert_adapter.ranks import plan
 from bert_adapter.signals import SIGNALS
-from bert_adapter.signals.definition import Rotated
-from bert_adapter.spectra import congruent, root, squared_singular_values
+from wlra.components import BLOCK, congruent, square_root
 
 RNG = np.random.default_rng(0)
 SHAPES = {"wide": (6, 14), "tall": (12, 5), "square": (8, 8)}
@@ -34,7 +34,7 @@ EXAMPLES = 7
 
 def importance(**fields):
     sums = {f"encoder/{path}": Sums(**{name: jnp.asarray(of(path)) for name, of in fields.items()}) for path in SHAPES}
-    return Importance(sums, examples=EXAMPLES, tokens=3 * EXAMPLES, batches=1, gradients="labels", seed=0, bases={})
+    return Importance(sums, examples=EXAMPLES, tokens=3 * EXAMPLES, batches=1, gradients="labels", seed=0)
 
 
 FISHER = importance(fisher=lambda path: np.stack([np.outer(ROWS[path], COLS[path]) / 2] * 2))
@@ -141,7 +141,7 @@ def test_kernels_of_several_axes_are_planned_for_as_matrices():
     assert (got.ranks, got.predicted) == (wanted.ranks, wanted.predicted)
 
 
-@pytest.mark.parametrize("name", ["shampoo", "kfac", "eigenbasis", "exact", "fisher", "activation", "fwsvd", "svd"])
+@pytest.mark.parametrize("name", ["shampoo", "kfac", "exact", "fisher", "activation", "fwsvd", "svd"])
 def test_units_are_those_of_the_loss_or_good_for_comparisons_only(name):
     assert SIGNALS[name].units == ("own" if name in ("activation", "fwsvd", "svd") else "loss")
 
@@ -192,26 +192,22 @@ def test_share_is_of_what_the_budget_names(unit, whole):
     assert found.share <= 0.7
 
 
+def squares(kernel, weights):
+    return decompose_one(kernel, weights, None).squares
+
+
 @pytest.mark.parametrize("tall", [False, True])
 def test_singular_values_are_those_of_the_coordinates_with_equal_weights(tall):
     kernel = KERNELS["wide"].astype(np.float64)
     m, n = kernel.shape
     row, col = (np.cov(RNG.normal(size=(size, 3 * size))) for size in (m, n))
     weights = wlra.Kronecker(row, col)
-    rotations = [np.linalg.qr(RNG.normal(size=(size, size)))[0] for size in (m, n)]
-    rotated = Rotated(jnp.asarray(np.outer(ROWS["wide"], COLS["wide"])), Basis(*map(jnp.asarray, rotations)))
     if tall:
         kernel, weights = kernel.T, wlra.Kronecker(col, row)
-        rotated = Rotated(rotated.weights.T, Basis(rotated.basis.outputs, rotated.basis.inputs))
     for value, k in ((weights, 2), (weights, 5)):
-        got = np.sum(squared_singular_values(kernel.astype(np.float32), value)[k:])
+        got = np.sum(squares(kernel.astype(np.float32), value)[k:])
         cut = np.linalg.svd(np.linalg.cholesky(value.row).T @ kernel @ np.linalg.cholesky(value.col), compute_uv=False)
         np.testing.assert_allclose(got, np.sum(cut[k:] ** 2), rtol=1e-3)
-    coordinates = np.asarray(rotated.basis.inputs).T @ kernel @ np.asarray(rotated.basis.outputs)
-    cut = np.linalg.svd(np.sqrt(np.asarray(rotated.weights, np.float64)) * coordinates, compute_uv=False)
-    np.testing.assert_allclose(
-        squared_singular_values(kernel.astype(np.float32), rotated), cut**2, rtol=1e-3, atol=1e-3
-    )
 
 
 @pytest.mark.parametrize("tall", [False, True])
@@ -224,7 +220,7 @@ def test_what_is_left_beside_a_dominant_eigenvalue_is_seen(tall):
     wanted = np.linalg.svd(row.T @ kernel.astype(np.float64) @ col, compute_uv=False) ** 2
     given = (kernel.T, wlra.Kronecker(*sides[::-1])) if tall else (kernel, wlra.Kronecker(*sides))
     # The largest is 1e10 times the second; float64 sees the fifteenth to 1e-4.
-    np.testing.assert_allclose(squared_singular_values(*given)[:15], wanted[:15], rtol=1e-3)
+    np.testing.assert_allclose(squares(*given)[:15], wanted[:15], rtol=1e-3)
 
 
 def test_wide_gram_matrices_are_multiplied_by_their_upper_triangle():
@@ -239,7 +235,7 @@ def test_root_of_a_gram_matrix_that_rounding_made_indefinite():
     factor = RNG.normal(size=(6, 3))
     gram = factor @ factor.T
     gram -= 1e-3 * np.eye(6)
-    half = root(gram)
+    half = square_root(gram)
     np.testing.assert_allclose(half @ half.T, gram, atol=2e-3 * np.max(np.abs(gram)))
 
 

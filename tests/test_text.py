@@ -108,6 +108,12 @@ def test_what_is_no_text_is_refused_everywhere_with_its_row(texts, message):
             call(texts)
 
 
+def test_texts_are_cut_where_the_model_says_and_not_before():
+    long, model = "fox " * 400, tiny.model(max_position_embeddings=300)
+    assert tokenizer(model)(long)["input_ids"].shape == (1, 300)
+    assert tokenizer(model, max_length=200)(long)["input_ids"].shape == (1, 200)
+
+
 def test_lengths_that_leave_no_room_for_a_token_are_refused():
     assert tokenizer(tiny.model(), 3)(["a dog"])["input_ids"].shape == (1, 3)
     assert tokenizer(tiny.model(), 5)([("a dog", "it")])["input_ids"].shape == (1, 5)

@@ -76,7 +76,7 @@ def test_checkpoint_names_the_signal_and_gives_the_same_outputs(result, tmp_path
 
 
 def test_plan_takes_the_signal_too(dense):
-    importance = bert_adapter.Importance({}, 1, 1, 1, gradients="gaussian", seed=0, bases={})
+    importance = bert_adapter.Importance({}, 1, 1, 1, gradients="gaussian", seed=0)
     with pytest.raises(ValueError, match=r"signal 'energy' needs \['inputs'\] of encoder/layer/0"):
         bert_adapter.plan(
             dense.params, importance, 0.5, signal=ENERGY, kernels=bert_adapter.select_kernels(dense, include="query")

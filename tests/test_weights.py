@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 import wlra
-from bert_adapter.importance.sums import Basis, Importance, Sums
+from bert_adapter.importance.sums import Importance, Sums
 from bert_adapter.signals import SIGNALS
-from bert_adapter.signals.definition import Evidence, Rotated
+from bert_adapter.signals.definition import Evidence
 from bert_adapter.signals.diagonal import separable_fit
 from bert_adapter.signals.reliability import gram_reliability, reliability
 from bert_adapter.signals.weights import reliabilities, solver_weights
@@ -24,11 +24,10 @@ SUMS = Sums(
     col_gram=4 * jnp.eye(20),
     gram_squares=jnp.float32(5),
 )
-BASIS = Basis(jnp.eye(30), jnp.eye(20))
 
 
-def importance(sums=SUMS, **bases):
-    return Importance({"a": sums}, examples=10, tokens=10, batches=1, gradients="labels", seed=0, bases=bases)
+def importance(sums=SUMS):
+    return Importance({"a": sums}, examples=10, tokens=10, batches=1, gradients="labels", seed=0)
 
 
 def weights(signal, shrink: float | None = 0.0, **options):
@@ -81,7 +80,7 @@ def test_reliability_of_grams_is_the_share_of_their_deviation_from_the_identity_
 
 def evidence(gram, squares, examples):
     both = jnp.asarray(gram, jnp.float32)
-    return Evidence(Sums(row_gram=both, col_gram=both, gram_squares=jnp.float32(squares)), None, examples, (8, 8))
+    return Evidence(Sums(row_gram=both, col_gram=both, gram_squares=jnp.float32(squares)), examples, (8, 8))
 
 
 def test_grams_of_one_example_or_of_the_identity_have_no_reliability():
@@ -120,17 +119,10 @@ def test_grams_are_shrunk_towards_the_identity_of_the_same_trace(signal, rows):
 def test_grams_are_by_default_shrunk_as_far_as_they_are_noise():
     gram = jnp.asarray(np.diag(np.arange(1.0, 31.0)), jnp.float32)
     sums = SUMS._replace(row_gram=gram, gram_squares=jnp.sum(gram**2) / 4)
-    share = 1 - gram_reliability(Evidence(sums, None, 10, SHAPE))[0]
+    share = 1 - gram_reliability(Evidence(sums, 10, SHAPE))[0]
     assert 0 < share < 1
     got, wanted = (weights("shampoo", shrink, sums=sums).row for shrink in (None, share))
     np.testing.assert_allclose(got, wanted, rtol=1e-6)
-
-
-def test_eigenbasis_has_its_coordinates():
-    got = weights("eigenbasis", a=BASIS)
-    assert isinstance(got, Rotated)
-    assert got.basis is BASIS
-    np.testing.assert_allclose(got.weights, HALVES[0] + HALVES[1], rtol=1e-6)
 
 
 def test_other_signals_are_what_the_solver_takes():
@@ -163,12 +155,6 @@ def test_what_was_not_measured_is_named(signal):
         weights(signal, sums=Sums())
 
 
-@pytest.mark.parametrize(("signal", "bases"), [("fisher", {"a": BASIS}), ("eigenbasis", {})])
-def test_fisher_in_other_coordinates_is_refused(signal, bases):
-    with pytest.raises(ValueError, match=f"signal '{signal}' wants the Fisher information .*; got the other"):
-        weights(signal, **bases)
-
-
 def test_registry_and_signals_agree_on_their_names():
     assert [signal.name for signal in SIGNALS.values()] == list(SIGNALS)
 
@@ -178,7 +164,7 @@ def test_a_signal_may_be_passed_as_itself():
 
 
 def test_reliability_is_known_where_the_signal_can_tell():
-    known = {name: reliabilities(importance(a=BASIS), name, {"a": SHAPE}) for name in SIGNALS}
-    assert known["shampoo"] == {"a": min(gram_reliability(Evidence(SUMS, None, 10, SHAPE)))}
-    assert known["exact"] == known["fisher"] == known["eigenbasis"] == {"a": reliability(HALVES)}
+    known = {name: reliabilities(importance(), name, {"a": SHAPE}) for name in SIGNALS}
+    assert known["shampoo"] == {"a": min(gram_reliability(Evidence(SUMS, 10, SHAPE)))}
+    assert known["exact"] == known["fisher"] == {"a": reliability(HALVES)}
     assert {name for name, found in known.items() if not found} == {"kfac", "activation", "fwsvd", "svd"}

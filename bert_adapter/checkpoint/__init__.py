@@ -7,13 +7,13 @@ factorised modules and their ranks, so that no other checkpoint is needed to rea
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 from flax.traverse_util import unflatten_dict
 from safetensors.numpy import save_file
 
+from bert_adapter.checkpoint.card_file import CARD, card, provenance
 from bert_adapter.checkpoint.directory import (
     CONFIG,
     FACTORS,
@@ -25,21 +25,24 @@ from bert_adapter.checkpoint.directory import (
     replacing,
     write_texts,
 )
-from bert_adapter.checkpoint.names import by_path, check, low_rank, shapes
+from bert_adapter.checkpoint.names import by_path, check, low_rank, restored, shapes, stored
+from bert_adapter.checkpoint.own import describes_own, save_own
 from bert_adapter.checkpoint.weights import read, read_stages
-from bert_adapter.families import architecture_in, family_of, flax_architectures, module_for
-from bert_adapter.families.sentence import SETTINGS, declared_stages, settings
+from bert_adapter.families import architecture_in, family_name, family_of, module_for
+from bert_adapter.families.family import Architecture
+from bert_adapter.families.sentence import MODULES, SETTINGS, declared_stages, settings, stage_paths
 from bert_adapter.families.stages import UNDECLARED, Projection
 from bert_adapter.families.torch_names import to_torch
 from bert_adapter.layers.marker import FACTORISED
-from bert_adapter.model import Model
+from bert_adapter.model import Model, is_own
 
 
 def load(path_or_hub_id: str | Path) -> Model:
     """The model in a local directory, or else the one that the Hugging Face Hub has under that name.
 
     Reads `model.safetensors`, whole or sharded, or else `flax_model.msgpack`; `factorised.safetensors` where the config
-    has ranks. A checkpoint with pretraining heads is read as its encoder, whose config then says so. An encoder that
+    has ranks. A masked LM is read as such, or as its encoder where sentence-transformers' files say that it embeds, or
+    where its head is not in the file; other pretraining heads are left out. The config then says so. An encoder that
     was saved without a pooler has none here, because no embedding depends on it. Any other parameter that is missing,
     and every one that is left over or has another shape, is an error. An encoder embeds as `modules.json` declares:
     pooling, dense layers, scaling to length one; without that file it is the mean of a text's tokens, unscaled.
@@ -56,17 +59,23 @@ def load(path_or_hub_id: str | Path) -> Model:
         ['BertModel']
     """
     directory = fetch(path_or_hub_id)
-    config = read_config(directory)
+    if describes_own(directory):
+        raise ValueError(f"{directory} holds parameters alone: load_into(directory, (module, params)) reads them")
+    config = restored(read_config(directory))
     family, ranks = family_of(config), low_rank(config)
     family.config(config)  # what cannot be is found before weights are read
     found = read(directory, family, config)
-    architecture = architecture_in(config, found)
+    declared = any((directory / name).is_file() for name in (MODULES, f"{stage_paths(None)[0]}/{CONFIG}"))
+    architecture = architecture_in(config, found, embeds=declared)
     config = config | {"architectures": [architecture.names[0]]}
     embeds = architecture == family.embedder
     files = read_texts(directory, embeds)
+    if not Path(path_or_hub_id).is_dir():
+        files[CARD] = card(provenance(files.get(CARD)) | {"base_model": str(path_or_hub_id)})
     check_settings(files, family.longest(family.config(config)))
     module = module_for(config, files)
     found = {path: array for path, array in found.items() if not re.search(architecture.ignored, path)}
+    found = untied(found, architecture)
     if embeds:
         found = without_prefix(found, family.prefix)
     found |= read_stages(directory, getattr(module, "stages", ()))
@@ -76,6 +85,18 @@ def load(path_or_hub_id: str | Path) -> Model:
     return Model(module, params, config, files)
 
 
+def untied(found: dict[str, np.ndarray], architecture: Architecture) -> dict[str, np.ndarray]:
+    """Every parameter once: those that are other ones again are left out, once it is known that they are."""
+    found = dict(found)
+    for again, path in architecture.tied.items():
+        if again in found:
+            array = found.pop(again)
+            array = array.T if again.endswith("/kernel") else array
+            if not np.array_equal(found.setdefault(path, array), array):
+                raise ValueError(f"{again}: got other numbers than in {path}, wanted the same: the two are tied")
+    return found
+
+
 def check_settings(files: dict[str, bytes], positions: int) -> None:
     """A ValueError if the files want longer texts than there are positions for."""
     longest = settings(files).longest
@@ -83,33 +104,11 @@ def check_settings(files: dict[str, bytes], positions: int) -> None:
         raise ValueError(f"{SETTINGS}: got max_seq_length {longest}, wanted at most {positions}, the positions")
 
 
-def as_model(model: Model | str | Path | Any) -> Model:
-    """The model itself, the one in a directory, or the parameters of one of transformers' Flax models in our module.
-
-    Example:
-        >>> import bert_adapter
-        >>> from bert_adapter.sample import sample_model
-        >>> model = sample_model()
-        >>> bert_adapter.as_model(model) is model
-        True
-    """
-    if isinstance(model, Model):
-        return model
-    if isinstance(model, str | Path):
-        return load(model)
-    name, known = type(model).__name__, flax_architectures()
-    if name not in known:
-        raise ValueError(f"wanted a Model, a directory, or one of transformers' {', '.join(known)}; got {name}")
-    model_type, architecture = known[name]
-    config = model.config.to_dict() | {"model_type": model_type, "architectures": [architecture.names[0]]}
-    module = architecture.module(family_of(config).config(config))
-    return Model(architecture.fit(module, by_path(model.params)), model.params, config, {})
-
-
 def save(model: Model, directory: str | Path) -> None:
     """`directory` holds the model as `load` reads it, or, if anything fails, what it held before.
 
-    A checkpoint that is there already is replaced; a directory that holds any other file is refused.
+    A checkpoint that is there already is replaced; a directory that holds any other file is refused. Of a model of your
+    own it holds the parameters alone, for `load_into`.
 
     Example:
         >>> import os, tempfile, bert_adapter
@@ -119,6 +118,17 @@ def save(model: Model, directory: str | Path) -> None:
         ...     print(*sorted(os.listdir(directory)))
         1_Pooling 2_Normalize config.json model.safetensors modules.json tokenizer_config.json vocab.txt
     """
+    if is_own(model):
+        save_own(model, directory)
+        return
+    params = checked(model)
+    written = model._replace(config=stored(model.config, family_name(model.config)))
+    with replacing(Path(directory)) as fresh:
+        write(written, fresh, by_file(model, params))
+
+
+def checked(model: Model) -> dict[str, np.ndarray]:
+    """The parameters by path, on the host, once it is known that module, config and files are theirs."""
     params = by_path(jax.device_get(model.params))
     lefts = {path.removesuffix("/left"): leaf for path, leaf in params.items() if path.endswith("/left")}
     ranks, claimed = {path: leaf.shape[-1] for path, leaf in lefts.items()}, low_rank(model.config)
@@ -127,14 +137,18 @@ def save(model: Model, directory: str | Path) -> None:
     check_names(model.files)
     check_stages(model)
     check(shapes(model.module, ranks), params)
-    with replacing(Path(directory)) as fresh:
-        write_texts(model, fresh)
-        for stage in getattr(model.module, "stages", ()):
-            (fresh / getattr(stage, "name", "")).mkdir(exist_ok=True)  # modules.json lists it, and it may hold no file
-        for name, tensors in by_file(model, params).items():
-            (fresh / name).parent.mkdir(exist_ok=True)
-            save_file(tensors, fresh / name, metadata={"format": "pt"})
-            shutil.copymode(fresh / CONFIG, fresh / name)  # safetensors writes for the owner's eyes only
+    return params
+
+
+def write(model: Model, directory: Path, tensors: dict[str, dict[str, np.ndarray]]) -> None:
+    """The directory holds config.json, the small files, and the tensors in files of these names."""
+    write_texts(model, directory)
+    for stage in getattr(model.module, "stages", ()):
+        (directory / getattr(stage, "name", "")).mkdir(exist_ok=True)  # modules.json lists it, and it may hold no file
+    for name, arrays in tensors.items():
+        (directory / name).parent.mkdir(exist_ok=True)
+        save_file(arrays, directory / name, metadata={"format": "pt"})
+        shutil.copymode(directory / CONFIG, directory / name)  # safetensors writes for the owner's eyes only
 
 
 def check_stages(model: Model) -> None:

@@ -12,6 +12,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from bert_adapter.checkpoint.card_file import CARD, MARK, card, provenance
 from bert_adapter.families.sentence import MODULES, PROMPTS, SETTINGS, stage_paths
 from bert_adapter.json_files import check_fetched, parsed, without_mark
 from bert_adapter.model import Model
@@ -25,6 +26,7 @@ WEIGHTS, INDEX, FACTORS = "model.safetensors", "model.safetensors.index.json", "
 
 
 SENTENCEPIECE = "sentencepiece.bpe.model"  # no text, unlike all others
+PARAMETERS = "parameters.safetensors"  # of a model whose module is the caller's own
 TOKENIZER = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -37,7 +39,7 @@ TOKENIZER = (
 )
 
 
-READING = (*TOKENIZER, SETTINGS, PROMPTS)  # how texts become batches
+READING = (*TOKENIZER, SETTINGS, PROMPTS, CARD)  # how texts become batches, and whose work it is: true with any head
 STAGES = "[0-9]*_*/"  # the folders of what follows the encoder
 
 
@@ -47,7 +49,19 @@ SIDE_FILES = (*READING, MODULES, f"{STAGES}{CONFIG}")
 ADAPTER = "adapter_config.json"
 
 
-CHECKPOINT_FILES = (CONFIG, WEIGHTS, INDEX, FACTORS, "model-*.safetensors", *SIDE_FILES, f"{STAGES}{WEIGHTS}")
+CHECKPOINT_FILES = (
+    CONFIG,
+    WEIGHTS,
+    INDEX,
+    FACTORS,
+    PARAMETERS,
+    "model-*.safetensors",
+    *SIDE_FILES,
+    f"{STAGES}{WEIGHTS}",
+)
+
+
+EXPORTED = ("modeling_low_rank.py", "model.onnx", "model.onnx.data", "model.stablehlo")  # of `export`, beside those
 
 
 def fetch(path_or_hub_id: str | Path) -> Path:
@@ -94,6 +108,8 @@ def read_texts(directory: Path, embeds: bool) -> dict[str, bytes]:
         found[name] = content if name == SENTENCEPIECE else without_mark(content, directory / name)
         if name.endswith(".json"):
             parsed(content, directory / name, list if name == MODULES else dict)
+    if kept := provenance(found.pop(CARD, None), directory / CARD):
+        found[CARD] = card(kept)  # the rest is about that model, and not about what is made of it
     return found
 
 
@@ -149,8 +165,10 @@ def replaceable(target: Path) -> bool:
         return not target.exists()
     paths = [path for path in target.rglob("*") if path.is_symlink() or not path.is_dir()]
     names = [path.relative_to(target).as_posix() for path in paths]
-    known = all(any(fnmatch(name, pattern) for pattern in (*CHECKPOINT_FILES, MSGPACK)) for name in names)
-    return known and (not names or CONFIG in names)
+    patterns = (*CHECKPOINT_FILES, *EXPORTED, MSGPACK)
+    known = all(any(fnmatch(name, pattern) for pattern in patterns) for name in names)
+    own = CARD not in names or MARK.encode() in (target / CARD).read_bytes()  # a card of the user's is work
+    return known and own and (not names or CONFIG in names)
 
 
 def synchronise(directory: Path) -> None:

@@ -32,6 +32,21 @@ def low_rank(config: Mapping[str, Any]) -> dict[str, int]:
     return ranks
 
 
+APART = "low_rank_"  # before "model_type" on disk: transformers refuses it, and draws no random kernels
+
+
+def stored(config: dict[str, Any], model_type: str) -> dict[str, Any]:
+    """The config as its file has it: where kernels are factorised, of a model that transformers does not know."""
+    return config | {"model_type": f"{APART}{model_type}"} if low_rank(config) else config
+
+
+def restored(config: dict[str, Any]) -> dict[str, Any]:
+    """The config whose file is this, as `stored` made it."""
+    name = config.get("model_type")
+    apart = isinstance(name, str) and name.startswith(APART) and config.get("low_rank")
+    return config | {"model_type": name.removeprefix(APART)} if apart else config
+
+
 def shapes(module: nn.Module, ranks: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
     """The shape of every parameter of the module once the kernels named by `ranks` are factorised."""
     params, kernels = parameter_shapes(module)

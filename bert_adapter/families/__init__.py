@@ -15,7 +15,7 @@ from bert_adapter.families.mpnet import MPNET
 from bert_adapter.families.roberta import CAMEMBERT, ROBERTA, XLM_ROBERTA
 from bert_adapter.families.sentence import MODULES, declared_stages
 from bert_adapter.layers.running import parameter_shapes
-from wlra.checks import check_name
+from bert_adapter.outputs import OUTPUTS
 
 FAMILIES: dict[str, Family] = {  # a config that names none is of the first
     "bert": BERT,
@@ -33,26 +33,29 @@ REFUSED = {  # by "model_type", why no family here can be theirs
 }
 
 
+def family_name(config: Mapping[str, Any]) -> str:
+    """The "model_type" of a Hugging Face config.json; without one, the first family's."""
+    return config.get("model_type") or next(iter(FAMILIES))
+
+
 def family_of(config: Mapping[str, Any]) -> Family:
     """The family that a Hugging Face config.json names."""
-    name = config.get("model_type") or next(iter(FAMILIES))
+    name = family_name(config)
     if name not in FAMILIES:
         known, advice = ", ".join(map(repr, FAMILIES)), f"bert_adapter.FAMILIES[{name!r}] = ... adds it"
         raise ValueError(f"model_type: got {name!r}, supported: {known}; {REFUSED.get(name, advice)}")
     return FAMILIES[name]
 
 
-def architectures_of(family: Family) -> tuple[Architecture, ...]:
-    """All that the family can be."""
-    return family.embedder, family.classifier
+def architectures_of(family: Family) -> dict[str, Architecture]:
+    """All that the family can be, by the names of `OUTPUTS`."""
+    return {"embedding": family.embedder, "labels": family.classifier, **family.heads}
 
 
-def architecture_of(config: Mapping[str, Any]) -> Architecture:
-    """The first known one that a Hugging Face config.json names.
-
-    A model with pretraining heads counts as its encoder, whose use is to embed sentences.
-    """
-    known = {name: each for each in architectures_of(family_of(config)) for name in each.names}
+def output_named(config: Mapping[str, Any]) -> str:
+    """What the first known architecture that a Hugging Face config.json names is for, a name in `OUTPUTS`."""
+    heads = architectures_of(family_of(config))
+    known = {name: output for output, each in heads.items() for name in each.names}
     named = config.get("architectures") or []
     found = [known[name] for name in ([named] if isinstance(named, str) else named) if name in known]
     if not found:
@@ -60,17 +63,32 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture:
     return found[0]
 
 
-def architecture_in(config: dict[str, Any], paths: Iterable[str]) -> Architecture:
+def architecture_of(config: Mapping[str, Any]) -> Architecture:
+    """The first known one that a Hugging Face config.json names."""
+    return architectures_of(family_of(config))[output_named(config)]
+
+
+def architecture_in(config: dict[str, Any], paths: Iterable[str], embeds: bool = False) -> Architecture:
     """The one that config.json names, or else, as in old ones, the one that the paths of the parameters show.
 
-    That is the classifier if they hold its head, and the encoder if not: what transformers' AutoModel reads.
+    That is the classifier if they hold its head, and the encoder if not: what transformers' AutoModel reads. A model
+    with a pretraining head counts as its encoder where that head is not among the paths, or files declare that it
+    embeds.
     """
+    family, paths = family_of(config), set(paths)
     if config.get("architectures"):
-        return architecture_of(config)
+        named = architecture_of(config)
+        pretrained = named.names[0] in family.embedder.names
+        return family.embedder if pretrained and (embeds or not holds_head(config, named, paths)) else named
+    return family.classifier if holds_head(config, family.classifier, paths) else family.embedder
+
+
+def holds_head(config: dict[str, Any], architecture: Architecture, paths: Iterable[str]) -> bool:
+    """Whether all that lies beside the encoder is among the paths."""
     family = family_of(config)
-    params, _ = parameter_shapes(family.classifier.module(family.config(config)))
+    params, _ = parameter_shapes(architecture.module(family.config(config)))
     head = params.keys() - {family.prefix.rstrip("/")}
-    return family.classifier if head <= {path.split("/")[0] for path in paths} else family.embedder
+    return head <= {path.split("/")[0] for path in paths}
 
 
 def module_for(config: dict[str, Any], files: Mapping[str, bytes] = MappingProxyType({})) -> nn.Module:
@@ -79,6 +97,8 @@ def module_for(config: dict[str, Any], files: Mapping[str, bytes] = MappingProxy
     For an embedder, sentence-transformers' files declare what follows the encoder; without them, it is a mean.
     """
     family, architecture = family_of(config), architecture_of(config)
+    if architecture.tied and config.get("tie_word_embeddings") is False:
+        raise ValueError(f"tie_word_embeddings: got false, supported: true, for {architecture.names[0]}")
     module, stages = architecture.module(family.config(config)), declared_stages(files)
     if stages is None:
         return module
@@ -92,39 +112,44 @@ def flax_architectures() -> dict[str, tuple[str, Architecture]]:
     return {
         each.flax: (name, each)
         for name, family in FAMILIES.items()
-        for each in architectures_of(family)
+        for each in architectures_of(family).values()
         if each.flax is not None
     }
 
 
-def label_count(module: nn.Module) -> int | None:
-    """How many labels the module's output has; None if it is no head's."""
-    known = (each for family in FAMILIES.values() for each in architectures_of(family))
-    return next((each.labels(module.config) for each in known if isinstance(module, each.module)), None)  # pyright: ignore[reportAttributeAccessIssue]
+def is_known(module: Any) -> bool:
+    """Whether the module is one of a family's."""
+    return architecture_running(module) is not None
 
 
-PROBLEMS = {  # by config.json's "problem_type", the distributions that a head's output stands for
-    "regression": "gaussian",
-    "single_label_classification": "categorical",
-    "multi_label_classification": "bernoulli",
-}
+def architecture_running(module: Any) -> tuple[str, Architecture] | None:
+    """What the module's output is for, a name in `OUTPUTS`, and its architecture; None if no family has such a one."""
+    known = (item for family in FAMILIES.values() for item in architectures_of(family).items())
+    return next(((output, each) for output, each in known if isinstance(module, each.module)), None)
 
 
-def predictive(module: nn.Module) -> str:
-    """The distribution that the module's output stands for.
+def output_of(module: Any) -> str:
+    """What the module's output is for, a name in `OUTPUTS`; an embedding if no family has such a one."""
+    found = architecture_running(module)
+    return "embedding" if found is None else found[0]
 
-    "gaussian": around an embedding or values. "categorical": of classes, by a softmax. "bernoulli": of labels at once,
-    each by a sigmoid. Where no "problem_type" is declared, several outputs are those of classes.
+
+def label_count(module: Any) -> int | None:
+    """How many numbers the module's output has for each text, token or choice; None if it is no head's."""
+    found = architecture_running(module)
+    return None if found is None else found[1].labels(module.config)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def predictive(module: Any) -> str:
+    """The distribution that the module's output stands for, a name in `DISTRIBUTIONS`.
+
+    "gaussian": around an embedding or values. "categorical": of classes, by a softmax, for each text, each of its
+    tokens, or its choices. "bernoulli": of labels at once, each by a sigmoid. "span": of an answer's first and last
+    token. Where no "problem_type" is declared, several outputs for a text are those of classes.
 
     Raises:
       ValueError: an unknown "problem_type", or a single class.
     """
-    if (count := label_count(module)) is None:
+    if label_count(module) is None:
         return "gaussian"
-    problem = getattr(module.config, "problem_type", None)  # pyright: ignore[reportAttributeAccessIssue]
-    if problem is None:
-        return "categorical" if count > 1 else "gaussian"
-    kind = PROBLEMS[check_name("problem_type", problem, PROBLEMS)]
-    if kind == "categorical" and count == 1:
-        raise ValueError(f"problem_type: got {problem!r} with one label, whose softmax is always 1; wanted two or more")
-    return kind
+    return OUTPUTS[output_of(module)].distribution(module.config)  # pyright: ignore[reportAttributeAccessIssue]

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool
 
 from bert_adapter.families.config import Config, read_config, sizes
 from bert_adapter.families.family import Architecture, Family
+from bert_adapter.families.heads import Decoder, heads
 from bert_adapter.families.modules import Encoder, SentenceEmbedder, SequenceClassifier, with_saved_parts
 from bert_adapter.families.parts import (
     ACTIVATIONS,
@@ -101,6 +102,24 @@ def head(context: Context, result: Output) -> Array:
     return dense(context, context.config.num_labels, "classifier")(x)
 
 
+def transform(context: Context, x: Array) -> Array:
+    """A dense layer with the activation of the encoder's, and a norm."""
+    return norm(context, ACTIVATIONS[context.config.hidden_act](dense(context, context.config.hidden_size)(x)))
+
+
+def transformed(context: Context, x: Array) -> Array:
+    return Scope(transform, name="transform")(context, x)
+
+
+def word_logits(context: Context, result: Output, table: Array) -> Array:
+    """The words at each token, masked or not."""
+
+    def below(context: Context, x: Array) -> Array:
+        return Decoder(transformed, name="predictions")(context, x, table)
+
+    return Scope(below, name="cls")(context, result.last_hidden_state)
+
+
 class Bert(Encoder):
     """FlaxBertModel: hidden states, and the first token's through a dense layer and tanh."""
 
@@ -128,6 +147,19 @@ def config_from_dict(config: dict[str, Any]) -> Config:
 BUFFERS = r"embeddings/(position_ids|token_type_ids)$"  # constants that old checkpoints store
 
 
+HEADS = heads(
+    "Bert",
+    prefix="bert",
+    encode=encode,
+    pool=pooler,
+    words=word_logits,
+    tied={
+        "cls/predictions/decoder/kernel": "bert/embeddings/word_embeddings/embedding",
+        "cls/predictions/decoder/bias": "cls/predictions/bias",
+    },
+    ignored=f"^cls/seq_relationship/|{BUFFERS}",  # the other pretraining head
+    flax="FlaxBert",
+)
 BERT = Family(
     config=config_from_dict,
     embedder=Architecture(
@@ -152,4 +184,5 @@ BERT = Family(
     longest=lambda config: config.max_position_embeddings,
     deviation=lambda config: config.initializer_range,
     sizes=sizes,
+    heads=HEADS,
 )

@@ -1,6 +1,7 @@
 """What a family of models says of itself: all that the rest of the package knows of it."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -27,11 +28,13 @@ class Architecture(NamedTuple):
     names: its names in config.json's "architectures"; whatever was read, the first is written.
     module: the class, which is called with the family's config and keeps it as `.config`. An embedder's that has a
       field `stages` takes there what sentence-transformers' files declare; others are refused such files.
-    labels: (config) -> the number of the output's labels; None if the output is an embedding. What they are is said by
-      the config's `problem_type`, if it has one: see `families.predictive`.
+    labels: (config) -> how many numbers the output has for each text, token or choice; None if it is an embedding. What
+      they stand for is said by its place in the family: see `families.predictive`.
     ignored: a regular expression, searched in the paths of a checkpoint's parameters: those found are not read.
     fit: (module, paths of parameters) -> the module without the optional parts that a checkpoint leaves out.
     flax: the class of transformers whose parameters fit; None if there is none.
+    tied: by their paths, parameters of a checkpoint that are other ones again, to which these paths lead: they may be
+      missing, and are not written. A kernel is the transpose.
     """
 
     names: tuple[str, ...]
@@ -40,13 +43,14 @@ class Architecture(NamedTuple):
     ignored: str = r"(?!)"  # nothing
     fit: Callable[[Any, Iterable[str]], Any] = unchanged
     flax: str | None = None
+    tied: Mapping[str, str] = MappingProxyType({})
 
 
 class Family(NamedTuple):
     """Models that share a config, a naming of parameters and an encoder.
 
     config: (config.json's entries) -> the config that the modules take, or a ValueError that names the entry.
-    embedder, classifier: what its models are for.
+    embedder, classifier: what its models are for: "embedding" and "labels" of `OUTPUTS`.
     prefix: of the encoder's parameters where a head lies beside them.
     encoder: a regular expression that finds the paths of the encoder's kernels, with the prefix and without.
     from_torch: (name, array) in PyTorch's files -> (path, array) of the module.
@@ -55,6 +59,7 @@ class Family(NamedTuple):
     longest: (config) -> the most tokens a row.
     deviation: (config) -> the standard deviation of a new kernel.
     sizes: (config) -> by the names of inputs, how many values they may have, the least of which is 0.
+    heads: by the names of `OUTPUTS`, what else its models are for.
 
     Example:
         >>> from bert_adapter import FAMILIES
@@ -73,3 +78,4 @@ class Family(NamedTuple):
     longest: Callable[[Any], int]
     deviation: Callable[[Any], float]
     sizes: Callable[[Any], dict[str, int]] = no_sizes
+    heads: Mapping[str, Architecture] = MappingProxyType({})

@@ -1,17 +1,19 @@
-"""The sums over the examples of one batch."""
+"""The sums over the examples of one batch: what enters and leaves all layers at once, then kernel after kernel."""
 
-from collections.abc import Mapping
+from collections import defaultdict
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from bert_adapter.distributions.draw import Draw
 from bert_adapter.importance.gradients import Gradients, output_gradients
-from bert_adapter.importance.sums import FROM_TIME_GRAM, Basis, Sums, upper_product
+from bert_adapter.importance.sums import Sums, corners, named, upper_product, zero_upper, zeros
 from bert_adapter.layers.capture import Batch, Forward, capture
 
-TimeGram = Float[Array, "batch time time"] | None  # products of output gradients, if any statistic asks for them
+AT_ONCE = 512  # time steps, times gradients of the output, at least those of one example: more take more memory
 
 
 class Wanted(NamedTuple):
@@ -23,59 +25,66 @@ class Wanted(NamedTuple):
     statistics: tuple[str, ...]
 
 
-class Position(NamedTuple):
-    """What a batch's sums depend on beside its arrays: a key, how many examples came before, the bases by path."""
+class Passed(NamedTuple):
+    """What enters and what leaves the layers for some examples, and whether the model's output is finite.
 
-    key: Any
-    seen: Any
-    bases: Mapping[str, Basis]
+    inputs: by the paths of the layers that it enters.
+    deltas: by path, for each gradient of the output; empty if no statistic asks for them.
+    """
+
+    inputs: dict[tuple[str, ...], Float[Array, "batch time in"]]
+    deltas: dict[str, Float[Array, "gradients batch time out"]]
+    finite: Bool[Array, ""]
+
+    @property
+    def gradients(self) -> int:
+        """How many of the output."""
+        return next(iter(self.deltas.values())).shape[0] if self.deltas else 1
 
 
-def batch_sums(
-    wanted: Wanted, params: Any, batch: Batch, position: Position
-) -> tuple[dict[str, Sums], Bool[Array, ""]]:
-    """The sums over the examples of one batch, at full precision, and whether the model's output is finite."""
+class Steps(NamedTuple):
+    """What enters a layer: float32, zeros for padding, the mean first; and what else add_kernel needs beside deltas.
+
+    products: of each time step of an example with each other one.
+    axis: what deltas are to be reflected along.
+    root: the square root of how often each example counts.
+    """
+
+    values: Float[Array, "batch time in"]
+    products: Float[Array, "batch time time"]
+    axis: Float[Array, "batch time"]
+    root: Float[Array, "batch 1 1"]
+
+
+def passed(wanted: Wanted, params: Any, batch: Batch, draw: Draw) -> Passed:
+    """One pass through the model and back, at full precision."""
     with jax.default_matmul_precision("highest"):
         captured = capture(wanted.forward, params, batch, wanted.paths)
-        finite = all_finite(captured.output)
-        mask = batch.get("attention_mask")
-        inputs = {path: unpadded(array, mask) for path, array in captured.inputs.items()}
-        root = jnp.sqrt(jnp.asarray(batch.get("weights", 1.0), jnp.float32)).reshape(-1, 1, 1)
-        total = {path: Sums() for path in inputs}
-        if "inputs" in wanted.statistics:
-            counted = {path: x * root for path, x in inputs.items()}
-            total = {path: Sums(inputs=upper_product(x, x)) for path, x in counted.items()}
-        if not set(wanted.statistics) - {"inputs"}:
-            return total, finite
-        bases, statistics = position.bases, wanted.statistics
-        rotated = {path: x @ bases[path].inputs if path in bases else x for path, x in inputs.items()}
+        inputs = {paths: captured.inputs[paths[0]] for paths in sharing(captured.inputs)}
+        deltas = {}
+        if set(wanted.statistics) - {"inputs"}:
+            deltas = each(captured.deltas, output_gradients(wanted.gradients, captured.output, batch, draw))
+        return Passed(inputs, deltas, all_finite(captured.output))
 
-        def along(gradient: Any) -> dict[str, tuple[Sums, TimeGram]]:
-            """The sums for one gradient of the output, an example's in each row."""
-            deltas = {path: delta.astype(jnp.float32) * root for path, delta in captured.deltas(gradient).items()}
-            return {
-                path: gradient_sums(rotated[path], delta, statistics, seen=position.seen, basis=bases.get(path))
-                for path, delta in deltas.items()
-            }
 
-        gradients = output_gradients(wanted.gradients, captured.output, batch, position.key)
-        return {
-            path: input_sums(rotated[path], time_gram, statistics, sums._replace(inputs=total[path].inputs))
-            for path, (sums, time_gram) in summed(along, gradients).items()
-        }, finite
+def sharing(inputs: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The paths of the layers that the same array enters, together."""
+    found = defaultdict(list)
+    for path, array in inputs.items():
+        found[id(array)].append(path)
+    return [tuple(paths) for paths in found.values()]
+
+
+def each(function: Any, stacked: Any) -> Any:
+    """The function's values for what is stacked, stacked."""
+    if len(jax.tree.leaves(stacked)[0]) > 1:
+        return jax.vmap(function)(stacked)
+    return jax.tree.map(lambda leaf: leaf[None], function(jax.tree.map(lambda leaf: leaf[0], stacked)))
 
 
 def all_finite(tree: Any) -> Bool[Array, ""]:
     """Whether no number is NaN or infinite."""
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
-
-
-def summed(function: Any, stacked: Any) -> Any:
-    """The function's values, summed over what is stacked, one at a time."""
-    shapes = jax.eval_shape(function, jax.tree.map(lambda leaf: leaf[0], stacked))
-    zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
-    total, _ = jax.lax.scan(lambda sums, one: (jax.tree.map(jnp.add, sums, function(one)), None), zeros, stacked)
-    return total
 
 
 def unpadded(inputs: Float[Array, "batch time in"], mask: Array | None) -> Float[Array, "batch time in"]:
@@ -86,58 +95,102 @@ def unpadded(inputs: Float[Array, "batch time in"], mask: Array | None) -> Float
     return inputs
 
 
-def gradient_sums(
-    inputs: Float[Array, "batch time in"],
-    deltas: Float[Array, "batch time out"],
-    statistics: tuple[str, ...],
-    *,
-    seen: Any,
-    basis: Basis | None,
-) -> tuple[Sums, TimeGram]:
-    """What needs one gradient of the output at a time, and its products between time steps for what does not.
+def no_sums(statistics: tuple[str, ...], rows: int, columns: int) -> Sums:
+    """The sums for a kernel (rows, columns) before the first batch."""
+    begin = {
+        "fisher": lambda: zeros(2, rows, columns),
+        "rows": lambda: zeros(rows),
+        "inputs": lambda: zero_upper(rows),
+        "outputs": lambda: zero_upper(columns),
+        "row_gram": lambda: zero_upper(rows),
+        "col_gram": lambda: zero_upper(columns),
+        "gram_squares": lambda: zeros(),
+    }
+    return Sums(**{name: begin[name]() for name in statistics})
 
-    The inputs are in the coordinates of the basis already.
+
+@jax.jit
+def entering(inputs: Float[Array, "batch time in"], mask: Any, weights: Any) -> Steps:
+    """What enters a layer, as `add_kernel` takes it."""
+    with jax.default_matmul_precision("highest"):
+        real = unpadded(inputs, mask)
+        axis = time_axis(real)
+        values = mean_first(real, axis)
+        counts = jnp.ones(len(real), jnp.float32) if weights is None else weights.astype(jnp.float32)
+        return Steps(values, time_products(values), axis, jnp.sqrt(counts).reshape(-1, 1, 1))
+
+
+@partial(jax.jit, donate_argnames="total")
+def add_kernel(total: Sums, steps: Steps, deltas: Any, seen: Any) -> tuple[Sums, Bool[Array, ""]]:
+    """The total with what some examples add to the sums of one kernel, and whether that is finite.
+
+    One program for all kernels of a shape, whatever the model. The statistics are those that the total has.
     """
-    fisher = outputs = col_gram = time_gram = None
+    statistics = {name for name, _ in named(total)}
+    with jax.default_matmul_precision("highest"):
+        added = {}
+        if "inputs" in statistics:
+            counted = steps.values * steps.root
+            added["inputs"] = upper_product(counted, counted)
+        if deltas is not None:
+            reflected = jax.vmap(mean_first, in_axes=(0, None))(
+                deltas.astype(jnp.float32) * steps.root[None], steps.axis
+            )
+            added |= gradient_sums(steps, reflected, statistics, seen=seen)
+            added |= input_sums(steps, reflected, statistics)
+    good = all_finite([corners(array) for array in added.values()])
+    sums = {name: jax.tree.map(jnp.add, getattr(total, name), array) for name, array in added.items()}
+    return total._replace(**sums), good
+
+
+def gradient_sums(
+    steps: Steps, deltas: Float[Array, "gradients batch time out"], statistics: set[str], *, seen: Any
+) -> dict[str, Any]:
+    """By name, the sums over the gradients of the output."""
+    added: dict[str, Any] = {}
     if "outputs" in statistics:
-        outputs = upper_product(deltas, deltas)
-    if basis is not None:
-        deltas = deltas @ basis.outputs
-    if "fisher" in statistics:
-        gradients = jnp.einsum("bti,bto->bio", inputs, deltas)
-        odd = (jnp.arange(len(inputs), dtype=jnp.int32) + seen) % 2
-        halves = jnp.stack([1 - odd, odd]).astype(gradients.dtype)
-        fisher = jnp.einsum("hb,bio->hio", halves, gradients**2)
-    axis = time_axis(inputs)
-    inputs, deltas = mean_first(inputs, axis), mean_first(deltas, axis)
+        added["outputs"] = upper_product(deltas, deltas)
     if "col_gram" in statistics:
-        col_gram = upper_product(deltas, time_products(inputs) @ deltas)
-    if FROM_TIME_GRAM & set(statistics):
-        time_gram = time_products(deltas)
-    return Sums(fisher=fisher, outputs=outputs, col_gram=col_gram), time_gram
+        added["col_gram"] = upper_product(deltas, jnp.einsum("bts,gbso->gbto", steps.products, deltas))
+    if "fisher" in statistics:
+        odd = (jnp.arange(deltas.shape[1], dtype=jnp.int32) + seen) % 2
+        halves = jnp.stack([1 - odd, odd]).astype(deltas.dtype)
+
+        def squares(delta: Any) -> Any:
+            return jnp.einsum("hb,bio->hio", halves, jnp.einsum("bti,bto->bio", steps.values, delta) ** 2)
+
+        added["fisher"] = summed(squares, deltas)
+    return added
 
 
-def input_sums(
-    inputs: Float[Array, "batch time in"], time_gram: TimeGram, statistics: tuple[str, ...], sums: Sums
-) -> Sums:
-    """The sums, with what the products of output gradients between time steps are enough for.
+def input_sums(steps: Steps, deltas: Float[Array, "gradients batch time out"], statistics: set[str]) -> dict[str, Any]:
+    """By name, what the products of output gradients between time steps are enough for.
 
     Of gradients G = inputs' deltas these are summed over all gradients of an example first: no matrix (in, out) of an
     example is formed.
     """
-    if time_gram is None:
-        return sums
-    inputs = mean_first(inputs, time_axis(inputs))
-    across = time_gram @ inputs
+    added: dict[str, Any] = {}
+    time_gram = jnp.einsum("gbto,gbso->bts", deltas, deltas)
+    across = time_gram @ steps.values
     if "rows" in statistics:
-        each = jnp.sum(inputs * across, axis=1)  # squares, but for what is rounded
-        sums = sums._replace(rows=jnp.sum(jnp.maximum(each, 0), axis=0))
+        each = jnp.sum(steps.values * across, axis=1)  # squares, but for what is rounded
+        added["rows"] = jnp.sum(jnp.maximum(each, 0), axis=0)
     if "row_gram" in statistics:
-        sums = sums._replace(row_gram=upper_product(inputs, across))
+        added["row_gram"] = upper_product(steps.values, across)
     if "gram_squares" in statistics:
-        both = time_products(inputs) @ time_gram
-        sums = sums._replace(gram_squares=jnp.sum(both * jnp.swapaxes(both, 1, 2)))
-    return sums
+        both = steps.products @ time_gram
+        added["gram_squares"] = jnp.sum(both * jnp.swapaxes(both, 1, 2))
+    return added
+
+
+def summed(function: Any, stacked: Any) -> Any:
+    """The function's values, summed over what is stacked, one at a time."""
+    first = jax.tree.map(lambda leaf: leaf[0], stacked)
+    if len(stacked) == 1:
+        return function(first)
+    zero = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), jax.eval_shape(function, first))
+    total, _ = jax.lax.scan(lambda sums, one: (jax.tree.map(jnp.add, sums, function(one)), None), zero, stacked)
+    return total
 
 
 def time_products(steps: Float[Array, "batch time n"]) -> Float[Array, "batch time time"]:
@@ -155,7 +208,7 @@ def time_axis(inputs: Float[Array, "batch time in"]) -> Float[Array, "batch time
 def mean_first(steps: Float[Array, "batch time n"], axis: Float[Array, "batch time"]) -> Float[Array, "batch time n"]:
     """The steps reflected along time, so that the first one holds their mean.
 
-    No gradient changes, as long as inputs and output gradients are both reflected. The output gradients of keys sum to
+    No sum changes, as long as inputs and output gradients are both reflected. The output gradients of keys sum to
     zero over time, as softmax ignores what all its arguments have in common, while inputs have a large mean: without
     this, sums of many large terms would have to cancel.
     """

@@ -1,32 +1,27 @@
 """How much each entry of a kernel matters: Fisher information, summed over the examples of all batches."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
 from bert_adapter.batches import check_weights
+from bert_adapter.distributions.draw import Draw
 from bert_adapter.files import check_writable
-from bert_adapter.importance.batch import Position, Wanted, all_finite, batch_sums
+from bert_adapter.importance.batch import AT_ONCE, Passed, Wanted, add_kernel, entering, no_sums, passed
 from bert_adapter.importance.fingerprint import of_arrays, of_function, of_params
 from bert_adapter.importance.gradients import Gradients, check_gradients
 from bert_adapter.importance.storage import load_importance, save_importance
 from bert_adapter.importance.sums import (
     STATISTICS,
-    Basis,
     Importance,
+    Sums,
     differences,
-    same_bases,
-    symmetrised,
-    upper_blocks,
-    with_symmetric,
 )
 from bert_adapter.layers.capture import Batch, Forward
 from bert_adapter.model import check_batch
@@ -46,7 +41,6 @@ def measure_importance(
     *,
     gradients: Gradients = "gaussian",
     statistics: Iterable[str] = ("fisher", "inputs", "outputs"),
-    bases: Mapping[str, Basis] | None = None,
     seed: int = 0,
     file: str | Path | None = None,
     progress: bool = True,
@@ -64,19 +58,23 @@ def measure_importance(
       gradients: of which loss. A function (output, batch) -> (batch,), each example's loss with its label: the
         empirical Fisher. Or the model's own predictive distribution, without labels: "categorical", the output
         (batch, classes) being logits, sums over all classes c the squared gradient of -log p_c, times p_c, in
-        classes - 1 backward passes; "bernoulli", the output (batch, labels) being logits of labels that may be there at
-        once, sums over both values of each label, in as many backward passes; "gaussian", the output (batch, width)
-        being an embedding or the values of a regression, projects it on a random direction for each example, whose
-        squared gradient is, in expectation, what half the squared error of the output feels (Gauss-Newton).
+        classes - 1 backward passes; of logits (batch, time, classes) it sums that over all places that are visible,
+        and whose label, if the batch has "labels", is not -100, in expectation over random signs, in one backward
+        pass; "span", logits (batch, time, 2) of where an answer starts and ends, likewise; "bernoulli", the output
+        (batch, labels) being logits of labels that may be there at once, sums over both values of each label, in as
+        many backward passes; "gaussian", the output (batch, width) being an embedding or the values of a regression,
+        projects it on a random direction for each example, whose squared gradient is, in expectation, what half the
+        squared error of the output feels (Gauss-Newton).
       statistics: which of those of `Sums`. "inputs" alone needs no backward pass.
-      bases: by path, the coordinates for "fisher"; see `eigenbases`.
       seed: of the random directions.
       file: a safetensors file that holds what was measured so far, once a minute and in the end. If it is there
         already, as many batches are skipped as it has seen: a run that was killed goes on. It knows the fingerprints
         of the parameters, the model's and the loss's programs, and every batch, and is refused for others.
 
-    Memory: the activations of one batch, for "fisher" batch * in * out numbers of the largest kernel, and the sums,
-    2 in * out numbers per kernel for "fisher", in**2 and out**2 for the others, however many examples there are.
+    Memory: the parameters once more, unless they lie on the device or came from `load` and that is a CPU; what enters
+    and leaves all layers, and what lies between, for some of a batch's examples, `AT_ONCE` tokens or at least one; for
+    "fisher" in * out numbers for each of these, of the largest kernel; and the sums, 2 in * out numbers per kernel for
+    "fisher", little more than half of in**2 and out**2 for the others, however many examples there are.
 
     Raises:
       ValueError: no batches, token ids or weights that cannot be, paths that are no layers of the model, unknown names,
@@ -97,30 +95,29 @@ def measure_importance(
     wanted = Wanted(forward, check_gradients(gradients), frozenset(paths), check_statistics(statistics))
     if file is not None:
         check_writable(Path(file))
-    sums, update = batch_functions(wanted)
-    key, fixed = jax.random.key(seed), dict(bases or {})
+    run, key, there = program_for(wanted), jax.random.key(seed), jax.device_put(params)
     total: Importance | None = None
+    count = 1
     saved, number = time.monotonic(), -1
     for number, batch in enumerate(track(batches, "importance", progress)):
         check_batch(forward, batch, number)
         check_weights(batch, f"batch {number}")
-        arrays = {name: jnp.asarray(array) for name, array in batch.items()}
-        text = of_arrays(batch)
+        arrays, text = {name: np.asarray(array) for name, array in batch.items()}, of_arrays(batch)
         if total is None:
-            shapes = jax.eval_shape(sums, params, arrays, Position(key, 0, fixed))
-            fresh = replace(empty(shapes, wanted, seed, fixed), **fingerprints(wanted, params, arrays))
-            total = continued(fresh, text, file)
+            shapes = run.eval_shape(there, *next(pieces(arrays, key)))
+            fresh = replace(empty(shapes, wanted, seed), **fingerprints(wanted, params, arrays))
+            total, count = continued(fresh, text, file), shapes.gradients
         if number < total.batches:
             check_text(total, number, text, file)
             continue
-        position = Position(jax.random.fold_in(key, number), total.examples, fixed)
-        summed, finite = update(total.sums, params, arrays, position)
+        parts = pieces(arrays, jax.random.fold_in(key, number), count)
+        finite = add_batch(total.sums, ((run(there, *part), part[0]) for part in parts), total.examples)
         check_sums(finite, number, lambda arrays=arrays: forward(params, arrays))
-        total = counted(total, summed, batch, text)
+        total = counted(total, batch, text)
         if file is not None and time.monotonic() - saved > SAVE_EVERY:
-            save_importance(symmetrised(total), file)
+            save_importance(total, file)
             saved = time.monotonic()
-    importance = symmetrised(check_all_read(total, number + 1, file))
+    importance = check_all_read(total, number + 1, file)
     if file is not None:
         save_importance(importance, file)
     return importance
@@ -144,19 +141,23 @@ def check_statistics(statistics: Iterable[str]) -> tuple[str, ...]:
     return tuple(name for name in STATISTICS if name in names)
 
 
-def empty(shapes: Any, wanted: Wanted, seed: int, bases: dict[str, Basis]) -> Importance:
-    """The measurement of no batch yet."""
-    zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+def empty(shapes: Passed, wanted: Wanted, seed: int) -> Importance:
+    """The measurement of no batch yet, of layers whose inputs and output gradients have these shapes."""
+    sums = {}
+    for paths, inputs in shapes.inputs.items():
+        for path in paths:
+            columns = shapes.deltas[path].shape[-1] if shapes.deltas else 0
+            sums[path] = no_sums(wanted.statistics, inputs.shape[-1], columns)
     gradients = wanted.gradients if isinstance(wanted.gradients, str) else "labels"
-    return Importance(zeros, examples=0, tokens=0, batches=0, gradients=gradients, seed=seed, bases=bases)
+    sums = dict(sorted(sums.items()))
+    return Importance(sums, examples=0, tokens=0, batches=0, gradients=gradients, seed=seed)
 
 
-def counted(total: Importance, sums: Any, batch: Batch, text: str) -> Importance:
-    """The sums in place of the total's, which have seen one batch more."""
+def counted(total: Importance, batch: Batch, text: str) -> Importance:
+    """The total, whose sums have seen one batch more."""
     examples, tokens = counts(batch)
     return replace(
         total,
-        sums=sums,
         examples=total.examples + examples,
         tokens=total.tokens + tokens,
         batches=total.batches + 1,
@@ -167,7 +168,7 @@ def counted(total: Importance, sums: Any, batch: Batch, text: str) -> Importance
 def counts(batch: Batch) -> tuple[int, int]:
     """How many examples a batch holds, and how many tokens that are no padding."""
     weights = check_weights(batch)
-    mask = np.asarray(batch.get("attention_mask", np.ones((len(weights), 1))), float)
+    mask = np.asarray(batch.get("attention_mask", np.ones((len(weights), 1))), float).reshape(len(weights), -1)
     return round(weights.sum()), round(float(weights @ mask.sum(axis=1)))
 
 
@@ -176,9 +177,9 @@ def continued(fresh: Importance, text: str, file: str | Path | None) -> Importan
     if file is None or not Path(file).exists():
         return fresh
     found = load_importance(file)
-    if different := [*others(found, fresh, text), *differences(found, symmetrised(fresh))]:
+    if different := [*others(found, fresh, text), *differences(found, fresh)]:
         raise ValueError(f"{file} holds another measurement than is wanted: {', '.join(different)}{OTHER_FILE}")
-    return with_symmetric(found, upper_blocks)
+    return found
 
 
 def others(found: Importance, fresh: Importance, text: str) -> list[str]:
@@ -188,7 +189,6 @@ def others(found: Importance, fresh: Importance, text: str) -> list[str]:
         "of another module or loss (their programs differ)": found.function == fresh.function,
         f"of the seed {found.seed}, wanted {fresh.seed}": found.seed == fresh.seed,
         f"of other texts ({CAUSES})": found.texts[:1] == (text,),
-        "in other eigenbases": not (found.bases and fresh.bases) or same_bases(found.bases, fresh.bases),
     }
     return [name for name, is_same in same.items() if not is_same]
 
@@ -213,7 +213,7 @@ def check_all_read(total: Importance | None, count: int, file: Any) -> Importanc
 
 def check_sums(finite: Any, number: int, run: Callable[[], Any]) -> None:
     """A FloatingPointError says what is not finite: the output for a batch, which `run` computes, or its sums."""
-    of_output, of_sums = (bool(each) for each in jax.device_get(finite))
+    of_output, of_sums = (bool(np.all(each)) for each in jax.device_get(finite))
     if not of_output:
         for leaf in jax.tree.leaves(run()):
             check_finite(leaf, number)
@@ -223,38 +223,38 @@ def check_sums(finite: Any, number: int, run: Callable[[], Any]) -> None:
 
 
 @lru_cache(maxsize=8)
-def batch_functions(wanted: Wanted) -> tuple[Callable, Callable]:
-    """The sums of one batch, and the update of the total with them, which is compiled once for what is wanted.
+def program_for(wanted: Wanted) -> Any:
+    """`passed` for what is wanted, which is compiled once for every shape of a batch."""
+    return jax.jit(partial(passed, wanted))
 
-    With the updated total comes whether the batch's output and its sums are finite.
+
+def pieces(batch: Batch, key: Any, gradients: int = 1) -> Iterator[tuple[Batch, Draw]]:
+    """The batch in pieces of about equal size, with their random directions, which are those of the whole."""
+    rows, mask = len(next(iter(batch.values()))), batch.get("attention_mask")
+    steps = gradients * (rows if mask is None else mask.size)
+    size = -(-rows // min(rows, -(-steps // AT_ONCE)))
+    for begin in range(0, rows, size):
+        yield {name: array[begin : begin + size] for name, array in batch.items()}, Draw(key, begin)
+
+
+def add_batch(sums: dict[str, Sums], passes: Iterable[tuple[Passed, Batch]], seen: int) -> tuple[Any, Any]:
+    """The sums get a batch more, in place; whether its outputs are finite, and what was added for each kernel.
+
+    What enters and leaves all layers is held for a few examples at a time; what is made of it, for one kernel.
     """
+    outputs, added = [], []
+    for found, piece in passes:
+        outputs.append(found.finite)
+        for paths in list(found.inputs):
+            steps = entering(found.inputs.pop(paths), by_row(piece.get("attention_mask")), piece.get("weights"))
+            for path in paths:
+                sums[path], good = add_kernel(sums[path], steps, found.deltas.pop(path, None), seen)
+                added.append(good)
+        seen += len(steps.values)
+        jax.block_until_ready(added)  # or the next piece would be passed through the model before this one is gone
+    return outputs, added
 
-    def sums(params: Any, batch: Batch, position: Position) -> Any:
-        return batch_sums(wanted, params, batch, position)[0]
 
-    def update(total: Any, params: Any, batch: Batch, position: Position) -> Any:
-        added, finite = batch_sums(wanted, params, batch, position)
-        good = finite, all_finite([jnp.sum(leaf) for leaf in jax.tree.leaves(added)])
-        return jax.tree.map(jnp.add, total, added), good
-
-    return sums, jax.jit(update, donate_argnums=0)
-
-
-def eigenbases(importance: Importance) -> dict[str, Basis]:
-    """By kernel, the eigenvectors of its Kronecker factors: the coordinates in which the Fisher is nearest diagonal.
-
-    George et al. 2018, sec. 3 (EKFAC). A second pass of `measure_importance` with these as `bases` measures the
-    diagonal there.
-
-    Raises:
-      ValueError: the factors "inputs" and "outputs" were not measured.
-    """
-
-    def vectors(path: str, gram: Any) -> Float[Array, "n n"]:
-        if gram is None:
-            raise ValueError(f"{path}: an eigenbasis needs the statistics 'inputs' and 'outputs'; measure them first")
-        return jnp.asarray(np.linalg.eigh(np.asarray(gram))[1][:, ::-1])
-
-    return {
-        path: Basis(vectors(path, sums.inputs), vectors(path, sums.outputs)) for path, sums in importance.sums.items()
-    }
+def by_row(mask: Any) -> Any:
+    """The mask with the places of an example in one row, where it is several texts, as its choices are."""
+    return None if mask is None else mask.reshape(len(mask), -1)

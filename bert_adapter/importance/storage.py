@@ -2,32 +2,37 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
-import jax
 import jax.numpy as jnp
+import numpy as np
 
-from bert_adapter.files import read_arrays, write_arrays
-from bert_adapter.importance.sums import STATISTICS, Basis, Importance, Sums, named
+from bert_adapter.files import read_arrays, read_metadata, write_arrays
+from bert_adapter.importance.sums import STATISTICS, SYMMETRIC, Importance, Sums, named, packed, unpacked
 
-SCHEMA = 2  # of the file
+SCHEMA = 3  # of the file
 FIELDS = ("examples", "tokens", "batches", "gradients", "seed", "model", "function", "texts")
 
 
 def save_importance(importance: Importance, file: str | Path) -> None:
     """The file, in safetensors, holds what `load_importance` reads, or, if anything fails, what it held before.
 
+    Of symmetric matrices it has the entries on and above the diagonal.
+
     Example:
       >>> import tempfile, bert_adapter
-      >>> importance = bert_adapter.Importance({}, 8, 80, 1, gradients="gaussian", seed=0, bases={})
+      >>> importance = bert_adapter.Importance({}, 8, 80, 1, gradients="gaussian", seed=0)
       >>> with tempfile.TemporaryDirectory() as folder:
       ...     bert_adapter.save_importance(importance, f"{folder}/importance.safetensors")
       ...     again = bert_adapter.load_importance(f"{folder}/importance.safetensors")
       >>> again == importance
       True
     """
-    arrays = {f"{path}:{name}": array for path, sums in importance.sums.items() for name, array in named(sums)}
-    for path, basis in importance.bases.items():
-        arrays |= {f"{path}:basis_{name}": array for name, array in basis._asdict().items()}
+    arrays = {
+        f"{path}:{name}": packed(array) if name in SYMMETRIC else np.asarray(array)
+        for path, sums in importance.sums.items()
+        for name, array in named(sums)
+    }
     fields = {name: getattr(importance, name) for name in FIELDS}
     about = {"schema": SCHEMA, "paths": list(importance.sums), **fields}
     write_arrays(Path(file), arrays, {"importance": json.dumps(about)})
@@ -44,22 +49,22 @@ def load_importance(file: str | Path) -> Importance:
       >>> with tempfile.TemporaryDirectory() as folder:
       ...     file = f"{folder}/importance.safetensors"
       ...     bert_adapter.save_importance(
-      ...         bert_adapter.Importance({}, 8, 80, 1, gradients="gaussian", seed=0, bases={}), file
+      ...         bert_adapter.Importance({}, 8, 80, 1, gradients="gaussian", seed=0), file
       ...     )
       ...     bert_adapter.load_importance(file).examples
       8
     """
-    metadata, arrays = read_arrays(file, "a file of save_importance")
+    metadata, names = read_metadata(file, "a file of save_importance")
     about = json.loads(metadata.get("importance", "{}"))
     if (schema := about.pop("schema", None)) != SCHEMA:
-        found = f"schema {schema}" if about else f"the arrays {sorted(arrays)[:3]}"
+        found = f"schema {schema}" if about else f"the arrays {names[:3]}"
         raise ValueError(f"{file}: wanted a file of save_importance, of schema {SCHEMA}; got {found}: measure again")
     about["texts"] = tuple(about["texts"])
     paths = about.pop("paths")
-    sums = {path: Sums(*(arrays.get(f"{path}:{name}") for name in STATISTICS)) for path in paths}
-    bases = {
-        path: Basis(*(arrays[f"{path}:basis_{name}"] for name in Basis._fields))
-        for path in paths
-        if f"{path}:basis_inputs" in arrays
-    }
-    return Importance(jax.tree.map(jnp.asarray, sums), bases=jax.tree.map(jnp.asarray, bases), **about)
+    arrays = read_arrays(file, "a file of save_importance", as_held)
+    return Importance({path: Sums(*(arrays.get(f"{path}:{name}") for name in STATISTICS)) for path in paths}, **about)
+
+
+def as_held(name: str, array: Any) -> Any:
+    """What the file has under that name, as `Importance.sums` holds it."""
+    return unpacked(array) if name.rpartition(":")[2] in SYMMETRIC else jnp.asarray(array)

@@ -1,6 +1,7 @@
 """Sums over examples, for each kernel, and measurements that add up."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -10,19 +11,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from bert_adapter.importance.fingerprint import of_arrays
+
 
 class Sums(NamedTuple):
     """Sums over examples, for a kernel (in, out) with inputs x and output gradients delta; None if not measured.
 
     fisher: the squared gradient, sum_b (sum_t x_bt delta_bt')**2, over every other example and over the rest: how far
-      the halves differ tells how far their sum can be trusted. In the eigenbasis, if there is one.
+      the halves differ tells how far their sum can be trusted.
     rows: of the squared gradient, its sums over the outputs.
     inputs, outputs: sum_bt x_bt x_bt' and sum_bt delta_bt delta_bt', without padding: the Kronecker factors.
     row_gram, col_gram: sum_b G_b G_b' and sum_b G_b' G_b of the gradients G_b = sum_t x_bt delta_bt'.
     gram_squares: sum_b ||G_b G_b'||_F**2, which tells how far the Gram matrices can be trusted.
     Where an example has several gradients, what is squared here is summed over them first.
 
-    While batches are added, symmetric matrices are in `upper_blocks`.
+    Symmetric matrices are whole, or `Upper` where they are held in numbers.
     """
 
     fisher: Float[Array, "2 in out"] | None = None
@@ -35,31 +38,34 @@ class Sums(NamedTuple):
 
 
 STATISTICS = Sums._fields
-FROM_TIME_GRAM = {"rows", "row_gram", "gram_squares"}  # what needs the products of the time steps' output gradients
 SYMMETRIC = ("inputs", "outputs", "row_gram", "col_gram")
-BLOCK = 384  # rows or columns of a symmetric matrix that are multiplied together
+BLOCK = 384  # symmetric matrices of more rows are held as `Upper`
 
 
-class Basis(NamedTuple):
-    """Orthonormal columns: the coordinates of a kernel are inputs.T @ kernel @ outputs."""
+class Upper(NamedTuple):
+    """A symmetric matrix, halved: [[first, across], [across', last]].
 
-    inputs: Float[Array, "in in"]
-    outputs: Float[Array, "out out"]
+    first, last: whole, or `Upper` again.
+    """
+
+    across: Float[Array, "_ _"]
+    first: Any
+    last: Any
 
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["sums", "bases"],
+    data_fields=["sums"],
     meta_fields=["examples", "tokens", "batches", "gradients", "seed", "model", "function", "texts"],
 )
 @dataclass(frozen=True)
 class Importance:
     """What was measured, by kernel, and on how much. `a + b` is what both together would have given.
 
+    `importance[path]` has whole matrices, made when asked for; `sums` holds symmetric ones as `Upper`, half as large.
+
     tokens: time steps that are no padding, if an attention mask tells; else as many as examples.
-    gradients: of whose loss: "labels", or of the model's own "categorical", "bernoulli" or "gaussian" predictive
-      distribution.
-    bases: by kernel, the coordinates that `fisher` is measured in; empty for those of the kernel.
+    gradients: of whose loss: "labels", or of the model's own predictive distribution, a name in `DISTRIBUTIONS`.
     model, function, texts: fingerprints of the parameters, of the model's and the loss's programs, and of each batch.
       With another model what was measured is refused. "" is not known, and fits all:
       `dataclasses.replace(importance, model="")`.
@@ -67,7 +73,7 @@ class Importance:
     Example:
       >>> import jax.numpy as jnp, bert_adapter
       >>> from bert_adapter.importance.sums import Sums
-      >>> one = bert_adapter.Importance({"head": Sums(rows=jnp.ones(3))}, 8, 8, 1, gradients="labels", seed=0, bases={})
+      >>> one = bert_adapter.Importance({"head": Sums(rows=jnp.ones(3))}, 8, 8, 1, gradients="labels", seed=0)
       >>> (one + one).examples, (one + one)["head"].rows.tolist()
       (16, [2.0, 2.0, 2.0])
     """
@@ -78,29 +84,32 @@ class Importance:
     batches: int
     gradients: str
     seed: int
-    bases: dict[str, Basis]
     model: str = ""
     function: str = ""
     texts: tuple[str, ...] = ()
 
     def __getitem__(self, path: str) -> Sums:
-        return self.sums[path]
+        return with_symmetric(self.sums[path], whole)
 
     def __add__(self, other: "Importance") -> "Importance":
         if different := differences(self, other):
             raise ValueError(f"wanted two measurements of the same; got {different[0]}")
         if self.model != other.model:
             raise ValueError("wanted measurements of one model; got two, whose parameters differ")
-        if not same_bases(self.bases, other.bases):
-            raise ValueError("wanted measurements in one eigenbasis; got two: measure both with the same `bases`")
+        ours, theirs = ({path: halved(sums) for path, sums in one.sums.items()} for one in (self, other))
         return replace(
             self,
-            sums=jax.tree.map(jnp.add, self.sums, other.sums),
+            sums=jax.tree.map(jnp.add, ours, theirs),
             examples=self.examples + other.examples,
             tokens=self.tokens + other.tokens,
             batches=self.batches + other.batches,
             texts=self.texts + other.texts,
         )
+
+
+def halved(sums: Sums) -> Sums:
+    """The sums with symmetric matrices as `Upper`."""
+    return with_symmetric(sums, upper)
 
 
 def check_model(importance: Importance, model: str) -> None:
@@ -113,22 +122,32 @@ def check_model(importance: Importance, model: str) -> None:
         )
 
 
-def same_bases(a: dict[str, Basis], b: dict[str, Basis]) -> bool:
-    """Whether the kernels have the same bases, to the last bit."""
-    if a.keys() != b.keys():
-        return False
-    return all(np.array_equal(x, y) for path in a for x, y in zip(a[path], b[path], strict=True))
+def check_texts(importance: Any, batches: Sequence[Mapping[str, Any]]) -> None:
+    """A ValueError if an importance was measured on other batches than these, where there are any."""
+    if not isinstance(importance, Importance) or not importance.texts:
+        return
+    given = tuple(map(of_arrays, batches))
+    if given and given != importance.texts:
+        raise ValueError(
+            f"importance: measured on {len(importance.texts)} batches which are not the {len(given)} given: wanted the "
+            f"same ones, or none, batches=()"
+        )
 
 
 def differences(a: Importance, b: Importance) -> list[str]:
     """The first thing in which measurements differ that are to be added or continued, if there is any."""
     found, wanted = (
-        {"gradients": one.gradients, "in an eigenbasis": bool(one.bases)}
-        | {path: {name: np.shape(array) for name, array in named(sums)} for path, sums in one.sums.items()}
+        {"gradients": one.gradients}
+        | {path: {name: shape_of(array) for name, array in named(sums)} for path, sums in one.sums.items()}
         for one in (a, b)
     )
     both = {name: (found.get(name), wanted.get(name)) for name in found | wanted}
     return [f"{name}: {x} and {y}" for name, (x, y) in both.items() if x != y][:1]
+
+
+def shape_of(array: Any) -> tuple[int, ...]:
+    """Of an array, or of the matrix that an `Upper` is."""
+    return (sum(array.across.shape),) * 2 if isinstance(array, Upper) else np.shape(array)
 
 
 def named(sums: Sums) -> list[tuple[str, Any]]:
@@ -136,37 +155,82 @@ def named(sums: Sums) -> list[tuple[str, Any]]:
     return [(name, array) for name, array in sums._asdict().items() if array is not None]
 
 
-def upper_product(a: Float[Array, "batch time n"], b: Float[Array, "batch time n"]) -> Any:
-    """The `upper_blocks` of sum_bt outer(a_bt, b_bt), which must be symmetric.
-
-    Little more than half the operations, and half the memory to add the next batch to.
-    """
+def upper_product(a: Float[Array, "*steps n"], b: Float[Array, "*steps n"]) -> Any:
+    """The `upper` of sum_t outer(a_t, b_t), which must be symmetric: little more than half the operations."""
     a, b = a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])
-    return [a[:, begin : begin + BLOCK].T @ b[:, begin:] for begin in range(0, a.shape[1], BLOCK)]
+    half = a.shape[1] // 2
+    if a.shape[1] <= BLOCK:
+        product = a.T @ b
+        return jnp.triu(product) + jnp.triu(product, 1).T
+    first, last = (upper_product(a[:, part], b[:, part]) for part in (slice(half), slice(half, None)))
+    return Upper(a[:, :half].T @ b[:, half:], first, last)
 
 
-def upper_blocks(matrix: Float[Array, "n n"]) -> list[Float[Array, "_ _"]]:
-    """A symmetric matrix without most of its lower triangle: BLOCK rows at a time, from their diagonal block on."""
-    return [matrix[begin : begin + BLOCK, begin:] for begin in range(0, len(matrix), BLOCK)]
+def upper(matrix: Any) -> Any:
+    """A symmetric matrix without most of its lower triangle; small ones stay whole."""
+    half = len(matrix) // 2
+    if isinstance(matrix, Upper) or len(matrix) <= BLOCK:
+        return matrix
+    return Upper(matrix[:half, half:], upper(matrix[:half, :half]), upper(matrix[half:, half:]))
+
+
+def zero_upper(size: int) -> Any:
+    """The `upper` of zeros (size, size)."""
+    half = size // 2
+    if size <= BLOCK:
+        return zeros(size, size)
+    return Upper(zeros(half, size - half), zero_upper(half), zero_upper(size - half))
+
+
+def zeros(*shape: int) -> Array:
+    """Nothing yet, without a program for every shape."""
+    return jnp.asarray(np.zeros(shape, np.float32))
+
+
+def whole(matrix: Any) -> Float[Array, "n n"]:
+    """The symmetric matrix of which that is the `upper`."""
+    return assembled(matrix) if isinstance(matrix, Upper) else matrix
 
 
 @jax.jit
-def symmetrise(blocks: list[Float[Array, "_ _"]]) -> Float[Array, "n n"]:
-    """The whole matrix of `upper_blocks`, symmetric whatever rounding did to its diagonal blocks."""
-    width = blocks[0].shape[1]
-    upper = jnp.concatenate([jnp.pad(block, ((0, 0), (width - block.shape[1], 0))) for block in blocks])
-    return jnp.triu(upper) + jnp.triu(upper, 1).T
+def assembled(matrix: Upper) -> Float[Array, "n n"]:
+    """The matrix of its parts."""
+
+    def joined(part: Any) -> Any:
+        if not isinstance(part, Upper):
+            return part
+        above = jnp.concatenate([joined(part.first), part.across], axis=1)
+        return jnp.concatenate([above, jnp.concatenate([part.across.T, joined(part.last)], axis=1)])
+
+    return joined(matrix)
 
 
-def with_symmetric(importance: Importance, function: Callable[[Any], Any]) -> Importance:
-    """The function's values in place of symmetric matrices, or of their upper blocks."""
-
-    def changed(sums: Sums) -> Sums:
-        return sums._replace(**{name: function(found) for name, found in named(sums) if name in SYMMETRIC})
-
-    return replace(importance, sums={path: changed(sums) for path, sums in importance.sums.items()})
+def corners(matrix: Any) -> list[Any]:
+    """The blocks on the diagonal: where a Gram matrix is finite there, it is finite."""
+    return [*corners(matrix.first), *corners(matrix.last)] if isinstance(matrix, Upper) else [matrix]
 
 
-def symmetrised(importance: Importance) -> Importance:
-    """Whole symmetric matrices in place of their upper blocks."""
-    return with_symmetric(importance, symmetrise)
+def packed(matrix: Any) -> list[np.ndarray]:
+    """A symmetric matrix's entries on and above the diagonal, once each, in flat pieces to be put end to end."""
+    matrix = upper(matrix)
+    if isinstance(matrix, Upper):
+        return [np.asarray(matrix.across).reshape(-1), *packed(matrix.first), *packed(matrix.last)]
+    return [np.asarray(matrix)[np.triu_indices(len(matrix))]]
+
+
+def unpacked(entries: Float[np.ndarray, " entries"]) -> Any:
+    """The `upper` of what `packed` gives, end to end."""
+    size = (math.isqrt(8 * len(entries) + 1) - 1) // 2
+    half, place = size // 2, np.triu_indices(min(size, BLOCK))
+    if size <= BLOCK:
+        block = np.empty((size, size), entries.dtype)
+        block[place] = block.T[place] = entries
+        return jnp.asarray(block)
+    ends = np.cumsum([half * (size - half), half * (half + 1) // 2])
+    across, first, last = np.split(entries, ends)
+    return Upper(jnp.asarray(across.reshape(half, size - half)), unpacked(first), unpacked(last))
+
+
+def with_symmetric(sums: Sums, function: Callable[[Any], Any]) -> Sums:
+    """The function's values in place of symmetric matrices."""
+    return sums._replace(**{name: function(found) for name, found in named(sums) if name in SYMMETRIC})

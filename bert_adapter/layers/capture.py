@@ -1,19 +1,25 @@
 """What enters and what leaves every layer, with its gradient, in one forward and one backward pass."""
 
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax.core.tracers import current_trace
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.interpreters import partial_eval
 from jaxtyping import Array, Float
 
-from bert_adapter.layers.layer import by_step
-from bert_adapter.layers.running import called_layer, layer_input, on_factors
+from bert_adapter.layers.layer import Order, by_step, moved
+from bert_adapter.layers.observing import Site, observing
+from bert_adapter.layers.stacks import indexed, whole
 
 Batch = Mapping[str, Any]
 Forward = Callable[[Any, Batch], Any]
+Place = tuple[str, int]  # a layer's path, and the number of its call
+PROBE = "captured_"  # begins the names of zeros that are put beside a kernel
 
 
 class Captured(NamedTuple):
@@ -27,62 +33,256 @@ class Captured(NamedTuple):
     deltas: Callable[[Any], dict[str, Float[Array, "batch time out"]]]
 
 
+class Call(NamedTuple):
+    """One call of a layer: the shapes of what enters and leaves it, and how these are read as steps.
+
+    lifted: the call is inside a transformation of the model's own, such as `nn.scan` or `nn.remat`. No array leaves it,
+      or reaches it, but on the ways of parameters and their gradients.
+    stack: the leading axes that the kernel has outside.
+    """
+
+    inputs: jax.ShapeDtypeStruct
+    outputs: jax.ShapeDtypeStruct
+    input_axes: int
+    order: Order
+    lifted: bool
+    stack: tuple[int, ...]
+
+
 def capture(forward: Forward, params: Any, batch: Batch, paths: frozenset[str]) -> Captured:
     """x and delta of every layer in `paths`: the gradient of its kernel, as a matrix, is sum_bt outer(x_bt, delta_bt).
 
-    `forward(params, batch)` runs a Linen model. Every layer's output gets a zero added, and the gradient with respect
-    to that zero is delta, so one backward pass serves all layers and no gradient of a kernel is formed; each call of
-    `deltas` is one. Without dropout, unless `forward` asks for it. Holds the activations of one batch.
+    `forward(params, batch)` runs the model. Every layer's output gets a zero added, and the gradient with respect to
+    that zero is delta, so one backward pass serves all layers and no gradient of a kernel is formed; each call of
+    `deltas` is one. A layer that is called more than once has the steps of all calls, one call after the other, and
+    those of padding are zero. Where rows of an input are several for each example, those of one example follow each
+    other. Without dropout, unless `forward` asks for it. Holds the activations of one batch.
 
     Raises:
-      ValueError: a path is not a layer of `LAYERS` that `forward` calls, or it is called more than once.
+      ValueError: a path is not a layer of `LAYERS` that `forward` calls, or one kernel serves many calls that are
+        traced as one, as in `nn.vmap`.
     """
-    shapes: dict[str, jax.ShapeDtypeStruct] = {}
-    run = partial(intercepted, forward, params, batch=batch, paths=paths)
+    calls = traced_calls(forward, params, batch, paths)
+    zeros: Any = {place: fresh_probes(call) for place, call in calls.items()}
 
-    def note(path: str, inputs: Array, outputs: Array) -> Array:
-        if path in shapes:
-            raise ValueError(f"the layer {path!r} is called more than once: its gradient is no single product")
-        shapes[path] = jax.ShapeDtypeStruct(outputs.shape, outputs.dtype)
-        return outputs
+    first: dict[int, Place] = {}  # the first call that an array enters, by the array's id
+    shared: dict[Place, Place] = {}  # the same for each call
 
-    jax.eval_shape(lambda: run(touch=note))
-    if missing := sorted(paths - shapes.keys()):
-        raise ValueError(f"no layer that can be factorised is called under {missing}; called are {sorted(shapes)}")
-    zeros = {path: jnp.zeros(shape.shape, shape.dtype) for path, shape in shapes.items()}
+    def perturbed(zeros: Any) -> tuple[Any, dict[Place, Array]]:
+        seen: dict[Place, Array] = {}
 
-    def perturbed(perturbations: dict[str, Array]) -> tuple[Any, dict[str, Array]]:
-        seen: dict[str, Array] = {}
+        def perturb(place: Place, site: Site, inputs: Array, outputs: Array) -> Array:
+            if place not in calls:
+                return outputs
+            if calls[place].lifted:
+                return exported(site, place, inputs, outputs)
+            shared[place] = first.setdefault(id(inputs), place)
+            seen[shared[place]] = inputs  # held, so that its id is no other's
+            return outputs + zeros[place]["outputs"]
 
-        def perturb(path: str, inputs: Array, outputs: Array) -> Array:
-            seen[path] = inputs
-            return outputs + perturbations[path]
+        lifted = {place: zero for place, zero in zeros.items() if calls[place].lifted}
+        return touched(forward, with_probes(params, lifted), batch, paths, touch=perturb), seen
 
-        return run(touch=perturb), seen
-
-    output, pull, inputs = jax.vjp(perturbed, zeros, has_aux=True)
+    output, pull, entered = jax.vjp(perturbed, zeros, has_aux=True)
+    seen = {place: entered[one] for place, one in shared.items()}
+    if any(call.lifted for call in calls.values()):
+        (exports,) = pull(jax.tree.map(jnp.zeros_like, output))
+        seen |= {place: found["inputs"] for place, found in exports.items() if calls[place].lifted}
 
     def deltas(gradient: Any) -> dict[str, Float[Array, "batch time out"]]:
         (found,) = pull(gradient)
-        return {path: found[path].reshape(*inputs[path].shape[:2], -1) for path in sorted(paths)}
+        return by_path({place: each["outputs"] for place, each in found.items()}, calls, batch, paths)
 
-    return Captured(output, {path: inputs[path] for path in sorted(paths)}, deltas)
+    return Captured(output, by_path(seen, calls, batch, paths, entering=True), deltas)
 
 
-def intercepted(
-    forward: Forward, params: Any, batch: Batch, paths: frozenset[str], touch: Callable[[str, Array, Array], Array]
-) -> Any:
-    """The output of `forward`, with the outputs of the layers in `paths` replaced by touch(path, x, y).
+def touched(forward: Forward, params: Any, batch: Batch, paths: frozenset[str], *, touch: Callable) -> Any:
+    """The output of `forward`, where touch(place, site, x, y) replaces the output y of each call of a layer."""
+    wanted, calls = {whole(path) for path in paths}, Counter()
 
-    x is what the kernel's rows are multiplied by, (batch, time, m).
-    """
-
-    def interceptor(next_fun: Callable, args: tuple, kwargs: dict[str, Any], context: Any) -> Any:
-        outputs, layer = next_fun(*args, **kwargs), called_layer(context)
-        path = "/".join(context.module.path)
-        if layer is None or path not in paths:
+    def counted(site: Site, inputs: Any, outputs: Any) -> Any:
+        if site.layer is None or site.path not in wanted:
             return outputs
-        return touch(path, by_step(layer_input(args, kwargs), layer.input_axes(context.module)), outputs)
+        calls[site.path] += 1
+        return touch((site.path, calls[site.path] - 1), site, inputs, outputs)
 
-    with nn.intercept_methods(on_factors), nn.intercept_methods(interceptor):
+    with observing(counted):
         return forward(params, batch)
+
+
+def traced_calls(forward: Forward, params: Any, batch: Batch, paths: frozenset[str]) -> dict[Place, Call]:
+    """All calls of the layers that reach the output."""
+    flat: dict[str, Any] = dict(flatten_dict(params, keep_empty_nodes=True, sep="/"))
+    calls: dict[Place, Call] = {}
+    level: list[Any] = []  # of JAX's transformations around the model
+
+    def note(place: Place, site: Site, inputs: Array, outputs: Array) -> Array:
+        assert site.layer is not None
+        kernel, outside = site.param("kernel"), flat.get(f"{site.path}/kernel")
+        if outside is None:
+            raise ValueError(f"forward: the layer {site.path!r} has no kernel at that path of params")
+        x, y = (jax.ShapeDtypeStruct(array.shape, array.dtype) for array in (inputs, outputs))
+        calls[place] = Call(
+            inputs=x,
+            outputs=y,
+            input_axes=site.layer.input_axes(site.module),
+            order=site.layer.order(site.module, inputs.ndim),
+            lifted=kernel is not outside or current_trace() != level[0],
+            stack=outside.shape[: outside.ndim - kernel.ndim],
+        )
+        return outputs
+
+    def run() -> Any:
+        level.append(current_trace())
+        return touched(forward, params, batch, paths, touch=note)
+
+    jax.eval_shape(run)
+    if missing := sorted(path for path in paths if (whole(path), 0) not in calls):
+        called = sorted({path for path, _ in calls})
+        raise ValueError(f"no layer that can be factorised is called under {missing}; called are {called}")
+    if lifted := {place: call for place, call in calls.items() if call.lifted}:
+        used = reads(forward, params, batch, lifted)
+        calls = {place: call for place, call in calls.items() if place not in lifted or place in used}
+    return calls
+
+
+def reads(forward: Forward, params: Any, batch: Batch, calls: dict[Place, Call]) -> set[Place]:
+    """Those lifted calls that reach the output: `nn.scan` traces a call twice and runs it once.
+
+    Raises:
+      ValueError: one of them stands for several calls of one kernel, whose sums could not be told apart.
+    """
+    paths = frozenset(path for path, _ in calls)
+    zeros = {place: fresh_probes(call) for place, call in calls.items()}
+
+    def run(zeros: Any, params: Any, batch: Batch) -> Any:
+        def touch(place: Place, site: Site, inputs: Array, outputs: Array) -> Array:
+            return exported(site, place, inputs, outputs)
+
+        return touched(forward, with_probes(params, zeros), batch, paths, touch=touch)
+
+    program = jax.make_jaxpr(run)(zeros, params, batch).jaxpr
+    _, read = partial_eval.dce_jaxpr(program, [True] * len(program.outvars))
+    found = jax.tree.unflatten(jax.tree.structure(zeros), read[: len(jax.tree.leaves(zeros))])
+    used = {place for place, each in found.items() if each["outputs"]}
+    if lost := sorted(paths - {path for path, _ in used}):
+        raise ValueError(
+            f"forward: its output does not depend on {lost} by way of params: hand on all that params hold"
+        )
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), (params, batch))
+
+    def counts() -> Any:
+        arrays = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (zeros, *shapes))
+        output, pull = jax.vjp(lambda zeros: run(zeros, *arrays[1:]), arrays[0])
+        (found,) = pull(jax.tree.map(jnp.ones_like, output))
+        return {place: jnp.max(each["count"]) for place, each in found.items()}
+
+    with jax.ensure_compile_time_eval():
+        most = jax.device_get(jax.jit(counts)())
+    for (path, _), count in most.items():
+        if count > 1:
+            raise ValueError(
+                f"the layer {path!r} is called {count:.0f} times with one kernel by nn.scan or nn.vmap, and its calls "
+                f"cannot be told apart: loop over them in Python, or exclude the layer"
+            )
+    return used
+
+
+def fresh_probes(call: Call) -> dict[str, Array]:
+    """Zeros whose gradients are delta and, for what is lifted, x and how often the zeros are read."""
+    zeros = {"outputs": jnp.zeros((*call.stack, *call.outputs.shape), call.outputs.dtype)}
+    if call.lifted:
+        zeros["inputs"] = jnp.zeros((*call.stack, *call.inputs.shape), call.inputs.dtype)
+        zeros["count"] = jnp.zeros(call.stack, jnp.float32)
+    return zeros
+
+
+def probe_name(place: Place, name: str) -> str:
+    """What a probe is called among the parameters of its layer."""
+    return f"{PROBE}{name}_{place[1]}"
+
+
+def with_probes(params: Any, probes: Mapping[Place, Any]) -> Any:
+    """The parameters with the probes beside the kernels."""
+    if not probes:
+        return params
+    flat = dict(flatten_dict(params, keep_empty_nodes=True, sep="/"))
+    for place, found in probes.items():
+        flat |= {f"{place[0]}/{probe_name(place, name)}": zero for name, zero in found.items()}
+    return unflatten_dict(flat, sep="/")
+
+
+def exported(site: Site, place: Place, inputs: Array, outputs: Array) -> Array:
+    """The outputs, if there are probes for the call with a way for the gradients."""
+    zeros = [site.param(probe_name(place, name)) for name in ("outputs", "inputs", "count")]
+    if any(zero is None for zero in zeros):
+        return outputs
+    return leaving(outputs + zeros[0].astype(outputs.dtype), zeros[1], zeros[2], inputs)
+
+
+@jax.custom_vjp
+def leaving(outputs: Array, zero: Array, count: Array, inputs: Array) -> Array:
+    """The outputs. Backwards, the gradient of `zero` is the inputs, and that of `count` is one."""
+    return outputs
+
+
+def leaving_forwards(outputs: Array, zero: Array, count: Array, inputs: Array) -> tuple[Array, Any]:
+    """What is kept: the inputs, and empty arrays of the dtypes."""
+    return outputs, (inputs, zero[..., :0], count)
+
+
+def leaving_backwards(kept: Any, gradient: Array) -> tuple[Array, Array, Array, Array]:
+    """The gradients."""
+    inputs, zero, count = kept
+    return gradient, inputs.astype(zero.dtype), jnp.ones_like(count), jnp.zeros_like(inputs)
+
+
+leaving.defvjp(leaving_forwards, leaving_backwards)
+
+
+def by_path(
+    arrays: Mapping[Place, Array], calls: dict[Place, Call], batch: Batch, paths: frozenset[str], entering: bool = False
+) -> dict[str, Float[Array, "batch time n"]]:
+    """What enters, or what leaves, the layers at the paths, as steps of the examples, one call after the other.
+
+    One array for all layers that the same one enters.
+    """
+    parts: dict[str, list[Array]] = defaultdict(list)
+    made: dict[Any, tuple[Array, Array]] = {}  # by id, with the array, which is then no other's
+    for place, call in calls.items():
+        order, axes = call.order.outputs, call.outputs.ndim - call.inputs.ndim + call.input_axes
+        order, axes = (call.order.inputs, call.input_axes) if entering else (order, axes)
+        for path, index in zip(indexed(place[0], call.stack), np.ndindex(*call.stack), strict=True):
+            array = arrays[place][index] if index else arrays[place]
+            key = id(array), axes, order
+            if key not in made:
+                made[key] = array, of_examples(by_step(moved(array, order), axes), batch, place[0])
+            parts[path].append(made[key][1])
+    mask = batch.get("attention_mask") if entering else None
+    return {path: joined(parts[path], mask) for path in sorted(paths)}
+
+
+def joined(parts: list[Array], mask: Any) -> Float[Array, "batch time n"]:
+    """The steps of several calls, without those of padding, which could not be told any more."""
+    if len(parts) == 1:
+        return parts[0]
+    masked = [part if mask is None or mask.size != part[..., 0].size else part * mask_of(mask, part) for part in parts]
+    return jnp.concatenate(masked, axis=1)
+
+
+def mask_of(mask: Any, steps: Array) -> Float[Array, "batch time 1"]:
+    """1 for the steps that are no padding."""
+    return jnp.asarray(mask).reshape(*steps.shape[:2], 1).astype(steps.dtype)
+
+
+def of_examples(steps: Float[Array, "rows time n"], batch: Batch, path: str) -> Float[Array, "batch time n"]:
+    """The steps of each example, where it has one row or several."""
+    count = examples(batch)
+    if len(steps) % count:
+        raise ValueError(f"the layer {path!r} is called with {len(steps)} rows for {count} examples: exclude it")
+    return steps if len(steps) == count else steps.reshape(count, -1, steps.shape[-1])
+
+
+def examples(batch: Batch) -> int:
+    """How many a batch holds."""
+    return len(next(iter(batch.values())))

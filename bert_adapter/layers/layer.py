@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float
@@ -14,27 +13,54 @@ Axes = tuple[tuple[int, ...], tuple[int, ...]]  # of a kernel: those along its i
 
 def run_on_factors(module: Any, inputs: Any, factors: tuple[Any, Any], bias: Any) -> Array:
     """inputs @ left @ right + bias, in the dtype that the module computes in, and with the shape that it returns."""
+    into = getattr(module, "preferred_element_type", None)
 
     def product(inputs: Array, left: Array, right: Array, bias: Array | None) -> Array:
         kept = inputs.shape[: inputs.ndim - left.ndim + 1]
         rank, precision = left.shape[-1], getattr(module, "precision", None)
         hidden = jnp.matmul(inputs.reshape(*kept, -1), left.reshape(-1, rank), precision=precision)
-        outputs = jnp.matmul(hidden, right.reshape(rank, -1), precision=precision).reshape(*kept, *right.shape[1:])
+        outputs = jnp.matmul(hidden, right.reshape(rank, -1), precision=precision, preferred_element_type=into)
+        outputs = outputs.reshape(*kept, *right.shape[1:])
         return outputs if bias is None else outputs + bias.reshape((1,) * len(kept) + right.shape[1:])
 
     return product(*promote_dtype(inputs, *factors, bias, dtype=getattr(module, "dtype", None)))
 
 
+class Order(NamedTuple):
+    """Where the axes of what enters a layer, and of what leaves it, go for a product with the kernel; None: they stay.
+
+    inputs: the axes of the input, with those that are summed over last, in the order of the kernel's.
+    outputs: the axes of the output, with those of the kernel last, in its order.
+    """
+
+    inputs: tuple[int, ...] | None = None
+    outputs: tuple[int, ...] | None = None
+
+
+def last_axes(module: Any, ndim: int) -> Order:
+    """The input's last axes are summed over, and the output's last ones are the kernel's."""
+    return Order()
+
+
+def product_of_its_own(module: Any) -> str | None:
+    """A layer that was given another product than JAX's is no product of matrices that we know."""
+    given = getattr(module, "dot_general", None), getattr(module, "dot_general_cls", None)
+    return "it was given a dot_general of its own" if any(each is not None for each in given) else None
+
+
 class Layer(NamedTuple):
-    """A kind of Linen module that multiplies its only input by a parameter "kernel", and adds a "bias" if it has one.
+    """A kind of module that multiplies its only input by a parameter "kernel", and adds a "bias" if it has one.
 
     A kernel of any number of axes is a matrix: the axes that are summed over with the input's are its rows, the others
     its columns. Its factors are "left", with the axes of the rows and one for the rank, and "right", with one for the
     rank and the axes of the columns.
 
     module: the class; subclasses count too.
-    input_axes: (module) -> how many of the kernel's first axes are summed over with as many of the input's last.
-    run: (module, inputs, (left, right), bias) -> what the module returns for that kernel.
+    input_axes: (module) -> how many of the kernel's first axes are summed over with as many of the input's.
+    run: (module, inputs, (left, right), bias) -> what the module returns for that kernel, where the axes that are
+      summed over are the input's last, and the kernel's others the output's last.
+    order: (module, number of the input's axes) -> how its axes, and the output's, come into that order.
+    refuses: (module) -> why this one cannot be factorised, or None.
 
     Example:
         >>> import flax.linen as nn
@@ -43,9 +69,11 @@ class Layer(NamedTuple):
         1
     """
 
-    module: type[nn.Module]
+    module: type
     input_axes: Callable[[Any], int]
     run: Callable[[Any, Any, tuple[Any, Any], Any], Array] = run_on_factors
+    order: Callable[[Any, int], Order] = last_axes
+    refuses: Callable[[Any], str | None] = product_of_its_own
 
 
 def split(shape: tuple[int, ...], input_axes: int) -> Axes:
@@ -56,6 +84,16 @@ def split(shape: tuple[int, ...], input_axes: int) -> Axes:
 def matrix_shape(axes: Axes) -> tuple[int, int]:
     """(m, n) of the matrix that the kernel is."""
     return math.prod(axes[0]), math.prod(axes[1])
+
+
+def moved(array: Any, order: tuple[int, ...] | None) -> Any:
+    """The array with its axes in that order."""
+    return array if order is None else jnp.transpose(array, order)
+
+
+def moved_back(array: Any, order: tuple[int, ...] | None) -> Any:
+    """The array whose axes were put into that order."""
+    return array if order is None else jnp.transpose(array, tuple(order.index(i) for i in range(len(order))))
 
 
 def by_step(inputs: Array, input_axes: int) -> Float[Array, "batch time in"]:

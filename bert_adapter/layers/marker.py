@@ -10,7 +10,12 @@ class Factorised:
     """What stands in the place of a kernel that was factorised: a pytree without leaves that is no array.
 
     A model that is run without the interceptor finds it where it wants a kernel, and says what to do.
+
+    stacked: how many leading axes the factors have, one pair at each index.
     """
+
+    def __init__(self, stacked: int = 0) -> None:
+        self.stacked = stacked
 
     def refuse(self, *_: Any, **__: Any) -> NoReturn:
         raise TypeError(
@@ -23,10 +28,10 @@ class Factorised:
     dtype = shape = ndim = property(refuse)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Factorised)
+        return isinstance(other, Factorised) and other.stacked == self.stacked
 
     def __hash__(self) -> int:
-        return hash(Factorised)
+        return hash((Factorised, self.stacked))
 
     def __repr__(self) -> str:
         return "FACTORISED"

@@ -1,6 +1,6 @@
 """Any Linen model runs on factorised parameters, unmodified."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -8,8 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bert_adapter.layers import LAYERS
-from bert_adapter.layers.layer import Axes, Layer, matrix_shape, split
+from bert_adapter.layers.layer import Axes, matrix_shape, split
+from bert_adapter.layers.observing import Site, observing, on_factors
 
 
 @contextmanager
@@ -52,35 +52,11 @@ def parameter_shapes(module: nn.Module) -> tuple[Any, dict[str, Axes]]:
     """The dense parameters as shapes, and the axes of those kernels that can be factorised, by path."""
     found: dict[str, Axes] = {}
 
-    def note(next_fun: Callable, args: tuple, kwargs: dict[str, Any], context: Any) -> Any:
-        outputs, layer = next_fun(*args, **kwargs), called_layer(context)
-        if layer is not None:
-            kernel = context.module.get_variable("params", "kernel")
-            found["/".join(context.module.path)] = split(kernel.shape, layer.input_axes(context.module))
+    def note(site: Site, inputs: Any, outputs: Any) -> Any:
+        if site.layer is not None:
+            found[site.path] = split(site.param("kernel").shape, site.layer.input_axes(site.module))
         return outputs
 
-    with nn.intercept_methods(note):
+    with observing(note):
         params = jax.eval_shape(module.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 1), jnp.int32))["params"]
     return params, found
-
-
-def called_layer(context: nn.module.InterceptorContext) -> Layer | None:
-    """The kind of layer that the intercepted call runs, the one registered last if there are several; or None."""
-    if context.method_name != "__call__":
-        return None
-    return next((layer for layer in reversed(LAYERS.values()) if isinstance(context.module, layer.module)), None)
-
-
-def layer_input(args: tuple, kwargs: dict[str, Any]) -> Any:
-    """What a layer is called with."""
-    return next(iter((*args, *kwargs.values())))
-
-
-def on_factors(next_fun: Callable, args: tuple, kwargs: dict[str, Any], context: Any) -> Any:
-    """A layer whose parameters hold factors runs on these."""
-    module, layer = context.module, called_layer(context)
-    if layer is None or not module.has_variable("params", "left"):
-        return next_fun(*args, **kwargs)
-    bias = module.get_variable("params", "bias") if getattr(module, "use_bias", True) else None
-    factors = module.get_variable("params", "left"), module.get_variable("params", "right")
-    return layer.run(module, layer_input(args, kwargs), factors, bias)

@@ -4,7 +4,7 @@ A signal is one file with a `Signal` in it and one line here. `Signal` lists wha
 """
 
 from bert_adapter.signals.definition import UNITS, Signal
-from bert_adapter.signals.diagonal import EIGENBASIS, EXACT, FISHER
+from bert_adapter.signals.diagonal import EXACT, FISHER
 from bert_adapter.signals.kfac import ACTIVATION, KFAC
 from bert_adapter.signals.marginals import SHAMPOO
 from bert_adapter.signals.simple import FWSVD, SVD
@@ -13,7 +13,6 @@ from wlra.checks import check_name
 SIGNALS: dict[str, Signal] = {
     "shampoo": SHAMPOO,
     "kfac": KFAC,
-    "eigenbasis": EIGENBASIS,
     "exact": EXACT,
     "fisher": FISHER,
     "activation": ACTIVATION,

@@ -3,24 +3,14 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from jaxtyping import Array, Float
-
 import wlra
-from bert_adapter.importance.sums import Basis, Sums
-
-
-class Rotated(NamedTuple):
-    """Weights of the entries of basis.inputs.T @ kernel @ basis.outputs."""
-
-    weights: Float[Array, "in out"]
-    basis: Basis
+from bert_adapter.importance.sums import Sums
 
 
 class Evidence(NamedTuple):
-    """What was measured of one kernel (in, out), in coordinates of its own if there is a basis."""
+    """What was measured of one kernel (in, out)."""
 
     sums: Sums
-    basis: Basis | None
     examples: int
     shape: tuple[int, int]
 
@@ -33,11 +23,10 @@ class Signal(NamedTuple):
 
     name: what it is called in reports, in config.json and on the command line.
     about: one line for --help.
-    weights: (evidence, shrink) -> what `wlra.solve` takes as weights, or `Rotated`. `shrink` is the share that is what
-      is simpler, or None for as much as is noise.
+    weights: (evidence, shrink) -> what `wlra.solve` takes as weights. `shrink` is the share that is what is simpler,
+      or None for as much as is noise.
     method: of `wlra.solve`, by default.
     statistics: what is measured for it, of those of `Sums`; nothing if there are none.
-    rotated: whether a second pass measures "fisher" in the eigenbasis of "inputs" and "outputs".
     per_token: whether the weights are sums over tokens times sums over tokens.
     units: "loss" if half the weighted squared error is an increase of the loss, so that those of all kernels add up;
       "own" if it only compares errors in one kernel: ranks are then planned by the share of each kernel that is lost.
@@ -62,7 +51,6 @@ class Signal(NamedTuple):
     weights: Callable[[Evidence, float | None], Any]
     method: str | wlra.Method
     statistics: tuple[str, ...] = ()
-    rotated: bool = False
     per_token: bool = False
     units: str = "own"
     needs_labels: bool = False

@@ -1,8 +1,8 @@
-"""Weights of single entries: the diagonal of the Fisher information, in the kernel's coordinates or in others."""
+"""Weights of single entries: the diagonal of the Fisher information."""
 
 from jaxtyping import Array, Float
 
-from bert_adapter.signals.definition import Evidence, Rotated, Signal
+from bert_adapter.signals.definition import Evidence, Signal
 from bert_adapter.signals.reliability import reliability, separable_fit
 
 
@@ -13,12 +13,6 @@ def diagonal(evidence: Evidence, shrink: float | None) -> Float[Array, "in out"]
     fisher = halves[0] + halves[1]
     share = 1 - reliability(halves) if shrink is None else shrink
     return fisher + share * (separable_fit(fisher) - fisher)
-
-
-def in_eigenbasis(evidence: Evidence, shrink: float | None) -> Rotated:
-    """The same in the coordinates of the basis (George et al. 2018, sec. 3)."""
-    assert evidence.basis is not None
-    return Rotated(diagonal(evidence, shrink), evidence.basis)
 
 
 def diagonal_reliability(evidence: Evidence) -> float:
@@ -42,14 +36,4 @@ FISHER = EXACT._replace(
     about="the same of labels, from the gradients of a loss",
     needs_labels=True,
     refuses_labels=False,
-)
-EIGENBASIS = Signal(
-    name="eigenbasis",
-    about="a weight for each entry in the coordinates of 'kfac', from two passes",
-    weights=in_eigenbasis,
-    method="anderson",
-    statistics=("inputs", "outputs"),
-    rotated=True,
-    units="loss",
-    reliability=diagonal_reliability,
 )

@@ -1,13 +1,11 @@
-"""What is measured for a signal, in one pass over the batches or in two."""
+"""What is measured for a signal, in one pass over the batches."""
 
 from collections.abc import Iterable
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bert_adapter.importance.gradients import Gradients
-from bert_adapter.importance.measure import eigenbases, measure_importance
+from bert_adapter.importance.measure import measure_importance
 from bert_adapter.importance.sums import Importance
 from bert_adapter.layers.capture import Batch, Forward
 from bert_adapter.signals import DEFAULT, as_signal
@@ -26,13 +24,12 @@ def measure_signal(
     file: str | Path | None = None,
     progress: bool = True,
 ) -> Importance:
-    """What the signal needs to know of the kernels, from one pass over the batches, or two for an eigenbasis.
+    """What the signal needs to know of the kernels, from one pass over the batches.
 
     The default, "shampoo", needs the marginals of the Fisher information: E[GG'] along inputs and E[G'G] along outputs,
     with G an example's gradient (Gupta et al. 2018).
 
-    Args are those of `measure_importance`. With a file, each of two passes has its own: the first one's has the suffix
-    ".factors".
+    Args are those of `measure_importance`.
 
     Example:
       >>> import flax.linen as nn, jax, jax.numpy as jnp, bert_adapter
@@ -45,12 +42,5 @@ def measure_signal(
       >>> importance["layers_0"].inputs.shape
       (5, 5)
     """
-    chosen, batches, paths = as_signal(signal), list(batches), list(paths)
-    given = {"params": params, "batches": batches, "paths": paths}
-    measure: Any = partial(measure_importance, forward, **given, gradients=gradients, seed=seed, progress=progress)
-    if not chosen.rotated:
-        return measure(statistics=chosen.statistics, file=file)
-    factors = measure(statistics=chosen.statistics, file=None if file is None else f"{file}.factors")
-    rotated = measure(statistics=("fisher",), bases=eigenbases(factors), file=file)
-    both = {path: sums._replace(fisher=rotated[path].fisher) for path, sums in factors.sums.items()}
-    return replace(rotated, sums=both)
+    how: dict[str, Any] = {"gradients": gradients, "seed": seed, "file": file, "progress": progress}
+    return measure_importance(forward, params, batches, paths, statistics=as_signal(signal).statistics, **how)

@@ -1,6 +1,6 @@
 """What a signal makes of a measurement: weights for the solver, and how far they can be trusted."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from bert_adapter.importance.sums import Importance, Sums
@@ -13,8 +13,10 @@ def solver_weights(
     signal: str | Signal,
     shapes: Mapping[str, tuple[int, int]],
     shrink: float | None = None,
-) -> dict[str, Any]:
+) -> Mapping[str, Any]:
     """By path, the weights that the signal makes of what was measured, shrunk towards what is simpler.
+
+    They are made when asked for, again each time, so that those of one kernel are held at a time.
 
     shrink: the share of weights per entry that is their separable fit, of Gram matrices that is the identity. If None,
     as far as they are noise, kernel by kernel: 1 - reliability. What has no known reliability is left as it is.
@@ -23,30 +25,44 @@ def solver_weights(
       ValueError: the signal needs what was not measured.
     """
     chosen = as_signal(signal)
-    evidence = {path: evidence_for(importance, chosen, path, shape) for path, shape in shapes.items()}
-    return {path: chosen.weights(known, shrink) for path, known in evidence.items()}
+    for path in shapes:
+        check_measured(importance, chosen, path)
+    return Made(shapes, lambda path: chosen.weights(evidence_of(importance, path, shapes[path]), shrink))
 
 
-def evidence_for(importance: Importance | None, signal: Signal, path: str, shape: tuple[int, int]) -> Evidence:
-    """What is known of a kernel, with all that the signal needs."""
-    evidence = evidence_of(importance, path, shape)
-    needed = (*signal.statistics, *(("fisher",) if signal.rotated else ()))
-    if missing := [name for name in needed if getattr(evidence.sums, name) is None]:
+class Made(Mapping):
+    """What `make` makes of each name, when it is asked for."""
+
+    def __init__(self, names: Iterable[str], make: Callable[[str], Any]) -> None:
+        self.names, self.make = dict.fromkeys(names), make
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self.names:
+            raise KeyError(name)
+        return self.make(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def check_measured(importance: Importance | None, signal: Signal, path: str) -> None:
+    """A ValueError if something that the signal needs was not measured of a kernel."""
+    sums = Sums() if importance is None else importance.sums.get(path, Sums())
+    if missing := [name for name in signal.statistics if getattr(sums, name) is None]:
         raise ValueError(
             f"signal {signal.name!r} needs {missing} of {path}, which were not measured: "
             f"measure_signal(..., signal={signal.name!r}) does"
         )
-    if "fisher" in needed and signal.rotated != (evidence.basis is not None):
-        where = "in the eigenbasis" if signal.rotated else "of the kernel's own entries"
-        raise ValueError(f"signal {signal.name!r} wants the Fisher information {where}; got the other")
-    return evidence
 
 
 def evidence_of(importance: Importance | None, path: str, shape: tuple[int, int]) -> Evidence:
     """What is known of a kernel; nothing if it was not measured."""
     if importance is None:
-        return Evidence(Sums(), None, 0, shape)
-    return Evidence(importance.sums.get(path, Sums()), importance.bases.get(path), importance.examples, shape)
+        return Evidence(Sums(), 0, shape)
+    return Evidence(importance[path] if path in importance.sums else Sums(), importance.examples, shape)
 
 
 def reliabilities(

@@ -1,0 +1,38 @@
+"""What a model's card, README.md, declares of where the model comes from: its licence, and what it was made of."""
+
+import warnings
+from typing import Any
+
+CARD = "README.md"
+MARK = "<!-- written by bert_adapter -->"  # only cards with this line are ever replaced
+KEPT = ("language", "license", "license_name", "license_link", "base_model")
+
+
+def front_matter(content: bytes, name: Any = CARD) -> dict[str, Any]:
+    """The entries between the lines of three dashes with which a card begins; none if it does not."""
+    import yaml
+
+    begin, _, rest = content.decode("utf-8-sig", "replace").replace("\r\n", "\n").partition("---\n")
+    entries, end, _ = rest.partition("\n---")
+    if begin.strip() or not end:
+        return {}
+    try:
+        found = yaml.safe_load(entries)
+    except yaml.YAMLError as error:
+        warnings.warn(f"{name}: licence and base model are not carried over: {error}", stacklevel=2)
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def provenance(content: bytes | None, name: Any = CARD) -> dict[str, Any]:
+    """What a card declares of `KEPT`."""
+    found = {} if content is None else front_matter(content, name)
+    return {entry: found[entry] for entry in KEPT if found.get(entry) is not None}
+
+
+def card(entries: dict[str, Any], text: str = "") -> bytes:
+    """A card with these entries, and a text below them."""
+    import yaml
+
+    declared = yaml.safe_dump(entries, sort_keys=False, allow_unicode=True)
+    return f"---\n{declared}---\n\n{MARK}\n{text}".encode()

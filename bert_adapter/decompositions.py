@@ -1,0 +1,253 @@
+"""Every kernel decomposed once: the plan of all budgets, and the factors of all ranks."""
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from threadpoolctl import threadpool_limits
+
+import wlra
+from bert_adapter.checkpoint.names import by_path
+from bert_adapter.importance.fingerprint import of_arrays, of_params
+from bert_adapter.importance.sums import Importance, check_model
+from bert_adapter.kernels import Shapes, break_even, matrix_shape
+from bert_adapter.layers.stacks import unstacked
+from bert_adapter.progress import track
+from bert_adapter.signals import DEFAULT, as_signal
+from bert_adapter.signals.definition import Signal
+from bert_adapter.signals.weights import reliabilities, solver_weights
+from wlra import components
+from wlra.components import Decomposed, Side
+from wlra.options import as_method
+
+BY_ROWS = ("fwsvd", "separable")  # exact for a weight for each row
+
+
+class Decompositions(NamedTuple):
+    """The kernels in the coordinates in which a signal's weights are equal, from which every budget and rank is cut.
+
+    kernels: by path, components and weighted squares; the squares alone where the signal's method is no closed form of
+      them.
+    shapes: by path, inputs by outputs.
+    signal, shrink: what errors are weighted by.
+    examples: what the squares are sums over.
+    model: the fingerprint of the parameters.
+    reliability: by path, as in `Report`.
+    calibration: how many texts were measured on, and their fingerprint; empty where nothing was measured.
+
+    Example:
+      >>> import numpy as np, bert_adapter
+      >>> params = {"easy": {"kernel": np.diag([9.0, 8, 0, 0, 0, 0, 0, 0])}, "hard": {"kernel": np.eye(8)}}
+      >>> known = bert_adapter.decompose(params, None, signal="svd")
+      >>> [bert_adapter.plan(params, known, budget=share).ranks for share in (0.5, 0.75)]
+      [{'easy': 2, 'hard': 2}, {'easy': 2, 'hard': 4}]
+    """
+
+    kernels: Mapping[str, Decomposed]
+    shapes: Shapes
+    signal: Signal
+    shrink: float | None
+    examples: float
+    model: str
+    reliability: Mapping[str, float]
+    calibration: Mapping[str, Any]
+
+
+def decompose(
+    params: Any,
+    importance: Importance | None,
+    *,
+    signal: str | Signal = DEFAULT,
+    shrink: float | None = None,
+    kernels: Shapes | None = None,
+    progress: bool = True,
+) -> Decompositions:
+    """The kernels decomposed, which `plan` and `compress` take in place of the importance, at any budget.
+
+    It takes as much memory as the kernels, and the importance is not needed any more.
+
+    Args:
+      params: nested dicts, with dense kernels.
+      importance: what `measure_signal` returned, or `measure_importance` with what the signal needs; None for a signal
+        that needs nothing.
+      signal, shrink: as `compress` takes them.
+      kernels: what `select_kernels` returned. By default all kernels that were measured; all with two axes where
+        nothing was.
+      progress: whether there is a bar on a terminal.
+
+    Raises:
+      ValueError: a name or share that cannot be, an importance of another model or without what the signal needs, or
+        values that are not finite or no weights.
+
+    Example:
+      >>> import numpy as np, bert_adapter
+      >>> params = {"layer": {"kernel": np.outer(np.arange(1.0, 7), np.ones(4)).astype("f4")}}
+      >>> known = bert_adapter.decompose(params, None, signal="svd")
+      >>> small, reports = bert_adapter.factorise(params, known.kernels, {"layer": 1}, method="svd")
+      >>> small["layer"]["left"].shape, reports[0].loss["svd"] < 1e-6
+      ((6, 1), True)
+    """
+    chosen = as_signal(signal)
+    check_shrink(shrink)
+    check_of(importance, params)
+    shapes = selected_shapes(params, importance, kernels)
+    return decompositions(
+        params, importance, shapes, signal=chosen, shrink=shrink, method=as_method(chosen.method), progress=progress
+    )
+
+
+def decompositions(
+    params: Any,
+    importance: Importance | None,
+    shapes: Shapes,
+    *,
+    signal: Signal,
+    shrink: float | None,
+    method: wlra.Method | None,
+    progress: bool = False,
+    consume: bool = False,
+) -> Decompositions:
+    """The same for what has been checked, and for another method than the signal's, or for the squares alone.
+
+    consume: the sums of kernels that need them no more are taken out of the importance.
+    """
+    reliability, examples = reliabilities(importance, signal, shapes), per_example(importance, signal)
+    known = {} if importance is None else importance.sums
+    flat = by_path(unstacked(params, shapes))
+
+    def one(path: str) -> Decomposed:
+        kernel = np.asarray(flat[f"{path}/kernel"]).reshape(shapes[path])
+        try:
+            weights = solver_weights(importance, signal, {path: shapes[path]}, shrink)[path]
+            found = decompose_one(kernel, weights, method)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        if consume and found.left is not None:
+            known.pop(path, None)
+        return found
+
+    model = of_params(params) if importance is None else importance.model  # checked
+    kernels = side_by_side(one, shapes, progress)
+    of = {"examples": examples, "model": model, "reliability": reliability, "calibration": calibration(importance)}
+    return Decompositions(kernels, shapes, signal, shrink=shrink, **of)
+
+
+def calibration(importance: Importance | None) -> dict[str, Any]:
+    """How many texts it was measured on, and their fingerprint as batches, but not the texts."""
+    if importance is None:
+        return {}
+    texts = {str(i): np.frombuffer(text.encode(), np.uint8) for i, text in enumerate(importance.texts)}
+    return {"texts": importance.examples, "fingerprint": of_arrays(texts)}
+
+
+def side_by_side(one: Callable[[str], Decomposed], shapes: Shapes, progress: bool) -> dict[str, Decomposed]:
+    """By path, what the function makes of each kernel.
+
+    Half the time goes to LAPACK, which is no faster on two cores than on one: a kernel for each, large ones first.
+    """
+    largest = sorted(shapes, key=lambda path: -math.prod(shapes[path]))
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(os.cpu_count()) as pool:
+        futures = [pool.submit(one, path) for path in largest]
+        try:
+            found = [future.result() for future in track(futures, "decompose", progress)]
+        finally:
+            for future in futures:
+                future.cancel()
+    by_name = dict(zip(largest, found, strict=True))
+    return {path: by_name[path] for path in shapes}
+
+
+def decompose_one(kernel: Float[np.ndarray, "in out"], weights: Any, method: wlra.Method | None) -> Decomposed:
+    """Components where cutting them is what the method does, and the squares alone elsewhere."""
+    most = math.ceil(break_even(kernel.shape)) - 1 if is_cut(kernel, weights, method) else 0
+    return components.decompose(kernel, *sides(kernel, weights), most)
+
+
+def is_cut(kernel: Float[np.ndarray, "in out"], weights: Any, method: wlra.Method | None) -> bool:
+    """Whether the method's result is the decomposition cut at its rank. In float64 it is more than that."""
+    if method is None or kernel.dtype == np.float64:
+        return False
+    if isinstance(weights, wlra.Kronecker):
+        return method == wlra.METHODS["kronecker"]
+    by_rows = weights is not None and np.shape(weights)[1:] == (1,)
+    names = BY_ROWS if by_rows else ("svd", *BY_ROWS) if weights is None else ()
+    return any(method == wlra.METHODS[name] for name in names)
+
+
+def sides(kernel: Any, weights: Any) -> tuple[Side, Side]:
+    """The weights of rows and of columns, as matrices or vectors; of a separable fit for weights of entries."""
+    if isinstance(weights, wlra.Kronecker):
+        return np.asarray(weights.row), np.asarray(weights.col)
+    m, n = kernel.shape
+    if weights is None:
+        return np.ones(m), np.ones(n)
+    full = np.broadcast_to(np.asarray(weights), kernel.shape)
+    row, col = (full.sum(axis=axis, dtype=np.float64) for axis in (1, 0))
+    return row, col / (col.sum() or 1)
+
+
+def predicted_losses(decomposed: Decomposed) -> Float[np.ndarray, " ranks"]:
+    """Half the weighted squared error of the best approximation of each rank 0, 1, ..., as far as weights separate."""
+    return np.append(np.cumsum(decomposed.squares[::-1])[::-1], 0) / 2
+
+
+def selected_shapes(params: Any, importance: Importance | None, kernels: Shapes | None) -> dict[str, tuple[int, int]]:
+    """The shapes of the kernels to plan for: those given, or those that were measured, or all with two axes."""
+    given = kernels if kernels is not None or importance is None else importance.sums
+    flat = by_path(unstacked(params, given or ()))
+    found = {path.removesuffix("/kernel"): leaf for path, leaf in flat.items() if path.endswith("/kernel")}
+    paths = [path for path, leaf in found.items() if np.ndim(leaf) == 2] if importance is None else importance.sums
+    paths = list(paths if kernels is None else kernels)
+    if not paths or (missing := [path for path in paths if path not in found]):
+        wanted = "no kernels" if not paths else f"{missing}, which are no dense kernels"
+        raise ValueError(f"kernels: got {wanted}; wanted paths of {sorted(found)}")
+    return {path: matrix_shape(path, found[path], kernels) for path in paths}
+
+
+def per_example(importance: Importance | None, signal: Signal) -> float:
+    """What the weights are divided by, for the loss of an example."""
+    if importance is None:
+        return 1.0
+    return float(importance.examples * (importance.tokens if signal.per_token else 1))
+
+
+def chosen_signal(signal: str | Signal | None, shrink: float | None, importance: Any) -> Signal:
+    """The signal, by default the first or that of decompositions, for which no other can be asked any more."""
+    if not isinstance(importance, Decompositions):
+        return as_signal(DEFAULT if signal is None else signal)
+    known = importance.signal
+    if signal is not None and as_signal(signal) != known:
+        raise ValueError(f"importance: decomposed for signal {known.name!r}; got signal={as_signal(signal).name!r}")
+    if shrink not in (None, importance.shrink):
+        raise ValueError(f"importance: decomposed for shrink={importance.shrink}; got shrink={shrink}")
+    return known
+
+
+def check_of(importance: Importance | Decompositions | None, params: Any) -> None:
+    """A ValueError for what is of another model."""
+    if isinstance(importance, Importance):
+        check_model(importance, of_params(params))
+    if isinstance(importance, Decompositions) and importance.model not in ("", model := of_params(params)):
+        raise ValueError(
+            f"importance: decomposed for another model, whose parameters have the fingerprint {importance.model}; "
+            f"those of this one have {model}: decompose(params, importance) makes it for this one"
+        )
+
+
+def restricted(known: Decompositions, kernels: Shapes | None) -> Decompositions:
+    """Those of the kernels that are asked for."""
+    if kernels is None:
+        return known
+    if missing := [path for path in kernels if known.shapes.get(path) != tuple(kernels[path])]:
+        raise ValueError(f"importance: decomposed for {sorted(known.shapes)}; got {missing} too")
+    return known._replace(kernels={path: known.kernels[path] for path in kernels}, shapes=kernels)
+
+
+def check_shrink(shrink: float | None) -> None:
+    """A ValueError for what is no share."""
+    if shrink is not None and not 0 <= shrink <= 1:
+        raise ValueError(f"shrink is how far weights are shrunk towards simpler ones, in [0, 1]; got {shrink}")

@@ -1,0 +1,90 @@
+"""The card of a model that is exported: where it comes from, what was kept, how to load it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bert_adapter.checkpoint.card_file import CARD, card, provenance
+from bert_adapter.checkpoint.names import low_rank
+from bert_adapter.exporting.target import Target
+from bert_adapter.families import architecture_of
+from bert_adapter.json_files import parsed
+from bert_adapter.layers.running import kernel_shapes
+from bert_adapter.model import Model
+
+
+def describe(model: Model, target: Target, *, dtype: str | None, scores: Mapping[str, float]) -> bytes:
+    """README.md, with the licence and the base model of the card that the model came with."""
+    declared = provenance(model.files.get(CARD))
+    entries = declared | ({"library_name": target.library} if target.library else {})
+    parts = [heading(model, declared), kept(model), measured(scores), loading(model, target, dtype)]
+    return card(entries, "\n\n".join(part for part in parts if part) + "\n")
+
+
+def heading(model: Model, declared: Mapping[str, Any]) -> str:
+    """What it is, and of what it was made."""
+    base, name = declared.get("base_model"), architecture_of(model.config).names[0]
+    bases = [base] if isinstance(base, str) else base or []
+    lines = [f"# {', '.join(bases) or name}, {'low-rank' if low_rank(model.config) else 'dense'}", ""]
+    made = ", ".join(f"`{each}`" for each in bases)
+    lines += [f"A `{name}`, {f'made from {made}' if made else 'whose base model is not recorded'}."]
+    if "license" not in declared:
+        lines += ["", "No licence was declared where it comes from: that of the base model applies."]
+    return "\n".join(lines)
+
+
+def kept(model: Model) -> str:
+    """What became of the kernels, and what that was decided by."""
+    ranks, section = low_rank(model.config), model.config.get("low_rank") or {}
+    if not ranks:
+        return "No kernel was factorised."
+    shapes = {path: shape for path, shape in kernel_shapes(model.module).items() if path in ranks}
+    before = sum(m * n for m, n in shapes.values())
+    after = sum(ranks[path] * sum(shape) for path, shape in shapes.items())
+    told = [
+        f"{len(ranks)} kernels are products of two factors, which hold {after:,} numbers in place of {before:,} "
+        f"({after / before:.0%}). All other parameters are those of the base model.",
+        "",
+        *([f"* Signal, which says how much an error counts: {section['signal']}"] if "signal" in section else []),
+        *([f"* Method: {section['method']}"] if "method" in section else []),
+        *calibrated(section.get("calibration")),
+        "",
+        "| kernel | inputs | outputs | rank |",
+        "|---|---|---|---|",
+        *(f"| {path} | {m} | {n} | {ranks[path]} |" for path, (m, n) in shapes.items()),
+    ]
+    return "\n".join(told)
+
+
+def calibrated(calibration: Mapping[str, Any] | None) -> list[str]:
+    """On what the signal was measured."""
+    if not calibration:
+        return []
+    return [f"* Calibration: {calibration['texts']} texts, of the fingerprint {calibration['fingerprint']}"]
+
+
+def read_scores(file: Path) -> dict[str, float]:
+    """The scores in a JSON file, by name."""
+    scores = parsed(file.read_bytes(), file)
+    check_scores(scores, f"{file}: ")
+    return scores
+
+
+def check_scores(scores: Mapping[str, Any], where: str = "") -> None:
+    """A ValueError if a score is no number."""
+    for name, value in scores.items():
+        if type(value) not in (int, float):
+            raise ValueError(f"{where}scores: got {name!r} of {value!r}, wanted a number for each name")
+
+
+def measured(scores: Mapping[str, float]) -> str:
+    """The scores in a table."""
+    if not scores:
+        return ""
+    return "\n".join(["| score | |", "|---|---|", *(f"| {name} | {value:.4g} |" for name, value in scores.items())])
+
+
+def loading(model: Model, target: Target, dtype: str | None) -> str:
+    """Code that loads it."""
+    numbers = f", in {dtype}" if dtype else ""
+    return f"## Load\n\n{target.about[0].upper()}{target.about[1:]}{numbers}.\n\n```python\n{target.load(model)}\n```"

@@ -1,0 +1,58 @@
+"""A model of transformers, 4.57 or 5, of whose linear layers some are low-rank; written by bert_adapter.
+
+The layers that config.json's "low_rank" names with their ranks are two linear layers before weights are loaded.
+"""
+
+import torch
+import transformers
+from torch import nn
+
+STOCK = "bert"  # the "model_type" of the model that is changed here
+TASKS = {
+    "Model": transformers.MODEL_MAPPING,
+    "ModelForSequenceClassification": transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    "ModelForTokenClassification": transformers.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
+    "ModelForQuestionAnswering": transformers.MODEL_FOR_QUESTION_ANSWERING_MAPPING,
+    "ModelForMaskedLM": transformers.MODEL_FOR_MASKED_LM_MAPPING,
+    "ModelForMultipleChoice": transformers.MODEL_FOR_MULTIPLE_CHOICE_MAPPING,
+}
+StockConfig = transformers.CONFIG_MAPPING[STOCK]
+
+
+class LowRankConfig(StockConfig):
+    """The stock config, under a name that no stock model answers to: one would draw random weights."""
+
+    model_type = f"low_rank_{STOCK}"
+
+
+class LowRankLinear(nn.Module):
+    """right(left(x)), in place of a linear layer; `right` has its bias."""
+
+    def __init__(self, dense, rank):
+        super().__init__()
+        self.left = nn.Linear(dense.in_features, rank, bias=False)
+        self.right = nn.Linear(rank, dense.out_features, bias=dense.bias is not None)
+        self.register_buffer("weight", torch.empty(0))  # of a size at which a stock model refuses the file
+
+    def forward(self, x):
+        return self.right(self.left(x))
+
+
+class LowRank:
+    """What is put before a stock class: it makes layers low-rank."""
+
+    config_class = LowRankConfig
+
+    def __init__(self, config, *args, **kwargs):
+        super().__init__(config, *args, **kwargs)
+        names = {name.removeprefix(f"{self.base_model_prefix}."): name for name, _ in self.named_modules()}
+        for layer, rank in config.low_rank["ranks"].items():
+            if layer in names:  # those of a head are not where there is no head
+                parent, _, child = names[layer].rpartition(".")
+                parent = self.get_submodule(parent)
+                setattr(parent, child, LowRankLinear(getattr(parent, child), rank))
+
+
+for task, mapping in TASKS.items():  # LowRankModel, LowRankModelForSequenceClassification, ...
+    if (stock := mapping.get(StockConfig, None)) is not None:
+        globals()[f"LowRank{task}"] = type(f"LowRank{task}", (LowRank, stock), {"__module__": __name__})

@@ -1,0 +1,208 @@
+"""Directories that transformers and sentence-transformers load, with PyTorch's names; no PyTorch is needed for it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bert_adapter.checkpoint import by_file, checked, write
+from bert_adapter.checkpoint.directory import FACTORS, TOKENIZER, WEIGHTS
+from bert_adapter.checkpoint.names import by_path, low_rank, stored
+from bert_adapter.exporting.target import Target
+from bert_adapter.factorisation import merge
+from bert_adapter.families import architecture_of, family_name, family_of
+from bert_adapter.families.sentence import MODULES, declared_stages
+from bert_adapter.families.stages import Projection
+from bert_adapter.json_files import parsed
+from bert_adapter.layers.running import kernel_shapes
+from bert_adapter.model import Model
+from bert_adapter.vocabulary import tokenizer_of
+
+CODE = Path(__file__).with_name("modeling_low_rank.py")
+TASKS = (  # of transformers' Auto classes; that of the bare model last
+    "ModelForSequenceClassification",
+    "ModelForTokenClassification",
+    "ModelForQuestionAnswering",
+    "ModelForMaskedLM",
+    "ModelForMultipleChoice",
+    "Model",
+)
+
+
+def task_of(model: Model) -> str:
+    """The end of the name of the Auto class that loads such a model."""
+    name = architecture_of(model.config).names[0]
+    return next(task for task in TASKS if name.endswith(task.removeprefix("Model")))
+
+
+def check_stock(model: Model, dtype: str | None) -> None:
+    """A ValueError if transformers has no such model."""
+    import transformers
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    kind, name = family_name(model.config), architecture_of(model.config).names[0]
+    if kind not in CONFIG_MAPPING_NAMES or not hasattr(transformers, name):
+        raise ValueError(
+            f"model_type and architectures: got {kind!r} and {name!r}, which transformers "
+            f"{transformers.__version__} has not: wanted to='onnx' or to='stablehlo', which need no model of its"
+        )
+
+
+def check_factorised(model: Model, dtype: str | None) -> None:
+    """A ValueError if nothing would be low-rank, or a kernel is that transformers has no linear layer for."""
+    check_stock(model, dtype)
+    if not low_rank(behind_merged(model).config):
+        raise ValueError("to: got 'transformers' for a model without factors, wanted 'transformers-dense'")
+    check_matrices(model)
+
+
+def check_matrices(model: Model) -> None:
+    """A ValueError if a factorised kernel has more than two axes."""
+    lefts = {path: leaf for path, leaf in by_path(model.params).items() if path.endswith(("/left", "/right"))}
+    if odd := [path for path, leaf in lefts.items() if np.ndim(leaf) != 2]:
+        raise ValueError(f"{odd[0]}: got {np.ndim(lefts[odd[0]])} axes, wanted 2: merge() the factors first")
+
+
+def check_sentences(model: Model, dtype: str | None) -> None:
+    """A ValueError if the model does not embed sentences."""
+    check_stock(model, dtype)
+    check_matrices(model)
+    if not hasattr(model.module, "stages"):
+        name = architecture_of(model.config).names[0]
+        raise ValueError(f"to: got 'sentence-transformers' for {name}, wanted an encoder, which embeds sentences")
+
+
+def write_dense(model: Model, directory: Path, dtype: str | None = None) -> None:
+    """What transformers itself writes: factors are multiplied out."""
+    config = {name: value for name, value in model.config.items() if name != "low_rank"}
+    config |= {"model_type": family_name(config), "architectures": [architecture_of(config).names[0]]}
+    dense = model._replace(params=merge(model.params), config=config)
+    write(dense, directory, by_file(dense, checked(dense)))
+
+
+def write_factorised(model: Model, directory: Path, dtype: str | None = None) -> None:
+    """Factors as linear layers, and the code that puts these into transformers' model."""
+    model = behind_merged(model)
+    family, kind = family_of(model.config), family_name(model.config)
+    ranks, prefix = low_rank(model.config), family.prefix.replace("/", ".")
+    layers = {path: torch_name(model, path) for path in ranks}
+    files = by_file(model, checked(model))
+    files[WEIGHTS] = as_linear(files.pop(FACTORS), set(layers.values()))
+    named = {layers[path].removeprefix(prefix): rank for path, rank in ranks.items()}
+    config = stored(model.config, kind) | {
+        "architectures": [f"LowRank{task_of(model)}"],
+        "auto_map": {"AutoConfig": f"{CODE.stem}.LowRankConfig"}
+        | {f"Auto{task}": f"{CODE.stem}.LowRank{task}" for task in TASKS},
+        "low_rank": model.config["low_rank"] | {"ranks": named},
+    }
+    write(model._replace(config=config, files=with_tokenizer_class(model)), directory, files)
+    code = CODE.read_text("utf-8").replace('STOCK = "bert"', f'STOCK = "{kind}"')
+    (directory / CODE.name).write_text(code, "utf-8")
+
+
+def write_sentences(model: Model, directory: Path, dtype: str | None = None) -> None:
+    """What follows the encoder is declared, whether or not it was."""
+    files = model.files | declarations(model)
+    module: Any = model.module
+    declared = model._replace(module=module.clone(stages=declared_stages(files)), files=files)
+    (write_factorised if low_rank(behind_merged(model).config) else write_dense)(declared, directory)
+
+
+def behind_merged(model: Model) -> Model:
+    """The model with dense stages behind the encoder: sentence-transformers has no others."""
+    stages = [stage.name for stage in getattr(model.module, "stages", ()) if isinstance(stage, Projection)]
+    if not (ranks := low_rank(model.config)):
+        return model
+    kept = {path: rank for path, rank in ranks.items() if path.split("/")[0] not in stages}
+    config = model.config | {"low_rank": model.config["low_rank"] | {"ranks": kept}}
+    params = {name: merge(leaf) if name in stages else leaf for name, leaf in model.params.items()}
+    return model._replace(params=params, config=config)
+
+
+def torch_name(model: Model, path: str) -> str:
+    """The name of PyTorch's module for a kernel."""
+    shape = kernel_shapes(model.module)[path]
+    name, _ = family_of(model.config).to_torch(f"{path}/kernel", np.empty(shape, np.float32))
+    return name.removesuffix(".weight")
+
+
+def as_linear(tensors: dict[str, np.ndarray], layers: set[str]) -> dict[str, np.ndarray]:
+    """The tensors with the factors of these layers as weights of linear layers, which are (out, in)."""
+    found = {}
+    for name, tensor in tensors.items():
+        layer, _, leaf = name.rpartition(".")
+        if layer not in layers:
+            found[name] = tensor
+        elif leaf == "bias":
+            found[f"{layer}.right.bias"] = tensor
+        else:
+            found[f"{layer}.{leaf}.weight"] = np.ascontiguousarray(tensor.T)
+            found[f"{layer}.weight"] = np.zeros(0, tensor.dtype)  # see the code
+    return found
+
+
+def with_tokenizer_class(model: Model) -> dict[str, bytes]:
+    """The files, whose tokenizer's class is named: transformers knows none for a model_type that it does not know."""
+    name = "tokenizer_config.json"
+    settings = parsed(model.files.get(name, b"{}"), name)
+    if settings.get("tokenizer_class") or not set(TOKENIZER) & model.files.keys():
+        return model.files
+    kind = type(tokenizer_of(model)).__name__
+    plain = kind in ("PreTrainedTokenizerFast", "TokenizersBackend")  # what tokenizer.json says, and no more
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast" if plain else kind.removesuffix("Fast")
+    return model.files | {name: json.dumps(settings, indent=2).encode()}
+
+
+def declarations(model: Model) -> dict[str, bytes]:
+    """modules.json and the pooling's config, with all that sentence-transformers needs there."""
+    place, kinds = "1_Pooling/config.json", [("", "Transformer"), ("1_Pooling", "Pooling")]
+    undeclared = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in kinds]
+    modules = parsed(model.files[MODULES], MODULES, list) if MODULES in model.files else undeclared
+    modules = [{"idx": number, "name": str(number)} | entry for number, entry in enumerate(modules)]
+    pooling = parsed(model.files.get(place, b'{"pooling_mode_mean_tokens": true}'), place)
+    if not {"word_embedding_dimension", "embedding_dimension"} & pooling.keys():
+        pooling["word_embedding_dimension"] = getattr(model.module, "config").hidden_size  # noqa: B009
+    return {name: json.dumps(value, indent=2).encode() for name, value in ((MODULES, modules), (place, pooling))}
+
+
+def load_with_transformers(model: Model, code: bool) -> str:
+    """How to load it."""
+    trust = ", trust_remote_code=True" if code else ""
+    return f"""from transformers import Auto{task_of(model)}, AutoTokenizer
+
+model = Auto{task_of(model)}.from_pretrained("OUT"{trust})
+tokenizer = AutoTokenizer.from_pretrained("OUT"{trust})
+print(model(**tokenizer("A sentence.", return_tensors="pt")))"""
+
+
+def load_with_sentence_transformers(model: Model) -> str:
+    """How to load it."""
+    trust = ", trust_remote_code=True" if low_rank(behind_merged(model).config) else ""
+    return f"""from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("OUT"{trust})
+print(model.encode(["A sentence.", "Another."]).shape)"""
+
+
+DENSE = Target(
+    about="factors multiplied out; AutoModel.from_pretrained loads it",
+    write=write_dense,
+    load=lambda model: load_with_transformers(model, code=False),
+    check=check_stock,
+    library="transformers",
+)
+FACTORISED = Target(
+    about="factorised; AutoModel.from_pretrained loads it with trust_remote_code=True",
+    write=write_factorised,
+    load=lambda model: load_with_transformers(model, code=True),
+    check=check_factorised,
+    library="transformers",
+)
+SENTENCES = Target(
+    about="as it is, with what follows the encoder; SentenceTransformer loads it with trust_remote_code=True",
+    write=write_sentences,
+    load=load_with_sentence_transformers,
+    check=check_sentences,
+    library="sentence-transformers",
+)

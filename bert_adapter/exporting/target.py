@@ -1,0 +1,32 @@
+"""Where a model can go, and what that takes."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from bert_adapter.model import Model
+
+
+def any_model(model: Model, dtype: str | None) -> None:
+    """Nothing is refused."""
+
+
+class Target(NamedTuple):
+    """A kind of directory that another library loads.
+
+    about: what it is, in a line.
+    write: (model, directory, dtype) -> None; the directory is empty, and vanishes if it fails.
+    load: Python that loads it from the directory "OUT", for the model's card.
+    check: (model, dtype) -> None, or a ValueError for a model that cannot go there.
+    dtypes: the numbers that it can compute with, its own first; none if these are the model's.
+    packages: what has to be importable.
+    library: the Hub's name of what loads it.
+    """
+
+    about: str
+    write: Callable[[Model, Path, str | None], None]
+    load: Callable[[Model], str]
+    check: Callable[[Model, str | None], None] = any_model
+    dtypes: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()
+    library: str | None = None

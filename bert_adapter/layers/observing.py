@@ -1,0 +1,78 @@
+"""Every layer as it is called, whatever model calls it."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+
+from bert_adapter.layers import LAYERS
+from bert_adapter.layers.layer import Layer, moved, moved_back
+
+
+class Site(NamedTuple):
+    """A layer, or another module with a kernel or a table, as it is called.
+
+    layer: the kind; None if the module cannot be factorised.
+    param: (name) -> its parameter as the call sees it, or None.
+    """
+
+    path: str
+    module: Any
+    layer: Layer | None
+    param: Callable[[str], Any]
+
+
+Touch = Callable[[Site, Any, Any], Any]  # (site, inputs, outputs) -> what stands in the place of the outputs
+TOUCH: ContextVar[Touch | None] = ContextVar("touch", default=None)  # for models that are not Linen's
+
+
+def layer_of(module: Any) -> Layer | None:
+    """The kind of layer, the one registered last if there are several; None if it cannot be factorised."""
+    kind = next((layer for layer in reversed(LAYERS.values()) if isinstance(module, layer.module)), None)
+    return None if kind is None or kind.refuses(module) else kind
+
+
+def layer_input(args: tuple, kwargs: dict[str, Any]) -> Any:
+    """What a layer is called with."""
+    return next(iter((*args, *kwargs.values())))
+
+
+@contextmanager
+def observing(touch: Touch) -> Iterator[None]:
+    """Inside, every call of a module that has a kernel or a table of its own is seen, and its outputs replaced."""
+
+    def interceptor(next_fun: Callable, args: tuple, kwargs: dict[str, Any], context: Any) -> Any:
+        outputs, module = next_fun(*args, **kwargs), context.module
+        if context.method_name != "__call__" or module.scope is None:
+            return outputs
+        if not any(module.has_variable("params", name) for name in ("kernel", "embedding")):
+            return outputs
+        site = Site("/".join(module.path), module, layer_of(module), lambda name: module.get_variable("params", name))
+        return touch(site, layer_input(args, kwargs), outputs)
+
+    token = TOUCH.set(touch)
+    try:
+        with nn.intercept_methods(on_factors), nn.intercept_methods(interceptor):
+            yield
+    finally:
+        TOUCH.reset(token)
+
+
+def on_factors(next_fun: Callable, args: tuple, kwargs: dict[str, Any], context: Any) -> Any:
+    """A layer whose parameters hold factors runs on these."""
+    module = context.module
+    if context.method_name != "__call__" or (layer := layer_of(module)) is None:
+        return next_fun(*args, **kwargs)
+    if not module.has_variable("params", "left"):
+        return next_fun(*args, **kwargs)
+    bias = module.get_variable("params", "bias") if getattr(module, "use_bias", True) else None
+    factors = module.get_variable("params", "left"), module.get_variable("params", "right")
+    return run_layer(layer, module, layer_input(args, kwargs), factors, bias=bias)
+
+
+def run_layer(layer: Layer, module: Any, inputs: Any, factors: tuple[Any, Any], *, bias: Any) -> Any:
+    """What the module returns for the kernel that the factors multiply out to."""
+    order = layer.order(module, inputs.ndim)
+    return moved_back(layer.run(module, moved(inputs, order.inputs), factors, bias), order.outputs)

@@ -1,0 +1,186 @@
+"""NNX models: their parameters in nested dicts and back, and layers that run on factors.
+
+Imported when such a model is met, for flax.nnx takes a second to import; `LAYERS` then has its layers.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from bert_adapter.layers import LAYERS
+from bert_adapter.layers.capture import PROBE, Batch
+from bert_adapter.layers.dense import summed_last
+from bert_adapter.layers.layer import Layer
+from bert_adapter.layers.marker import Factorised
+from bert_adapter.layers.observing import TOUCH, Site, layer_input, layer_of, run_layer
+from bert_adapter.own import arguments
+
+
+def refused(module: Any) -> str | None:
+    """Why a Linear, or a LinearGeneral, is no product with one matrix."""
+    if next(kind for kind in type(module).__mro__ if "__call__" in vars(kind) and "of" not in vars(kind)) not in PLAIN:
+        return "its class has a call of its own"
+    if getattr(module, "batch_axis", None):
+        return "it has a kernel for each index of its batch axes"
+    own = getattr(module, "dot_general", None) not in (None, jax.lax.dot_general)
+    return "it was given a dot_general of its own" if own or getattr(module, "dot_general_cls", None) else None
+
+
+PLAIN = (nnx.Linear, nnx.LinearGeneral)
+LAYERS["nnx_linear"] = Layer(nnx.Linear, input_axes=lambda module: 1, refuses=refused)
+LAYERS["nnx_linear_general"] = Layer(
+    nnx.LinearGeneral, input_axes=lambda module: len(module.axis), order=summed_last, refuses=refused
+)
+
+
+def value_of(variable: Any) -> Any:
+    """The array that a Param holds, or None."""
+    if variable is None:
+        return None
+    return variable.get_value() if hasattr(variable, "get_value") else variable.value
+
+
+@lru_cache(maxsize=256)
+def on_factors(kind: type) -> type:
+    """The class of layers as this one's, whose kernel became the Params "left" (*in, k) and "right" (k, *out)."""
+
+    def call(self: Any, inputs: Any, out_sharding: Any = None) -> Any:
+        """inputs @ left @ right + bias."""
+        if out_sharding is not None:
+            raise ValueError(f"out_sharding: got {out_sharding}, wanted none: a factorised layer has two products")
+        layer, factors = layer_of(self), (value_of(self.left), value_of(self.right))
+        assert layer is not None
+        return run_layer(layer, self, jnp.asarray(inputs), factors, bias=value_of(getattr(self, "bias", None)))
+
+    return type(f"LowRank{kind.__name__}", (kind,), {"__call__": call, "of": kind, "__module__": __name__})
+
+
+@lru_cache(maxsize=256)
+def announced(kind: type) -> type:
+    """The class of modules as this one's whose calls `observing` sees."""
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        outputs, touch = kind.__call__(self, *args, **kwargs), TOUCH.get()
+        site = Site(self.announced_at, self, layer_of(self), lambda name: value_of(getattr(self, name, None)))
+        return outputs if touch is None else touch(site, layer_input(args, kwargs), outputs)
+
+    return type(kind.__name__, (kind,), {"__call__": call, "of": kind, "__module__": __name__})
+
+
+@dataclass(frozen=True, eq=False)
+class Skeleton:
+    """(params, batch) -> what an NNX model returns, without dropout.
+
+    paths: of its Params, in the order of the leaves of their state, whose structure that is.
+    rest: the state that is no Params.
+    forward: (model, batch) -> output; None if it is called with the entries of a batch by their names.
+    """
+
+    graph: Any
+    structure: Any
+    paths: tuple[str, ...]
+    rest: Any
+    forward: Callable[[Any, Batch], Any] | None
+
+    def filled(self, params: Any) -> Any:
+        """A model with these parameters, where they hold factors with layers that run on them.
+
+        Raises:
+          ValueError: parameters that are missing, or that no module has.
+        """
+        flat = flatten_dict(params, keep_empty_nodes=True, sep="/")
+        flat = {path: leaf for path, leaf in flat.items() if hasattr(type(leaf), "dtype") and not marks(path, leaf)}
+        leaves = [flat.get(path, jnp.zeros(())) for path in self.paths]
+        model = nnx.merge(self.graph, jax.tree.unflatten(self.structure, leaves), self.rest)
+        placed = {path for path in self.paths if path in flat}
+        for path, module in modules(model):
+            placed |= {f"{path}/{name}" for name in changed(module, path, flat)}
+        if odd := sorted(
+            (flat.keys() - placed) | {path for path in self.paths if path not in flat and gone(path, flat)}
+        ):
+            raise ValueError(f"params: wanted those of the model; these are missing or left over: {odd}")
+        return model
+
+    def __call__(self, params: Any, batch: Batch) -> Any:
+        """The output."""
+        model = self.filled(params)
+        model.eval()
+        if TOUCH.get() is not None:
+            announce(model, params)
+        return model(**arguments(type(model).__call__, batch)) if self.forward is None else self.forward(model, batch)
+
+
+def marks(path: str, leaf: Any) -> bool:
+    """Whether it is no parameter: the marker of a kernel, or a zero that a gradient leaves by."""
+    return isinstance(leaf, Factorised) or path.rpartition("/")[2].startswith(PROBE)
+
+
+def gone(path: str, flat: dict[str, Any]) -> bool:
+    """Whether a Param of the model has nothing in its place: no kernel for factors, no factors for a kernel."""
+    layer, _, name = path.rpartition("/")
+    instead = {"kernel": "left", "left": "kernel", "right": "kernel"}.get(name)
+    return instead is None or f"{layer}/{instead}" not in flat
+
+
+def changed(module: Any, path: str, flat: dict[str, Any]) -> list[str]:
+    """The names of the factors, or of the kernel, that take the place of what the module had."""
+    if f"{path}/left" in flat and not hasattr(module, "left"):
+        old, new = ["kernel"], ["left", "right"]
+        module.__class__ = on_factors(type(module))
+    elif hasattr(module, "left") and f"{path}/kernel" in flat:
+        old, new = ["left", "right"], ["kernel"]
+        module.__class__ = type(module).of
+    else:
+        return []
+    for name in old:
+        delattr(module, name)
+    for name in new:
+        setattr(module, name, nnx.Param(jnp.asarray(flat[f"{path}/{name}"])))
+    return new
+
+
+def modules(model: Any) -> list[tuple[str, Any]]:
+    """Every module in the model, by its path."""
+    return [("/".join(map(str, path)), module) for path, module in nnx.iter_modules(model)]
+
+
+def announce(model: Any, params: Any) -> None:
+    """The model's layers, and other modules with a kernel or a table, are seen when they are called."""
+    flat = flatten_dict(params, keep_empty_nodes=True, sep="/")
+    probes = [name.rpartition("/") for name in flat if re.search(f"(^|/){PROBE}[^/]*$", name)]
+    for path, module in modules(model):
+        if any(hasattr(module, name) for name in ("kernel", "left", "embedding")):
+            module.__class__ = announced(type(module))
+            module.announced_at = path
+            for name in [name for at, _, name in probes if at == path]:
+                setattr(module, name, nnx.Param(flat[f"{path}/{name}"]))
+
+
+def taken_apart(model: Any, forward: Callable[[Any, Batch], Any] | None) -> tuple[Skeleton, dict[str, Any]]:
+    """The skeleton, and the Params in nested dicts, where factors have the marker of their kernel beside them."""
+    graph, state, rest = nnx.split(model, nnx.Param, ...)
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    paths = ["/".join(str(key.key) for key in path if hasattr(key, "key")) for path, _ in leaves]
+    flat: dict[str, Any] = dict(zip(paths, (leaf for _, leaf in leaves), strict=True))
+    flat |= {f"{path}/kernel": marker_of(module) for path, module in modules(model) if hasattr(module, "left")}
+    skeleton = Skeleton(graph, jax.tree.structure(state), tuple(paths), rest=rest, forward=forward)
+    return skeleton, unflatten_dict(flat, sep="/")
+
+
+def marker_of(module: Any) -> Factorised:
+    """What stands for the kernel of a layer that runs on factors."""
+    layer = layer_of(module)
+    assert layer is not None
+    return Factorised(value_of(module.left).ndim - 1 - layer.input_axes(module))
+
+
+def with_params(model: Any, params: Any) -> Any:
+    """A copy of the NNX model with these parameters, dense or factorised."""
+    return taken_apart(model, None)[0].filled(params)

@@ -1,0 +1,440 @@
+"""What is exported is what our own module computes, in the libraries that load it."""
+
+import functools
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from safetensors.numpy import load_file
+from tiny import BATCH, CLASSIFIER, EMBEDDER
+
+import bert_adapter
+from bert_adapter import exporting
+from bert_adapter.checkpoint import save
+from bert_adapter.checkpoint.card_file import CARD
+from bert_adapter.exporting import onnx_file, pytorch, stablehlo
+from bert_adapter.exporting.program import Program
+from bert_adapter.families import module_for
+from bert_adapter.families.bert import Bert
+
+QUERY, DENSE = "encoder/layer/0/attention/self/query", "encoder/layer/0/output/dense"
+LONG = {name: array.astype(np.int64) for name, array in BATCH.items()}
+SHORT = {name: array[1:2, :5] for name, array in LONG.items()}  # another number of texts, of another length
+LICENCE = b"---\nlicense: apache-2.0\nbase_model: someone/bert\n---\n\n<!-- written by bert_adapter -->\n"
+STAGES = {  # all that can follow an encoder
+    "modules.json": json.dumps(
+        [
+            {"path": path, "type": f"sentence_transformers.models.{kind}"}
+            for path, kind in [
+                ("", "Transformer"),
+                ("1_Pooling", "Pooling"),
+                ("2_Dense", "Dense"),
+                ("3_Normalize", "Normalize"),
+            ]
+        ]
+    ).encode(),
+    "1_Pooling/config.json": json.dumps(
+        {
+            "word_embedding_dimension": 16,
+            "pooling_mode": ["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"],
+        }
+    ).encode(),
+    "2_Dense/config.json": json.dumps(
+        {"in_features": 96, "out_features": 8, "activation_function": "torch.nn.modules.activation.GELU"}
+    ).encode(),
+}
+
+
+@functools.cache
+def model(architecture=EMBEDDER, **entries) -> bert_adapter.Model:
+    """One with two factorised kernels."""
+    prefix = "" if architecture == EMBEDDER else "bert/"
+    small = tiny.with_factors(tiny.model(architecture, **entries), {f"{prefix}{QUERY}": 3, f"{prefix}{DENSE}": 4})
+    section = small.config["low_rank"] | {"signal": "svd", "calibration": {"texts": 24, "fingerprint": "a1b2"}}
+    return small._replace(config=small.config | {"low_rank": section}, files=small.files | {CARD: LICENCE})
+
+
+@functools.cache
+def staged() -> bert_adapter.Model:
+    """One that has everything behind its encoder, with a factorised dense layer."""
+    files = tiny.FILES | STAGES
+    module = module_for(tiny.config(), files)
+    dense = model()._replace(
+        module=module, params=tiny.random_params(module, size=0.3), files=files, config=tiny.config()
+    )
+    return tiny.with_factors(dense, {QUERY: 3, "2_Dense/linear": 2})
+
+
+@functools.cache
+def ours(given: Any, short: bool = False) -> np.ndarray:
+    """What our module makes of the batch."""
+    chosen = {"embeds": model(), "classifies": model(CLASSIFIER, num_labels=3), "staged": staged()}[given]
+    batch = {name: array.astype(np.int32) for name, array in (SHORT if short else LONG).items()}
+    return np.asarray(bert_adapter.apply(chosen.module, chosen.params, **batch))
+
+
+@pytest.mark.parametrize("to", ["transformers-dense", "transformers", "sentence-transformers"])
+def test_what_is_written_for_pytorch_has_its_names_and_layout(to, tmp_path):
+    bert_adapter.export(model(), tmp_path / "out", to=to)
+    tensors, layer = load_file(tmp_path / "out/model.safetensors"), QUERY.replace("/", ".")
+    left, right = (tiny.at(model().params, QUERY)[side] for side in ("left", "right"))
+    if to == "transformers-dense":
+        np.testing.assert_allclose(tensors[f"{layer}.weight"], (left @ right).T, rtol=1e-5, atol=1e-6)  # rounding
+        assert not [name for name in tensors if "left" in name]
+    else:
+        np.testing.assert_array_equal(tensors[f"{layer}.left.weight"], left.T)
+        np.testing.assert_array_equal(tensors[f"{layer}.right.weight"], right.T)
+        np.testing.assert_array_equal(tensors[f"{layer}.right.bias"], tiny.at(model().params, QUERY)["bias"])
+        assert tensors[f"{layer}.weight"].size == 0
+        assert 'STOCK = "bert"' in (tmp_path / "out/modeling_low_rank.py").read_text("utf-8")
+
+
+def test_merged_model_is_loaded_here_too(tmp_path):
+    bert_adapter.export(model(), tmp_path / "out", to="transformers-dense")
+    again = bert_adapter.load(tmp_path / "out")
+    assert "low_rank" not in again.config
+    merged = bert_adapter.merge(model().params)
+    jax.tree.map(np.testing.assert_array_equal, again.params, merged)
+
+
+def test_card_says_where_it_comes_from_what_was_kept_and_how_to_load_it(tmp_path):
+    bert_adapter.export(model(), tmp_path / "out", to="onnx" if has("onnx") else "stablehlo", scores={"STS-B": 0.85})
+    card = (tmp_path / "out" / CARD).read_text("utf-8")
+    assert card.startswith("---\nlicense: apache-2.0\nbase_model: someone/bert\n")
+    assert f"| {QUERY} | 16 | 16 | 3 |" in card
+    assert "24 texts, of the fingerprint a1b2" in card
+    assert "error counts: svd" in card
+    assert "| STS-B | 0.85 |" in card
+    assert '"OUT' in card
+
+
+def has(package: str) -> bool:
+    """Whether it can be imported."""
+    return exporting.find_spec(package) is not None
+
+
+def test_licence_and_base_model_of_a_card_go_with_the_model(tmp_path):
+    save(model(), tmp_path / "model")
+    (tmp_path / "model" / CARD).write_text(
+        "---\nlanguage: en\nlicense: mit\ntags: [a]\nbase_model:\n- x/y\n---\n# A model\nIt is the best.\n"
+    )
+    loaded = bert_adapter.load(tmp_path / "model")
+    save(bert_adapter.with_head(loaded, 2), tmp_path / "again")
+    kept = (tmp_path / "again" / CARD).read_text("utf-8")
+    assert kept.startswith("---\nlanguage: en\nlicense: mit\nbase_model:\n- x/y\n---\n")
+    assert "best" not in kept
+    assert bert_adapter.load(tmp_path / "again").files[CARD].decode() == kept
+    save(loaded, tmp_path / "again")  # a card of ours gives way; one of the user's is refused by test_checkpoint
+
+
+def test_a_card_that_is_no_yaml_is_left_out_with_a_warning(tmp_path):
+    save(model(), tmp_path / "model")
+    (tmp_path / "model" / CARD).write_text("---\nlicense: [mit\n---\n")
+    with pytest.warns(UserWarning, match=r"README\.md: licence and base model are not carried over"):
+        assert CARD not in bert_adapter.load(tmp_path / "model").files
+
+
+def test_compressed_models_know_their_calibration():
+    batches = bert_adapter.text_batches(tiny.model(), ["a dog", "it", "a red fox"], batch_size=2)
+    shapes = bert_adapter.select_kernels(tiny.model(), include="query")
+    importance = bert_adapter.measure_signal(
+        bert_adapter.forward(tiny.model()), tiny.model().params, batches, shapes, signal="activation", progress=False
+    )
+    small, _ = bert_adapter.compress(
+        tiny.model(), batches, rank=2, include="query", signal="activation", importance=importance, progress=False
+    )
+    calibration = small.config["low_rank"]["calibration"]
+    assert calibration["texts"] == 3
+    assert len(calibration["fingerprint"]) == 16
+
+
+REFUSED = [
+    ({"to": "torch"}, "to: got 'torch', wanted one of|to.*'torch'"),
+    ({"dtype": "int8"}, "dtype: got 'int8' with to='transformers', wanted none"),
+    ({"to": "onnx", "dtype": "bfloat16"}, "dtype: got 'bfloat16' with to='onnx', wanted one of 'float32', 'float16'"),
+    ({"model": tiny.model}, "to: got 'transformers' for a model without factors, wanted 'transformers-dense'"),
+    (
+        {"model": lambda: model(CLASSIFIER), "to": "sentence-transformers"},
+        "for BertForSequenceClassification, wanted an",
+    ),
+    ({"out": "mine"}, "mine: wanted a new or empty directory"),
+    ({"scores": {"a": "b"}}, "scores: got 'a' of 'b', wanted a number"),
+    ({"model": lambda: model()._replace(params=tiny.model().params)}, "config low_rank ranks: got"),
+]
+
+
+@pytest.mark.parametrize(("changed", "message"), REFUSED, ids=range(len(REFUSED)))
+def test_what_cannot_be_exported_is_refused_before_work(changed, message, tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
+    monkeypatch.setattr(pytorch, "write", lambda *_: pytest.fail("it works"))
+    monkeypatch.setattr(exporting, "find_spec", lambda name: True)
+    given: Any = {"to": "transformers", "model": model, "out": "out"} | changed
+    made, out = given.pop("model")(), tmp_path / given.pop("out")
+    with pytest.raises(ValueError, match=message):
+        bert_adapter.export(made, out, **given)
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine", "thesis.tex"]
+
+
+def test_a_family_that_transformers_has_not_is_refused_by_name(tmp_path, monkeypatch):
+    monkeypatch.setitem(bert_adapter.FAMILIES, "tortoise", bert_adapter.FAMILIES["bert"])
+    slow = model()._replace(config=model().config | {"model_type": "tortoise"})
+    with pytest.raises(ValueError, match=r"got 'tortoise' and 'BertModel', which transformers .* has not"):
+        bert_adapter.export(slow, tmp_path / "out", to="transformers")
+
+
+def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"to='onnx' needs onnx: pip install 'wlra\[export\]'"):
+        bert_adapter.export(model(), tmp_path / "out", to="onnx")
+
+
+def test_a_failing_export_leaves_what_was_there(tmp_path, monkeypatch):
+    bert_adapter.export(model(), tmp_path / "out", to="transformers-dense")
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    monkeypatch.setattr(exporting, "describe", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        bert_adapter.export(model(), tmp_path / "out", to="transformers")
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_an_export_inside_of_its_source_is_refused(tmp_path):
+    save(model(), tmp_path / "model")
+    with pytest.raises(ValueError, match=r"out: .* lies in .*, which is to be exported"):
+        bert_adapter.export(tmp_path / "model", tmp_path / "model/out", to="transformers")
+
+
+def test_factorised_directories_of_ours_are_of_no_type_that_others_know(tmp_path):
+    save(model(), tmp_path / "model")
+    assert json.loads((tmp_path / "model/config.json").read_text())["model_type"] == "low_rank_bert"
+    assert bert_adapter.load(tmp_path / "model").config["model_type"] == "bert"
+    transformers = pytest.importorskip("transformers")
+    with pytest.raises(ValueError, match="does not recognize this architecture"):
+        transformers.AutoConfig.from_pretrained(tmp_path / "model")
+
+
+def graph_outputs(path: Path, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What onnxruntime makes of the batch."""
+    session = pytest.importorskip("onnxruntime").InferenceSession(
+        path / "model.onnx", providers=["CPUExecutionProvider"]
+    )
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(None, batch), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("given", "made", "names"),
+    [
+        ("embeds", model, ["last_hidden_state", "sentence_embedding"]),
+        ("classifies", lambda: model(CLASSIFIER, num_labels=3), ["logits"]),
+        ("staged", staged, ["last_hidden_state", "sentence_embedding"]),
+    ],
+)
+def test_onnx_computes_what_our_module_does(given, made, names, tmp_path):
+    pytest.importorskip("onnx")
+    bert_adapter.export(made(), tmp_path, to="onnx")
+    outputs = graph_outputs(tmp_path, LONG)
+    assert list(outputs) == names
+    np.testing.assert_allclose(outputs[names[-1]], ours(given), atol=1e-4)  # onnxruntime's sums in another order
+    np.testing.assert_allclose(graph_outputs(tmp_path, SHORT)[names[-1]], ours(given, short=True), atol=1e-4)
+    if names[0] == "last_hidden_state":
+        states = bert_adapter.apply(Bert(made().module.config), made().params, **BATCH).last_hidden_state
+        np.testing.assert_allclose(outputs[names[0]], states, atol=1e-4)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 5e-3), ("int8", 0.1)])  # of numbers of about 0.3
+def test_onnx_in_fewer_bits_is_near(dtype, tolerance, tmp_path):
+    pytest.importorskip("onnx")
+    bert_adapter.export(model(), tmp_path, to="onnx", dtype=dtype)
+    outputs = graph_outputs(tmp_path, LONG)["sentence_embedding"]
+    assert outputs.dtype == np.float32
+    np.testing.assert_allclose(outputs, ours("embeds"), atol=tolerance)
+    assert not [path.name for path in tmp_path.iterdir() if "whole" in path.name]
+    kinds = {array.data_type for array in pytest.importorskip("onnx").load(tmp_path / "model.onnx").graph.initializer}
+    assert {"float16": 10, "int8": 3}[dtype] in kinds  # TensorProto.FLOAT16 and .INT8
+
+
+def test_onnx_holds_what_is_used_in_operations_that_are_fast(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    bert_adapter.export(model(), tmp_path, to="onnx")
+    proto = onnx.load(tmp_path / "model.onnx")
+    onnx.checker.check_model(proto, full_check=True)
+    ops = [node.op_type for node in proto.graph.node]
+    assert (ops.count("LayerNormalization"), ops.count("Softmax"), ops.count("Exp"), ops.count("Expand")) == (
+        3,
+        1,
+        0,
+        0,
+    )
+    names = {array.name for array in proto.graph.initializer}
+    assert not [name for name in names if "pooler" in name]
+    assert {f"{QUERY}/left", f"{QUERY}/right"} <= names
+    assert proto.opset_import[0].version == 17
+
+
+def test_a_large_model_has_its_numbers_in_a_second_file(tmp_path, monkeypatch):
+    pytest.importorskip("onnx")
+    monkeypatch.setattr(onnx_file, "LARGEST", 1000)
+    bert_adapter.export(model(), tmp_path, to="onnx")
+    assert (tmp_path / "model.onnx.data").exists()
+    np.testing.assert_allclose(graph_outputs(tmp_path, LONG)["sentence_embedding"], ours("embeds"), atol=1e-4)
+    bert_adapter.export(model(), tmp_path, to="onnx", dtype="int8")
+    np.testing.assert_allclose(graph_outputs(tmp_path, LONG)["sentence_embedding"], ours("embeds"), atol=0.1)
+
+
+def along(x):
+    return jnp.arange(x.shape[1], dtype=x.dtype)
+
+
+FUNCTIONS: dict[str, Any] = {  # of integers (batch, length)
+    "sizes": lambda x: jnp.full(x.shape, 1) * (x.shape[0] * x.shape[1] - 1),
+    "flat": lambda x: (x.reshape(-1)[None, :] * 2).sum(axis=1),
+    "floor of a half": lambda x: x[:, : x.shape[1] // 2 + 1],
+    "last": lambda x: x.shape[1] - 1 - jnp.argmax(x[:, ::-1] > 0, axis=1),
+    "sums so far": lambda x: jnp.cumsum(x.astype(jnp.float32), axis=1),
+    "sides": lambda x: jnp.concatenate(jnp.split(jnp.sin(x[:, :, None] * jnp.arange(4.0)), 2, axis=-1)[::-1], axis=-1),
+    "pad": lambda x: jnp.pad(x, ((0, 0), (1, 2)), constant_values=7),
+    "row": lambda x: jnp.take_along_axis(jnp.cos(x[:, :, None] + jnp.ones(3)), (x[:, :1] % 2)[:, :, None], axis=1),
+    "columns": lambda x: jnp.take(x, jnp.array([[0, 1], [1, 0]]), axis=1),
+    "distance": lambda x: jnp.clip(jnp.log(1.0 + jnp.abs(along(x)[None, :] - along(x)[:, None])), 0.1, 1.5),
+    "logic": lambda x: jnp.where((x > 3) | ~(x < 9), (x == 5) ^ (x != 6), x >= 2).all(axis=1),
+    "signs": lambda x: jnp.sign(x - 4.0) * jnp.floor(x / 3) ** 3 + jax.nn.relu(x - 5.0) + jax.nn.silu(-1.0 * x),
+    "softmax of columns": lambda x: jax.nn.softmax(jnp.sqrt(1.0 * x), axis=0),
+    "softmax of rows": lambda x: jax.nn.softmax(jnp.tanh(1.0 * x), axis=-1),
+    "gelu": lambda x: jax.nn.gelu(x - 5.0, approximate=False) + jax.scipy.special.erfc(x / 9) + jax.nn.gelu(x / 4),
+    "products": lambda x: jnp.einsum("bi,jk,bj->kib", 1.0 * x, jnp.ones((1, 3)), 1.0 * x[:, :1]),
+    "batches": lambda x: jnp.einsum("bthd,bshe->hbtsde", *[jnp.sin(x[..., None, None] + jnp.ones((2, 3)))] * 2),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_programs_of_jax_are_graphs_of_onnx(name, tmp_path):
+    onnx, function = pytest.importorskip("onnx"), FUNCTIONS[name]
+    shape = jax.export.symbolic_shape("b, t", constraints=["t >= 2", "b >= 1"])
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        program = Program(lambda params, batch: {"y": function(batch["x"])}, {}, {"x": shape})
+        onnx.save(onnx_file.proto_of(program), tmp_path / "model.onnx")
+        for size in ((3, 8), (1, 2)):
+            x = np.random.default_rng(0).integers(0, 12, size)
+            wanted = np.asarray(function(jnp.asarray(x, jnp.int32)), np.float32)
+            got = graph_outputs(tmp_path, {"x": x})["y"]
+            np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)  # float32, in another order
+
+
+def test_what_onnx_has_no_operation_for_is_named():
+    shape = jax.export.symbolic_shape("b, t")
+    program = Program(lambda params, batch: {"y": jax.lax.sort(batch["x"])}, {}, {"x": shape})
+    pytest.importorskip("onnx")
+    with pytest.raises(ValueError, match="to='onnx': the model uses JAX's sort, supported: abs, add"):
+        onnx_file.proto_of(program)
+
+
+def test_stablehlo_computes_what_our_module_does(tmp_path):
+    bert_adapter.export(model(), tmp_path, to="stablehlo")
+    program = jax.export.deserialize(bytearray((tmp_path / "model.stablehlo").read_bytes()))
+    outputs = program.call(BATCH)
+    assert sorted(outputs) == ["last_hidden_state", "sentence_embedding"]
+    np.testing.assert_allclose(outputs["sentence_embedding"], ours("embeds"), atol=1e-5)  # compiled otherwise
+
+
+def test_stablehlo_refuses_what_its_file_cannot_hold(tmp_path, monkeypatch):
+    monkeypatch.setattr(stablehlo, "LARGEST", 1000)
+    with pytest.raises(
+        ValueError, match=r"to: got 'stablehlo' for .* bytes of parameters, wanted at most 1,000: to='onnx'"
+    ):
+        bert_adapter.export(model(), tmp_path / "out", to="stablehlo")
+
+
+@pytest.fixture
+def torch(monkeypatch):
+    """PyTorch; what transformers and sentence-transformers warn of is theirs."""
+    for module in [name for name in sys.modules if name.startswith("transformers_modules")]:
+        monkeypatch.delitem(sys.modules, module)
+    return pytest.importorskip("torch")
+
+
+TORCH = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # importing it takes longer than all the rest
+slow = functools.reduce(lambda f, g: lambda x: g(f(x)), TORCH)
+
+
+def run_in_torch(torch, loaded) -> Any:
+    """The outputs of transformers' model for the batch."""
+    with torch.no_grad():
+        return loaded(**{name: torch.tensor(array) for name, array in LONG.items()})
+
+
+@slow
+@pytest.mark.parametrize("to", ["transformers-dense", "transformers"])
+def test_transformers_computes_what_our_module_does(to, torch, tmp_path):
+    transformers: Any = pytest.importorskip("transformers")
+    trust = {"trust_remote_code": to == "transformers"}
+    bert_adapter.export(model(), tmp_path / "embeds", to=to)
+    got = run_in_torch(torch, transformers.AutoModel.from_pretrained(tmp_path / "embeds", **trust))
+    wanted = bert_adapter.apply(Bert(model().module.config), model().params, **BATCH)
+    for name in ("last_hidden_state", "pooler_output"):
+        np.testing.assert_allclose(got[name], getattr(wanted, name), atol=1e-5)
+    classifier = model(CLASSIFIER, num_labels=3)
+    bert_adapter.export(classifier, tmp_path / "classifies", to=to)
+    auto = transformers.AutoModelForSequenceClassification
+    got = run_in_torch(torch, auto.from_pretrained(tmp_path / "classifies", **trust))
+    np.testing.assert_allclose(got.logits, ours("classifies"), atol=1e-5)
+
+
+@slow
+def test_a_factorised_model_of_transformers_trains_and_stays_compressed(torch, tmp_path):
+    transformers: Any = pytest.importorskip("transformers")
+    bert_adapter.export(model(), tmp_path / "out", to="transformers")
+    tasks = ["SequenceClassification", "TokenClassification", "QuestionAnswering", "MaskedLM", "MultipleChoice"]
+    for task in tasks:
+        getattr(transformers, f"AutoModelFor{task}").from_pretrained(tmp_path / "out", trust_remote_code=True)
+    auto = transformers.AutoModelForSequenceClassification
+    loaded = auto.from_pretrained(tmp_path / "out", trust_remote_code=True, num_labels=2)
+    batch = {name: torch.tensor(array) for name, array in LONG.items()}
+    loaded(**batch, labels=torch.tensor([0, 1, 1])).loss.backward()
+    layer = loaded.get_submodule(f"bert.{QUERY.replace('/', '.')}")
+    assert layer.left.weight.grad.abs().sum() > 0
+    with torch.no_grad():
+        layer.left.weight -= layer.left.weight.grad
+    loaded.save_pretrained(tmp_path / "again")
+    again = auto.from_pretrained(tmp_path / "again", trust_remote_code=True)
+    assert again.get_submodule(f"bert.{QUERY.replace('/', '.')}").left.weight.shape == (3, 16)
+    np.testing.assert_array_equal(run_in_torch(torch, again).logits, run_in_torch(torch, loaded.eval()).logits)
+
+
+@slow
+def test_no_class_of_transformers_draws_random_kernels(torch, tmp_path):
+    transformers: Any = pytest.importorskip("transformers")
+    bert_adapter.export(model(), tmp_path / "out", to="transformers")
+    save(model(), tmp_path / "own")
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        transformers.AutoModel.from_pretrained(tmp_path / "out", trust_remote_code=False)
+    with pytest.raises(RuntimeError):  # of a size that does not fit
+        transformers.BertModel.from_pretrained(tmp_path / "out")
+    with pytest.raises(ValueError, match="does not recognize"):
+        transformers.AutoModel.from_pretrained(tmp_path / "own")
+    with pytest.raises(OSError, match=r"model\.safetensors"):
+        transformers.BertModel.from_pretrained(tmp_path / "own")
+
+
+@slow
+@pytest.mark.parametrize("given", ["embeds", "staged", "undeclared"])
+def test_sentence_transformers_embeds_as_our_module_does(given, torch, tmp_path):
+    package = pytest.importorskip("sentence_transformers")
+    chosen = {"embeds": model(), "staged": staged()}.get(given) or undeclared()
+    bert_adapter.export(chosen, tmp_path / "out", to="sentence-transformers")
+    loaded = package.SentenceTransformer(str(tmp_path / "out"), trust_remote_code=True, device="cpu")
+    texts = ["a red fox", "it", "a dog runs far from it ."]
+    batch = bert_adapter.tokenizer(chosen)(texts)
+    wanted = bert_adapter.apply(chosen.module, chosen.params, **batch)
+    np.testing.assert_allclose(loaded.encode(texts), wanted, atol=1e-5)
+
+
+def undeclared() -> bert_adapter.Model:
+    """An encoder without modules.json."""
+    return model()._replace(module=module_for(tiny.config()), files=dict(tiny.FILES))

@@ -1,0 +1,260 @@
+"""NNX models: compressed in a copy, whose state is ordinary Params, and which runs, trains and is kept as before."""
+
+from functools import cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tiny import EPS, at
+
+import bert_adapter
+
+nnx = pytest.importorskip("flax.nnx")
+rng = np.random.default_rng(0)
+IDS = rng.integers(0, 11, size=(4, 3)).astype(np.int32)
+BATCH = {"ids": IDS, "attention_mask": np.array([[1, 1, 1], [1, 1, 0], [1, 1, 1], [1, 0, 0]])}
+compress = partial(bert_adapter.compress, progress=False)
+
+
+class Block(nnx.Module):
+    def __init__(self, rngs):
+        self.attention = nnx.MultiHeadAttention(2, 8, rngs=rngs, decode=False, dropout_rate=0.5)
+        self.norm = nnx.LayerNorm(8, rngs=rngs)
+        self.wide = nnx.Linear(8, 16, rngs=rngs)
+        self.narrow = nnx.Linear(16, 8, rngs=rngs)
+
+    def __call__(self, x, mask):
+        x = self.norm(x + self.attention(x, mask=mask))
+        return x + self.narrow(nnx.gelu(self.wide(x)))
+
+
+class Net(nnx.Module):
+    """A transformer of two blocks; the last layer is called twice, and known by two names."""
+
+    def __init__(self, rngs):
+        self.table = nnx.Embed(11, 8, rngs=rngs)
+        self.blocks = nnx.List([Block(rngs), Block(rngs)])
+        self.last = nnx.Linear(8, 8, rngs=rngs)
+        self.same = self.last
+
+    def __call__(self, ids, attention_mask):
+        x, mask = self.table(ids), attention_mask[:, None, None, :] > 0
+        for block in self.blocks:
+            x = block(x, mask)
+        x = self.same(nnx.tanh(self.last(x)))
+        weights = jnp.asarray(attention_mask, x.dtype)[:, :, None]
+        return (x * weights).sum(axis=1)
+
+
+PATHS = [
+    *(
+        f"blocks/{i}/{name}"
+        for i in (0, 1)
+        for name in (*(f"attention/{each}" for each in ("query", "key", "value", "out")), "wide", "narrow")
+    ),
+    "last",
+]
+
+
+@cache
+def net():
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        model = Net(nnx.Rngs(0))
+    model.eval()
+    return model
+
+
+@cache
+def small():
+    return compress(net(), [BATCH], rank=2, signal="svd")
+
+
+def run(model, batch=BATCH):
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        return model(**batch)
+
+
+def assert_near(got, wanted):
+    """Ten layers in float32, with sums of some ten terms in two orders."""
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=2000 * EPS * float(np.max(np.abs(wanted))))
+
+
+def test_copy_of_the_model_runs_on_factors_as_on_their_products():
+    made, report = small()
+    assert sorted(kernel.path for kernel in report.kernels) == sorted(PATHS)
+    assert type(made) is Net
+    assert made.last is made.same
+    assert isinstance(made.last, nnx.Linear)
+    merged = bert_adapter.with_params(net(), bert_adapter.merge(bert_adapter.as_model(made).params))
+    assert_near(run(made), run(merged))
+
+
+def test_the_callers_model_is_left_as_it_was():
+    before = run(net())
+    small()
+    assert not hasattr(net().last, "left")
+    np.testing.assert_array_equal(run(net()), before)
+
+
+def test_state_is_of_ordinary_params():
+    made, _ = small()
+    graph, state = nnx.split(made)
+    factors = nnx.to_pure_dict(nnx.state(made, nnx.Param))["blocks"][1]["attention"]["out"]
+    assert {name: leaf.shape for name, leaf in factors.items()} == {"bias": (8,), "left": (2, 4, 2), "right": (2, 8)}
+    np.testing.assert_array_equal(run(nnx.merge(graph, state)), run(made))
+
+
+def test_importance_is_that_of_the_examples_gradients():
+    """Of attention's kernels of three axes, and of a layer that is called twice under two names."""
+
+    def loss(output, batch):
+        return jnp.sum(jnp.sin(output), axis=1)
+
+    model = bert_adapter.as_model(net())
+    forward = bert_adapter.forward(model)
+    shapes = bert_adapter.select_kernels(model, include="blocks/1|last", batch=BATCH)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        importance = bert_adapter.measure_importance(
+            forward, model.params, [BATCH], shapes, statistics=("fisher",), gradients=loss, progress=False
+        )
+
+        def value(params, ids, mask):
+            return loss(forward(params, {"ids": ids[None], "attention_mask": mask[None]}), {})[0]
+
+        one = jax.jit(jax.vmap(jax.grad(value), in_axes=(None, 0, 0)))
+        gradients = one(model.params, IDS, BATCH["attention_mask"])
+    for path, shape in shapes.items():
+        squared = np.sum(np.square(at(gradients, path)["kernel"], dtype=np.float64), axis=0).reshape(shape)
+        fisher: Any = importance[path].fisher
+        got = np.sum(fisher, axis=0)
+        np.testing.assert_allclose(got, squared, rtol=0, atol=2000 * EPS * max(squared.max(), 1e-6), err_msg=path)
+
+
+@pytest.mark.slow
+def test_model_is_compressed_to_a_budget():
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        made, report = compress(net(), [BATCH], budget=0.5, forward=lambda model, batch: model(**batch))
+    assert report.parameters_after <= 0.5 * report.parameters_before
+    assert run(made).shape == (4, 8)
+
+
+def test_optimiser_trains_factors():
+    made = nnx.clone(small()[0])
+
+    def loss(model):
+        return jnp.mean(model(**BATCH) ** 2)
+
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        optimiser = nnx.Optimizer(made, optax.adam(1e-2), wrt=nnx.Param)
+
+        @nnx.jit
+        def step(model, optimiser):
+            value, gradients = nnx.value_and_grad(loss)(model)
+            optimiser.update(model, gradients)
+            return value
+
+        before = np.asarray(made.last.left[...])
+        losses = [float(step(made, optimiser)) for _ in range(5)]
+    assert losses[-1] < losses[0]
+    assert not np.array_equal(before, made.last.left[...])
+
+
+def test_orbax_keeps_factors(tmp_path):
+    orbax = pytest.importorskip("orbax.checkpoint")
+    made, _ = small()
+    graph, state = nnx.split(made)
+    with orbax.StandardCheckpointer() as keeper:
+        keeper.save(tmp_path / "state", state)
+        keeper.wait_until_finished()
+        again = keeper.restore(tmp_path / "state", jax.tree.map(jnp.zeros_like, state))
+    np.testing.assert_array_equal(run(nnx.merge(graph, again)), run(made))
+
+
+def test_parameters_are_kept_and_loaded_into_the_callers_model(tmp_path):
+    made, _ = small()
+    bert_adapter.save(bert_adapter.as_model(made), tmp_path / "small")
+    again = bert_adapter.load_into(tmp_path / "small", net())
+    assert type(again) is Net
+    np.testing.assert_array_equal(run(again), run(made))
+
+
+def test_factors_become_kernels_again():
+    made, _ = small()
+    merged = bert_adapter.with_params(made, bert_adapter.merge(bert_adapter.as_model(made).params))
+    assert type(merged.last) is nnx.Linear
+    assert_near(run(merged), run(made))
+
+
+def test_parameters_that_are_missing_or_left_over_are_named():
+    params = bert_adapter.as_model(net()).params
+    with pytest.raises(ValueError, match=r"missing or left over: \['last/bias', 'other'\]"):
+        bert_adapter.with_params(net(), params | {"last": {"kernel": params["last"]["kernel"]}, "other": np.ones(3)})
+
+
+@pytest.mark.parametrize(("path", "why"), [("table", "Embed: its table is looked up"), ("norm", "select none of")])
+def test_what_cannot_be_factorised_is_refused_by_name(path, why):
+    with pytest.raises(ValueError, match=why):
+        compress(net(), [BATCH], rank=2, signal="svd", include=path)
+
+
+def test_what_is_compressed_already_is_refused():
+    with pytest.raises(ValueError, match="factorised already"):
+        compress(small()[0], [BATCH], rank=2, signal="svd")
+
+
+class Scaled(nnx.Linear):
+    def __call__(self, inputs):
+        return 2 * super().__call__(inputs)
+
+
+class Own(nnx.Module):
+    def __init__(self, rngs):
+        self.scaled = Scaled(8, 8, rngs=rngs)
+        self.first = nnx.Linear(8, 8, rngs=rngs)
+
+    def __call__(self, x):
+        return self.first(self.scaled(x))
+
+
+def test_layer_with_a_call_of_its_own_is_refused():
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        model = Own(nnx.Rngs(0))
+    batch = {"x": np.ones((2, 8), np.float32)}
+    with pytest.raises(ValueError, match="Scaled: its class has a call of its own"):
+        compress(model, [batch], rank=2, signal="svd", include="scaled")
+    _, report = compress(model, [batch], rank=2, signal="svd")
+    assert [kernel.path for kernel in report.kernels] == ["first"]
+
+
+class Stacked(nnx.Module):
+    """Three layers as one, with a leading axis on their kernel, run by nnx.scan, and rematerialised."""
+
+    def __init__(self, rngs):
+        @nnx.split_rngs(splits=3)
+        @nnx.vmap(in_axes=(0,), out_axes=0)
+        def create(rngs):
+            return nnx.Linear(8, 8, rngs=rngs)
+
+        self.layers = create(rngs)
+
+    def __call__(self, x):
+        @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
+        @nnx.remat
+        def step(x, layer):
+            return x + nnx.tanh(layer(x))
+
+        return step(x, self.layers)
+
+
+def test_scanned_layers_have_a_kernel_at_each_index():
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        model = Stacked(nnx.Rngs(0))
+        batch = {"x": rng.normal(size=(4, 8)).astype(np.float32)}
+        made, report = compress(model, [batch], rank=2, signal="shampoo")
+        assert [kernel.path for kernel in report.kernels] == [f"layers[{i}]" for i in range(3)]
+        assert made.layers.left.shape == (3, 8, 2)
+        merged = bert_adapter.with_params(model, bert_adapter.merge(bert_adapter.as_model(made).params))
+        assert_near(run(made, batch), run(merged, batch))
