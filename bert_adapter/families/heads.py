@@ -125,10 +125,15 @@ def token_logits(context: Context, result: Output) -> Float[Array, "batch time l
     return dense(context, context.config.num_labels, "classifier")(x)
 
 
+def check_span(config: Any) -> None:
+    """A ValueError if the outputs cannot be those of an answer."""
+    if config.num_labels != 2:
+        raise ValueError(f"num_labels: got {config.num_labels}, wanted 2: an answer's start and its end")
+
+
 def span_logits(context: Context, result: Output) -> Float[Array, "batch time 2"]:
     """How likely an answer starts and ends at each token."""
-    if context.config.num_labels != 2:
-        raise ValueError(f"num_labels: got {context.config.num_labels}, wanted 2: an answer's start and its end")
+    check_span(context.config)
     return dense(context, 2, "qa_outputs")(result.last_hidden_state)
 
 

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float
 
 from bert_adapter.families.config import SUPPORTED, Config, read_config, untyped_sizes
 from bert_adapter.families.family import Architecture, Family
+from bert_adapter.families.heads import Decoder, check_span, heads
 from bert_adapter.families.modules import Encoder, SentenceEmbedder, SequenceClassifier
 from bert_adapter.families.parts import (
     ACTIVATIONS,
@@ -38,6 +39,7 @@ from bert_adapter.families.stages import Pooling, pooled
 from bert_adapter.families.torch_names import from_torch, to_torch
 from bert_adapter.json_files import shown
 
+TABLE = "embeddings/tok_embeddings/embedding"
 FULL, LOCAL = "full_attention", "sliding_attention"  # layers whose tokens see all others, or those near by
 THETAS = {FULL: ("global_rope_theta", 160_000.0), LOCAL: ("local_rope_theta", 10_000.0)}
 
@@ -61,6 +63,7 @@ class ModernBertConfig(Config):
     mlp_bias: bool = False
     norm_bias: bool = False
     classifier_bias: bool = False
+    decoder_bias: bool = True
     classifier_activation: str = "gelu"
     classifier_pooling: str = "cls"
     layer_types: tuple[str, ...] = ()
@@ -88,6 +91,7 @@ SAME_NAMES = (
     "mlp_bias",
     "norm_bias",
     "classifier_bias",
+    "decoder_bias",
     "classifier_activation",
     "classifier_dropout",
     "classifier_pooling",
@@ -258,13 +262,43 @@ def prediction(context: Context, x: Array) -> Array:
     return normed(context, ACTIVATIONS[config.classifier_activation](x), "norm")
 
 
+def classified(context: Context, x: Array, labels: int) -> Array:
+    """Outputs behind the part that all heads have."""
+    x = dropout(context, Scope(prediction, name="head")(context, x), head_dropout(context.config))
+    return dense(context, labels, "classifier")(x)
+
+
 def head(context: Context, result: Output) -> Array:
     """The classifier on the first token, or on the mean of the visible ones."""
-    config, states = context.config, result.last_hidden_state
-    mean = config.classifier_pooling == "mean"
+    mean = context.config.classifier_pooling == "mean"
+    states = result.last_hidden_state
     x = pooled(Pooling(), states, result.attention_mask) if mean else states[:, 0]
-    x = dropout(context, Scope(prediction, name="head")(context, x), head_dropout(config))
-    return dense(context, config.num_labels, "classifier")(x)
+    return classified(context, x, context.config.num_labels)
+
+
+def token_logits(context: Context, result: Output) -> Array:
+    """The classes of each token."""
+    return classified(context, result.last_hidden_state, context.config.num_labels)
+
+
+def answer_logits(context: Context, result: Output) -> Array:
+    """How likely an answer starts and ends at each token."""
+    check_span(context.config)
+    return classified(context, result.last_hidden_state, 2)
+
+
+def choice_logits(context: Context, result: Output) -> Array:
+    """How well the first visible token fits, unlike the classifier's first of all, or the mean."""
+    pooling = Pooling((context.config.classifier_pooling,))
+    return classified(context, pooled(pooling, result.last_hidden_state, result.attention_mask), 1)
+
+
+def word_logits(context: Context, result: Output, table: Array) -> Array:
+    """The words at each token, masked or not."""
+    x = Scope(prediction, name="head")(context, result.last_hidden_state)
+    if not context.config.decoder_bias:
+        return x @ table.T
+    return Decoder(lambda context, x: x, name="decoder")(context, x, table)
 
 
 class ModernBert(Encoder):
@@ -286,6 +320,19 @@ class ModernBertClassifier(SequenceClassifier):
     encode, head = staticmethod(encode), staticmethod(head)
 
 
+HEADS = heads(
+    "ModernBert",
+    prefix="model",
+    encode=encode,
+    pool=None,
+    words=word_logits,
+    tied={"decoder/kernel": f"model/{TABLE}"},
+    table=TABLE,
+    tokens=token_logits,
+    answer=answer_logits,
+    choice=choice_logits,
+)
+
 MODERNBERT = Family(
     config=config_from_dict,
     embedder=Architecture(
@@ -306,4 +353,5 @@ MODERNBERT = Family(
     longest=longest,
     deviation=lambda config: config.initializer_range,
     sizes=untyped_sizes,
+    heads=HEADS,
 )

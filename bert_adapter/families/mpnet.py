@@ -15,8 +15,10 @@ from jaxtyping import Array, Bool, Float, Int
 from bert_adapter.families import bert
 from bert_adapter.families.config import SUPPORTED, Config, read_config, untyped_sizes
 from bert_adapter.families.family import Architecture, Family
+from bert_adapter.families.heads import Decoder, heads
 from bert_adapter.families.modules import Encoder, SentenceEmbedder, SequenceClassifier, with_saved_parts
 from bert_adapter.families.parts import (
+    ACTIVATIONS,
     Context,
     Ids,
     Inputs,
@@ -155,6 +157,16 @@ def head(context: Context, result: Output) -> Array:
     return Scope(two_layers, name="classifier")(context, result.last_hidden_state[:, 0], nn.tanh)
 
 
+def transform(context: Context, x: Array) -> Array:
+    """A dense layer, GELU and a norm, whatever the encoder's activation."""
+    return norm(context, ACTIVATIONS["gelu"](dense(context, context.config.hidden_size)(x)), "layer_norm")
+
+
+def word_logits(context: Context, result: Output, table: Array) -> Array:
+    """The words at each token, masked or not."""
+    return Decoder(transform, name="lm_head")(context, result.last_hidden_state, table)
+
+
 class MpnetEncoder(Encoder):
     """MPNetModel: hidden states, and the first token's through a dense layer and tanh."""
 
@@ -175,6 +187,18 @@ class MpnetClassifier(SequenceClassifier):
 
 
 BUFFERS = "embeddings/position_ids$"  # constants that old checkpoints store
+HEADS = heads(
+    "MPNet",
+    prefix="mpnet",
+    encode=encode,
+    pool=bert.pooler,
+    words=word_logits,
+    tied={
+        "lm_head/decoder/kernel": "mpnet/embeddings/word_embeddings/embedding",
+        "lm_head/decoder/bias": "lm_head/bias",
+    },
+    ignored=BUFFERS,
+)
 
 
 MPNET = Family(
@@ -199,4 +223,5 @@ MPNET = Family(
     longest=longest,
     deviation=lambda config: config.initializer_range,
     sizes=untyped_sizes,
+    heads=HEADS,
 )
