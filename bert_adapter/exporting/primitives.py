@@ -12,7 +12,7 @@ BACKWARDS = np.iinfo(np.int64).min  # where a slice ends that runs to the first 
 
 def kind(dtype: Any) -> int:
     """ONNX's number for a dtype."""
-    from onnx.helper import np_dtype_to_tensor_dtype
+    from onnx.helper import np_dtype_to_tensor_dtype  # pyright: ignore[reportMissingImports]
 
     return np_dtype_to_tensor_dtype(np.dtype(dtype))
 

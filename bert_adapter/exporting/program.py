@@ -1,6 +1,6 @@
 """The function that an export computes, for every number of texts and every length."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -15,6 +15,7 @@ from bert_adapter.families.parts import Inputs, Scope, embedding
 from bert_adapter.layers.running import apply
 from bert_adapter.model import Model
 
+OUTPUTS = ("last_hidden_state", "sentence_embedding", "logits", "start_logits", "end_logits")  # in this order
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # those that tokenizers give
 
 
@@ -27,7 +28,7 @@ class Program(NamedTuple):
 
     run: Callable[[Any, dict[str, Any]], dict[str, Any]]
     params: Any
-    inputs: dict[str, tuple[Any, ...]]
+    inputs: Mapping[str, Sequence[Any]]
 
     def arguments(self, dtype: Any = jnp.int32) -> dict[str, jax.ShapeDtypeStruct]:
         """What stands for the inputs when it is traced."""
