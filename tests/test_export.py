@@ -19,7 +19,7 @@ from bert_adapter import exporting
 from bert_adapter.checkpoint import save
 from bert_adapter.checkpoint.card_file import CARD
 from bert_adapter.exporting import onnx_file, pytorch, stablehlo
-from bert_adapter.exporting.program import Program
+from bert_adapter.exporting.program import Program, refusing
 from bert_adapter.families import module_for
 from bert_adapter.families.bert import Bert
 
@@ -299,6 +299,7 @@ FUNCTIONS: dict[str, Any] = {  # of integers (batch, length)
     "columns": lambda x: jnp.take(x, jnp.array([[0, 1], [1, 0]]), axis=1),
     "distance": lambda x: jnp.clip(jnp.log(1.0 + jnp.abs(along(x)[None, :] - along(x)[:, None])), 0.1, 1.5),
     "logic": lambda x: jnp.where((x > 3) | ~(x < 9), (x == 5) ^ (x != 6), x >= 2).all(axis=1),
+    "tiles": lambda x: jnp.tile(1.0 * x, (1, 2)) + jnp.tile(jnp.arange(2.0), x.shape),
     "signs": lambda x: jnp.sign(x - 4.0) * jnp.floor(x / 3) ** 3 + jax.nn.relu(x - 5.0) + jax.nn.silu(-1.0 * x),
     "softmax of columns": lambda x: jax.nn.softmax(jnp.sqrt(1.0 * x), axis=0),
     "softmax of rows": lambda x: jax.nn.softmax(jnp.tanh(1.0 * x), axis=-1),
@@ -320,6 +321,13 @@ def test_programs_of_jax_are_graphs_of_onnx(name, tmp_path):
             wanted = np.asarray(function(jnp.asarray(x, jnp.int32)), np.float32)
             got = graph_outputs(tmp_path, {"x": x})["y"]
             np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)  # float32, in another order
+
+
+def test_a_module_that_needs_to_know_lengths_is_refused_by_name():
+    run = refusing(lambda params, batch: {"y": batch["x"] + np.arange(batch["x"].shape[1])}, "TortoiseModel")
+    pytest.importorskip("onnx")
+    with pytest.raises(ValueError, match=r"architectures: got TortoiseModel, wanted a module that runs for .* lengths"):
+        onnx_file.proto_of(Program(run, {}, {"x": jax.export.symbolic_shape("b, t")}))
 
 
 def test_outputs_are_in_the_order_of_optimum(tmp_path):
