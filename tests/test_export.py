@@ -19,7 +19,7 @@ from bert_adapter import exporting
 from bert_adapter.checkpoint import save
 from bert_adapter.checkpoint.card_file import CARD
 from bert_adapter.exporting import onnx_file, pytorch, stablehlo
-from bert_adapter.exporting.program import Program
+from bert_adapter.exporting.program import Program, refusing
 from bert_adapter.families import module_for
 from bert_adapter.families.bert import Bert
 
@@ -104,7 +104,7 @@ def test_merged_model_is_loaded_here_too(tmp_path):
 
 
 def test_card_says_where_it_comes_from_what_was_kept_and_how_to_load_it(tmp_path):
-    bert_adapter.export(model(), tmp_path / "out", to="onnx" if has("onnx") else "stablehlo", scores={"STS-B": 0.85})
+    bert_adapter.export(model(), tmp_path / "out", to="transformers", scores={"STS-B": 0.85})
     card = (tmp_path / "out" / CARD).read_text("utf-8")
     assert card.startswith("---\nlicense: apache-2.0\nbase_model: someone/bert\n")
     assert f"| {QUERY} | 16 | 16 | 3 |" in card
@@ -112,11 +112,6 @@ def test_card_says_where_it_comes_from_what_was_kept_and_how_to_load_it(tmp_path
     assert "error counts: svd" in card
     assert "| STS-B | 0.85 |" in card
     assert '"OUT' in card
-
-
-def has(package: str) -> bool:
-    """Whether it can be imported."""
-    return exporting.find_spec(package) is not None
 
 
 def test_licence_and_base_model_of_a_card_go_with_the_model(tmp_path):
@@ -304,6 +299,7 @@ FUNCTIONS: dict[str, Any] = {  # of integers (batch, length)
     "columns": lambda x: jnp.take(x, jnp.array([[0, 1], [1, 0]]), axis=1),
     "distance": lambda x: jnp.clip(jnp.log(1.0 + jnp.abs(along(x)[None, :] - along(x)[:, None])), 0.1, 1.5),
     "logic": lambda x: jnp.where((x > 3) | ~(x < 9), (x == 5) ^ (x != 6), x >= 2).all(axis=1),
+    "tiles": lambda x: jnp.tile(1.0 * x, (1, 2)) + jnp.tile(jnp.arange(2.0), x.shape),
     "signs": lambda x: jnp.sign(x - 4.0) * jnp.floor(x / 3) ** 3 + jax.nn.relu(x - 5.0) + jax.nn.silu(-1.0 * x),
     "softmax of columns": lambda x: jax.nn.softmax(jnp.sqrt(1.0 * x), axis=0),
     "softmax of rows": lambda x: jax.nn.softmax(jnp.tanh(1.0 * x), axis=-1),
@@ -327,6 +323,22 @@ def test_programs_of_jax_are_graphs_of_onnx(name, tmp_path):
             np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)  # float32, in another order
 
 
+def test_a_module_that_needs_to_know_lengths_is_refused_by_name():
+    run = refusing(lambda params, batch: {"y": batch["x"] + np.arange(batch["x"].shape[1])}, "TortoiseModel")
+    pytest.importorskip("onnx")
+    with pytest.raises(ValueError, match=r"architectures: got TortoiseModel, wanted a module that runs for .* lengths"):
+        onnx_file.proto_of(Program(run, {}, {"x": jax.export.symbolic_shape("b, t")}))
+
+
+def test_outputs_are_in_the_order_of_optimum(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    names = ("end_logits", "start_logits")
+    program = Program(lambda _, batch: dict.fromkeys(names, batch["x"]), {}, {"x": jax.export.symbolic_shape("b, t")})
+    proto = onnx_file.proto_of(program)
+    assert [output.name for output in proto.graph.output] == ["start_logits", "end_logits"]
+    onnx.checker.check_model(proto, full_check=True)
+
+
 def test_what_onnx_has_no_operation_for_is_named():
     shape = jax.export.symbolic_shape("b, t")
     program = Program(lambda params, batch: {"y": jax.lax.sort(batch["x"])}, {}, {"x": shape})
@@ -336,6 +348,7 @@ def test_what_onnx_has_no_operation_for_is_named():
 
 
 def test_stablehlo_computes_what_our_module_does(tmp_path):
+    pytest.importorskip("flatbuffers")
     bert_adapter.export(model(), tmp_path, to="stablehlo")
     program = jax.export.deserialize(bytearray((tmp_path / "model.stablehlo").read_bytes()))
     outputs = program.call(BATCH)
@@ -344,6 +357,7 @@ def test_stablehlo_computes_what_our_module_does(tmp_path):
 
 
 def test_stablehlo_refuses_what_its_file_cannot_hold(tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "find_spec", lambda name: True)
     monkeypatch.setattr(stablehlo, "LARGEST", 1000)
     with pytest.raises(
         ValueError, match=r"to: got 'stablehlo' for .* bytes of parameters, wanted at most 1,000: to='onnx'"

@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ def write_onnx(model: Model, directory: Path, dtype: str | None) -> None:
 
 def proto_of(program: Program) -> Any:
     """The whole model, as ONNX writes it."""
-    from onnx import helper, numpy_helper
+    from onnx import helper, numpy_helper  # pyright: ignore[reportMissingImports]
 
     graph, outputs = translated(program)
     nodes, used = graph.needed(value.name for value in outputs.values())
@@ -55,9 +55,9 @@ def proto_of(program: Program) -> Any:
     return helper.make_model(body, opset_imports=opsets, ir_version=FORMAT, producer_name="bert_adapter")
 
 
-def tensor(name: str, dtype: Any, shape: tuple[Any, ...]) -> Any:
+def tensor(name: str, dtype: Any, shape: Sequence[Any]) -> Any:
     """What the graph says of an input or an output; axes of any size have names."""
-    from onnx import helper
+    from onnx import helper  # pyright: ignore[reportMissingImports]
 
     sizes = [size if isinstance(size, int) else str(size) for size in shape]
     return helper.make_tensor_value_info(name, kind(dtype), sizes)
@@ -65,7 +65,7 @@ def tensor(name: str, dtype: Any, shape: tuple[Any, ...]) -> Any:
 
 def save(proto: Any, path: Path) -> None:
     """The file, and another beside it with the numbers of a model that is too large for one."""
-    import onnx
+    import onnx  # pyright: ignore[reportMissingImports]
 
     large = proto.ByteSize() > LARGEST
     onnx.save_model(proto, path, save_as_external_data=large, location=beside(path).name if large else None)
@@ -81,7 +81,7 @@ def quantise(whole: Path, path: Path) -> None:
 
     Kernels have 7 bits, one scale for each column: products of 8 by 8 bits overflow on processors without VNNI.
     """
-    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.quantization import QuantType, quantize_dynamic  # pyright: ignore[reportMissingImports]
 
     large = beside(whole).exists()
     with quiet():

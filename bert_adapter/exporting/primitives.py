@@ -12,7 +12,7 @@ BACKWARDS = np.iinfo(np.int64).min  # where a slice ends that runs to the first 
 
 def kind(dtype: Any) -> int:
     """ONNX's number for a dtype."""
-    from onnx.helper import np_dtype_to_tensor_dtype
+    from onnx.helper import np_dtype_to_tensor_dtype  # pyright: ignore[reportMissingImports]
 
     return np_dtype_to_tensor_dtype(np.dtype(dtype))
 
@@ -272,6 +272,12 @@ def reverse(graph: Graph, equation: Any, value: Value) -> Value:
     return Value(name, shape)
 
 
+def tile(graph: Graph, equation: Any, value: Value) -> Value:
+    times = graph.vector(equation.params["reps"])
+    name = graph.add("Tile", graph.whole(value, equation.invars[0].aval.shape), times)
+    return Value(name, equation.outvars[0].aval.shape)
+
+
 def concatenate(graph: Graph, equation: Any, *values: Value) -> Value:
     names = [graph.whole(value, operand.aval.shape) for value, operand in zip(values, equation.invars, strict=True)]
     name = graph.add("Concat", *names, axis=equation.params["dimension"])
@@ -398,6 +404,7 @@ PRIMITIVES: dict[str, Write] = {
     "stop_gradient": same,
     "sub": elementwise("Sub"),
     "tanh": chain("Tanh"),
+    "tile": tile,
     "transpose": transpose,
     "xor": logical("Xor"),
 }

@@ -1,6 +1,6 @@
 """The function that an export computes, for every number of texts and every length."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -15,6 +15,7 @@ from bert_adapter.families.parts import Inputs, Scope, embedding
 from bert_adapter.layers.running import apply
 from bert_adapter.model import Model
 
+OUTPUTS = ("last_hidden_state", "sentence_embedding", "logits", "start_logits", "end_logits")  # in this order
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # those that tokenizers give
 
 
@@ -27,7 +28,7 @@ class Program(NamedTuple):
 
     run: Callable[[Any, dict[str, Any]], dict[str, Any]]
     params: Any
-    inputs: dict[str, tuple[Any, ...]]
+    inputs: Mapping[str, Sequence[Any]]
 
     def arguments(self, dtype: Any = jnp.int32) -> dict[str, jax.ShapeDtypeStruct]:
         """What stands for the inputs when it is traced."""
@@ -37,13 +38,29 @@ class Program(NamedTuple):
 def program_of(model: Model, dtype: Any = jnp.float32) -> Program:
     """The model's function, which computes in this dtype."""
     family, module = family_of(model.config), clone(model.module, dtype)
-    choices = architecture_of(model.config).names[0].endswith("ForMultipleChoice")
+    architecture = architecture_of(model.config)
+    choices = architecture.names[0].endswith("ForMultipleChoice")
     axes = ["batch_size", *(["num_choices"] if choices else []), "sequence_length"]
     limits = [f"{axis} >= 1" for axis in axes] + [f"sequence_length <= {family.longest(module.config)}"]
     shape = jax.export.symbolic_shape(", ".join(axes), constraints=limits)
     params = jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype), model.params)
     inputs = {name: shape for name in INPUTS if name in family.inputs}
-    return Program(outputs_of(module, architecture_of(model.config), family), params, inputs)
+    return Program(refusing(outputs_of(module, architecture, family), architecture.names[0]), params, inputs)
+
+
+def refusing(run: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """The function, which says in a ValueError whose it is if it cannot be traced."""
+
+    def traced(*args: Any) -> Any:
+        try:
+            return run(*args)
+        except ValueError:
+            raise
+        except Exception as error:  # JAX has one for each thing that a symbol cannot tell
+            wanted = "wanted a module that runs for batches and lengths that are symbols of jax.export"
+            raise ValueError(f"architectures: got {name}, {wanted}: {str(error).splitlines()[0]}") from error
+
+    return traced
 
 
 def clone(module: Any, dtype: Any) -> Any:

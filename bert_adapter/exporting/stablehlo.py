@@ -54,5 +54,6 @@ STABLEHLO = Target(
     write=write_stablehlo,
     load=load,
     check=check_size,
+    packages=("flatbuffers",),
     library="jax",
 )

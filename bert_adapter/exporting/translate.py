@@ -10,7 +10,7 @@ from jax.extend.core import Literal
 from bert_adapter.checkpoint.names import by_path
 from bert_adapter.exporting.graph import Graph, Value
 from bert_adapter.exporting.primitives import PRIMITIVES, cast
-from bert_adapter.exporting.program import LAYER_NORM, Program, with_norms
+from bert_adapter.exporting.program import LAYER_NORM, OUTPUTS, Program, with_norms
 
 INNER = ("jaxpr", "call_jaxpr", "fun_jaxpr")  # under which an equation holds a program of its own
 
@@ -27,12 +27,13 @@ def translated(program: Program) -> tuple[Graph, dict[str, Value]]:
     first = next(iter(program.inputs))
     graph = Graph({str(symbol): (first, axis) for axis, symbol in enumerate(program.inputs[first])})
     params = [Value(graph.constant(leaf, path), leaf.shape) for path, leaf in by_path(program.params).items()]
-    given = [Value(cast(graph, name, np.int32), program.inputs[name]) for name in sorted(program.inputs)]
+    given = [Value(cast(graph, name, np.int32), tuple(program.inputs[name])) for name in sorted(program.inputs)]
     outputs = run(graph, traced.jaxpr, held(graph, traced.consts), [*params, *given])
     whole = [
         float32(graph, value, variable.aval) for value, variable in zip(outputs, traced.jaxpr.outvars, strict=True)
     ]
-    return graph, dict(zip(sorted(shapes), whole, strict=True))
+    named = dict(zip(sorted(shapes), whole, strict=True))
+    return graph, {name: named[name] for name in sorted(named, key=[*OUTPUTS, *named].index)}
 
 
 def float32(graph: Graph, value: Value, wanted: Any) -> Value:
@@ -53,7 +54,7 @@ def run(graph: Graph, jaxpr: Any, constants: list[Value], given: list[Value]) ->
     def value(variable: Any) -> Value:
         if not isinstance(variable, Literal):
             return known[variable]
-        return held(graph, [np.asarray(variable.val, variable.aval.dtype)])[0]
+        return held(graph, [np.asarray(variable.val, getattr(variable.aval, "dtype"))])[0]  # noqa: B009
 
     for equation in jaxpr.eqns:
         made = written(graph, equation, [value(variable) for variable in equation.invars])
