@@ -103,7 +103,7 @@ class ChoiceHead(nn.Module):
         inputs = Inputs(*(None if each is None else each.reshape(-1, each.shape[-1]) for each in given))
         context = context_of(self, deterministic)
         result = Scope(run, name=self.prefix)(context, inputs, type(self).encode, type(self).pool)
-        return type(self).head(context, result).reshape(len(input_ids), -1)
+        return type(self).head(context, result).reshape(input_ids.shape[0], -1)
 
 
 class Decoder(nn.Module):

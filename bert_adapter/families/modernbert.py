@@ -228,10 +228,10 @@ def embeddings(context: Context, input_ids: Ids) -> Array:
     return dropout(context, normed(context, x, "norm"), context.config.hidden_dropout_prob)
 
 
-def near(time: int, config: ModernBertConfig) -> Bool[Array, "1 1 time time"]:
+def near(time: Any, config: ModernBertConfig) -> Bool[Array, "1 1 time time"]:
     """Which tokens lie within each other's window, by their place in the row, whatever position_ids say."""
-    steps = np.arange(time)
-    return jnp.asarray(np.abs(steps[:, None] - steps[None, :]) <= config.local_attention // 2)[None, None]
+    steps = jnp.arange(time)  # of a length that may be a symbol of jax.export
+    return (jnp.abs(steps[:, None] - steps[None, :]) <= config.local_attention // 2)[None, None]
 
 
 def encode(context: Context, inputs: Inputs) -> States:

@@ -98,11 +98,12 @@ class Pairs(NamedTuple):
     bias: Float[Array, "1 heads time time"]
 
 
-def distance_bias(context: Context, time: int) -> Float[Array, "1 heads time time"]:
-    """What each head adds to the score of a token that lies so far off."""
-    steps = np.arange(time)
+def distance_bias(context: Context, time: Any) -> Float[Array, "1 heads time time"]:
+    """What each head adds to the score of a token that lies so far off; `time` may be a symbol of jax.export."""
+    most, steps = context.config.max_position_embeddings, jnp.arange(time)
+    buckets = jnp.asarray(bucket(np.arange(1 - most, most)))[steps[None, :] - steps[:, None] + (most - 1)]
     table = embed(context, BUCKETS, "relative_attention_bias", context.config.num_attention_heads)
-    return jnp.transpose(table(jnp.asarray(bucket(steps[None, :] - steps[:, None]))), (2, 0, 1))[None]
+    return jnp.transpose(table(buckets), (2, 0, 1))[None]
 
 
 def embeddings(context: Context, input_ids: Ids, position_ids: Ids) -> Array:
