@@ -12,6 +12,8 @@ import json
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from jax.experimental.sparse import BCOO, BCSR
 import bert_adapter
 import wlra
 from benchmarks.tables import markdown
+from bert_adapter.families.stages import MODES
 from bert_adapter.sample import sample_model
 from wlra.sklearn import WLRA
 
@@ -90,7 +93,8 @@ def sparse(duplicates: bool = False) -> Any:
 
 
 TARGETS: dict[str, Any] = {
-    "float64, float32": D,
+    "float64": D,
+    "float32": D.astype(np.float32),
     "float16": D.astype(np.float16),
     "bfloat16": jnp.asarray(D, jnp.bfloat16),
     "`numpy.longdouble`": D.astype(np.longdouble),
@@ -105,7 +109,9 @@ TARGETS: dict[str, Any] = {
     "an array of JAX": jnp.asarray(D),
     "a list of lists": D.tolist(),
     "None in a list, weight 1": [[1.0, None], [2.0, 3.0]],
-    "`Fraction`, `Decimal`, numbers as objects": D.astype(object),
+    "numbers as objects": D.astype(object),
+    "`Fraction`": np.vectorize(Fraction, otypes=[object])(D),
+    "`Decimal`": np.vectorize(Decimal, otypes=[object])(D),
     "`numpy.ma`": np.ma.masked_array(D, ~SEEN),
     "a list of `numpy.ma`": [np.ma.masked_array(row, ~seen) for row, seen in zip(D, SEEN, strict=True)],
     "`DataFrame`": pd.DataFrame(D),
@@ -114,7 +120,8 @@ TARGETS: dict[str, Any] = {
     "`DataFrame` with dates": pd.DataFrame({"a": pd.to_datetime(["2020-01-01", "2020-01-02"]), "b": [1.0, 2.0]}),
     "`scipy.sparse`": sparse(),
     "`scipy.sparse` with duplicates": sparse(duplicates=True),
-    "`BCOO`, `BCSR`": BCSR.from_bcoo(BCOO.fromdense(jnp.asarray(D))),
+    "`BCOO`": BCOO.fromdense(jnp.asarray(D)),
+    "`BCSR`": BCSR.from_bcoo(BCOO.fromdense(jnp.asarray(D))),
     "text": D.astype(str),
     "text among numbers": np.where(SEEN, D.astype(object), "1.5"),
     "complex": D + 0j,
@@ -185,22 +192,30 @@ def reread(config: dict[str, Any] | None = None, files: dict[str, bytes] | None 
         return bert_adapter.load("m")
 
 
-def run(batch: dict[str, Any], **options: Any) -> Any:
-    """A compression whose importance is measured on one batch."""
-    return bert_adapter.compress(model(), [batch], budget=0.5, progress=False, **options)
+def pooled(mode: str | list[str]) -> Any:
+    """A model that was saved, and loaded with a file that declares how it pools."""
+    return reread(files={"1_Pooling/config.json": json.dumps({"pooling_mode": mode}).encode()})
 
 
-def svd(**options: Any) -> Any:
-    """A compression without data."""
-    return bert_adapter.compress(model(), [], signal="svd", progress=False, **options)
+def compress(batches: Sequence[Any] = (), of: bert_adapter.Model | None = None, **options: Any) -> Any:
+    """A compression of a small model."""
+    return bert_adapter.compress(model() if of is None else of, batches, progress=False, **options)
 
 
-IDS = np.array([[2, 5, 6, 3]], np.int32)
-POOLING = b'{"pooling_mode_%s": true}'
+def with_nan() -> bert_adapter.Model:
+    """The small model with NaN for all its parameters."""
+    return model()._replace(params=jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), model().params))
+
+
+BATCH = {"input_ids": np.array([[2, 5, 6, 3]], np.int32)}
+SVD: dict[str, Any] = {"signal": "svd"}  # which needs no batches
+TEXTS = ["a red fox", "a dog"]
 MODULES = b'[{"path": "", "type": "sentence_transformers.models.Transformer"}, {"path": "1_%s", "type": "%s"}]'
 READ: dict[str, Callable[[], Any]] = {
     "a single text": lambda: read("a red fox"),
-    "a tuple, an array, a Series, a generator": lambda: read(pd.Series(["a red fox", "a dog"])),
+    "a tuple, an array, a Series, a generator": lambda: [
+        read(texts) for texts in (tuple(TEXTS), np.array(TEXTS), pd.Series(TEXTS), iter(TEXTS))
+    ],
     "pairs": lambda: read([("a fox", "a dog"), ("it", "a dog")]),
     "a text that is empty": lambda: read(["", "a dog"]),
     "None among texts": lambda: read(["a fox", None]),
@@ -209,7 +224,8 @@ READ: dict[str, Callable[[], Any]] = {
     "half of a surrogate pair": lambda: read(["a fox", "\ud800"]),
     "pairs among texts": lambda: read(["a fox", ("it", "a dog")]),
     "no texts": lambda: read([]),
-    "a dictionary, a set": lambda: read({"a fox": 1}),
+    "a dictionary": lambda: read({"a fox": 1}),
+    "a set": lambda: read(set(TEXTS)),
     "`max_length=2`": lambda: bert_adapter.tokenizer(model(), max_length=2),
 }
 LABELS: dict[str, Callable[[], Any]] = {
@@ -235,10 +251,8 @@ FILES: dict[str, Callable[[], Any]] = {
     "blank lines alone": lambda: in_file(b"\n\n", bert_adapter.read_texts),
 }
 DIRECTORIES: dict[str, Callable[[], Any]] = {
-    "pooling: cls, mean, max, last token, and several": lambda: reread(
-        files={"1_Pooling/config.json": POOLING % b"cls_token"}
-    ),
-    "a pooling that is not known": lambda: reread(files={"1_Pooling/config.json": b'{"pooling_mode": "median"}'}),
+    f"pooling: {', '.join(MODES)}, and all of them": lambda: [pooled(mode) for mode in (*MODES, list(MODES))],
+    "a pooling that is not known": lambda: pooled("median"),
     "a module that is not known": lambda: reread(
         files={"modules.json": MODULES % (b"LSTM", b"sentence_transformers.models.LSTM")}
     ),
@@ -252,41 +266,34 @@ DIRECTORIES: dict[str, Callable[[], Any]] = {
     ),
 }
 COMPRESSION: dict[str, Callable[[], Any]] = {
-    "a token id beyond the table": lambda: run({"input_ids": IDS + 100}),
-    "parameters with NaN": lambda: bert_adapter.compress(
-        model()._replace(params=jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), model().params)),
-        [{"input_ids": IDS}],
-        budget=0.5,
-        progress=False,
-    ),
-    "no batches": lambda: bert_adapter.compress(model(), [], budget=0.5),
-    '`include="("`': lambda: svd(budget=0.5, include="("),
-    "`include` that selects nothing": lambda: svd(budget=0.5, include="decoder"),
-    "a budget and a rank": lambda: svd(budget=0.5, rank=2),
-    "a budget above 1": lambda: svd(budget=1.5),
-    "a rank of 0": lambda: svd(rank=0),
-    "a signal that is not known": lambda: bert_adapter.compress(model(), [], budget=0.5, signal="magic"),
-    "compressed already": lambda: bert_adapter.compress(svd(rank=2)[0], [], rank=2, signal="svd"),
-    "importance of another model": lambda: bert_adapter.compress(
-        model(hidden_size=32), [], budget=0.5, importance=measured()
-    ),
+    "a token id beyond the table": lambda: compress([{"input_ids": BATCH["input_ids"] + 100}], budget=0.5),
+    "parameters with NaN": lambda: compress([BATCH], with_nan(), budget=0.5),
+    "no batches": lambda: compress(budget=0.5),
+    '`include="("`': lambda: compress(budget=0.5, include="(", **SVD),
+    "`include` that selects nothing": lambda: compress(budget=0.5, include="decoder", **SVD),
+    "a budget and a rank": lambda: compress(budget=0.5, rank=2, **SVD),
+    "a budget above 1": lambda: compress(budget=1.5, **SVD),
+    "a rank of 0": lambda: compress(rank=0, **SVD),
+    "a signal that is not known": lambda: compress(budget=0.5, signal="magic"),
+    "compressed already": lambda: compress((), compress(rank=2, **SVD)[0], rank=2, **SVD),
+    "importance of another model": lambda: compress((), model(hidden_size=32), budget=0.5, importance=measured()),
+    "importance of other batches": lambda: compress([BATCH, BATCH], budget=0.5, importance=measured()),
 }
 ADAPTER = {
-    "Texts": READ,
-    "Labels": LABELS,
-    "Files of texts and rows": FILES,
-    "Directories of models": DIRECTORIES,
-    "What is compressed": COMPRESSION,
+    "texts": READ,
+    "labels": LABELS,
+    "files of texts and rows": FILES,
+    "directories of models": DIRECTORIES,
+    "what is compressed": COMPRESSION,
 }
 """Of `bert_adapter`, by headings: an input in words, and a call that gives it to the adapter."""
 
 
+@functools.cache
 def measured() -> bert_adapter.Importance:
     """The importance of the small model's kernels."""
-    forward, shapes = bert_adapter.forward(model()), bert_adapter.select_kernels(model())
-    return bert_adapter.measure_signal(
-        forward, model().params, [{"input_ids": IDS}], shapes, signal="shampoo", progress=False
-    )
+    run, kernels = bert_adapter.forward(model()), bert_adapter.select_kernels(model())
+    return bert_adapter.measure_signal(run, model().params, [BATCH], kernels, progress=False)
 
 
 REFUSALS = ValueError, TypeError, FloatingPointError  # scikit-learn refuses sparse X by a TypeError
@@ -323,7 +330,7 @@ def of_solver(inputs: dict[str, Any], give: Callable[[Call, Any], Any]) -> str:
 
 def as_target(call: Call, W: Any) -> Any:
     """The call on a target; on a sparse one by a method that takes it."""
-    kind = scipy.sparse.issparse(W) or isinstance(W, BCSR)
+    kind = scipy.sparse.issparse(W) or isinstance(W, BCOO | BCSR)
     return call(W, None, "als" if kind else "svd")
 
 
@@ -334,10 +341,7 @@ def page() -> str:
     parts = [INTRODUCTION, "## The solver: `W`", targets, "## The solver: `weights`", weights]
     for heading, calls in ADAPTER.items():
         lines = [line(name, [attempt(call)]) for name, call in calls.items()]
-        parts += [
-            f"## The adapter: {heading[0].lower()}{heading[1:]}",
-            markdown(["", "accepted", "refused with"], lines),
-        ]
+        parts += [f"## The adapter: {heading}", markdown(["", "accepted", "refused with"], lines)]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 

@@ -158,9 +158,8 @@ def assert_at_the_optimum(target, weights, got, rank, dtype):
     row, col = (vectors * np.sqrt(np.maximum(values, 0)) for values, vectors in map(np.linalg.eigh, wide[1:]))
     squares = np.linalg.svd(row.T @ wide[0] @ col, compute_uv=False) ** 2
     found = np.sum((row.T @ (wide[0] - product) @ col) ** 2)
-    unseen = (
-        1e4 * float(np.finfo(dtype).eps) ** 2 * float(np.sum(squares))
-    )  # rounding errors on both sides, and sums of them
+    # Rounding errors on both sides, and sums of them.
+    unseen = 1e4 * float(np.finfo(dtype).eps) ** 2 * float(np.sum(squares))
     assert found <= 1.001 * np.sum(squares[rank:]) + unseen
     # Sums of float32.
     assert float(got.loss) == pytest.approx(reference.kronecker_loss(*wide, product=product), rel=5e-3, abs=unseen)
