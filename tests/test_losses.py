@@ -141,7 +141,8 @@ def test_divergence_of_labels_at_once_is_the_loss_of_labels_drawn():
 def test_gradients_are_those_of_the_divergences_curvature(kind):
     """Summed over the stack, g g' is its Hessian where there is none: what a plan predicts is what is measured."""
     output = jnp.asarray(OUTPUT[:, :1] if kind == "gaussian" else OUTPUT)  # a random direction of one is exact
-    stacked = np.asarray(gradients.output_gradients(kind, output, {}, jax.random.key(0)), np.float64)
+    draw = gradients.Draw(jax.random.key(0), 0, len(output))
+    stacked = np.asarray(gradients.output_gradients(kind, output, {}, draw), np.float64)
     direction = RNG.normal(size=output.shape).astype(np.float32)
     both = [DIVERGENCES[kind](output + sign * np.float32(0.1) * direction, output) for sign in (1, -1)]
     wanted = np.einsum("pbi,bi->pb", stacked, direction) ** 2

@@ -12,7 +12,8 @@ from bert_adapter.importance.gradients import Draw, Gradients, output_gradients
 from bert_adapter.importance.sums import Sums, corners, named, upper_product, zero_upper, zeros
 from bert_adapter.layers.capture import Batch, Forward, capture
 
-AT_ONCE = 512  # time steps, times gradients of the output, at least those of one example: more take more memory
+AT_ONCE = 256  # time steps, times gradients of the output, that are held together: more take memory and gain no time
+AT_ONCE_ELSEWHERE = 8192  # on what is no CPU, where few are slow
 
 
 class Wanted(NamedTuple):
