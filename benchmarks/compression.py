@@ -9,8 +9,8 @@ more than those of the clock, though threads that wait spin, and count.
 The floor of the importance. In units of a forward pass through the kernels, a plain training gradient is 3: forward,
 backward to the activations, backward to the kernels. Importance needs the first two, and in place of the third the
 sums: both Gram matrices of 768 x 3072 are (768² + 3072²) / (768 x 3072) = 4.25 times as large as the kernel, half of
-which symmetry saves; of all kernels of a layer that is 1.75 units, so 1.25 gradients. Halving stops at blocks of 384
-rows, which makes 1.375 of it; products between an example's time steps add up to 0.08 at 64 tokens. The importance and
+which symmetry saves; of all kernels of a layer that is 1.75 units, so 1.25 gradients. Halving stops at blocks of 192
+rows, which makes 1.31 of it; products between an example's time steps add up to 0.08 at 64 tokens. The importance and
 the plain gradients are measured by turns over the same batches, compiled before. Beside plan and solve: NumPy's `eigh`
 of a symmetric matrix of every kernel's smaller side, one after the other, and one on each processor with one thread of
 LAPACK for each.

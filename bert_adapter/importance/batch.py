@@ -170,7 +170,7 @@ def input_sums(steps: Steps, deltas: Float[Array, "gradients batch time out"], s
     example is formed.
     """
     added: dict[str, Any] = {}
-    time_gram = jnp.einsum("gbto,gbso->bts", deltas, deltas)
+    time_gram = jnp.sum(jax.vmap(time_products)(deltas), axis=0)
     across = time_gram @ steps.values
     if "rows" in statistics:
         added["rows"] = jnp.sum(steps.values * across, axis=(0, 1))
