@@ -21,7 +21,7 @@ def keep_programs() -> None:
     JAX_COMPILATION_CACHE_DIR names another, and JAX_ENABLE_COMPILATION_CACHE=false none. Where nothing can be written,
     nothing is kept.
     """
-    if jax.config.jax_compilation_cache_dir is not None:
+    if getattr(jax.config, "jax_compilation_cache_dir") is not None:  # noqa: B009 that Pyright does not know
         return
     try:
         folder().mkdir(parents=True, exist_ok=True)

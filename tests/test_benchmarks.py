@@ -1,13 +1,18 @@
-"""The benchmark for a GPU runs, on whatever device there is, and writes one file of consistent numbers."""
+"""The benchmark for a GPU runs, on whatever device there is; profiles name what takes the time."""
 
 import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+
+from benchmarks.operations import profiled
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "gpu.sh"
 ENVIRONMENT = os.environ | {"PYTHON": sys.executable}
@@ -40,3 +45,20 @@ def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
     assert done.returncode != 0
     assert "jax must see a GPU; it sees: cpu" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_operations_are_those_that_a_call_spends_its_time_in():
+    square = np.cov(np.random.default_rng(0).normal(size=(200, 400)))
+    wave = jax.jit(lambda x: jnp.sin(x) @ x)
+
+    def call():
+        until = time.monotonic() + 0.3
+        while time.monotonic() < until:
+            np.linalg.eigh(square)
+        return wave(jnp.ones((50, 50)))
+
+    found = profiled(call)
+    (name, seconds), *_ = found["host"].most_common(1)
+    assert name.endswith(" eigh")
+    assert 0.1 < seconds < 10
+    assert sum(found["XLA"].values()) > 0

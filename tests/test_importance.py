@@ -391,11 +391,12 @@ def test_a_batch_in_pieces_has_the_sums_and_the_directions_of_the_whole(loss, mo
     assert_same_but_for_rounding(measured_net([weighted], gradients=loss), wanted)
 
 
-SIZES = [(16, 1, [8, 8]), (13, 1, [7, 6]), (16, 3, [3] * 5 + [1]), (2, 99, [1, 1])]
+SIZES = [(16, 1, [8, 8]), (13, 1, [8, 5]), (20, 1, [5] * 4), (16, 3, [2] * 8), (2, 99, [1, 1])]
 
 
 @pytest.mark.parametrize(("rows", "gradients", "sizes"), SIZES)
-def test_pieces_hold_few_steps_and_at_least_an_example(rows, gradients, sizes):
+def test_pieces_hold_few_steps_and_at_least_an_example(rows, gradients, sizes, monkeypatch):
+    monkeypatch.setattr(measure, "AT_ONCE", 512)
     whole_batch = {"input_ids": np.arange(rows * 64).reshape(rows, 64), "attention_mask": np.ones((rows, 64))}
     found = list(measure.pieces(whole_batch, "key", gradients))
     assert [len(part["input_ids"]) for part, _ in found] == sizes

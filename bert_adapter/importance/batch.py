@@ -13,7 +13,8 @@ from bert_adapter.importance.gradients import Gradients, output_gradients
 from bert_adapter.importance.sums import Sums, corners, named, upper_product, zero_upper, zeros
 from bert_adapter.layers.capture import Batch, Forward, capture
 
-AT_ONCE = 512  # time steps, times gradients of the output, at least those of one example: more take more memory
+AT_ONCE = 256  # time steps, times gradients of the output, that are held together: more take memory and gain no time
+AT_ONCE_ELSEWHERE = 8192  # on what is no CPU, where few are slow
 
 
 class Wanted(NamedTuple):
@@ -170,7 +171,7 @@ def input_sums(steps: Steps, deltas: Float[Array, "gradients batch time out"], s
     example is formed.
     """
     added: dict[str, Any] = {}
-    time_gram = jnp.einsum("gbto,gbso->bts", deltas, deltas)
+    time_gram = jnp.sum(jax.vmap(time_products)(deltas), axis=0)
     across = time_gram @ steps.values
     if "rows" in statistics:
         each = jnp.sum(steps.values * across, axis=1)  # squares, but for what is rounded

@@ -13,7 +13,16 @@ import numpy as np
 from bert_adapter.batches import check_weights
 from bert_adapter.distributions.draw import Draw
 from bert_adapter.files import check_writable
-from bert_adapter.importance.batch import AT_ONCE, Passed, Wanted, add_kernel, entering, no_sums, passed
+from bert_adapter.importance.batch import (
+    AT_ONCE,
+    AT_ONCE_ELSEWHERE,
+    Passed,
+    Wanted,
+    add_kernel,
+    entering,
+    no_sums,
+    passed,
+)
 from bert_adapter.importance.fingerprint import of_arrays, of_function, of_params
 from bert_adapter.importance.gradients import Gradients, check_gradients
 from bert_adapter.importance.storage import load_importance, save_importance
@@ -24,6 +33,7 @@ from bert_adapter.importance.sums import (
     differences,
 )
 from bert_adapter.layers.capture import Batch, Forward
+from bert_adapter.memory import give_back
 from bert_adapter.model import check_batch
 from bert_adapter.progress import track
 from bert_adapter.values import check_finite
@@ -114,6 +124,7 @@ def measure_importance(
         finite = add_batch(total.sums, ((run(there, *part), part[0]) for part in parts), total.examples)
         check_sums(finite, number, lambda arrays=arrays: forward(params, arrays))
         total = counted(total, batch, text)
+        give_back()
         if file is not None and time.monotonic() - saved > SAVE_EVERY:
             save_importance(total, file)
             saved = time.monotonic()
@@ -229,10 +240,15 @@ def program_for(wanted: Wanted) -> Any:
 
 
 def pieces(batch: Batch, key: Any, gradients: int = 1) -> Iterator[tuple[Batch, Draw]]:
-    """The batch in pieces of about equal size, with their random directions, which are those of the whole."""
+    """The batch in pieces, with their random directions, which are those of the whole.
+
+    They are as large as each other where that is no smaller than half of what may be held at once: every size is a
+    program.
+    """
     rows, mask = len(next(iter(batch.values()))), batch.get("attention_mask")
-    steps = gradients * (rows if mask is None else mask.size)
-    size = -(-rows // min(rows, -(-steps // AT_ONCE)))
+    most = AT_ONCE if jax.default_backend() == "cpu" else AT_ONCE_ELSEWHERE
+    limit = min(rows, max(1, most // (gradients * (1 if mask is None else mask.size // rows))))
+    size = next((size for size in range(limit, limit // 2, -1) if rows % size == 0), limit)
     for begin in range(0, rows, size):
         yield {name: array[begin : begin + size] for name, array in batch.items()}, Draw(key, begin)
 

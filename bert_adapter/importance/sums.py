@@ -39,7 +39,7 @@ class Sums(NamedTuple):
 
 STATISTICS = Sums._fields
 SYMMETRIC = ("inputs", "outputs", "row_gram", "col_gram")
-BLOCK = 384  # symmetric matrices of more rows are held as `Upper`
+BLOCK = 192  # symmetric matrices of more rows are held as `Upper`
 
 
 class Upper(NamedTuple):
