@@ -61,3 +61,10 @@ def test_entries_without_weight_may_be_anything():
     hidden = np.where(WEIGHTS["zeros and ones"] > 0, W, np.nan)
     for method in ("svd", "fwsvd", "separable"):
         assert np.isfinite(wlra.solve(hidden, WEIGHTS["zeros and ones"], K, method=method).loss)
+
+
+def test_a_problem_of_a_batch_that_cannot_be_used_is_named():
+    sides = [np.stack([np.eye(size, dtype="f4")] * 3) for size in (M, N)]
+    sides[0][1] *= -1
+    with pytest.raises(ValueError, match=r"problem 1 of the batch: weights\.row must be symmetric positive semi"):
+        wlra.solve_batch(np.stack([W] * 3), wlra.Kronecker(*sides), K, method="kronecker")

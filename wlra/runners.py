@@ -65,7 +65,10 @@ def solve_on_host(inputs: Inputs, options: Options, count: int | None = None) ->
 
     def one(i: int) -> Result:
         units = jax.tree.map(lambda leaf: np.broadcast_to(leaf, (count,))[i], inputs.units)
-        found = on_host(target[i], jax.tree.map(lambda leaf: leaf[i], weights), ranks[i])
+        try:
+            found = on_host(target[i], jax.tree.map(lambda leaf: leaf[i], weights), ranks[i])
+        except ValueError as error:
+            raise ValueError(f"problem {i} of the batch: {error}") from None
         missing = options.rank - ranks[i]
         left, right = np.pad(found.left, ((0, 0), (0, missing))), np.pad(found.right, ((0, missing), (0, 0)))
         return host_result(found._replace(left=left, right=right), inputs._replace(units=units))
