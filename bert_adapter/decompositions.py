@@ -1,14 +1,11 @@
 """Every kernel decomposed once: the plan of all budgets, and the factors of all ranks."""
 
 import math
-import os
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from threadpoolctl import threadpool_limits
 
 import wlra
 from bert_adapter.checkpoint.names import by_path
@@ -131,7 +128,10 @@ def decompositions(
         return found
 
     model = of_params(params) if importance is None else importance.model  # checked
-    kernels = side_by_side(one, shapes, progress)
+    largest = sorted(shapes, key=lambda path: -math.prod(shapes[path]))
+    done = components.side_by_side(one, largest, lambda futures: track(futures, "decompose", progress))
+    by_name = dict(zip(largest, done, strict=True))
+    kernels = {path: by_name[path] for path in shapes}
     of = {"examples": examples, "model": model, "reliability": reliability, "calibration": calibration(importance)}
     return Decompositions(kernels, shapes, signal, shrink=shrink, **of)
 
@@ -142,23 +142,6 @@ def calibration(importance: Importance | None) -> dict[str, Any]:
         return {}
     texts = {str(i): np.frombuffer(text.encode(), np.uint8) for i, text in enumerate(importance.texts)}
     return {"texts": importance.examples, "fingerprint": of_arrays(texts)}
-
-
-def side_by_side(one: Callable[[str], Decomposed], shapes: Shapes, progress: bool) -> dict[str, Decomposed]:
-    """By path, what the function makes of each kernel.
-
-    Half the time goes to LAPACK, which is no faster on two cores than on one: a kernel for each, large ones first.
-    """
-    largest = sorted(shapes, key=lambda path: -math.prod(shapes[path]))
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(os.cpu_count()) as pool:
-        futures = [pool.submit(one, path) for path in largest]
-        try:
-            found = [future.result() for future in track(futures, "decompose", progress)]
-        finally:
-            for future in futures:
-                future.cancel()
-    by_name = dict(zip(largest, found, strict=True))
-    return {path: by_name[path] for path in shapes}
 
 
 def decompose_one(kernel: Float[np.ndarray, "in out"], weights: Any, method: wlra.Method | None) -> Decomposed:

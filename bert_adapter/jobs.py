@@ -48,19 +48,14 @@ def groups_of(jobs: list[Job], request: Request) -> list[list[Job]]:
 def solve_group(jobs: list[Job], method: wlra.Method, options: Mapping[str, Any]) -> list[wlra.Result]:
     """Each kernel's solution, on the host, with zeros beyond its rank.
 
-    One compiled program for all ranks. On a CPU one at a time, since a batch runs until its slowest member is done;
-    elsewhere all at once.
+    One compiled program for all ranks.
     """
     ranks = [job.rank for job in jobs]
     # A closed form costs little: at the largest rank there can be, one program serves all plans.
     most = max(ranks) if method.closed_form is None else math.ceil(break_even(jobs[0].matrix.shape)) - 1
     matrices = np.stack([job.matrix for job in jobs])
     weights = jax.tree.map(stacked, *(job.weights for job in jobs))
-    batch: dict[str, Any] = {
-        "method": method,
-        "ranks": None if set(ranks) == {most} else ranks,
-        "chunk": 1 if jax.default_backend() == "cpu" else None,
-    }
+    batch: dict[str, Any] = {"method": method, "ranks": None if set(ranks) == {most} else ranks}
     try:
         result = jax.device_get(wlra.solve_batch(matrices, weights, most, **batch, **options))
     except ValueError as error:

@@ -72,7 +72,7 @@ def looped(name):
     return jax.tree.map(stacked, *(results[name] for results in members()))
 
 
-CHUNKS = [3, *(pytest.param(chunk, marks=pytest.mark.slow) for chunk in (None, 1))]  # 3 leaves one of four over
+CHUNKS = [3, *(pytest.param(chunk, marks=pytest.mark.slow) for chunk in (BATCH, 1))]  # 3 leaves one of four over
 
 
 @functools.cache

@@ -26,7 +26,7 @@ from wlra.options import (
 )
 from wlra.pipeline import solve_inputs
 from wlra.result import Result
-from wlra.runners import solve_chunks, solve_cut, solve_dealt, solve_repeatedly
+from wlra.runners import known_on_host, solve_chunks, solve_cut, solve_dealt, solve_on_host, solve_repeatedly
 from wlra.sparse import is_sparse
 
 
@@ -129,7 +129,10 @@ def solve_given(
     if mesh is not None:
         refuse_whole(request, given.weights, restarts)
         mesh = devices.check_mesh(mesh)
-    inputs, options = prepare(given, rank, request)
+    at_hand = mesh is None and restarts is None and known_on_host(given, request.method)
+    inputs, options = prepare(given, rank, request, at_hand=at_hand)
+    if at_hand:
+        return solve_on_host(inputs, options)
     if mesh is not None:
         inputs, plan = devices.cut(mesh, inputs)
         return solve_cut(inputs, options, plan)
@@ -171,8 +174,8 @@ def solve_batch(
       ranks: (batch,), in [1, rank]: each problem's own, beyond which columns of `left` and rows of `right` are zero.
         One program serves all; each costs what `rank` does. For "em", "nesterov", "anderson", "als", "als-anderson"
         with projection="subspace", and the closed forms.
-      chunk: how many problems are solved at a time, all if None. Bounds the memory, and changes no result but for
-        rounding. A chunk runs until its slowest problem is done: on a CPU, chunk=1 is fastest.
+      chunk: how many problems are solved at a time. Bounds the memory, and changes no result but for rounding. A chunk
+        runs until its slowest problem is done: if None, it is 1 on a CPU, and all elsewhere.
       mesh: devices that share the batch, `chunk` problems at a time on each; none waits for another. Of several
         processes, each passes the same arrays or all pass global ones.
 
@@ -208,9 +211,13 @@ def batch_given(
 ) -> Result:
     """The same of problems that have been checked."""
     count = given.shape[0]
-    chunk = count if chunk is None else checks.check_count("chunk", chunk, 1)
+    most = 1 if jax.default_backend() == "cpu" else count
+    chunk = most if chunk is None else checks.check_count("chunk", chunk, 1)
     mesh = None if mesh is None else devices.check_mesh(mesh)
-    inputs, options = prepare(given, rank, request, ranks=ranks)
+    at_hand = mesh is None and known_on_host(given, request.method)
+    inputs, options = prepare(given, rank, request, ranks=ranks, at_hand=at_hand)
+    if at_hand:
+        return solve_on_host(inputs, options, count)
     if mesh is None:
         return solve_chunks(jax.tree.map(on_device, inputs), options, min(chunk, count))
     arrays, shared = split(inputs)

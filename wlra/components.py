@@ -1,13 +1,19 @@
 """Closed forms on the host: one decomposition of a matrix, cut at any rank afterwards."""
 
-from typing import Any, NamedTuple
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Float
+from threadpoolctl import threadpool_limits
 
 from wlra.checks import check_kronecker_values, check_values
 from wlra.problem import Kronecker
 
+T = TypeVar("T")
+U = TypeVar("U")
 Side = Float[np.ndarray, "..."]  # the weights of rows or columns: a vector, or a positive semi-definite matrix
 
 
@@ -65,20 +71,34 @@ def wide_components(target: Float[np.ndarray, "m n"], row: Side, col: Side, rank
     m, n = target.shape
     if not (usable(row) and usable(col) and np.isfinite(target).all()):
         return Decomposed(np.zeros(m)), False
-    wide, row, col = (np.asarray(array, np.float64) for array in (target, row, col))
+    (wide, power), (row, row_power), (col, col_power) = map(in_units, (target, row, col))
     root, seen = square_root(row), congruent(wide, col)
     gram = before(root.T, after(seen, root))
     values, vectors = np.linalg.eigh(gram) if rank else (np.linalg.eigvalsh(gram), gram[:0])
     squares = np.maximum(values[::-1], 0)
     least = -16 * n * float(np.finfo(np.float32).eps) * squares[0]
-    fit = bool(values[0] >= least)
+    fit, given = bool(values[0] >= least), np.ldexp(squares, 2 * power + row_power + col_power)
     if rank == 0:
-        return Decomposed(squares), fit
+        return Decomposed(given), fit
     told = squares > (8 * np.finfo(np.float32).eps) ** 2 * np.sum(squares)
     count = min(rank, int(np.sum(told)))
     basis = before(root, vectors[:, ::-1][:, :count] / np.sqrt(squares[:count]))
-    left, right = balanced(seen @ basis, basis.T @ wide)
-    return Decomposed(squares, left.astype(target.dtype), right.astype(target.dtype)), fit and count > 0
+    left, right = balanced(without(row, seen @ basis), without(col, (basis.T @ wide).T).T)
+    half = np.ldexp(1.0, power // 2)
+    left, right = ((half * factor).astype(target.dtype) for factor in (left, right))
+    return Decomposed(given, left, right), fit and count > 0
+
+
+def in_units(array: Any) -> tuple[Float[np.ndarray, "..."], int]:
+    """The array in float64 over 2**power, a multiple of four that brings the largest entry near 1, and the power."""
+    power = int(np.frexp(np.max(np.abs(array)).astype(np.float64))[1])
+    power -= power % 4
+    return np.asarray(array, np.float64) * np.ldexp(1.0, -power), power
+
+
+def without(side: Side, rows: Float[np.ndarray, "m r"]) -> Float[np.ndarray, "m r"]:
+    """The rows, zero where a vector of weights is."""
+    return rows if side.ndim == 2 or np.min(side) > 0 else np.where(side[:, None] > 0, rows, 0)
 
 
 def usable(side: Side) -> bool:
@@ -114,6 +134,20 @@ def lost(decomposed: Decomposed, rank: int) -> float:
 
 
 BLOCK = 384  # columns that are multiplied together
+
+
+def side_by_side(one: Callable[[T], U], items: Iterable[T], counted: Callable = lambda futures: futures) -> list[U]:
+    """What the function makes of each, one on each core.
+
+    Half the time goes to LAPACK, which is no faster on two cores than on one.
+    """
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(os.cpu_count()) as pool:
+        futures = [pool.submit(one, item) for item in items]
+        try:
+            return [future.result() for future in counted(futures)]
+        finally:
+            for future in futures:
+                future.cancel()
 
 
 def after(matrix: Float[np.ndarray, "m n"], side: Side) -> Float[np.ndarray, "m n"]:

@@ -134,10 +134,12 @@ def listed(capability: str) -> str:
     return ", ".join(map(repr, able(lambda method: getattr(method, capability))))
 
 
-def prepare(given: Given, rank: Any, request: Request, *, ranks: Any = None) -> tuple[Inputs, Options]:
+def prepare(
+    given: Given, rank: Any, request: Request, *, ranks: Any = None, at_hand: bool = False
+) -> tuple[Inputs, Options]:
     """The traced and the static arguments of the solver, checked; of a request that `check_options` has made.
 
-    What was on the host still is.
+    What was on the host still is. at_hand: the closed form on the host checks Kronecker weights on its way.
     """
     rank, method = checks.check_rank(rank, given.shape), request.method
     check_kind(given, method)
@@ -148,7 +150,7 @@ def prepare(given: Given, rank: Any, request: Request, *, ranks: Any = None) -> 
     if start is not None and not isinstance(start, Method):
         start, factors = None, pair_in_units(checks.check_pair(start, given.shape, rank), units.target)
     examined = given.examined
-    if isinstance(weights, Kronecker):
+    if isinstance(weights, Kronecker) and not at_hand:
         examined = checks.check_kronecker_values(target, weights)
     penalty, unit = checks.check_penalty(request.ridge, request.nuclear)
     if unit == "nuclear" and not checks.is_traced(penalty):

@@ -10,11 +10,16 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from wlra import checks, devices
+from wlra.components import side_by_side
+from wlra.door import Given, wide
 from wlra.linalg.batch import in_chunks
+from wlra.methods.host import Found
+from wlra.methods.method import Method
 from wlra.options import Inputs, Options, join, split
 from wlra.pipeline import solve_inputs
-from wlra.problem import Factors
-from wlra.result import Restarts, Result
+from wlra.problem import Factors, Kronecker
+from wlra.result import History, Restarts, Result, Status
+from wlra.sparse import is_sparse
 
 ROUND = 5  # starts solved at a time
 
@@ -39,6 +44,51 @@ def solve_dealt(inputs: Inputs, options: Options, chunk: int, mesh: Mesh) -> Res
         return solve_chunks(join(arrays, shared), options, chunk)
 
     return devices.each_its_own(part, mesh)(*split(inputs))
+
+
+def known_on_host(given: Given, method: Method) -> bool:
+    """Whether a closed form can be computed in NumPy: float32 that is known, and no accelerator at hand."""
+    weights = given.weights if isinstance(given.weights, Kronecker) else (given.weights,)
+    arrays = (given.target, *weights)
+    if method.on_host is None or jax.default_backend() != "cpu" or is_sparse(given.target) or wide(given):
+        return False
+    return not any(checks.is_traced(array) or checks.on_accelerator(array) for array in arrays)
+
+
+def solve_on_host(inputs: Inputs, options: Options, count: int | None = None) -> Result:
+    """One problem by its closed form in NumPy, or each of a batch, one on each core."""
+    on_host, (target, weights) = options.method.on_host, jax.tree.map(np.asarray, inputs[:2])
+    assert on_host is not None  # asked before
+    if count is None:
+        return jax.tree.map(jnp.asarray, host_result(on_host(target, weights, options.rank), inputs))
+    ranks = [options.rank] * count if inputs.ranks is None else np.asarray(inputs.ranks).tolist()
+
+    def one(i: int) -> Result:
+        units = jax.tree.map(lambda leaf: np.broadcast_to(leaf, (count,))[i], inputs.units)
+        try:
+            found = on_host(target[i], jax.tree.map(lambda leaf: leaf[i], weights), ranks[i])
+        except ValueError as error:
+            raise ValueError(f"problem {i} of the batch: {error}") from None
+        missing = options.rank - ranks[i]
+        left, right = np.pad(found.left, ((0, 0), (0, missing))), np.pad(found.right, ((0, missing), (0, 0)))
+        return host_result(found._replace(left=left, right=right), inputs._replace(units=units))
+
+    return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *side_by_side(one, range(count)))
+
+
+def host_result(found: Found, inputs: Inputs) -> Result:
+    """The result, in units of the caller and in arrays of NumPy."""
+    half, dtype = inputs.units.target // 2, inputs.target.dtype
+    left: Any = np.ldexp(found.left, half).astype(dtype)
+    right: Any = np.ldexp(found.right, inputs.units.target - half).astype(dtype)
+    known = found.stationarity <= inputs.tol and found.lowest
+    status: Any = np.int32(Status.CONVERGED if known else Status.CLOSED_FORM)
+    loss: Any = np.float32(found.loss)
+    stationarity: Any = np.float32(found.stationarity)
+    zero: Any = np.int32(0)
+    gap: Any = np.float32(np.inf)
+    history = History(loss[None], stationarity[None])
+    return Result(left, right, loss, stationarity, iterations=zero, status=status, history=history, gap=gap)
 
 
 def solve_cut(inputs: Inputs, options: Options, plan: devices.Cut) -> Result:

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 from wlra.certificate import nearly_equal
 from wlra.linalg.decompose import mask_rank, square_root, truncated_svd
 from wlra.linalg.gram import eliminated
+from wlra.methods import host
 from wlra.methods.method import Evaluated, Method
 from wlra.problem import Factors, Kronecker, Problem, loss, rounding, stationarity, total
 from wlra.scaling import Scaling, equilibrate, scale, scale_factors, unscale_factors
@@ -30,7 +31,9 @@ def row_sums(weight: Matrix) -> Scaling:
     return Scaling(row_sum(weight), jnp.ones(weight.shape[1], weight.dtype))
 
 
-def equalised(name: str, equalise: Callable[[Matrix], Scaling], *, sees_hidden: bool = False) -> Method:
+def equalised(
+    name: str, equalise: Callable[[Matrix], Scaling], on_host: host.Equalise, *, sees_hidden: bool = False
+) -> Method:
     """The method that is exact for weights row_i col_j, and takes those of `equalise` for all others.
 
     Its factors are the truncated SVD in the variables in which such weights are equal; loss and stationarity are those
@@ -47,12 +50,19 @@ def equalised(name: str, equalise: Callable[[Matrix], Scaling], *, sees_hidden: 
             scaled, best = scale(problem, scaling), scale_factors(factors, scaling)
         return Evaluated(factors, loss(scaled, best), stationarity(scaled, best, eliminated), lowest)
 
-    return Method(name, closed_form=closed_form, equalise=equalise, sees_hidden=sees_hidden, keeps_zeros=True)
+    return Method(
+        name,
+        closed_form=closed_form,
+        on_host=host.of_entries(on_host, sees_hidden),
+        equalise=equalise,
+        sees_hidden=sees_hidden,
+        keeps_zeros=True,
+    )
 
 
-svd = equalised("svd", equal, sees_hidden=True)  # Eckart & Young 1936
-fwsvd = equalised("fwsvd", row_sums, sees_hidden=True)  # Hsu et al. 2022, eq. 7
-separable = equalised("separable", equilibrate)  # Irani & Anandan 2000, sec. 3
+svd = equalised("svd", equal, host.alike, sees_hidden=True)  # Eckart & Young 1936
+fwsvd = equalised("fwsvd", row_sums, host.summed, sees_hidden=True)  # Hsu et al. 2022, eq. 7
+separable = equalised("separable", equilibrate, host.equilibrated)  # Irani & Anandan 2000, sec. 3
 
 
 class Deflated(NamedTuple):
@@ -130,4 +140,4 @@ def nearest(problem: Problem, rank: int, ranks: Int[Array, ""] | None = None) ->
     return Evaluated(found.factors, relative, jnp.where(relative > rounding(found.factors), share, 0), lowest=True)
 
 
-kronecker = Method("kronecker", closed_form=nearest, kronecker=True, keeps_zeros=True)
+kronecker = Method("kronecker", closed_form=nearest, on_host=host.of_rows_and_columns, kronecker=True, keeps_zeros=True)

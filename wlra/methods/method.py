@@ -98,6 +98,8 @@ class Method(NamedTuple):
     svd_stages: those of projection="svd", if there are any.
     closed_form: (problem, rank, ranks) -> `Evaluated`, in the problem's own variables, `rank` static; `ranks` is None,
       or a traced rank beyond which factors are zero.
+    on_host: the same in NumPy, of target, weights and rank, for what is known on a CPU in float32; see
+      `wlra.methods.host`.
     equalise: weight -> the `Scaling` that a closed form takes for the weights, if iterations can start from it.
     sees_hidden: whether a closed form looks at what the target holds where the weight is 0.
     kronecker: whether the weights are `wlra.Kronecker`.
@@ -118,6 +120,7 @@ class Method(NamedTuple):
     stages: tuple[Stage, ...] = ()
     svd_stages: tuple[Stage, ...] = ()
     closed_form: Callable[[Problem, int, Any], Evaluated] | None = None
+    on_host: Callable[[Any, Any, int], Any] | None = None
     equalise: Callable[[Matrix], Scaling] | None = None
     sees_hidden: bool = False
     kronecker: bool = False

@@ -1,0 +1,167 @@
+"""What does the closed form cost, beside the LAPACK decomposition that it cannot do without?
+
+The upper table: plan and factors of a model's kernels for two budgets, beside NumPy's `eigh` of every kernel's smaller
+side, as NumPy runs it and with one thread each. Bars: decomposing, planning and cutting take at most twice as long as
+that. The lower table: `wlra.solve` by each closed form, its first call and the median of later ones, beside the
+decomposition of NumPy that serves it: of the smaller Gram matrix in float64, and for Kronecker weights the products
+with them.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+import bert_adapter
+import wlra
+from benchmarks.tables import arguments, markdown
+from wlra.components import congruent
+
+SIZES = ((64, 64), (384, 384), (384, 1536), (768, 768), (3072, 768))
+FORMS = ("svd", "fwsvd", "separable", "kronecker")
+
+
+class Spent(NamedTuple):
+    """Seconds by the clock, and of all processors."""
+
+    wall: float
+    cpu: float
+
+
+def spent(call: Callable[[], Any]) -> Spent:
+    """Of one call."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    call()
+    return Spent(time.perf_counter() - wall, time.process_time() - cpu)
+
+
+def smaller_sides(importance: bert_adapter.Importance, shapes: Mapping[str, tuple[int, int]]) -> list[np.ndarray]:
+    """Of each kernel, the Gram matrix of its smaller side."""
+    sums = [(importance[path], shape) for path, shape in shapes.items()]
+    return [np.asarray(each.row_gram if m <= n else each.col_gram) for each, (m, n) in sums]
+
+
+def beside_eigh(
+    params: Any,
+    importance: bert_adapter.Importance,
+    shapes: Mapping[str, tuple[int, int]],
+    budgets: tuple[float, ...] = (0.5, 0.25),
+) -> dict[str, Spent]:
+    """What each step takes to plan and factorise for every budget, and what NumPy takes for `eigh` in the same run."""
+    grams, known, small = smaller_sides(importance, shapes), [], []
+
+    def eigh() -> None:
+        for gram in grams:
+            np.linalg.eigh(gram)
+
+    steps = {"NumPy's eigh": spent(eigh)}
+    with threadpool_limits(1, "blas"):
+        steps["NumPy's eigh, one thread"] = spent(eigh)
+    steps["decompose"] = spent(
+        lambda: known.append(bert_adapter.decompose(params, importance, kernels=shapes, progress=False))
+    )
+    for budget in budgets:
+
+        def cut(budget: float = budget) -> None:
+            ranks = bert_adapter.plan(params, known[0], budget).ranks
+            options = {"shapes": shapes, "method": "kronecker", "progress": False}
+            small.append(bert_adapter.factorise(params, known[0].kernels, ranks, **options))
+
+        steps[f"plan and cut, {budget:.0%}"] = spent(cut)
+    return steps
+
+
+def seeded(layers: int, width: int = 768) -> tuple[Any, bert_adapter.Importance, dict[str, tuple[int, int]]]:
+    """Kernels of BERT's shapes with Gram matrices of `width` examples, which are shared by those of one shape."""
+    from bert_adapter.importance.sums import Sums
+
+    rng = np.random.default_rng(0)
+    names = {"query": (1, 1), "key": (1, 1), "value": (1, 1), "out": (1, 1), "up": (1, 4), "down": (4, 1)}
+    shapes = {f"{i}/{name}": (m * width, n * width) for i in range(layers) for name, (m, n) in names.items()}
+    grams = {}
+    for size in (width, 4 * width):
+        factor = rng.normal(size=(size, width)) * rng.lognormal(0, 1, (size, 1))
+        grams[size] = (factor @ factor.T + np.eye(size)).astype(np.float32)
+    params: dict[str, Any] = {str(i): {} for i in range(layers)}
+    for path, shape in shapes.items():
+        layer, name = path.split("/")
+        params[layer][name] = {"kernel": rng.normal(size=shape).astype(np.float32)}
+    sums = {
+        path: Sums(row_gram=grams[m], col_gram=grams[n], gram_squares=jnp.float32(0)) for path, (m, n) in shapes.items()
+    }
+    importance = bert_adapter.Importance(sums, width, width, 1, gradients="labels", seed=0, bases={})
+    return params, importance, shapes
+
+
+def problem(form: str, m: int, n: int) -> tuple[np.ndarray, Any]:
+    """A seeded target, and weights for which the form is exact."""
+    rng = np.random.default_rng(0)
+    target = rng.normal(size=(m, n)).astype(np.float32)
+    factors = [rng.normal(size=(size, 2 * size)).astype(np.float32) for size in (m, n)]
+    row, col = (rng.lognormal(size=size).astype(np.float32) for size in (m, n))
+    weights = {"svd": None, "fwsvd": row[:, None], "separable": row[:, None] * col[None, :]}
+    return target, wlra.Kronecker(*(each @ each.T for each in factors)) if form == "kronecker" else weights[form]
+
+
+def lapack(target: np.ndarray, weights: Any) -> None:
+    """What no closed form can do without: `eigh` of the smaller Gram matrix, and products with Kronecker weights."""
+    if target.shape[0] > target.shape[1]:
+        weights = wlra.Kronecker(weights.col, weights.row) if isinstance(weights, wlra.Kronecker) else None
+        return lapack(target.T, weights)
+    wide = target.astype(np.float64)
+    if isinstance(weights, wlra.Kronecker):
+        root = np.linalg.cholesky(weights.row.astype(np.float64))
+        gram = root.T @ congruent(wide, weights.col.astype(np.float64)) @ root
+    else:
+        gram = wide @ wide.T
+    np.linalg.eigh(gram)
+    return None
+
+
+def closed_forms(sizes: tuple[tuple[int, int], ...] = SIZES, runs: int = 3) -> list[dict[str, Any]]:
+    """By form and size: the first call, the median of later ones, and LAPACK's share in the same run."""
+    rows = []
+    for form in FORMS:
+        for m, n in sizes:
+            target, weights = problem(form, m, n)
+            rank = max(1, m * n // (m + n) // 2)
+
+            def solve(target: Any = target, weights: Any = weights, rank: int = rank, form: str = form) -> Any:
+                return wlra.solve(target, weights, rank, method=form).left.block_until_ready()
+
+            first = spent(solve)
+            later = sorted(spent(solve) for _ in range(runs))[runs // 2]
+            alone = sorted(spent(lambda t=target, w=weights: lapack(t, w)) for _ in range(runs))[runs // 2]
+            rows.append({"form": form, "size": f"{m} x {n}", "first": first, "later": later, "LAPACK": alone})
+    return rows
+
+
+def report(steps: dict[str, Spent], forms: list[dict[str, Any]]) -> str:
+    """Both tables, in Markdown."""
+    upper = [[name, f"{each.wall:.2f}", f"{each.cpu:.2f}"] for name, each in steps.items()]
+    lower = [
+        [line["form"], line["size"]]
+        + [f"{each:.4f}" for name in ("first", "later", "LAPACK") for each in line[name]]
+        + [f"{line['first'].wall / line['LAPACK'].wall:.1f}", f"{line['later'].wall / line['LAPACK'].wall:.1f}"]
+        for line in forms
+    ]
+    columns = [f"{name}, {kind} s" for name in ("first call", "later", "LAPACK") for kind in ("wall", "CPU")]
+    return "\n\n".join(
+        [
+            markdown(["step", "wall s", "CPU s"], upper),
+            markdown(["form", "size", *columns, "first over LAPACK", "later over LAPACK"], lower),
+        ]
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = arguments("decompositions", __doc__).parse_args(argv)
+    steps = beside_eigh(*(seeded(1, 48) if options.quick else seeded(12)))
+    print(report(steps, closed_forms(((24, 16),), runs=1) if options.quick else closed_forms()))
+
+
+if __name__ == "__main__":
+    main()
