@@ -173,7 +173,8 @@ def input_sums(steps: Steps, deltas: Float[Array, "gradients batch time out"], s
     time_gram = jnp.einsum("gbto,gbso->bts", deltas, deltas)
     across = time_gram @ steps.values
     if "rows" in statistics:
-        added["rows"] = jnp.sum(steps.values * across, axis=(0, 1))
+        squares = jnp.sum(steps.values * across, axis=1)  # which rounding can take below zero
+        added["rows"] = jnp.sum(jnp.maximum(squares, 0), axis=0)
     if "row_gram" in statistics:
         added["row_gram"] = upper_product(steps.values, across)
     if "gram_squares" in statistics:
