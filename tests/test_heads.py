@@ -32,6 +32,7 @@ from bert_adapter.distributions import categorical, span
 from bert_adapter.distributions.draw import Draw
 from bert_adapter.families import label_count, module_for, output_of, predictive
 from bert_adapter.importance.measure import measure_importance
+from bert_adapter.layers.running import parameter_shapes
 from bert_adapter.losses import distillation, task_loss
 from bert_adapter.outputs.scores import entities, of_answers, of_entities, plain
 from bert_adapter.reading import read_tagged
@@ -100,8 +101,7 @@ def torch_model(head, **entries) -> Any:
 
 
 def torch_output(made, batch, **labels) -> Any:
-    import torch
-
+    torch: Any = pytest.importorskip("torch")
     with torch.no_grad():
         tensors = {name: torch.tensor(np.array(array)).long() for name, array in (batch | labels).items()}
         return made(**tensors)
@@ -111,17 +111,53 @@ def torch_output(made, batch, **labels) -> Any:
 
 
 @pytest.mark.parametrize("head", NAMES)
-@pytest.mark.parametrize("typed", [True, False], ids=["types", "no types"])
-def test_outputs_are_those_of_pytorch(head, typed, tmp_path):
+def test_outputs_are_those_of_pytorch(head, tmp_path):
     made = torch_model(head)
     made.save_pretrained(tmp_path)
     batch = inputs_for(head)
-    batch = batch if typed else {name: batch[name] for name in ("input_ids", "attention_mask")}
     output, loaded = torch_output(made, batch), load(tmp_path)
     theirs = np.stack([output.start_logits, output.end_logits], axis=-1) if head == "answer" else output.logits.numpy()
     ours = bert_adapter.apply(loaded.module, loaded.params, **batch)
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
     assert output_of(loaded.module) == head
+
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "Roberta": {"pad_token_id": 0},
+    "Bert": {},
+    "DistilBert": {"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 24},
+    "Electra": {"embedding_size": 8},
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_outputs_of_every_family_are_those_of_pytorch(name, tmp_path):
+    """And what is saved is what PyTorch reads, tied decoders among it."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    common = {"vocab_size": 20, "max_position_embeddings": 20} | FAMILIES[name]
+    if name != "DistilBert":
+        common |= {name: CONFIG[name] for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
+        common["intermediate_size"] = CONFIG["intermediate_size"]
+    for head, kind in NAMES.items():
+        if (name, head) == ("Electra", "choice"):
+            continue
+        torch.manual_seed(0)
+        entries = getattr(transformers, f"{name}Config")(**common, num_labels=LABELS[head])
+        made = getattr(transformers, kind.replace("Bert", name, 1))(entries).eval()
+        for parameter in made.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+        made.save_pretrained(tmp_path / head)
+        batch = {part: inputs_for(head)[part] for part in ("input_ids", "attention_mask")}
+        output, loaded = torch_output(made, batch), load(tmp_path / head)
+        theirs = np.stack([output.start_logits, output.end_logits], -1) if head == "answer" else output.logits.numpy()
+        ours = bert_adapter.apply(loaded.module, loaded.params, **batch)
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
+        save(loaded, tmp_path / "again")
+        again, missing = type(made).from_pretrained(tmp_path / "again", output_loading_info=True)
+        assert not missing["missing_keys"]
+        output = torch_output(again.eval(), batch)
+        same = np.stack([output.start_logits, output.end_logits], -1) if head == "answer" else output.logits.numpy()
+        np.testing.assert_allclose(same, theirs, rtol=0, atol=1e-6)  # of the same weights; PyTorch adds up in any order
 
 
 @pytest.mark.parametrize("head", NAMES)
@@ -133,6 +169,24 @@ def test_the_parameter_tree_is_that_of_flax_bert(head):
         theirs = jax.eval_shape(init, jax.random.key(0), ids, ids, ids, ids, None)["params"]
     shapes = {path: leaf.shape for path, leaf in by_path(theirs).items()}
     assert {path: leaf.shape for path, leaf in by_path(model(head).params).items()} == shapes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_parameter_trees_of_every_family_are_those_of_flax(name):
+    transformers: Any = pytest.importorskip("transformers")
+    common = {"vocab_size": 20, "max_position_embeddings": 20} | FAMILIES[name]
+    family = bert_adapter.FAMILIES[name.lower()]
+    for head, each in family.heads.items():
+        reference = getattr(transformers, each.flax or "", None) or pytest.skip(
+            f"transformers {transformers.__version__}"
+        )
+        config = getattr(transformers, f"{name}Config")(**common, num_labels=LABELS[head])
+        with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+            theirs = reference(config, input_shape=(1, 2, 4) if head == "choice" else (1, 4), _do_init=False)
+            wanted = {path: leaf.shape for path, leaf in by_path(theirs.params_shape_tree).items()}
+        params, _ = parameter_shapes(each.module(family.config(config.to_dict())))
+        assert {path: leaf.shape for path, leaf in by_path(params).items()} == wanted
 
 
 @pytest.mark.parametrize("head", NAMES)

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from bert_adapter.families import heads as heads_of
 from bert_adapter.families.bert import BUFFERS
 from bert_adapter.families.config import SUPPORTED, Config, read_config
 from bert_adapter.families.family import Architecture, Family
@@ -43,6 +44,7 @@ class DistilBertConfig(Config):
 
     num_hidden_layers: int = 6
     classifier_dropout: float = 0.2
+    qa_dropout: float = 0.1
 
 
 NAMES = {  # the entries that are read, and as what; the last three are other names that transformers knows
@@ -57,6 +59,7 @@ NAMES = {  # the entries that are read, and as what; the last three are other na
     "activation": "hidden_act",
     "initializer_range": "initializer_range",
     "seq_classif_dropout": "classifier_dropout",
+    "qa_dropout": "qa_dropout",
     "problem_type": "problem_type",
     "num_hidden_layers": "num_hidden_layers",
     "num_attention_heads": "num_attention_heads",
@@ -122,6 +125,33 @@ def head(context: Context, result: Output) -> Array:
     return dense(context, config.num_labels, "classifier")(dropout(context, x, config.classifier_dropout))
 
 
+def token_logits(context: Context, result: Output) -> Array:
+    """The classes of each token."""
+    x = dropout(context, result.last_hidden_state, context.config.hidden_dropout_prob)
+    return dense(context, context.config.num_labels, "classifier")(x)
+
+
+def span_logits(context: Context, result: Output) -> Array:
+    """How likely an answer starts and ends at each token."""
+    x = dropout(context, result.last_hidden_state, context.config.qa_dropout)
+    return heads_of.span_logits(context, result._replace(last_hidden_state=x))
+
+
+def choice_logits(context: Context, result: Output) -> Array:
+    """How well the first token's state fits."""
+    config = context.config
+    x = nn.relu(dense(context, config.hidden_size, "pre_classifier")(result.last_hidden_state[:, 0]))
+    return dense(context, 1, "classifier")(dropout(context, x, config.classifier_dropout))
+
+
+def word_logits(context: Context, result: Output, table: Array) -> Array:
+    """The words at each token, masked or not."""
+    config = context.config
+    x = ACTIVATIONS[config.hidden_act](dense(context, config.hidden_size, "vocab_transform")(result.last_hidden_state))
+    x = norm(context, x, "vocab_layer_norm")
+    return heads_of.Decoder(name="vocab_projector")(context, x, table)
+
+
 class DistilBert(Encoder):
     """FlaxDistilBertModel's hidden states."""
 
@@ -164,4 +194,17 @@ DISTILBERT = Family(
     longest=lambda config: config.max_position_embeddings,
     deviation=lambda config: config.initializer_range,
     sizes=sizes,
+    heads=heads_of.heads(
+        "DistilBert",
+        prefix="distilbert",
+        encode=encode,
+        pool=None,
+        words=word_logits,
+        tied={"vocab_projector/kernel": f"distilbert/{heads_of.TABLE}"},
+        tokens=token_logits,
+        answer=span_logits,
+        choice=choice_logits,
+        ignored=BUFFERS,
+        flax="FlaxDistilBert",
+    ),
 )

@@ -13,6 +13,7 @@ from jaxtyping import Array
 from bert_adapter.families.bert import BUFFERS, embeddings, encoder
 from bert_adapter.families.config import Config, read_config, sizes
 from bert_adapter.families.family import Architecture, Family
+from bert_adapter.families.heads import TABLE, Decoder, heads
 from bert_adapter.families.modules import Encoder, SentenceEmbedder, SequenceClassifier
 from bert_adapter.families.parts import (
     ACTIVATIONS,
@@ -23,6 +24,7 @@ from bert_adapter.families.parts import (
     States,
     dense,
     filled,
+    norm,
     two_layers,
     visible,
 )
@@ -61,6 +63,17 @@ def classifier(context: Context, x: Array) -> Array:
 def head(context: Context, result: Output) -> Array:
     """Two layers on the first token's state."""
     return Scope(classifier, name="classifier")(context, result.last_hidden_state[:, 0])
+
+
+def transform(context: Context, x: Array) -> Array:
+    """A dense layer with GELU, whatever the layers' activation is, and a norm, as wide as the tables."""
+    return norm(context, ACTIVATIONS["gelu"](dense(context, context.config.embedding_size)(x)))
+
+
+def word_logits(context: Context, result: Output, table: Array) -> Array:
+    """The words at each token, masked or not."""
+    x = Scope(transform, name="generator_predictions")(context, result.last_hidden_state)
+    return Decoder(name="generator_lm_head")(context, x, table)
 
 
 class Electra(Encoder):
@@ -105,4 +118,15 @@ ELECTRA = Family(
     longest=lambda config: config.max_position_embeddings,
     deviation=lambda config: config.initializer_range,
     sizes=sizes,
+    heads=heads(
+        "Electra",
+        prefix="electra",
+        encode=encode,
+        pool=None,
+        words=word_logits,
+        tied={"generator_lm_head/kernel": f"electra/{TABLE}"},
+        choice=None,  # its summary has options of its own
+        ignored=BUFFERS,
+        flax="FlaxElectra",
+    ),
 )

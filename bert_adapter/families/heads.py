@@ -99,17 +99,21 @@ class ChoiceHead(nn.Module):
         position_ids: Texts | None = None,
         deterministic: bool = True,
     ) -> Float[Array, "batch choices"]:
-        given = (input_ids, attention_mask, token_type_ids, position_ids)
-        inputs = Inputs(*(None if each is None else each.reshape(-1, each.shape[-1]) for each in given))
+        more = (None if each is None else as_rows(each) for each in (attention_mask, token_type_ids, position_ids))
+        inputs = Inputs(as_rows(input_ids), *more)
         context = context_of(self, deterministic)
         result = Scope(run, name=self.prefix)(context, inputs, type(self).encode, type(self).pool)
         return type(self).head(context, result).reshape(input_ids.shape[0], -1)
 
 
+def unchanged(context: Context, x: Array) -> Array:
+    return x
+
+
 class Decoder(nn.Module):
     """The products of what `part` makes of the states with the words' embeddings, and a bias, below this name."""
 
-    part: Callable[[Context, Array], Array]
+    part: Callable[[Context, Array], Array] = unchanged
 
     @nn.compact
     def __call__(
@@ -117,6 +121,11 @@ class Decoder(nn.Module):
     ) -> Float[Array, "batch time vocabulary"]:
         bias = self.param("bias", nn.initializers.zeros, table.shape[:1], context.dtypes["param_dtype"])
         return self.part(context, x) @ table.T + bias.astype(table.dtype)[None, None, :]
+
+
+def as_rows(texts: Texts) -> Ids:
+    """A row for each choice of each example."""
+    return texts.reshape(-1, texts.shape[-1])
 
 
 def token_logits(context: Context, result: Output) -> Float[Array, "batch time labels"]:
@@ -139,6 +148,7 @@ def span_logits(context: Context, result: Output) -> Float[Array, "batch time 2"
 
 def choice_logits(context: Context, result: Output) -> Float[Array, "rows 1"]:
     """How well the pooled token fits."""
+    assert result.pooler_output is not None
     return dense(context, 1, "classifier")(dropout(context, result.pooler_output, head_dropout(context.config)))
 
 
@@ -153,7 +163,7 @@ def heads(
     table: str = TABLE,
     tokens: Head = token_logits,
     answer: Head = span_logits,
-    choice: Head = choice_logits,
+    choice: Head | None = choice_logits,
     ignored: str = r"(?!)",
     flax: str | None = None,
 ) -> dict[str, Architecture]:
@@ -166,7 +176,7 @@ def heads(
       words: (context, the encoder's output, its table of words) -> logits of the words.
       tied: what `Architecture.tied` is of a masked LM.
       table: the path of the table of words, below the prefix.
-      tokens, answer, choice: (context, the encoder's output) -> the output.
+      tokens, answer, choice: (context, the encoder's output) -> the output; None if there is no such head.
       ignored: what checkpoints hold that none of the heads uses.
       flax: with which the names of transformers' Flax classes begin.
     """
@@ -189,9 +199,11 @@ def heads(
             tied=tied,
         )
 
-    return {
+    known = {
         "tokens": made("TokenClassification", TokenHead, lambda config: config.num_labels, head=tokens),
         "answer": made("QuestionAnswering", TokenHead, lambda config: 2, head=answer),
         "words": made("MaskedLM", WordHead, lambda config: config.vocab_size, tied, head=words, table=table),
-        "choice": made("MultipleChoice", ChoiceHead, lambda config: 1, head=choice, pool=pool),
     }
+    if choice is not None:
+        known["choice"] = made("MultipleChoice", ChoiceHead, lambda config: 1, head=choice, pool=pool)
+    return known

@@ -15,8 +15,21 @@ from jaxtyping import Array, Int
 from bert_adapter.families import bert
 from bert_adapter.families.config import Config, read_config, sizes
 from bert_adapter.families.family import Architecture, Family
+from bert_adapter.families.heads import TABLE, Decoder, heads
 from bert_adapter.families.modules import Encoder, SentenceEmbedder, SequenceClassifier, with_saved_parts
-from bert_adapter.families.parts import Context, Ids, Inputs, Output, Scope, States, filled, two_layers
+from bert_adapter.families.parts import (
+    ACTIVATIONS,
+    Context,
+    Ids,
+    Inputs,
+    Output,
+    Scope,
+    States,
+    dense,
+    filled,
+    norm,
+    two_layers,
+)
 from bert_adapter.families.torch_names import from_torch, to_torch
 
 
@@ -61,6 +74,16 @@ def classifier(context: Context, x: Array) -> Array:
 def head(context: Context, result: Output) -> Array:
     """Two layers on the first token's state."""
     return Scope(classifier, name="classifier")(context, result.last_hidden_state[:, 0])
+
+
+def transform(context: Context, x: Array) -> Array:
+    """A dense layer with GELU, whatever the layers' activation is, and a norm."""
+    return norm(context, ACTIVATIONS["gelu"](dense(context, context.config.hidden_size)(x)), "layer_norm")
+
+
+def word_logits(context: Context, result: Output, table: Array) -> Array:
+    """The words at each token, masked or not."""
+    return Decoder(transform, name="lm_head")(context, result.last_hidden_state, table)
 
 
 class Roberta(Encoder):
@@ -121,6 +144,16 @@ def family(kind: type[RobertaConfig], name: str, flax: str | None) -> Family:
         longest=longest,
         deviation=lambda config: config.initializer_range,
         sizes=sizes,
+        heads=heads(
+            name,
+            prefix="roberta",
+            encode=encode,
+            pool=bert.pooler,
+            words=word_logits,
+            tied={"lm_head/decoder/kernel": f"roberta/{TABLE}", "lm_head/decoder/bias": "lm_head/bias"},
+            ignored=bert.BUFFERS,
+            flax=flax,
+        ),
     )
 
 

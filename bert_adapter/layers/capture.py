@@ -275,7 +275,7 @@ def mask_of(mask: Any, steps: Array) -> Float[Array, "batch time 1"]:
     return jnp.asarray(mask).reshape(*steps.shape[:2], 1).astype(steps.dtype)
 
 
-def of_examples(steps: Float[Array, "rows time n"], batch: Batch, path: str) -> Float[Array, "batch time n"]:
+def of_examples(steps: Float[Array, "rows time n"], batch: Batch, path: str) -> Float[Array, "batch steps n"]:
     """The steps of each example, where it has one row or several."""
     count = examples(batch)
     if len(steps) % count:
