@@ -92,7 +92,7 @@ def seeded(layers: int, width: int = 768) -> tuple[Any, bert_adapter.Importance,
     sums = {
         path: Sums(row_gram=grams[m], col_gram=grams[n], gram_squares=jnp.float32(0)) for path, (m, n) in shapes.items()
     }
-    importance = bert_adapter.Importance(sums, width, width, 1, gradients="labels", seed=0, bases={})
+    importance = bert_adapter.Importance(sums, width, width, 1, gradients="labels", seed=0)
     return params, importance, shapes
 
 

@@ -766,8 +766,11 @@ def opened(folder):
 
 
 def test_transformers_does_not_open_a_factorised_directory(tmp_path):
-    """Under the usual name it would: with random kernels in place of the factors, and no more than a warning."""
+    """As a BertModel it would: with random kernels in place of the factors, and no more than a warning."""
     factorised(tmp_path)
+    with pytest.raises(ValueError, match="low_rank_bert"):
+        opened(tmp_path / "small")
+    edit_config(tmp_path / "small", model_type="bert")
     with pytest.raises(OSError, match="no file named"):
         opened(tmp_path / "small")
     (tmp_path / "small/factorised.safetensors").rename(tmp_path / "small/model.safetensors")

@@ -43,9 +43,7 @@ def stored(config: dict[str, Any], model_type: str) -> dict[str, Any]:
 def restored(config: dict[str, Any]) -> dict[str, Any]:
     """The config whose file is this, as `stored` made it."""
     name = config.get("model_type")
-    if not (isinstance(name, str) and name.startswith(APART) and config.get("low_rank")):
-        return config
-    return config | {"model_type": name.removeprefix(APART)}
+    return config | {"model_type": name.removeprefix(APART)} if isinstance(name, str) else config
 
 
 def shapes(module: nn.Module, ranks: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
