@@ -18,7 +18,7 @@ from wlra.sparse import Matrix, entries, is_sparse, like, values
 
 WITHIN = 0.01  # a loss that is said to have converged is within this share of a local minimum
 STEPS, FEW = 20, 8  # products with the Hessian, and for factors of more than MANY numbers
-MANY, GRAMS = 2**17, 2**24  # numbers of the factors, and of the Gram matrices of all rows and columns
+MANY, GRAMS = 2**14, 2**20  # numbers of the factors, and of the Gram matrices of all rows and columns
 COUNTS, NEARLY_ALL = 0.01, 0.95  # a scaled weight that counts; the share of each row and column whose weights must
 
 
