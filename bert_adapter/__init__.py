@@ -3,6 +3,7 @@
 from bert_adapter.checkpoint import load, save
 from bert_adapter.compressing import Report, compress
 from bert_adapter.decompositions import Decompositions, decompose
+from bert_adapter.engines import ENGINES, Engine
 from bert_adapter.evaluate import loss_increase, score
 from bert_adapter.exporting import TARGETS, export
 from bert_adapter.factorisation import KernelReport, factorise, merge
@@ -27,17 +28,21 @@ from bert_adapter.signals import SIGNALS
 from bert_adapter.signals.definition import Signal
 from bert_adapter.signals.measure import measure_signal
 from bert_adapter.signals.reliability import reliability
+from bert_adapter.speed import Bench, bench
 from bert_adapter.text import labelled_batches, text_batches, tokenizer
 from bert_adapter.training import finetune
 
 __all__ = [
+    "ENGINES",
     "FACTORISED",
     "FAMILIES",
     "LAYERS",
     "OUTPUTS",
     "SIGNALS",
     "TARGETS",
+    "Bench",
     "Decompositions",
+    "Engine",
     "Family",
     "Importance",
     "KernelReport",
@@ -49,6 +54,7 @@ __all__ = [
     "Signal",
     "apply",
     "as_model",
+    "bench",
     "choose_ranks",
     "compress",
     "decompose",

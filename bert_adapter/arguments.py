@@ -6,10 +6,12 @@ from typing import Any, NoReturn
 
 import wlra
 from bert_adapter.distributions import DISTRIBUTIONS
+from bert_adapter.engines import ENGINES, missing
 from bert_adapter.exporting import TARGETS
 from bert_adapter.outputs import OUTPUTS
 from bert_adapter.ranks import UNITS
 from bert_adapter.signals import DEFAULT, SIGNALS
+from bert_adapter.speed import CELLS, ROUNDS
 
 
 class Parser(argparse.ArgumentParser):
@@ -33,6 +35,8 @@ EPILOG = """examples:
       train it on labelled rows, and on what a dense model says about them
   bert-adapter export bert-half -o bert-half-onnx --to onnx --dtype int8
       write it for onnxruntime; --to transformers or sentence-transformers writes it for PyTorch
+  bert-adapter bench bert-base-uncased bert-half --cell 1x32 --cell 8x128
+      milliseconds and memory of both, in JAX and, where they are installed, onnxruntime and PyTorch
 
 "bert-adapter compress --help" says what each option does, and which signals there are.
 
@@ -73,6 +77,10 @@ def parser() -> argparse.ArgumentParser:
         "export", help="write a checkpoint for other libraries", epilog=targets_text(), formatter_class=formatter
     )
     add_export(export)
+    bench = commands.add_parser(
+        "bench", help="time checkpoints beside each other", epilog=engines_text(), formatter_class=formatter
+    )
+    add_bench(bench)
     return root
 
 
@@ -95,6 +103,16 @@ def targets_text() -> str:
     width = max(map(len, TARGETS))
     lines = [f"  {name:{width}}  {target.about}" for name, target in TARGETS.items()]
     return "\n".join(["targets, which are directories with a README.md that says how to load them:", *lines])
+
+
+def engines_text() -> str:
+    """What --engine can be, a line for each."""
+    width = max(map(len, ENGINES))
+    lines = [
+        f"  {name:{width}}  {engine.about}{' (not installed)' if missing(name) else ''}"
+        for name, engine in ENGINES.items()
+    ]
+    return "\n".join(["engines:", *lines])
 
 
 def add_places(compress: Any) -> None:
@@ -189,3 +207,29 @@ def add_export(export: Any) -> None:
     export.add_argument(
         "--scores", type=Path, metavar="FILE", help="JSON, {name: number}, measured of this model, for its README.md"
     )
+
+
+def cell(text: str) -> tuple[int, int]:
+    """BATCHxLENGTH as two numbers."""
+    batch, by, length = text.partition("x")
+    if not (by and batch.isdecimal() and length.isdecimal()):
+        raise argparse.ArgumentTypeError(f"got {text!r}, wanted texts by tokens, such as 8x128")
+    return int(batch), int(length)
+
+
+def add_bench(bench: Any) -> None:
+    """What is timed, where, and on what."""
+    cells = " ".join(f"{batch}x{length}" for batch, length in CELLS)
+    bench.add_argument("models", metavar="DIR", nargs="+", help="checkpoints; speeds are those beside the first")
+    bench.add_argument(
+        "--cell",
+        type=cell,
+        action="append",
+        metavar="BxL",
+        help=f"texts by tokens of each; several times for several ({cells})",
+    )
+    bench.add_argument("--engine", choices=ENGINES, action="append", help="several times for several (all installed)")
+    bench.add_argument("--threads", type=int, help="how many to run at once (as many as there are cores)")
+    bench.add_argument("--rounds", type=int, default=ROUNDS, help="how often each is timed (%(default)s)")
+    bench.add_argument("--json", type=Path, metavar="FILE", help="keep all figures in FILE")
+    bench.add_argument("--figure", type=Path, metavar="FILE", help="draw them into FILE, .png, .svg or .pdf")

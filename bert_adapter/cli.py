@@ -17,8 +17,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser().parse_args(argv)
     keep_programs()
     try:
-        commands = {"demo": run_demo, "compress": run_compress, "finetune": run_finetune, "export": run_export}
-        commands[options.command](options)
+        COMMANDS[options.command](options)
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"bert-adapter: error: {in_a_line(error, options)}", file=sys.stderr)  # noqa: T201
         return 2
@@ -140,6 +139,35 @@ def run_export(options: argparse.Namespace) -> None:
     say(f"saved {options.output}: its README.md says how to load it")
 
 
+def run_bench(options: argparse.Namespace) -> None:
+    """Checkpoints timed beside each other."""
+    from bert_adapter.engines import use_threads
+    from bert_adapter.files import write_text
+    from bert_adapter.report import as_text
+    from bert_adapter.speed import CELLS, bench
+    from bert_adapter.speed_report import as_json, check_outputs, slow_kernels, table, write_figure
+
+    check_numbers(options)
+    check_outputs({"json": options.json, "figure": options.figure})
+    if options.threads is not None:
+        use_threads(options.threads)
+    found = bench(options.models, cells=options.cell or CELLS, engines=options.engine, rounds=options.rounds)
+    say(f"{as_text(table(found))}\n\nmedians on {found.threads} threads, and speed beside {options.models[0]}")
+    if found.kernels:
+        say(slow_kernels(found))
+    if options.json:
+        write_text(options.json, as_json(found))
+    if options.figure:
+        write_figure(found, options.figure)
+
+
+COMMANDS = {
+    "demo": run_demo,
+    "compress": run_compress,
+    "finetune": run_finetune,
+    "export": run_export,
+    "bench": run_bench,
+}
 NUMBERS = {  # the least and the most that options may be
     "rank": (1, 10**6),
     "multiple_of": (1, 10**6),
@@ -149,6 +177,8 @@ NUMBERS = {  # the least and the most that options may be
     "epochs": (1, 10**6),
     "learning_rate": (0, 1),
     "distil": (0, 1),
+    "threads": (1, 10**4),
+    "rounds": (1, 10**4),
 }
 
 

@@ -1,0 +1,133 @@
+"""Models are timed beside each other, in whatever engine is installed."""
+
+import json
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+import tiny
+
+import bert_adapter
+from bert_adapter import engines, latency, speed
+from bert_adapter.cli import main
+from bert_adapter.speed_report import as_json, slow_kernels, table
+
+QUERY = "encoder/layer/0/attention/self/query"
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A dense and a factorised checkpoint."""
+    folder = tmp_path_factory.mktemp("models")
+    bert_adapter.save(tiny.model(), folder / "dense")
+    bert_adapter.save(tiny.with_factors(tiny.model(), {QUERY: 2}), folder / "small")
+    return [str(folder / "dense"), str(folder / "small")]
+
+
+@pytest.mark.parametrize("engine", engines.ENGINES)
+@pytest.mark.parametrize("which", [0, 1])
+def test_every_engine_runs_the_model_on_the_batch_it_is_timed_on(engine, which, folders, tmp_path):
+    for package in engines.ENGINES[engine].packages:
+        pytest.importorskip(package)
+    model = bert_adapter.load(folders[which])
+    batch = engines.batch_for(model, 2, 5)
+    assert {name: array.shape for name, array in batch.items()} == dict.fromkeys(batch, (2, 5))
+    found = engines.ENGINES[engine].start(model, tmp_path, 1)(batch)
+    wanted = np.asarray(bert_adapter.forward(model)(model.params, batch))
+    states = found[0] if engine.startswith("onnx") else getattr(found, "last_hidden_state", None)
+    if engine == "jax":
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
+    else:  # what follows the encoder: the mean of its tokens, scaled to length one
+        mean = np.asarray(states).mean(axis=1)
+        near = 0.2 if engine.endswith("int8") else 1e-5
+        np.testing.assert_allclose(mean / np.linalg.norm(mean, axis=1, keepdims=True), wanted, rtol=0, atol=near)
+
+
+def test_the_first_model_is_as_fast_as_itself_and_all_cells_are_timed(folders, monkeypatch):
+    monkeypatch.setattr(speed, "peak_apart", lambda *key: 10**8)
+    cells = [(1, 4), (2, 8)]
+    found = speed.bench(folders, cells=cells, engines=["jax"], rounds=3, progress=False)
+    assert [(each.model, each.batch, each.length) for each in found.timings] == [
+        (name, *cell) for cell in cells for name in folders
+    ]
+    first = [each for each in found.timings if each.model == folders[0]]
+    assert [each.speed for each in first] == [1, 1]
+    assert all(each.seconds > 0 and each.speed > 0 for each in found.timings)
+    assert first[1].texts_per_second == 2 / first[1].seconds
+    assert [(each.path, each.shape, each.rank) for each in found.kernels] == [(QUERY, (16, 16), 2)]
+    assert found.peaks == {(name, "jax"): 10**8 for name in folders}
+    assert len(json.loads(as_json(found))["timings"]) == 4
+    assert [len(line) for line in table(found)] == [2 + len(cells) + 2] * 3
+
+
+def test_speed_is_the_median_of_the_rounds_ratios():
+    seconds = {("dense", "jax"): [1.0, 8.0, 1.0], ("small", "jax"): [0.5, 2.0, 0.4]}
+    found = speed.timing(("small", "jax"), seconds, "dense", 4, 16)
+    assert (found.seconds, found.speed, found.texts_per_second) == (0.5, 2.5, 8.0)
+
+
+def test_kernels_that_are_slower_with_factors_are_named():
+    kernels = [
+        latency.Kernel(path, (8, 8), 2, latency.Seconds(dense=1.0, low_rank=seconds))
+        for path, seconds in {"fast": 0.5, "slow": 1.5}.items()
+    ]
+    text = slow_kernels(speed.Bench([], kernels, {}, 1))
+    assert "slow, 8 by 8 at rank 2" in text
+    assert "fast" not in text
+
+
+def test_turns_are_taken_in_every_round():
+    order = []
+    found = latency.in_turns({name: lambda name=name: order.append(name) for name in "ab"}, 2)
+    assert {name: len(seconds) for name, seconds in found.items()} == {"a": 2, "b": 2}
+    rounds = [name for name, before in zip(order, ["", *order], strict=False) if name != before]
+    assert rounds == ["a", "b"] * 3  # the first is not counted
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cells": [(0, 4)]}, "cells must be at least 1"),
+        ({"cells": [(1, 21)]}, "at most 20, the positions of"),
+        ({"cells": []}, "cells"),
+        ({"engines": ["tensorflow"]}, "engines must be one of .*tensorflow"),
+        ({"engines": []}, "engines: got none"),
+        ({"rounds": 0}, "rounds must be at least 1"),
+    ],
+)
+def test_what_cannot_be_timed_is_refused_before(options, message, folders):
+    with pytest.raises(ValueError, match=message):
+        speed.bench(folders[:1], **{"cells": [(1, 4)], "engines": ["jax"], "progress": False, **options})
+
+
+def test_an_engine_that_is_not_installed_is_refused(monkeypatch, folders):
+    monkeypatch.setattr(engines, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"engines: .*'pytorch': \['torch', 'transformers'\].* not installed"):
+        speed.bench(folders[:1], cells=[(1, 4)], engines=["pytorch"])
+
+
+def test_a_model_twice_is_refused(folders):
+    with pytest.raises(ValueError, match="no model twice"):
+        speed.bench([folders[0]] * 2, cells=[(1, 4)])
+
+
+@pytest.mark.slow  # a process for each model
+def test_the_command_line_times_checkpoints(folders, tmp_path, capsys):
+    figure = [f"--figure={tmp_path / 'speed.svg'}"] if find_spec("matplotlib") else []
+    options = ["--cell", "1x4", "--engine", "jax", "--rounds", "1", "--json", str(tmp_path / "speed.json"), *figure]
+    assert main(["bench", *folders, *options]) == 0
+    out = capsys.readouterr().out
+    assert "1 x 4" in out
+    assert folders[1] in out
+    found = json.loads((tmp_path / "speed.json").read_text("utf-8"))
+    assert found["timings"][0]["speed"] == 1
+    assert all(peak["bytes"] > 10**7 for peak in found["peak_bytes"])
+    assert not figure or (tmp_path / "speed.svg").read_text("utf-8").count("<svg") == 1
+
+
+def test_what_the_command_line_cannot_mean_is_said(folders, capsys):
+    assert main(["bench", folders[0], "--threads", "0"]) == 2
+    assert "--threads: got 0" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["bench", folders[0], "--cell", "8"])
+    assert "wanted texts by tokens, such as 8x128" in capsys.readouterr().err
