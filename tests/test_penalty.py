@@ -104,8 +104,8 @@ def by_ridge(ridge):
 
 
 def test_ridge_is_nuclear_as_a_share_of_the_least_penalty_whose_solution_is_zero(x64):
-    got, wanted = by_ridge(1 / 4), example()["lbfgs"]
-    assert got.loss == pytest.approx(wanted.loss, rel=1e-12)  # second order in the stationarity
+    got, wanted = by_ridge(1 / 4), example()["anderson"]
+    assert got.loss == pytest.approx(wanted.loss, rel=1e-10)  # second order in the stationarity, times the condition
     np.testing.assert_allclose(product(got), product(wanted), rtol=0, atol=1e-6 * np.abs(W).max())  # first order
 
 
