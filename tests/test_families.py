@@ -583,7 +583,12 @@ def test_norms_of_a_new_head_begin_with_scale_one():
     np.testing.assert_array_equal(headed.params["head"]["norm"]["scale"], np.ones(16))
 
 
-@pytest.mark.parametrize("case", DISTINCT[1:])  # BERT does in many tests
+WHOLE_WAY = [  # BERT goes it in many tests
+    pytest.param(case, marks=() if case in ("RoBERTa", "ModernBERT") else pytest.mark.slow) for case in DISTINCT[1:]
+]
+
+
+@pytest.mark.parametrize("case", WHOLE_WAY)
 def test_family_goes_the_whole_way(tmp_path, case):
     """Half of its encoder's kernels; saved, loaded, and trained for a step."""
     layers: Any = {"n_layers" if case == "DistilBERT" else "num_hidden_layers": 1}
