@@ -16,7 +16,7 @@ from bert_adapter.factorisation import KernelReport, factorise
 from bert_adapter.families import predictive
 from bert_adapter.importance.gradients import Gradients, Loss, check_gradients
 from bert_adapter.importance.sums import Importance, check_texts
-from bert_adapter.kernels import Shapes, choose_ranks, select_kernels
+from bert_adapter.kernels import Shapes, choose_ranks, select_kernels, tables_of
 from bert_adapter.kinds import as_model, in_kind
 from bert_adapter.layers.capture import Batch
 from bert_adapter.layers.stacks import whole
@@ -28,7 +28,8 @@ from bert_adapter.ranks import allowed_ranks, check_affordable, check_budget, pl
 from bert_adapter.signals import SIGNALS, as_signal
 from bert_adapter.signals.definition import Signal
 from bert_adapter.signals.measure import measure_signal
-from bert_adapter.signals.weights import solver_weights
+from bert_adapter.signals.weights import no_tables, solver_weights
+from bert_adapter.tables import Tokens
 from wlra.options import as_method, check_options
 
 
@@ -39,6 +40,7 @@ class Report(NamedTuple):
       in units of the loss.
     reliability: by path, the share of what was measured, beyond what is simpler, that is no noise, in [0, 1]: the rest
       was shrunk towards what is simpler. It rises with the number of examples. Empty where it is not known.
+    tokens: by path, of factorised tables, how many of their rows the texts looked up, and what the others lose.
 
     Example:
       >>> import bert_adapter
@@ -54,6 +56,7 @@ class Report(NamedTuple):
     seconds: dict[str, float]
     predicted: float | None = None
     reliability: Mapping[str, float] = {}
+    tokens: Mapping[str, Tokens] = {}
 
     @property
     def parameters_before(self) -> int:
@@ -90,6 +93,7 @@ def compress(
     shrink: float | None = None,
     include: str | None = None,
     exclude: str | None = None,
+    embeddings: bool = False,
     seed: int = 0,
     file: str | Path | None = None,
     solver: Mapping[str, Any] | None = None,
@@ -129,6 +133,8 @@ def compress(
         in [0, 1]; if None, as far as they are noise, as far as that is known: see `Report.reliability`.
       include, exclude: regular expressions that select kernels by path; by default all of the encoder, and of a model
         of your own all that can be factorised: those of Dense, DenseGeneral and Einsum, NNX's Linear and LinearGeneral.
+      embeddings: the table of words (vocabulary, width) too. It becomes `left` (vocabulary, k), in which words are
+        looked up, and `right` (k, width). `budget` is then a share of the kernels and the table.
       seed: of the random directions that stand in for labels.
       file: what was measured is kept there, and a run that was killed goes on from it; see `measure_importance`.
       solver: other options of `wlra.solve_batch` (tol, max_iters, ...).
@@ -156,7 +162,9 @@ def compress(
     check_of(given, dense.params)
     batches = list(batches) if is_own(dense) else batches
     check_texts(given, batches if isinstance(batches, Sequence) else ())
-    shapes = select_kernels(dense, include, exclude, batch=next(iter(batches), None) if is_own(dense) else None)
+    first = next(iter(batches), None) if is_own(dense) else None
+    shapes = select_kernels(dense, include, exclude, embeddings=embeddings, batch=first)
+    check_tables(chosen, solved_by, tables_of(dense, shapes))
     ranks, predicted = None if rank is None else choose_ranks(shapes, rank), None
     if budget is not None:
         check_affordable(dense.params, shapes, budget, of=of, allowed=allowed)
@@ -179,7 +187,7 @@ def compress(
     params, kernels = factorise(dense.params, weights, ranks, **how)
     clock.append(time.perf_counter())
     done = {"method": solved_by.name, "signal": chosen.name, "seconds": stages(clock)}
-    report = Report(kernels, **done, predicted=predicted, reliability=known.reliability)
+    report = Report(kernels, **done, predicted=predicted, reliability=known.reliability, tokens=known.tokens)
     config = dense.config | {"low_rank": section(dense, report, seed, known.calibration)}
     return in_kind(model, dense._replace(params=params, config=config)), report
 
@@ -259,6 +267,17 @@ def method_for(signal: Signal, method: str | wlra.Method | None, solver: Mapping
             f"{chosen.name!r}, which is not: leave method out, and {own.name!r} is used"
         )
     return chosen
+
+
+def check_tables(signal: Signal, method: wlra.Method, tables: Sequence[str]) -> None:
+    """A ValueError if the signal has no weights for tables, or the method is not the closed form that these take."""
+    if tables and signal.tables is None:
+        raise ValueError(no_tables(signal, tables[0]))
+    if tables and method != as_method(signal.method):
+        raise ValueError(
+            f"method: got {method.name!r} for the table {tables[0]}, wanted the closed form of signal {signal.name!r}: "
+            f"leave method out, or exclude the table"
+        )
 
 
 def check_one_size(rank: Any, budget: Any) -> None:

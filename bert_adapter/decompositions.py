@@ -12,11 +12,13 @@ from bert_adapter.checkpoint.names import by_path
 from bert_adapter.importance.fingerprint import of_arrays, of_params
 from bert_adapter.importance.sums import Importance, check_model
 from bert_adapter.kernels import Shapes, break_even, matrix_shape
+from bert_adapter.layers.places import is_table, kernel_path, layer_path
 from bert_adapter.layers.stacks import unstacked
 from bert_adapter.progress import track
 from bert_adapter.signals import DEFAULT, as_signal
 from bert_adapter.signals.definition import Signal
-from bert_adapter.signals.weights import reliabilities, solver_weights
+from bert_adapter.signals.weights import reliabilities, solver_weights, table_weights
+from bert_adapter.tables import Tokens, decompose_table
 from wlra import components
 from wlra.components import Decomposed, Side
 from wlra.options import as_method
@@ -35,6 +37,7 @@ class Decompositions(NamedTuple):
     model: the fingerprint of the parameters.
     reliability: by path, as in `Report`.
     calibration: how many texts were measured on, and their fingerprint; empty where nothing was measured.
+    tokens: by path, of tables, what is known of their rows.
 
     Example:
       >>> import numpy as np, bert_adapter
@@ -52,6 +55,7 @@ class Decompositions(NamedTuple):
     model: str
     reliability: Mapping[str, float]
     calibration: Mapping[str, Any]
+    tokens: Mapping[str, Tokens] = {}
 
 
 def decompose(
@@ -116,13 +120,23 @@ def decompositions(
     known = {} if importance is None else importance.sums
     flat = by_path(unstacked(params, shapes))
 
+    tokens: dict[str, Tokens] = {}
+
     def one(path: str) -> Decomposed:
-        kernel = np.asarray(flat[f"{path}/kernel"]).reshape(shapes[path])
+        place = kernel_path(flat, path)
+        kernel = np.asarray(flat[place]).reshape(shapes[path])
         try:
+            if is_table(place):
+                weighted = table_weights(importance, signal, path, shape=shapes[path], shrink=shrink)
+                most = 0 if method is None else most_components(kernel)
+                found, known_of = decompose_table(kernel, weighted, most, shrink)
+                if signal.statistics:
+                    tokens[path] = known_of
+                return found
             weights = solver_weights(importance, signal, {path: shapes[path]}, shrink)[path]
             found = decompose_one(kernel, weights, method)
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+            raise ValueError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
         if consume and found.left is not None:
             known.pop(path, None)
         return found
@@ -133,6 +147,7 @@ def decompositions(
     by_name = dict(zip(largest, done, strict=True))
     kernels = {path: by_name[path] for path in shapes}
     of = {"examples": examples, "model": model, "reliability": reliability, "calibration": calibration(importance)}
+    of["tokens"] = {path: tokens[path] for path in shapes if path in tokens}
     return Decompositions(kernels, shapes, signal, shrink=shrink, **of)
 
 
@@ -146,8 +161,13 @@ def calibration(importance: Importance | None) -> dict[str, Any]:
 
 def decompose_one(kernel: Float[np.ndarray, "in out"], weights: Any, method: wlra.Method | None) -> Decomposed:
     """Components where cutting them is what the method does, and the squares alone elsewhere."""
-    most = math.ceil(break_even(kernel.shape)) - 1 if is_cut(kernel, weights, method) else 0
+    most = most_components(kernel) if is_cut(kernel, weights, method) else 0
     return components.decompose(kernel, *sides(kernel, weights), most)
+
+
+def most_components(kernel: Float[np.ndarray, "in out"]) -> int:
+    """The largest rank at which factors are smaller than the kernel."""
+    return math.ceil(break_even(kernel.shape)) - 1
 
 
 def is_cut(kernel: Float[np.ndarray, "in out"], weights: Any, method: wlra.Method | None) -> bool:
@@ -182,8 +202,9 @@ def selected_shapes(params: Any, importance: Importance | None, kernels: Shapes 
     """The shapes of the kernels to plan for: those given, or those that were measured, or all with two axes."""
     given = kernels if kernels is not None or importance is None else importance.sums
     flat = by_path(unstacked(params, given or ()))
-    found = {path.removesuffix("/kernel"): leaf for path, leaf in flat.items() if path.endswith("/kernel")}
-    paths = [path for path, leaf in found.items() if np.ndim(leaf) == 2] if importance is None else importance.sums
+    found = {layer: leaf for path, leaf in flat.items() if (layer := layer_path(path)) is not None}
+    plain = [path for path, leaf in found.items() if np.ndim(leaf) == 2 and f"{path}/kernel" in flat]
+    paths = plain if importance is None else importance.sums
     paths = list(paths if kernels is None else kernels)
     if not paths or (missing := [path for path in paths if path not in found]):
         wanted = "no kernels" if not paths else f"{missing}, which are no dense kernels"

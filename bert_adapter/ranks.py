@@ -4,6 +4,7 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from bert_adapter.checkpoint.names import by_path
 from bert_adapter.choices import Choices, Curve, all_plans, cheapest, choices_of, even
@@ -19,6 +20,7 @@ from bert_adapter.decompositions import (
 )
 from bert_adapter.importance.sums import Importance
 from bert_adapter.kernels import Shapes
+from bert_adapter.layers.places import is_table, kernel_path, layer_path
 from bert_adapter.layers.stacks import unstacked, whole
 from bert_adapter.signals.definition import Signal
 from wlra.checks import check_count, check_name
@@ -107,14 +109,16 @@ def plan_for(params: Any, known: Decompositions, budget: float, *, of: str, unif
     """The plan for kernels that are decomposed; see `plan`."""
     shapes = known.shapes
     flat = by_path(unstacked(params, shapes))
-    kernels = {path: flat[f"{path}/kernel"] for path in shapes}
+    kernels = {path: flat[kernel_path(flat, path)] for path in shapes}
     check_affordable(params, shapes, budget, of=of, allowed=allowed)
     losses = in_units(known)
     choices = {}
     for path, kernel in kernels.items():
         choices[path] = choices_of(shapes[path], price(kernel, of), losses[path], allowed)
+        if of == "flops" and is_table(kernel_path(flat, path)):
+            choices[path] = looked_up(choices[path])
     choices = together(choices)
-    fixed = fixed_cost(flat, kernels, of)
+    fixed = fixed_cost(params, flat, kernels, of)
     total = fixed + sum(float(choice.cost[-1]) for choice in choices.values())
     curve = all_plans(choices, fixed, total)
     chosen = even(choices, budget * total - fixed) if uniform else cheapest(choices, curve, budget, total)
@@ -125,6 +129,11 @@ def plan_for(params: Any, known: Decompositions, budget: float, *, of: str, unif
         predicted=sum(float(choice.loss[chosen[path]]) for path, choice in choices.items()),
         curve=curve,
     )
+
+
+def looked_up(choices: Choices) -> Choices:
+    """What a table can be where operations count: a row of a dense one takes none, so that is what it stays."""
+    return Choices(choices.rank[-1:], np.zeros(1), np.zeros(1))
 
 
 def together(choices: dict[str, Choices]) -> dict[str, Choices]:
@@ -155,11 +164,13 @@ def price(kernel: Any, of: str) -> int:
 def check_affordable(params: Any, shapes: Shapes, budget: float, *, of: str, allowed: range) -> None:
     """A ValueError if the smallest ranks cost more than the budget, which is known before anything is measured."""
     flat = by_path(unstacked(params, shapes))
-    kernels = {path: flat[f"{path}/kernel"] for path in shapes}
-    fixed, least, most = fixed_cost(flat, kernels, of), 0.0, 0.0
+    kernels = {path: flat[kernel_path(flat, path)] for path in shapes}
+    fixed, least, most = fixed_cost(params, flat, kernels, of), 0.0, 0.0
     for path, kernel in kernels.items():
         nothing = np.zeros(min(shapes[path]) + 1)
         cost = choices_of(shapes[path], price(kernel, of), nothing, allowed).cost
+        if of == "flops" and is_table(kernel_path(flat, path)):
+            cost = np.zeros(1)
         least, most = least + float(cost[0]), most + float(cost[-1])
     share = (fixed + least) / (fixed + most)
     if budget * (1 + 1e-12) < share:
@@ -181,11 +192,14 @@ def allowed_ranks(minimum: int, maximum: int | None, multiple_of: int) -> range:
     return range(-(-minimum // step) * step, most + 1, step)
 
 
-def fixed_cost(flat: dict[str, Any], kernels: dict[str, Any], of: str) -> float:
+def fixed_cost(params: Any, flat: dict[str, Any], kernels: dict[str, Any], of: str) -> float:
     """The cost of what is not selected, whatever the ranks."""
-    others = [(path, leaf) for path, leaf in flat.items() if path.removesuffix("/kernel") not in kernels]
+    tables = {layer_path(path) for path in flatten_dict(params, keep_empty_nodes=True, sep="/") if is_table(path)}
+    others = [(path, leaf) for path, leaf in flat.items() if layer_path(path) not in kernels]
     if of == "kernels":
         return 0.0
     if of == "flops":
-        return float(sum(2 * leaf.size for path, leaf in others if path.endswith(("/kernel", "/left", "/right"))))
+        looked_up = {f"{path}/left" for path in tables}
+        ends = ("/kernel", "/left", "/right")
+        return float(sum(2 * leaf.size for path, leaf in others if path.endswith(ends) and path not in looked_up))
     return float(sum(leaf.nbytes if of == "bytes" else leaf.size for _, leaf in others))
