@@ -10,7 +10,8 @@ import jax
 
 import wlra
 from bert_adapter.batches import labelled
-from bert_adapter.checkpoint.names import SCHEMA, low_rank
+from bert_adapter.checkpoint.bits import INT8, as_stored
+from bert_adapter.checkpoint.names import SCHEMA, WITH_DTYPES, dtypes_of, low_rank
 from bert_adapter.decompositions import Decompositions, check_of, chosen_signal, decompositions, restricted
 from bert_adapter.factorisation import KernelReport, factorise
 from bert_adapter.families import predictive
@@ -24,7 +25,7 @@ from bert_adapter.losses import TaskLoss
 from bert_adapter.model import Model, is_own
 from bert_adapter.model import forward as function_of
 from bert_adapter.own import as_rows
-from bert_adapter.ranks import allowed_ranks, check_affordable, check_budget, plan_for
+from bert_adapter.ranks import allowed_ranks, check_affordable, check_budget, needs_bits, plan_for
 from bert_adapter.signals import SIGNALS, as_signal
 from bert_adapter.signals.definition import Signal
 from bert_adapter.signals.measure import measure_signal
@@ -41,6 +42,7 @@ class Report(NamedTuple):
     reliability: by path, the share of what was measured, beyond what is simpler, that is no noise, in [0, 1]: the rest
       was shrunk towards what is simpler. It rises with the number of examples. Empty where it is not known.
     tokens: by path, of factorised tables, how many of their rows the texts looked up, and what the others lose.
+    dtypes: by path, the layers that a plan of bytes stores in fewer bits.
 
     Example:
       >>> import bert_adapter
@@ -57,6 +59,7 @@ class Report(NamedTuple):
     predicted: float | None = None
     reliability: Mapping[str, float] = {}
     tokens: Mapping[str, Tokens] = {}
+    dtypes: Mapping[str, str] = {}
 
     @property
     def parameters_before(self) -> int:
@@ -114,7 +117,8 @@ def compress(
       budget: the share of the selected kernels' parameters to keep, in (0, 1]. It gives each kernel its rank by what
         that saves.
       rank: instead of a budget, of every selected kernel, or by path.
-      of: what the budget is a share of; see `plan`.
+      of: what the budget is a share of; see `plan`. "bytes" selects the table of words too, and chooses in how many
+        bits each matrix is stored: the parameters are what is left after that rounding, and `save` stores them so.
       uniform: each kernel keeps the same share, not more where it matters more.
       multiple_of: ranks are multiples of it.
       signal: what an error is weighted by, a name in `SIGNALS` or a `Signal` of your own. The default, "shampoo", is
@@ -155,17 +159,16 @@ def compress(
     signal, given = chosen_signal(signal, shrink, importance), importance
     chosen, solved_by = check_signal(signal, gradients, method=method, solver=solver, measured=given is not None)
     allowed = check_size(rank=rank, budget=budget, of=of, uniform=uniform, multiple_of=multiple_of, shrink=shrink)
-    if given is not None and (file is not None or gradients is not None):
-        raise ValueError("file and gradients are for what is measured, and importance has been: wanted either")
+    check_given(given, file, gradients)
     clock = [time.perf_counter()]
     dense = as_model(model, forward=forward, output=output)
     check_of(given, dense.params)
     batches = list(batches) if is_own(dense) else batches
     check_texts(given, batches if isinstance(batches, Sequence) else ())
     first = next(iter(batches), None) if is_own(dense) else None
-    shapes = select_kernels(dense, include, exclude, embeddings=embeddings, batch=first)
+    shapes = select_kernels(dense, include, exclude, embeddings=embeddings or of == "bytes", batch=first)
     check_tables(chosen, solved_by, tables_of(dense, shapes))
-    ranks, predicted = None if rank is None else choose_ranks(shapes, rank), None
+    ranks, predicted, dtypes = None if rank is None else choose_ranks(shapes, rank), None, {}
     if budget is not None:
         check_affordable(dense.params, shapes, budget, of=of, allowed=allowed)
     clock.append(time.perf_counter())
@@ -175,21 +178,29 @@ def compress(
         run = as_rows(function_of(dense), wanted["gradients"])
         importance = measure_signal(run, dense.params, batches, shapes, **wanted, file=file, progress=progress)
     clock.append(time.perf_counter())
-    how: dict[str, Any] = {"signal": chosen, "shrink": shrink, "method": solved_by}
+    how: dict[str, Any] = {"signal": chosen, "shrink": shrink, "method": solved_by, "bits": needs_bits(of, budget)}
     known = decomposed(dense.params, importance, shapes, **how, progress=progress, consume=given is None)
     if ranks is None:
         assert budget is not None
         planned = plan_for(dense.params, known, budget, of=of, uniform=uniform, allowed=allowed)
-        ranks, predicted = planned.ranks, planned.predicted if chosen.units == "loss" else None
+        ranks, dtypes = planned.ranks, planned.dtypes
+        predicted = planned.predicted if chosen.units == "loss" else None
     clock.append(time.perf_counter())
     weights = components_or_weights(known, importance)
     how = {"shapes": shapes, "method": solved_by, "solver": solver, "progress": progress}
     params, kernels = factorise(dense.params, weights, ranks, **how)
     clock.append(time.perf_counter())
-    done = {"method": solved_by.name, "signal": chosen.name, "seconds": stages(clock)}
-    report = Report(kernels, **done, predicted=predicted, reliability=known.reliability, tokens=known.tokens)
+    done: dict[str, Any] = {"method": solved_by.name, "signal": chosen.name, "seconds": stages(clock)}
+    done |= {"predicted": predicted, "reliability": known.reliability, "tokens": known.tokens, "dtypes": dtypes}
+    report = Report(kernels, **done)
     config = dense.config | {"low_rank": section(dense, report, seed, known.calibration)}
-    return in_kind(model, dense._replace(params=params, config=config)), report
+    return in_kind(model, dense._replace(params=as_stored(params, dtypes), config=config)), report
+
+
+def check_given(given: Any, file: Any, gradients: Any) -> None:
+    """A ValueError for what is of a measurement, where one is given."""
+    if given is not None and (file is not None or gradients is not None):
+        raise ValueError("file and gradients are for what is measured, and importance has been: wanted either")
 
 
 def decomposed(
@@ -311,12 +322,14 @@ def stages(clock: list[float]) -> dict[str, float]:
 def section(dense: Model, report: Report, seed: int, calibration: Mapping[str, Any]) -> dict[str, Any]:
     """The "low_rank" section of config.json: which kernels have which rank, and how that was done."""
     ranks = {whole(kernel.path): kernel.rank for kernel in report.kernels if kernel.status != "DENSE"}
+    integers = dtypes_of(dense.config) | {path: dtype for path, dtype in report.dtypes.items() if dtype == INT8}
     return {
-        "schema": SCHEMA,
+        "schema": WITH_DTYPES if integers else SCHEMA,
         "ranks": low_rank(dense.config) | ranks,
         "method": report.method,
         "signal": report.signal,
         "seed": seed,
+        **({"dtypes": integers} if integers else {}),
         **({"calibration": dict(calibration)} if calibration else {}),
         "versions": {package.__name__: package.__version__ for package in (wlra, jax, flax)},
     }

@@ -1,6 +1,7 @@
 """What a compression did, for the terminal and for programs."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ def summary(report: Report) -> str:
     )
     if report.predicted is not None:
         text += f" The mean loss is predicted to rise by {report.predicted:.3g}, to second order."
+    if report.dtypes:
+        counts = Counter(report.dtypes.values())
+        text += f" Stored in fewer bits: {', '.join(f'{count} as {name}' for name, count in sorted(counts.items()))}."
     for kernel in report.kernels:
         if kernel.path in report.tokens and kernel.status != "DENSE":
             text += f" {words_of(kernel, report.tokens[kernel.path])}"

@@ -56,6 +56,12 @@ def decompose_table(
     return found, Tokens(int(np.sum(total > 0)), len(table), float(prior), *lost)
 
 
+def row_weights(weights: TableWeights, prior: float) -> Float[np.ndarray, " vocabulary"]:
+    """What was measured of each row, and its share of the prior."""
+    total = np.asarray(weights.rows, np.float64).sum(axis=0)
+    return (1 - prior) * total + prior * np.mean(total)
+
+
 def chosen_prior(
     table: Float[np.ndarray, "vocabulary width"],
     halves: Float[np.ndarray, "2 vocabulary"],

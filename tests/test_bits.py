@@ -14,9 +14,18 @@ from tiny import BATCH
 
 import bert_adapter
 from bert_adapter import load, merge, save
-from bert_adapter.checkpoint.bits import DTYPES, dequantised, layers_of, quantised
+from bert_adapter.checkpoint.bits import (
+    DTYPES,
+    as_stored,
+    dequantised,
+    encoded,
+    factorised_tables,
+    layers_of,
+    quantised,
+)
 from bert_adapter.checkpoint.names import by_path, dtypes_of
 from bert_adapter.cli import main
+from bert_adapter.report import summary
 
 RNG = np.random.default_rng(0)
 WORDS, QUERY = "embeddings/word_embeddings", "encoder/layer/0/attention/self/query"
@@ -69,6 +78,85 @@ def test_every_matrix_of_a_stack_has_its_own_scales():
         alone = quantised(stack[i], by_rows=False)
         np.testing.assert_array_equal(numbers[i], alone[0])
         np.testing.assert_array_equal(scale[i], alone[1])
+
+
+# Plans.
+
+
+SHAPES = {"wide": (12, 30), "table": (40, 10), "square": (16, 16)}
+
+
+@functools.cache
+def planned_for() -> tuple[Any, Any]:
+    """Parameters of which some are not selected, and what is known of those that are: all weights are equal."""
+    params: Any = {
+        path: {"embedding" if path == "table" else "kernel": RNG.normal(size=shape).astype(np.float32)}
+        for path, shape in SHAPES.items()
+    }
+    params |= {"head": {"kernel": RNG.normal(size=(6, 5)).astype(np.float32), "bias": np.ones(5, np.float32)}}
+    return params, bert_adapter.decompose(params, None, signal="svd", kernels=SHAPES, bits=True)
+
+
+def stored_bytes(params, dtypes):
+    return sum(array.nbytes for array in encoded(by_path(params), dtypes, factorised_tables(params)).values())
+
+
+@pytest.mark.parametrize("budget", [0.1, 0.2, 0.3, 0.5, 0.8])
+def test_a_plan_of_bytes_predicts_the_size_and_the_loss_of_what_is_stored(budget):
+    params, known = planned_for()
+    planned = bert_adapter.plan(params, known, budget, of="bytes")
+    small, _ = bert_adapter.factorise(params, known.kernels, planned.ranks, method="svd", progress=False)
+    whole = stored_bytes(params, {})
+    assert planned.share <= budget
+    assert stored_bytes(small, planned.dtypes) == pytest.approx(planned.share * whole)
+    read = merge(as_stored(small, planned.dtypes))
+    lost = {path: np.sum((leaf - by_path(read)[path]) ** 2) / np.sum(leaf**2) for path, leaf in by_path(params).items()}
+    sizes = {path: np.prod(shape) for path, shape in SHAPES.items()}
+    wanted = sum(lost[f"{path}/{'embedding' if path == 'table' else 'kernel'}"] * sizes[path] for path in sizes)
+    np.testing.assert_allclose(planned.predicted, wanted / sum(sizes.values()), rtol=0.1)  # rounding is interpolated
+    assert planned.dtypes["head"] == "int8"
+
+
+def test_a_plan_of_bytes_loses_less_than_one_of_ranks_alone():
+    """At a quarter of the bytes, all integers: nothing is left of that precision for floats of so low a rank."""
+    params, known = planned_for()
+    for budget in (0.3, 0.5):
+        bits = bert_adapter.plan(params, known, budget, of="bytes")
+        ranks = bert_adapter.plan(params, known, budget, of="parameters")
+        assert bits.predicted < 0.5 * ranks.predicted
+
+
+def test_all_bytes_are_kept_as_they_are():
+    params, known = planned_for()
+    planned = bert_adapter.plan(params, known, 1.0, of="bytes")
+    assert (planned.share, planned.predicted, planned.dtypes) == (1.0, 0.0, {})
+
+
+def test_a_plan_of_bytes_needs_to_know_what_rounding_loses():
+    params, _ = planned_for()
+    known = bert_adapter.decompose(params, None, signal="svd", kernels=SHAPES)
+    with pytest.raises(ValueError, match=r"decomposed without bits.*decompose\(..., bits=True\)"):
+        bert_adapter.plan(params, known, 0.5, of="bytes")
+
+
+def test_too_few_bytes_are_refused_before_anything_is_measured():
+    params, known = planned_for()
+    least = bert_adapter.plan(params, known, 0.1, of="bytes").curve.share[len(SHAPES) - 1]
+    with pytest.raises(ValueError, match=f"the smallest ranks take {least:.4g} of the bytes; got 0.02"):
+        bert_adapter.plan(params, known, 0.02, of="bytes")
+
+
+def test_a_model_is_compressed_to_a_share_of_its_bytes(tmp_path):
+    model = tiny.model()
+    small, report = bert_adapter.compress(model, [BATCH], budget=0.4, of="bytes", signal="fwsvd", progress=False)
+    save(model, tmp_path / "dense")
+    save(small, tmp_path / "small")
+    tensors = [load_file(file) for file in (tmp_path / "dense/model.safetensors", tmp_path / "small" / FILE)]
+    whole, part = (sum(tensor.nbytes for tensor in each.values()) for each in tensors)
+    assert part <= 0.4 * whole
+    assert "int8" in set(report.dtypes.values())
+    np.testing.assert_array_equal(output(load(tmp_path / "small")), output(small))
+    assert "Stored in fewer bits" in summary(report)
 
 
 # Directories.

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Float, Int
 from ml_dtypes import bfloat16
 
@@ -123,6 +123,19 @@ def encoded(
         else:
             found[path] = array if dtype is None else array.astype(FLOATS[dtype])
     return found
+
+
+def as_stored(params: Any, dtypes: Mapping[str, str]) -> Any:
+    """Nested dicts of parameters as they are read again once they were stored so."""
+    if not dtypes:
+        return params
+    tables = factorised_tables(params)
+    flat: dict[str, Any] = dict(flatten_dict(params, keep_empty_nodes=True, sep="/"))
+    for path, leaf in flat.items():
+        dtype = dtypes.get(path.rpartition("/")[0])
+        if dtype is not None and not isinstance(leaf, Factorised) and is_matrix(path, leaf):
+            flat[path] = rounded(leaf, dtype, has_row_scales(path, tables))
+    return unflatten_dict(flat, sep="/")
 
 
 def base_of(name: str, arrays: Mapping[str, Any]) -> str | None:
