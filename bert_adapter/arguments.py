@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import wlra
+from bert_adapter.checkpoint.bits import DTYPES
 from bert_adapter.distributions import DISTRIBUTIONS
 from bert_adapter.engines import ENGINES, missing
 from bert_adapter.exporting import TARGETS
@@ -154,6 +155,17 @@ def add_size(group: Any) -> None:
     )
     group.add_argument("--multiple-of", type=int, default=1, metavar="N", help="ranks are multiples of N")
     group.add_argument("--include", metavar="REGEX", help="which kernels, by their paths (all of the encoder)")
+    group.add_argument(
+        "--embeddings",
+        action="store_true",
+        help="the table of words too, which is half of a small model; --budget is then a share of both",
+    )
+    group.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        help="what matrices are stored as; int8 has a scale for each row of a table and each column of a kernel "
+        "(as they are)",
+    )
     group.add_argument("--exclude", metavar="REGEX", help="which of these stay dense")
 
 

@@ -6,12 +6,15 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from bert_adapter.checkpoint.bits import DTYPES, size
 from bert_adapter.kernels import break_even
+from bert_adapter.rounding import Rounding
 
 
 class Curve(NamedTuple):
     """All plans from the smallest to the whole: step i gives kernel `paths[kernel[i]]` the rank `rank[i]`.
 
+    option: of the kernel's `Choices`, the number that is.
     share, predicted: of what is budgeted, after each step, and the loss predicted. The first len(paths) steps give
     every kernel its smallest rank. A rank of break-even or more is a dense kernel.
     """
@@ -21,14 +24,19 @@ class Curve(NamedTuple):
     rank: Int[np.ndarray, " steps"]
     share: Float[np.ndarray, " steps"]
     predicted: Float[np.ndarray, " steps"]
+    option: Int[np.ndarray, " steps"]
 
 
 class Choices(NamedTuple):
-    """What one kernel can be: its ranks, their costs, the losses predicted. The last is to stay dense."""
+    """What one kernel can be: its ranks, their costs, the losses predicted. The last is to stay dense.
+
+    bits: numbers of dtypes, 0 for that of the kernel itself.
+    """
 
     rank: Int[np.ndarray, " options"]
     cost: Float[np.ndarray, " options"]
     loss: Float[np.ndarray, " options"]
+    bits: Int[np.ndarray, " options"]
 
 
 def choices_of(shape: tuple[int, int], price: int, losses: Float[np.ndarray, " ranks"], ranks: range) -> Choices:
@@ -39,7 +47,34 @@ def choices_of(shape: tuple[int, int], price: int, losses: Float[np.ndarray, " r
         np.append(allowed, dense),
         price * np.append(allowed * float(sum(shape)), float(shape[0] * shape[1])),
         np.append(losses[allowed], 0.0),
+        np.zeros(len(allowed) + 1, int),
     )
+
+
+def with_bits(choices: Choices, rounding: Rounding, shape: tuple[int, int], *, by_rows: bool, unit: float) -> Choices:
+    """The same at fewer bits too: what is lost by rank and by rounding adds up. `unit` is that of the losses."""
+    ranks, (m, n), found = choices.rank[:-1], shape, [choices]
+    for dtype in rounding.dense:
+        factors = [size((m, int(rank)), dtype, by_rows) + size((int(rank), n), dtype, False) for rank in ranks]
+        cost = np.append(factors, float(size(shape, dtype, by_rows)))
+        lost = np.append(rounding.at(ranks, dtype), rounding.dense[dtype])
+        bits = np.full(len(choices.rank), DTYPES.index(dtype) + 1)
+        found.append(Choices(choices.rank, cost, choices.loss + unit * lost, bits))
+    return Choices(*(np.concatenate(arrays) for arrays in zip(*found, strict=True)))
+
+
+def dtype_named(number: int) -> str | None:
+    """The dtype of that number in `Choices.bits`; None for the kernel's own."""
+    return DTYPES[number - 1] if number else None
+
+
+def useful(choices: Choices) -> Choices:
+    """Those that lose less than all that cost no more, in the order of their costs."""
+    order = np.lexsort((choices.loss, choices.cost))
+    loss = choices.loss[order]
+    least = np.append(np.inf, np.minimum.accumulate(loss)[:-1])
+    kept = order[(loss < least) | (order == len(order) - 1)] if len(set(choices.bits)) > 1 else order
+    return Choices(*(array[kept] for array in choices))
 
 
 def all_plans(choices: dict[str, Choices], fixed: float, total: float) -> Curve:
@@ -47,17 +82,17 @@ def all_plans(choices: dict[str, Choices], fixed: float, total: float) -> Curve:
     first, steps = [], []
     for number, choice in enumerate(choices.values()):
         corners = lower_hull(choice.cost, choice.loss)
-        rank, cost, loss = (array[corners] for array in choice)
-        first.append((number, rank[0], cost[0], 0.0))
-        steps.append(np.stack([np.full(len(rank) - 1, number), rank[1:], np.diff(cost), -np.diff(loss)]))
+        rank, cost, loss, _ = (array[corners] for array in choice)
+        first.append((number, rank[0], cost[0], 0.0, corners[0]))
+        number = np.full(len(rank) - 1, number)
+        steps.append(np.stack([number, rank[1:], np.diff(cost), -np.diff(loss), corners[1:]]))
     later = np.concatenate(steps, axis=1)
-    later = later[:, np.lexsort((later[1], later[0], -later[3] / later[2]))]
-    kernel, rank, cost, saved = np.concatenate([np.array(first).T, later], axis=1)
+    later = later[:, np.lexsort((later[4], later[0], -later[3] / later[2]))]
+    kernel, rank, cost, saved, option = np.concatenate([np.array(first).T, later], axis=1)
     worst = sum(float(choice.loss[0]) for choice in choices.values())
     share, predicted = (fixed + np.cumsum(cost)) / total, np.maximum(worst - np.cumsum(saved), 0)
-    return Curve(
-        paths=tuple(choices), kernel=kernel.astype(int), rank=rank.astype(int), share=share, predicted=predicted
-    )
+    kernel, rank, option = (array.astype(int) for array in (kernel, rank, option))
+    return Curve(tuple(choices), kernel, rank, share=share, predicted=predicted, option=option)
 
 
 def lower_hull(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> list[int]:
@@ -79,10 +114,8 @@ def cheapest(choices: dict[str, Choices], curve: Curve, budget: float, total: fl
     """By path, the option that the steps within the budget lead to; the next step is gone as far as the rest allows."""
     limit = budget * (1 + 1e-12)
     count = int(np.searchsorted(curve.share, limit, side="right"))
-    ranks = dict(zip(curve.kernel[:count], curve.rank[:count], strict=True))
-    chosen = {
-        path: int(np.searchsorted(choice.rank, ranks[number])) for number, (path, choice) in enumerate(choices.items())
-    }
+    options = dict(zip(curve.kernel[:count], curve.option[:count], strict=True))
+    chosen = {path: int(options[number]) for number, path in enumerate(choices)}
     if count < len(curve.share):
         path = curve.paths[curve.kernel[count]]
         left = (limit - curve.share[count - 1]) * total + choices[path].cost[chosen[path]]

@@ -48,7 +48,7 @@ def run_demo(options: argparse.Namespace) -> None:
 
 # Options of the command that are those of `compress`, under the same names.
 SIZE = ("rank", "budget", "of", "uniform", "multiple_of")
-PASSED_ON = (*SIZE, "include", "exclude", "signal", "gradients", "shrink", "method", "seed", "file")
+PASSED_ON = (*SIZE, "include", "exclude", "embeddings", "signal", "gradients", "shrink", "method", "seed", "file")
 
 
 def run_compress(options: argparse.Namespace) -> None:
@@ -79,7 +79,7 @@ def run_compress(options: argparse.Namespace) -> None:
     small, report = compress(model, batches, **{name: getattr(options, name) for name in PASSED_ON})
     say(f"{as_text(kernel_table(report))}\n\n{summary(report)}")
     with or_kept("what was measured", options.file):
-        save(small, output)
+        save(small, output, dtype=options.dtype)
     say(f"saved {options.output}")
     write_page(page, f"{options.model}, compressed", report)
     say(f"report: {page}")

@@ -10,13 +10,14 @@ import jax
 
 import wlra
 from bert_adapter.batches import labelled
-from bert_adapter.checkpoint.names import SCHEMA, low_rank
+from bert_adapter.checkpoint.bits import INT8, as_stored
+from bert_adapter.checkpoint.names import SCHEMA, WITH_DTYPES, dtypes_of, low_rank
 from bert_adapter.decompositions import Decompositions, check_of, chosen_signal, decompositions, restricted
 from bert_adapter.factorisation import KernelReport, factorise
 from bert_adapter.families import predictive
 from bert_adapter.importance.gradients import Gradients, Loss, check_gradients
 from bert_adapter.importance.sums import Importance, check_texts
-from bert_adapter.kernels import Shapes, choose_ranks, select_kernels
+from bert_adapter.kernels import Shapes, choose_ranks, select_kernels, tables_of
 from bert_adapter.kinds import as_model, in_kind
 from bert_adapter.layers.capture import Batch
 from bert_adapter.layers.stacks import whole
@@ -24,11 +25,12 @@ from bert_adapter.losses import TaskLoss
 from bert_adapter.model import Model, is_own
 from bert_adapter.model import forward as function_of
 from bert_adapter.own import as_rows
-from bert_adapter.ranks import allowed_ranks, check_affordable, check_budget, plan_for
+from bert_adapter.ranks import allowed_ranks, check_affordable, check_budget, needs_bits, plan_for
 from bert_adapter.signals import SIGNALS, as_signal
 from bert_adapter.signals.definition import Signal
 from bert_adapter.signals.measure import measure_signal
-from bert_adapter.signals.weights import solver_weights
+from bert_adapter.signals.weights import no_tables, solver_weights
+from bert_adapter.tables import Tokens
 from wlra.options import as_method, check_options
 
 
@@ -39,6 +41,8 @@ class Report(NamedTuple):
       in units of the loss.
     reliability: by path, the share of what was measured, beyond what is simpler, that is no noise, in [0, 1]: the rest
       was shrunk towards what is simpler. It rises with the number of examples. Empty where it is not known.
+    tokens: by path, of factorised tables, how many of their rows the texts looked up, and what the others lose.
+    dtypes: by path, the layers that a plan of bytes stores in fewer bits.
 
     Example:
       >>> import bert_adapter
@@ -54,6 +58,8 @@ class Report(NamedTuple):
     seconds: dict[str, float]
     predicted: float | None = None
     reliability: Mapping[str, float] = {}
+    tokens: Mapping[str, Tokens] = {}
+    dtypes: Mapping[str, str] = {}
 
     @property
     def parameters_before(self) -> int:
@@ -90,6 +96,7 @@ def compress(
     shrink: float | None = None,
     include: str | None = None,
     exclude: str | None = None,
+    embeddings: bool = False,
     seed: int = 0,
     file: str | Path | None = None,
     solver: Mapping[str, Any] | None = None,
@@ -110,7 +117,8 @@ def compress(
       budget: the share of the selected kernels' parameters to keep, in (0, 1]. It gives each kernel its rank by what
         that saves.
       rank: instead of a budget, of every selected kernel, or by path.
-      of: what the budget is a share of; see `plan`.
+      of: what the budget is a share of; see `plan`. "bytes" selects the table of words too, and chooses in how many
+        bits each matrix is stored: the parameters are what is left after that rounding, and `save` stores them so.
       uniform: each kernel keeps the same share, not more where it matters more.
       multiple_of: ranks are multiples of it.
       signal: what an error is weighted by, a name in `SIGNALS` or a `Signal` of your own. The default, "shampoo", is
@@ -129,6 +137,8 @@ def compress(
         in [0, 1]; if None, as far as they are noise, as far as that is known: see `Report.reliability`.
       include, exclude: regular expressions that select kernels by path; by default all of the encoder, and of a model
         of your own all that can be factorised: those of Dense, DenseGeneral and Einsum, NNX's Linear and LinearGeneral.
+      embeddings: the table of words (vocabulary, width) too. It becomes `left` (vocabulary, k), in which words are
+        looked up, and `right` (k, width). `budget` is then a share of the kernels and the table.
       seed: of the random directions that stand in for labels.
       file: what was measured is kept there, and a run that was killed goes on from it; see `measure_importance`.
       solver: other options of `wlra.solve_batch` (tol, max_iters, ...).
@@ -149,15 +159,16 @@ def compress(
     signal, given = chosen_signal(signal, shrink, importance), importance
     chosen, solved_by = check_signal(signal, gradients, method=method, solver=solver, measured=given is not None)
     allowed = check_size(rank=rank, budget=budget, of=of, uniform=uniform, multiple_of=multiple_of, shrink=shrink)
-    if given is not None and (file is not None or gradients is not None):
-        raise ValueError("file and gradients are for what is measured, and importance has been: wanted either")
+    check_given(given, file, gradients)
     clock = [time.perf_counter()]
     dense = as_model(model, forward=forward, output=output)
     check_of(given, dense.params)
     batches = list(batches) if is_own(dense) else batches
     check_texts(given, batches if isinstance(batches, Sequence) else ())
-    shapes = select_kernels(dense, include, exclude, batch=next(iter(batches), None) if is_own(dense) else None)
-    ranks, predicted = None if rank is None else choose_ranks(shapes, rank), None
+    first = next(iter(batches), None) if is_own(dense) else None
+    shapes = select_kernels(dense, include, exclude, embeddings=embeddings or of == "bytes", batch=first)
+    check_tables(chosen, solved_by, tables_of(dense, shapes))
+    ranks, predicted, dtypes = None if rank is None else choose_ranks(shapes, rank), None, {}
     if budget is not None:
         check_affordable(dense.params, shapes, budget, of=of, allowed=allowed)
     clock.append(time.perf_counter())
@@ -167,21 +178,29 @@ def compress(
         run = as_rows(function_of(dense), wanted["gradients"])
         importance = measure_signal(run, dense.params, batches, shapes, **wanted, file=file, progress=progress)
     clock.append(time.perf_counter())
-    how: dict[str, Any] = {"signal": chosen, "shrink": shrink, "method": solved_by}
+    how: dict[str, Any] = {"signal": chosen, "shrink": shrink, "method": solved_by, "bits": needs_bits(of, budget)}
     known = decomposed(dense.params, importance, shapes, **how, progress=progress, consume=given is None)
     if ranks is None:
         assert budget is not None
         planned = plan_for(dense.params, known, budget, of=of, uniform=uniform, allowed=allowed)
-        ranks, predicted = planned.ranks, planned.predicted if chosen.units == "loss" else None
+        ranks, dtypes = planned.ranks, planned.dtypes
+        predicted = planned.predicted if chosen.units == "loss" else None
     clock.append(time.perf_counter())
     weights = components_or_weights(known, importance)
     how = {"shapes": shapes, "method": solved_by, "solver": solver, "progress": progress}
     params, kernels = factorise(dense.params, weights, ranks, **how)
     clock.append(time.perf_counter())
-    done = {"method": solved_by.name, "signal": chosen.name, "seconds": stages(clock)}
-    report = Report(kernels, **done, predicted=predicted, reliability=known.reliability)
+    done: dict[str, Any] = {"method": solved_by.name, "signal": chosen.name, "seconds": stages(clock)}
+    done |= {"predicted": predicted, "reliability": known.reliability, "tokens": known.tokens, "dtypes": dtypes}
+    report = Report(kernels, **done)
     config = dense.config | {"low_rank": section(dense, report, seed, known.calibration)}
-    return in_kind(model, dense._replace(params=params, config=config)), report
+    return in_kind(model, dense._replace(params=as_stored(params, dtypes), config=config)), report
+
+
+def check_given(given: Any, file: Any, gradients: Any) -> None:
+    """A ValueError for what is of a measurement, where one is given."""
+    if given is not None and (file is not None or gradients is not None):
+        raise ValueError("file and gradients are for what is measured, and importance has been: wanted either")
 
 
 def decomposed(
@@ -261,6 +280,17 @@ def method_for(signal: Signal, method: str | wlra.Method | None, solver: Mapping
     return chosen
 
 
+def check_tables(signal: Signal, method: wlra.Method, tables: Sequence[str]) -> None:
+    """A ValueError if the signal has no weights for tables, or the method is not the closed form that these take."""
+    if tables and signal.tables is None:
+        raise ValueError(no_tables(signal, tables[0]))
+    if tables and method != as_method(signal.method):
+        raise ValueError(
+            f"method: got {method.name!r} for the table {tables[0]}, wanted the closed form of signal {signal.name!r}: "
+            f"leave method out, or exclude the table"
+        )
+
+
 def check_one_size(rank: Any, budget: Any) -> None:
     """Either is given, and the other is not."""
     if (rank is None) == (budget is None):
@@ -292,12 +322,14 @@ def stages(clock: list[float]) -> dict[str, float]:
 def section(dense: Model, report: Report, seed: int, calibration: Mapping[str, Any]) -> dict[str, Any]:
     """The "low_rank" section of config.json: which kernels have which rank, and how that was done."""
     ranks = {whole(kernel.path): kernel.rank for kernel in report.kernels if kernel.status != "DENSE"}
+    integers = dtypes_of(dense.config) | {path: dtype for path, dtype in report.dtypes.items() if dtype == INT8}
     return {
-        "schema": SCHEMA,
+        "schema": WITH_DTYPES if integers else SCHEMA,
         "ranks": low_rank(dense.config) | ranks,
         "method": report.method,
         "signal": report.signal,
         "seed": seed,
+        **({"dtypes": integers} if integers else {}),
         **({"calibration": dict(calibration)} if calibration else {}),
         "versions": {package.__name__: package.__version__ for package in (wlra, jax, flax)},
     }

@@ -12,11 +12,14 @@ from bert_adapter.checkpoint.names import by_path
 from bert_adapter.importance.fingerprint import of_arrays, of_params
 from bert_adapter.importance.sums import Importance, check_model
 from bert_adapter.kernels import Shapes, break_even, matrix_shape
+from bert_adapter.layers.places import is_table, kernel_path, layer_path
 from bert_adapter.layers.stacks import unstacked
 from bert_adapter.progress import track
+from bert_adapter.rounding import Rounding, rounding
 from bert_adapter.signals import DEFAULT, as_signal
-from bert_adapter.signals.definition import Signal
-from bert_adapter.signals.weights import reliabilities, solver_weights
+from bert_adapter.signals.definition import Signal, TableWeights
+from bert_adapter.signals.weights import reliabilities, solver_weights, table_weights
+from bert_adapter.tables import Tokens, decompose_table, row_weights
 from wlra import components
 from wlra.components import Decomposed, Side
 from wlra.options import as_method
@@ -35,6 +38,8 @@ class Decompositions(NamedTuple):
     model: the fingerprint of the parameters.
     reliability: by path, as in `Report`.
     calibration: how many texts were measured on, and their fingerprint; empty where nothing was measured.
+    tokens: by path, of tables, what is known of their rows.
+    roundings: by path, what fewer bits lose; empty where that was not asked for.
 
     Example:
       >>> import numpy as np, bert_adapter
@@ -52,6 +57,8 @@ class Decompositions(NamedTuple):
     model: str
     reliability: Mapping[str, float]
     calibration: Mapping[str, Any]
+    tokens: Mapping[str, Tokens] = {}
+    roundings: Mapping[str, Rounding] = {}
 
 
 def decompose(
@@ -61,6 +68,7 @@ def decompose(
     signal: str | Signal = DEFAULT,
     shrink: float | None = None,
     kernels: Shapes | None = None,
+    bits: bool = False,
     progress: bool = True,
 ) -> Decompositions:
     """The kernels decomposed, which `plan` and `compress` take in place of the importance, at any budget.
@@ -74,6 +82,7 @@ def decompose(
       signal, shrink: as `compress` takes them.
       kernels: what `select_kernels` returned. By default all kernels that were measured; all with two axes where
         nothing was.
+      bits: what storing in fewer bits loses too, which plans of bytes need.
       progress: whether there is a bar on a terminal.
 
     Raises:
@@ -92,9 +101,8 @@ def decompose(
     check_shrink(shrink)
     check_of(importance, params)
     shapes = selected_shapes(params, importance, kernels)
-    return decompositions(
-        params, importance, shapes, signal=chosen, shrink=shrink, method=as_method(chosen.method), progress=progress
-    )
+    how: dict[str, Any] = {"signal": chosen, "shrink": shrink, "method": as_method(chosen.method)}
+    return decompositions(params, importance, shapes, **how, bits=bits, progress=progress)
 
 
 def decompositions(
@@ -105,6 +113,7 @@ def decompositions(
     signal: Signal,
     shrink: float | None,
     method: wlra.Method | None,
+    bits: bool = False,
     progress: bool = False,
     consume: bool = False,
 ) -> Decompositions:
@@ -116,14 +125,19 @@ def decompositions(
     known = {} if importance is None else importance.sums
     flat = by_path(unstacked(params, shapes))
 
-    def one(path: str) -> Decomposed:
-        kernel = np.asarray(flat[f"{path}/kernel"]).reshape(shapes[path])
+    def one(path: str) -> One:
+        place = kernel_path(flat, path)
+        kernel = np.asarray(flat[place]).reshape(shapes[path])
         try:
+            if is_table(place):
+                weighted = table_weights(importance, signal, path, shape=shapes[path], shrink=shrink)
+                found = one_table(kernel, weighted, method, prior=shrink, bits=bits)
+                return found if signal.statistics else found._replace(tokens=None)
             weights = solver_weights(importance, signal, {path: shapes[path]}, shrink)[path]
-            found = decompose_one(kernel, weights, method)
+            found = one_kernel(kernel, weights, method, bits=bits)
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
-        if consume and found.left is not None:
+            raise ValueError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
+        if consume and found.decomposed.left is not None:
             known.pop(path, None)
         return found
 
@@ -131,9 +145,40 @@ def decompositions(
     largest = sorted(shapes, key=lambda path: -math.prod(shapes[path]))
     done = components.side_by_side(one, largest, lambda futures: track(futures, "decompose", progress))
     by_name = dict(zip(largest, done, strict=True))
-    kernels = {path: by_name[path] for path in shapes}
     of = {"examples": examples, "model": model, "reliability": reliability, "calibration": calibration(importance)}
+    for field, kept in (("tokens", 1), ("roundings", 2)):
+        of[field] = {path: by_name[path][kept] for path in shapes if by_name[path][kept] is not None}
+    kernels = {path: by_name[path].decomposed for path in shapes}
     return Decompositions(kernels, shapes, signal, shrink=shrink, **of)
+
+
+class One(NamedTuple):
+    """What is known of one matrix; tokens of a table, and rounding where that was asked for."""
+
+    decomposed: Decomposed
+    tokens: Tokens | None = None
+    rounding: Rounding | None = None
+
+
+def one_kernel(kernel: Any, weights: Any, method: wlra.Method | None, *, bits: bool) -> One:
+    """That of a kernel. Rounding is of the components also where the method does not cut them."""
+    found = whole = decompose_one(kernel, weights, method)
+    if not bits:
+        return One(found)
+    if whole.left is None:
+        whole = components.decompose(kernel, *sides(kernel, weights), most_components(kernel))
+    return One(found, rounding=rounding(kernel, whole, sides(kernel, weights), by_rows=False))
+
+
+def one_table(table: Any, weights: TableWeights, method: wlra.Method | None, *, prior: float | None, bits: bool) -> One:
+    """That of a table; without a method, the squares alone."""
+    most = 0 if method is None and not bits else most_components(table)
+    found, tokens = decompose_table(table, weights, most, prior)
+    kept = Decomposed(found.squares) if method is None else found
+    if not bits:
+        return One(kept, tokens)
+    weighted = row_weights(weights, tokens.prior), np.asarray(weights.columns)
+    return One(kept, tokens, rounding(table, found, weighted, by_rows=True))
 
 
 def calibration(importance: Importance | None) -> dict[str, Any]:
@@ -146,8 +191,13 @@ def calibration(importance: Importance | None) -> dict[str, Any]:
 
 def decompose_one(kernel: Float[np.ndarray, "in out"], weights: Any, method: wlra.Method | None) -> Decomposed:
     """Components where cutting them is what the method does, and the squares alone elsewhere."""
-    most = math.ceil(break_even(kernel.shape)) - 1 if is_cut(kernel, weights, method) else 0
+    most = most_components(kernel) if is_cut(kernel, weights, method) else 0
     return components.decompose(kernel, *sides(kernel, weights), most)
+
+
+def most_components(kernel: Float[np.ndarray, "in out"]) -> int:
+    """The largest rank at which factors are smaller than the kernel."""
+    return math.ceil(break_even(kernel.shape)) - 1
 
 
 def is_cut(kernel: Float[np.ndarray, "in out"], weights: Any, method: wlra.Method | None) -> bool:
@@ -182,8 +232,9 @@ def selected_shapes(params: Any, importance: Importance | None, kernels: Shapes 
     """The shapes of the kernels to plan for: those given, or those that were measured, or all with two axes."""
     given = kernels if kernels is not None or importance is None else importance.sums
     flat = by_path(unstacked(params, given or ()))
-    found = {path.removesuffix("/kernel"): leaf for path, leaf in flat.items() if path.endswith("/kernel")}
-    paths = [path for path, leaf in found.items() if np.ndim(leaf) == 2] if importance is None else importance.sums
+    found = {layer: leaf for path, leaf in flat.items() if (layer := layer_path(path)) is not None}
+    plain = [path for path, leaf in found.items() if np.ndim(leaf) == 2 and f"{path}/kernel" in flat]
+    paths = plain if importance is None else importance.sums
     paths = list(paths if kernels is None else kernels)
     if not paths or (missing := [path for path in paths if path not in found]):
         wanted = "no kernels" if not paths else f"{missing}, which are no dense kernels"

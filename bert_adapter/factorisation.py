@@ -12,6 +12,7 @@ import wlra
 from bert_adapter.jobs import Job, groups_of, job_for, solve_group
 from bert_adapter.kernels import Shapes, break_even, matrix_shape, split_axes
 from bert_adapter.layers.marker import FACTORISED, Factorised
+from bert_adapter.layers.places import kernel_path
 from bert_adapter.layers.stacks import restacked, unstacked
 from bert_adapter.model import Model
 from bert_adapter.progress import track
@@ -57,12 +58,14 @@ def factorise(
 ) -> tuple[dict[str, Any], list[KernelReport]]:
     """The parameters with 'kernel' (in, out) replaced by 'left' (in, k) and 'right' (k, out) where `ranks` says so.
 
+    So are tables, 'embedding' (vocabulary, width).
+
     Biases and all else are untouched, and the factors have the kernel's dtype. Kernels of one shape are solved
     together: one transfer to the device, one batch, one transfer back. A rank at or above break-even, mn / (m + n),
     leaves its kernel dense.
 
     Args:
-      params: nested dicts, with the kernels under `path + "/kernel"`.
+      params: nested dicts, with the kernels under `path + "/kernel"`, and tables under `path + "/embedding"`.
       weights: by path, as `wlra.solve` takes them: None, an array, or `wlra.Kronecker`. Or the components that
         `decompose` found, which are cut.
       ranks: by path.
@@ -87,10 +90,11 @@ def factorise(
     flat: dict[str, Any] = dict(flatten_dict(unstacked(params, ranks), keep_empty_nodes=True, sep="/"))
     jobs, reports = [], {}
     for path, rank in ranks.items():
-        kernel = flat[f"{path}/kernel"]
+        place = kernel_path(flat, path)
+        kernel = flat[place]
         shape = matrix_shape(path, kernel, shapes)
         if rank < break_even(shape) and isinstance(weights[path], Decomposed):
-            flat |= factors_of(path, shape, *cut(weights[path], rank), kernel=kernel)
+            flat |= factors_of(path, shape, *cut(weights[path], rank), kernel=kernel, place=place)
             reports[path] = report_of_cut(path, rank, shape, loss={request.method.name: lost(weights[path], rank)})
         elif rank < break_even(shape):
             jobs.append(job_for(path, rank, kernel.reshape(shape), weights[path]))
@@ -102,7 +106,8 @@ def factorise(
         seconds = (time.perf_counter() - began) / len(group)
         for job, result in zip(group, results, strict=True):
             left, right = result.left[:, : job.rank], result.right[: job.rank]
-            flat |= factors_of(job.path, job.matrix.shape, left, right, kernel=flat[f"{job.path}/kernel"])
+            place = kernel_path(flat, job.path)
+            flat |= factors_of(job.path, job.matrix.shape, left, right, kernel=flat[place], place=place)
             reports[job.path] = report_of(job, result, request)._replace(seconds=seconds)
     return restacked(unflatten_dict(flat, sep="/")), [reports[path] for path in ranks]
 
@@ -123,13 +128,13 @@ def check_components(weights: Mapping[str, Any], request: Request) -> None:
             raise ValueError(f"{path}: got {what} for method {request.method.name!r}, wanted weights")
 
 
-def factors_of(path: str, shape: tuple[int, int], left: Any, right: Any, *, kernel: Any) -> dict[str, Any]:
-    """By path, what stands in the place of a kernel."""
+def factors_of(path: str, shape: tuple[int, int], left: Any, right: Any, *, kernel: Any, place: str) -> dict[str, Any]:
+    """By path, what stands in the place of a kernel or table."""
     inputs, outputs = split_axes(path, kernel.shape, shape)
     return {
         f"{path}/left": left.reshape(*inputs, -1).astype(kernel.dtype),
         f"{path}/right": right.reshape(-1, *outputs).astype(kernel.dtype),
-        f"{path}/kernel": FACTORISED,
+        place: FACTORISED,
     }
 
 
@@ -178,7 +183,7 @@ def dense_report(path: str, rank: int, shape: tuple[int, int]) -> KernelReport:
 
 
 def merge(params: Any) -> Any:
-    """The parameters with every pair of factors multiplied out into the kernel that it stands for.
+    """The parameters with every pair of factors multiplied out into the kernel, or table, that it stands for.
 
     Of a `Model`, the model with such parameters, which is saved as any dense one is.
 
@@ -194,9 +199,10 @@ def merge(params: Any) -> Any:
     flat: dict[str, Any] = dict(flatten_dict(params, keep_empty_nodes=True, sep="/"))
     for path in [path.removesuffix("/left") for path in flat if path.endswith("/left")]:
         left, right = flat.pop(f"{path}/left"), flat.pop(f"{path}/right")
-        dtype, marker = np.float64 if left.dtype == np.float64 else np.float32, flat.get(f"{path}/kernel")
+        dtype, place = np.float64 if left.dtype == np.float64 else np.float32, kernel_path(flat, path)
+        marker = flat.get(place)
         stack = left.shape[: marker.stacked] if isinstance(marker, Factorised) else ()
         pairs = [(np.asarray(left[index], dtype), np.asarray(right[index], dtype)) for index in np.ndindex(*stack)]
         product = np.stack([np.tensordot(*pair, axes=1) for pair in pairs])
-        flat[f"{path}/kernel"] = product.reshape(*stack, *product.shape[1:]).astype(left.dtype)
+        flat[place] = product.reshape(*stack, *product.shape[1:]).astype(left.dtype)
     return unflatten_dict(flat, sep="/")

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from bert_adapter.checkpoint.directory import READING
-from bert_adapter.checkpoint.names import low_rank, shapes
+from bert_adapter.checkpoint.names import dtypes_of, low_rank, shapes, with_dtypes
 from bert_adapter.families import architecture_of, architectures_of, family_of, label_count, module_for, output_of
+from bert_adapter.layers.places import kernel_names
 from bert_adapter.layers.running import kernel_shapes
 from bert_adapter.model import Model, check_family
 from bert_adapter.outputs import OUTPUTS
@@ -87,8 +88,9 @@ def moved(model: Model, config: dict[str, Any], new_path: Callable[[str], str]) 
     kernels = kernel_shapes(module)
     ranks = {new_path(path): rank for path, rank in low_rank(model.config).items() if new_path(path) in kernels}
     if config.get("low_rank"):
-        config = config | {"low_rank": config["low_rank"] | {"ranks": ranks}}
-    wanted = shapes(module, ranks).keys() | {f"{path}/kernel" for path in ranks}
+        stored = {new_path(path): dtype for path, dtype in dtypes_of(config).items() if new_path(path) in kernels}
+        config = with_dtypes(config | {"low_rank": config["low_rank"] | {"ranks": ranks}}, stored)
+    wanted = shapes(module, ranks).keys() | {f"{path}/{name}" for path in ranks for name in kernel_names()}
     kept = unflatten_dict({path: leaf for path, leaf in params.items() if path in wanted}, sep="/")
     return Model(module, kept, config, {name: content for name, content in model.files.items() if name in READING})
 

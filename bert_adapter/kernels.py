@@ -8,12 +8,15 @@ from typing import Any
 import jax
 import numpy as np
 from flax.errors import FlaxError
+from flax.traverse_util import flatten_dict
 
 from bert_adapter.checkpoint.names import by_path
 from bert_adapter.families import family_of
 from bert_adapter.layers.capture import Batch
 from bert_adapter.layers.finding import Kernels, find_kernels
-from bert_adapter.layers.running import kernel_shapes
+from bert_adapter.layers.layer import matrix_shape as as_matrix
+from bert_adapter.layers.places import is_table, kernel_path
+from bert_adapter.layers.running import parameter_shapes
 from bert_adapter.layers.stacks import whole
 from bert_adapter.model import Model, forward, is_own
 from wlra.checks import check_count
@@ -22,18 +25,25 @@ Shapes = Mapping[str, tuple[int, int]]
 
 
 def select_kernels(
-    model: Model, include: str | None = None, exclude: str | None = None, *, batch: Batch | None = None
+    model: Model,
+    include: str | None = None,
+    exclude: str | None = None,
+    *,
+    embeddings: bool = False,
+    batch: Batch | None = None,
 ) -> dict[str, tuple[int, int]]:
     """By path, the shapes (m, n), inputs by outputs, of the kernels that `include` finds and `exclude` does not.
 
     Kernels with several axes of inputs or outputs count as the matrices that they multiply by. A kernel with axes of
-    `flax.linen.scan` in front holds a matrix at each index, "layers/dense[0]".
+    `flax.linen.scan` in front holds a matrix at each index, "layers/dense[0]". The table of words (vocabulary, width)
+    is one of them if it is asked for; those of positions and types stay dense.
 
     Args:
       model: a `Model`.
       include, exclude: regular expressions, searched in the paths of modules, such as
         "encoder/layer/0/attention/self/query". By default all of the encoder, or of a module of your own all kernels
-        that can be factorised, and nothing is excluded.
+        that can be factorised, and nothing is excluded. A table is selected by a pattern that finds it.
+      embeddings: the table of words too; of a module of your own, all tables of `nn.Embed`.
       batch: for a module of your own, one that it is traced on: what it calls is not known before.
 
     Raises:
@@ -50,9 +60,13 @@ def select_kernels(
     check_pattern("include", include)
     check_pattern("exclude", exclude)
     found = kernels_of(model, batch) if is_own(model) else None
-    shapes = kernel_shapes(model.module) if found is None else found.shapes()
+    shapes = shapes_of_family(model) if found is None else found.shapes()
+    tables = tables_of(model, shapes)
     pattern = include if include is not None else "" if found is not None else family_of(model.config).encoder
-    selected = {path: shape for path, shape in shapes.items() if finds(pattern, exclude, path)}
+    wanted = {path for path in shapes if path not in tables or include is not None}
+    selected = {path: shape for path, shape in shapes.items() if path in wanted and finds(pattern, exclude, path)}
+    if embeddings:
+        selected |= {path: shapes[path] for path in tables if finds("", exclude, path)}
     refused = {} if found is None else found.refused
     if include is not None and (wrong := [path for path in refused if finds(pattern, exclude, path)]):
         raise ValueError(f"include={include!r} selects {wrong[0]!r}, which cannot be factorised: {refused[wrong[0]]}")
@@ -63,6 +77,20 @@ def select_kernels(
     if done := [path for path in selected if f"{whole(path)}/left" in leaves]:
         raise ValueError(f"{len(done)} of the selected kernels are factorised already, {done[0]!r} first: merge() them")
     return selected
+
+
+def shapes_of_family(model: Model) -> dict[str, tuple[int, int]]:
+    """The kernels of a family's model, and its table of words."""
+    params, axes = parameter_shapes(model.module)
+    full, words = by_path(params), family_of(model.config).words
+    kept = [path for path in axes if re.search(words, path) or not is_table(kernel_path(full, path))]
+    return {path: as_matrix(axes[path]) for path in kept}
+
+
+def tables_of(model: Model, shapes: Shapes) -> list[str]:
+    """Those of the paths that are of tables."""
+    flat = flatten_dict(model.params, keep_empty_nodes=True, sep="/")
+    return [path for path in shapes if is_table(kernel_path(flat, whole(path)))]
 
 
 def finds(include: str, exclude: str | None, path: str) -> bool:

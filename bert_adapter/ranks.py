@@ -1,12 +1,25 @@
 """Which rank each kernel gets for a budget: where a parameter saves the most loss."""
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 
+from bert_adapter.checkpoint.bits import DTYPES, INT8, factorised_tables, has_row_scales, is_matrix, size
 from bert_adapter.checkpoint.names import by_path
-from bert_adapter.choices import Choices, Curve, all_plans, cheapest, choices_of, even
+from bert_adapter.choices import (
+    Choices,
+    Curve,
+    all_plans,
+    cheapest,
+    choices_of,
+    dtype_named,
+    even,
+    useful,
+    with_bits,
+)
 from bert_adapter.decompositions import (
     Decompositions,
     check_of,
@@ -18,8 +31,10 @@ from bert_adapter.decompositions import (
     selected_shapes,
 )
 from bert_adapter.importance.sums import Importance
-from bert_adapter.kernels import Shapes
+from bert_adapter.kernels import Shapes, break_even
+from bert_adapter.layers.places import is_table, kernel_path, layer_path
 from bert_adapter.layers.stacks import unstacked, whole
+from bert_adapter.rounding import Rounding
 from bert_adapter.signals.definition import Signal
 from wlra.checks import check_count, check_name
 
@@ -29,6 +44,8 @@ UNITS = ("kernels", "parameters", "bytes", "flops")
 class Plan(NamedTuple):
     """The ranks by path, the share of the budgeted quantity that they keep, and what they are predicted to cost.
 
+    dtypes: by path, of the layers that are stored in fewer bits; only plans of bytes have any. Matrices that are not
+      selected are stored as int8 then, and what that loses is not predicted.
     predicted: the increase of the mean loss to second order, half the weighted squared error an example. For a signal
       in units of its own (`Signal.units`), the share of each kernel's weighted square that is lost, a mean weighted by
       their parameters.
@@ -45,6 +62,7 @@ class Plan(NamedTuple):
     share: float
     predicted: float
     curve: Curve
+    dtypes: Mapping[str, str] = {}
 
 
 def plan(
@@ -74,7 +92,8 @@ def plan(
         that needs nothing. Or what `decompose` returned, for any number of budgets.
       budget: the share to keep, in (0, 1].
       of: "kernels", the parameters of the selected kernels; "parameters", those of the whole model; "bytes", their
-        size in memory, where kernels may have several dtypes; "flops", the operations for a token in all dense layers,
+        size on the disk, where each matrix is stored in its own dtype, in 16 bits, or as integers of 8 with their
+        scales, whatever loses least; "flops", the operations for a token in all dense layers,
         attention's own products aside.
       signal, shrink: as `compress` takes them.
       uniform: the same share of every kernel, for comparison.
@@ -99,7 +118,8 @@ def plan(
         known = restricted(importance, kernels)
     else:
         shapes = selected_shapes(params, importance, kernels)
-        known = decompositions(params, importance, shapes, signal=chosen, shrink=shrink, method=None)
+        how: dict[str, Any] = {"signal": chosen, "shrink": shrink, "method": None}
+        known = decompositions(params, importance, shapes, **how, bits=needs_bits(of, budget))
     return plan_for(params, known, budget, of=of, uniform=uniform, allowed=allowed)
 
 
@@ -107,15 +127,13 @@ def plan_for(params: Any, known: Decompositions, budget: float, *, of: str, unif
     """The plan for kernels that are decomposed; see `plan`."""
     shapes = known.shapes
     flat = by_path(unstacked(params, shapes))
-    kernels = {path: flat[f"{path}/kernel"] for path in shapes}
+    kernels = {path: flat[kernel_path(flat, path)] for path in shapes}
     check_affordable(params, shapes, budget, of=of, allowed=allowed)
-    losses = in_units(known)
-    choices = {}
-    for path, kernel in kernels.items():
-        choices[path] = choices_of(shapes[path], price(kernel, of), losses[path], allowed)
-    choices = together(choices)
-    fixed = fixed_cost(flat, kernels, of)
+    bits, choices = needs_bits(of, budget), all_choices(known, flat, budget, of=of, allowed=allowed)
+    fixed = fixed_cost(params, flat, kernels, of)
     total = fixed + sum(float(choice.cost[-1]) for choice in choices.values())
+    others = unselected(params, flat, kernels) if bits else {}
+    fixed -= sum(flat[path].nbytes - size_of(flat[path], by_rows) for path, by_rows in others.items())
     curve = all_plans(choices, fixed, total)
     chosen = even(choices, budget * total - fixed) if uniform else cheapest(choices, curve, budget, total)
     cost = sum(float(choice.cost[chosen[path]]) for path, choice in choices.items())
@@ -124,7 +142,36 @@ def plan_for(params: Any, known: Decompositions, budget: float, *, of: str, unif
         share=(fixed + cost) / total,
         predicted=sum(float(choice.loss[chosen[path]]) for path, choice in choices.items()),
         curve=curve,
+        dtypes=dtypes_in(choices, chosen) | {path.rpartition("/")[0]: INT8 for path in others},
     )
+
+
+def all_choices(
+    known: Decompositions, flat: dict[str, Any], budget: float, *, of: str, allowed: range
+) -> dict[str, Choices]:
+    """By path, what each kernel can be, those of a stack together."""
+    units, shapes, choices = units_of(known), known.shapes, {}
+    for path, shape in shapes.items():
+        place = kernel_path(flat, path)
+        losses = units[path] * predicted_losses(known.kernels[path])
+        choices[path] = choices_of(shape, price(flat[place], of), losses, allowed)
+        if of == "flops" and is_table(place):
+            choices[path] = looked_up(choices[path])
+        if needs_bits(of, budget):
+            how: dict[str, Any] = {"by_rows": is_table(place), "unit": units[path]}
+            choices[path] = with_bits(choices[path], rounding_of(known, path), shape, **how)
+    return {path: useful(choice) for path, choice in together(choices).items()}
+
+
+def dtypes_in(choices: Mapping[str, Choices], chosen: Mapping[str, int]) -> dict[str, str]:
+    """By path, the dtypes of the chosen options that are stored in fewer bits."""
+    found = {path: dtype_named(int(choice.bits[chosen[path]])) for path, choice in choices.items()}
+    return {path: dtype for path, dtype in found.items() if dtype is not None}
+
+
+def looked_up(choices: Choices) -> Choices:
+    """What a table can be where operations count: a row of a dense one takes none, so that is what it stays."""
+    return Choices(choices.rank[-1:], np.zeros(1), np.zeros(1), np.zeros(1, int))
 
 
 def together(choices: dict[str, Choices]) -> dict[str, Choices]:
@@ -132,19 +179,55 @@ def together(choices: dict[str, Choices]) -> dict[str, Choices]:
     found: dict[str, Choices] = {}
     for path, choice in choices.items():
         known = found.get(whole(path))
-        both = choice if known is None else Choices(choice.rank, known.cost + choice.cost, known.loss + choice.loss)
-        found[whole(path)] = both
+        if known is not None:
+            choice = choice._replace(cost=known.cost + choice.cost, loss=known.loss + choice.loss)
+        found[whole(path)] = choice
     return found
 
 
-def in_units(known: Decompositions) -> dict[str, Any]:
-    """By path, what adds up over kernels: losses of an example, or shares of each kernel's whole, of all parameters."""
-    losses = {path: predicted_losses(decomposed) for path, decomposed in known.kernels.items()}
+def units_of(known: Decompositions) -> dict[str, float]:
+    """By path, what makes of half the weighted squares what adds up over kernels.
+
+    That is the loss of an example, or the share of each kernel's whole, of all parameters.
+    """
     if known.signal.units == "loss":
-        return {path: each / known.examples for path, each in losses.items()}
+        return dict.fromkeys(known.kernels, 1 / known.examples)
     sizes = {path: math.prod(shape) for path, shape in known.shapes.items()}
-    total = sum(sizes.values())
-    return {path: each / (each[0] or 1) * (sizes[path] / total) for path, each in losses.items()}
+    total, whole = sum(sizes.values()), {path: float(each.squares.sum()) / 2 for path, each in known.kernels.items()}
+    return {path: sizes[path] / total / (whole[path] or 1) for path in known.kernels}
+
+
+def needs_bits(of: str, budget: float | None) -> bool:
+    """Whether a plan chooses bits; where all bytes may be kept, all are."""
+    return of == "bytes" and budget is not None and budget < 1
+
+
+def rounding_of(known: Decompositions, path: str) -> Rounding:
+    """What fewer bits lose of a matrix."""
+    if path not in known.roundings:
+        raise ValueError("importance: decomposed without bits, which of='bytes' plans: decompose(..., bits=True)")
+    return known.roundings[path]
+
+
+def unselected(params: Any, flat: dict[str, Any], kernels: dict[str, Any]) -> dict[str, bool]:
+    """By path, the other matrices of more than 8 bits, and whether their scales are of rows."""
+    tables = factorised_tables(params)
+    others = [path for path, leaf in flat.items() if is_matrix(path, leaf) and layer_path(path) not in kernels]
+    return {path: has_row_scales(path, tables) for path in others}
+
+
+def size_of(array: Any, by_rows: bool) -> int:
+    """How many bytes a matrix takes as integers with scales."""
+    *stack, m, n = np.shape(array)
+    return math.prod(stack) * size((m, n), INT8, by_rows)
+
+
+def cheapest_bits(shape: tuple[int, int], ranks: range, by_rows: bool) -> int:
+    """The fewest bytes that a matrix can be stored in."""
+    (m, n), rank = shape, ranks.start
+    dense = [size(shape, dtype, by_rows) for dtype in DTYPES]
+    factors = [size((m, rank), dtype, by_rows) + size((rank, n), dtype, False) for dtype in DTYPES]
+    return min(dense + factors) if ranks and rank < break_even(shape) else min(dense)
 
 
 def price(kernel: Any, of: str) -> int:
@@ -155,13 +238,20 @@ def price(kernel: Any, of: str) -> int:
 def check_affordable(params: Any, shapes: Shapes, budget: float, *, of: str, allowed: range) -> None:
     """A ValueError if the smallest ranks cost more than the budget, which is known before anything is measured."""
     flat = by_path(unstacked(params, shapes))
-    kernels = {path: flat[f"{path}/kernel"] for path in shapes}
-    fixed, least, most = fixed_cost(flat, kernels, of), 0.0, 0.0
+    kernels = {path: flat[kernel_path(flat, path)] for path in shapes}
+    fixed, least, most = fixed_cost(params, flat, kernels, of), 0.0, 0.0
     for path, kernel in kernels.items():
         nothing = np.zeros(min(shapes[path]) + 1)
         cost = choices_of(shapes[path], price(kernel, of), nothing, allowed).cost
+        table = is_table(kernel_path(flat, path))
+        if of == "flops" and table:
+            cost = np.zeros(1)
+        if needs_bits(of, budget):
+            cost = np.append(cheapest_bits(shapes[path], allowed, table), cost)
         least, most = least + float(cost[0]), most + float(cost[-1])
-    share = (fixed + least) / (fixed + most)
+    whole, others = fixed + most, unselected(params, flat, kernels) if needs_bits(of, budget) else {}
+    fixed -= sum(flat[path].nbytes - size_of(flat[path], by_rows) for path, by_rows in others.items())
+    share = (fixed + least) / whole
     if budget * (1 + 1e-12) < share:
         raise ValueError(f"budget: the smallest ranks take {share:.4g} of the {of}; got {budget}")
 
@@ -181,11 +271,14 @@ def allowed_ranks(minimum: int, maximum: int | None, multiple_of: int) -> range:
     return range(-(-minimum // step) * step, most + 1, step)
 
 
-def fixed_cost(flat: dict[str, Any], kernels: dict[str, Any], of: str) -> float:
+def fixed_cost(params: Any, flat: dict[str, Any], kernels: dict[str, Any], of: str) -> float:
     """The cost of what is not selected, whatever the ranks."""
-    others = [(path, leaf) for path, leaf in flat.items() if path.removesuffix("/kernel") not in kernels]
+    tables = {layer_path(path) for path in flatten_dict(params, keep_empty_nodes=True, sep="/") if is_table(path)}
+    others = [(path, leaf) for path, leaf in flat.items() if layer_path(path) not in kernels]
     if of == "kernels":
         return 0.0
     if of == "flops":
-        return float(sum(2 * leaf.size for path, leaf in others if path.endswith(("/kernel", "/left", "/right"))))
+        looked_up = {f"{path}/left" for path in tables}
+        ends = ("/kernel", "/left", "/right")
+        return float(sum(2 * leaf.size for path, leaf in others if path.endswith(ends) and path not in looked_up))
     return float(sum(leaf.nbytes if of == "bytes" else leaf.size for _, leaf in others))

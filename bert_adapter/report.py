@@ -1,6 +1,7 @@
 """What a compression did, for the terminal and for programs."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from bert_adapter.compressing import Report
 from bert_adapter.evaluate import Fidelity
 from bert_adapter.factorisation import KernelReport
 from bert_adapter.files import write_text
+from bert_adapter.tables import Tokens
 
 
 def summary(report: Report) -> str:
@@ -20,10 +22,25 @@ def summary(report: Report) -> str:
     )
     if report.predicted is not None:
         text += f" The mean loss is predicted to rise by {report.predicted:.3g}, to second order."
+    if report.dtypes:
+        counts = Counter(report.dtypes.values())
+        text += f" Stored in fewer bits: {', '.join(f'{count} as {name}' for name, count in sorted(counts.items()))}."
+    for kernel in report.kernels:
+        if kernel.path in report.tokens and kernel.status != "DENSE":
+            text += f" {words_of(kernel, report.tokens[kernel.path])}"
     if report.dense:
         why = "since factors would not be smaller at the rank planned or given"
         text += f" {len(report.dense)} stay dense, {why}: {report.dense}."
     return text
+
+
+def words_of(kernel: KernelReport, tokens: Tokens) -> str:
+    """How much of a table was seen, and what is lost of the rest."""
+    text = f"Of {kernel.path} the texts looked up {tokens.seen:,} of {tokens.rows:,} rows"
+    if tokens.seen == tokens.rows:
+        return f"{text}."
+    seen, unseen = (float(lost[kernel.rank]) for lost in (tokens.lost_seen, tokens.lost_unseen))
+    return f"{text}: they lose {seen:.1%} of their weighted square, the others {unseen:.1%} (prior {tokens.prior:.2g})."
 
 
 def kernel_table(report: Report) -> list[list[str]]:
@@ -72,6 +89,7 @@ def as_text(table: list[list[str]]) -> str:
 def write_json(path: Path, report: Report, fidelities: Mapping[str, Fidelity]) -> None:
     """`path` holds the same numbers for programs."""
     kernels = [kernel._asdict() for kernel in report.kernels]
-    content: dict[str, Any] = report._asdict() | {"kernels": kernels}
+    tokens = {path: {"seen": each.seen, "rows": each.rows, "prior": each.prior} for path, each in report.tokens.items()}
+    content: dict[str, Any] = report._asdict() | {"kernels": kernels, "tokens": tokens}
     content |= {"fidelity": {name: value._asdict() for name, value in fidelities.items()}}
     write_text(path, json.dumps(content, indent=1))

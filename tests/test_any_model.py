@@ -56,7 +56,7 @@ SHAPES = {
 
 
 class Inner(nn.Module):
-    """What cannot be factorised, beside two kernels that can."""
+    """What cannot be factorised, beside two kernels and a table that can."""
 
     @nn.compact
     def __call__(self, ids, x):
@@ -342,7 +342,6 @@ def test_what_cannot_be_factorised_stays_unless_it_is_selected():
 @pytest.mark.parametrize(
     ("path", "why"),
     [
-        ("table", "Embed: its table is looked up"),
         ("conv", "Conv: its kernel slides over neighbours"),
         ("positions", "the first axis of its input is not that of the examples"),
         ("odd", "Einsum: its equation 'btd,ntd->bnt' does not multiply by one matrix"),

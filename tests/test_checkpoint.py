@@ -199,8 +199,8 @@ def test_rank_of_an_unknown_module_is_an_error(saved):
 
 
 def test_unknown_schema_says_to_upgrade(saved):
-    edit_config(saved, low_rank={"schema": 2, "ranks": {}})
-    with pytest.raises(ValueError, match="got 2, wanted 1; upgrade"):
+    edit_config(saved, low_rank={"schema": 3, "ranks": {}})
+    with pytest.raises(ValueError, match="got 3, wanted 1 or 2; upgrade"):
         load(saved)
 
 

@@ -179,14 +179,13 @@ def test_units_that_there_are_not_are_refused():
     [
         ("kernels", WHOLE),
         ("parameters", WHOLE + 14 + 5 + 8 + 15),
-        ("bytes", 4 * (WHOLE + 14 + 5 + 8 + 15)),
         ("flops", 2 * (WHOLE + 15)),
     ],
 )
 def test_share_is_of_what_the_budget_names(unit, whole):
     found = of(0.7, of=unit)
     numbers, _ = totals(found.ranks)
-    price = {"bytes": 4, "flops": 2}.get(unit, 1)
+    price = {"flops": 2}.get(unit, 1)
     fixed = whole - price * WHOLE
     assert found.share == pytest.approx((price * numbers + fixed) / whole)
     assert found.share <= 0.7

@@ -92,12 +92,13 @@ def split(params, rank=2, dtype: Any = np.float32):
 
 
 def with_factors(model: Model, ranks: dict[str, int]) -> Model:
-    """The model with random factors of those ranks for some of its kernels."""
+    """The model with random factors of those ranks for some of its kernels and tables."""
     params: Any = jax.tree.map(lambda leaf: leaf, model.params)
     for path, rank in ranks.items():
-        kernel = at(params, path)["kernel"]
+        name = next(name for name in ("kernel", "embedding") if name in at(params, path))
+        kernel = at(params, path)[name]
         left, right = factors(kernel.shape, rank, kernel.dtype)
-        at(params, path).update({"kernel": FACTORISED, "left": left, "right": right})
+        at(params, path).update({name: FACTORISED, "left": left, "right": right})
     return model._replace(params=params, config=model.config | {"low_rank": {"schema": 1, "ranks": ranks}})
 
 

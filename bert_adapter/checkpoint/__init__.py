@@ -6,6 +6,7 @@ factorised modules and their ranks, so that no other checkpoint is needed to rea
 
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -13,6 +14,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 from safetensors.numpy import save_file
 
+from bert_adapter.checkpoint.bits import SCALE, base_of, chosen_dtypes, encoded, factorised_tables
 from bert_adapter.checkpoint.card_file import CARD, card, provenance
 from bert_adapter.checkpoint.directory import (
     CONFIG,
@@ -25,7 +27,18 @@ from bert_adapter.checkpoint.directory import (
     replacing,
     write_texts,
 )
-from bert_adapter.checkpoint.names import by_path, check, low_rank, restored, shapes, stored
+from bert_adapter.checkpoint.names import (
+    by_path,
+    check,
+    dtypes_of,
+    is_apart,
+    low_rank,
+    markers,
+    restored,
+    shapes,
+    stored,
+    with_dtypes,
+)
 from bert_adapter.checkpoint.own import describes_own, save_own
 from bert_adapter.checkpoint.weights import read, read_stages
 from bert_adapter.families import architecture_in, family_name, family_of, module_for
@@ -33,7 +46,6 @@ from bert_adapter.families.family import Architecture
 from bert_adapter.families.sentence import MODULES, SETTINGS, declared_stages, settings, stage_paths
 from bert_adapter.families.stages import UNDECLARED, Projection
 from bert_adapter.families.torch_names import to_torch
-from bert_adapter.layers.marker import FACTORISED
 from bert_adapter.model import Model, is_own
 
 
@@ -81,7 +93,7 @@ def load(path_or_hub_id: str | Path) -> Model:
     found |= read_stages(directory, getattr(module, "stages", ()))
     module = architecture.fit(module, found)
     check(shapes(module, ranks), found)
-    params = unflatten_dict(found | {f"{path}/kernel": FACTORISED for path in ranks}, sep="/")
+    params = unflatten_dict(found | markers(module, ranks), sep="/")
     return Model(module, params, config, files)
 
 
@@ -104,11 +116,20 @@ def check_settings(files: dict[str, bytes], positions: int) -> None:
         raise ValueError(f"{SETTINGS}: got max_seq_length {longest}, wanted at most {positions}, the positions")
 
 
-def save(model: Model, directory: str | Path) -> None:
+def save(model: Model, directory: str | Path, *, dtype: str | Mapping[str, str] | None = None) -> None:
     """`directory` holds the model as `load` reads it, or, if anything fails, what it held before.
 
     A checkpoint that is there already is replaced; a directory that holds any other file is refused. Of a model of your
     own it holds the parameters alone, for `load_into`.
+
+    Args:
+      dtype: what matrices are stored as: "float32", "bfloat16", "float16" or "int8", or that for each path of a layer.
+        By default as the model's config says, or else as they are. "int8" is rounded to integers, with a scale for
+        each row of a table and each column of a kernel or factor; config.json names them, and `load` multiplies them
+        out. Norms, biases and the dense layers behind an encoder stay as they are.
+
+    Raises:
+      ValueError: a model that is not whole, an unknown dtype or path, or a place that may not be written.
 
     Example:
         >>> import os, tempfile, bert_adapter
@@ -119,12 +140,15 @@ def save(model: Model, directory: str | Path) -> None:
         1_Pooling 2_Normalize config.json model.safetensors modules.json tokenizer_config.json vocab.txt
     """
     if is_own(model):
-        save_own(model, directory)
+        save_own(model, directory, dtype)
         return
-    params = checked(model)
-    written = model._replace(config=stored(model.config, family_name(model.config)))
+    params, stages = checked(model), tuple(f"{stage.name}/" for stage in projections(model))
+    inside = {path: array for path, array in params.items() if not path.startswith(stages)}
+    dtypes = chosen_dtypes(dtype, inside, dtypes_of(model.config))
+    found = model._replace(config=with_dtypes(model.config, dtypes))
+    written = found._replace(config=stored(found.config, family_name(model.config)))
     with replacing(Path(directory)) as fresh:
-        write(written, fresh, by_file(model, params))
+        write(written, fresh, by_file(found, encoded(params, dtypes, factorised_tables(model.params))))
 
 
 def checked(model: Model) -> dict[str, np.ndarray]:
@@ -161,14 +185,21 @@ def check_stages(model: Model) -> None:
 
 def by_file(model: Model, params: dict[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
     """The tensors of each file: those of the dense layers behind the encoder lie in folders of their own."""
-    stages = [stage.name for stage in getattr(model.module, "stages", ()) if isinstance(stage, Projection)]
-    main, rename = FACTORS if low_rank(model.config) else WEIGHTS, family_of(model.config).to_torch
+    stages = [stage.name for stage in projections(model)]
+    main, rename = FACTORS if is_apart(model.config) else WEIGHTS, family_of(model.config).to_torch
     files: dict[str, dict[str, np.ndarray]] = {main: {}}
     for path, array in params.items():
         stage, _, rest = path.partition("/")
-        name, tensor = to_torch(rest, array) if stage in stages else rename(path, array)
+        base = base_of(path, params)
+        name, tensor = to_torch(rest, array) if stage in stages else rename(base or path, array)
+        name += SCALE if base else ""
         files.setdefault(f"{stage}/{WEIGHTS}" if stage in stages else main, {})[name] = tensor
     return files
+
+
+def projections(model: Model) -> list[Projection]:
+    """The dense layers behind the encoder."""
+    return [stage for stage in getattr(model.module, "stages", ()) if isinstance(stage, Projection)]
 
 
 def without_prefix(found: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

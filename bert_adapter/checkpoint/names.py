@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bert_adapter.layers.marker import FACTORISED, Factorised
+from bert_adapter.layers.places import kernel_path
 from bert_adapter.layers.running import parameter_shapes
 
-SCHEMA = 1  # of the "low_rank" section
+SCHEMA, WITH_DTYPES = 1, 2  # of the "low_rank" section; the second where matrices are stored as integers
 
 
 def by_path(params: Any) -> dict[str, Any]:
@@ -25,19 +27,44 @@ def low_rank(config: Mapping[str, Any]) -> dict[str, int]:
     if not isinstance(section, dict):
         raise ValueError(f"config low_rank: got {section!r}, wanted an object with 'schema' and 'ranks'")
     schema, ranks = section.get("schema"), section.get("ranks", {})
-    if schema != SCHEMA:
-        raise ValueError(f"config low_rank schema: got {schema}, wanted {SCHEMA}; upgrade bert_adapter to read it")
+    if schema not in (SCHEMA, WITH_DTYPES):
+        wanted = f"{SCHEMA} or {WITH_DTYPES}"
+        raise ValueError(f"config low_rank schema: got {schema}, wanted {wanted}; upgrade bert_adapter to read it")
     if not isinstance(ranks, dict) or [rank for rank in ranks.values() if type(rank) is not int or rank < 1]:
         raise ValueError(f"config low_rank ranks: got {ranks!r}, wanted a positive integer for each path")
     return ranks
+
+
+def dtypes_of(config: Mapping[str, Any]) -> dict[str, str]:
+    """By path, of the layers whose matrices the config says are stored as integers, "int8"."""
+    low_rank(config)
+    found = (config.get("low_rank") or {}).get("dtypes", {})
+    if not isinstance(found, dict) or any(dtype != "int8" for dtype in found.values()):
+        raise ValueError(f"config low_rank dtypes: got {found!r}, wanted 'int8' for each path")
+    return found
+
+
+def with_dtypes(config: dict[str, Any], dtypes: Mapping[str, str]) -> dict[str, Any]:
+    """The config that says which layers are stored as integers, without a section if there is nothing to say."""
+    ranks, integers = low_rank(config), {path: dtype for path, dtype in dtypes.items() if dtype == "int8"}
+    kept = {name: value for name, value in (config.get("low_rank") or {}).items() if name != "dtypes"}
+    if not ranks and not integers:
+        return {name: value for name, value in config.items() if name != "low_rank"}
+    schema = {"schema": WITH_DTYPES if integers else SCHEMA, "ranks": ranks}
+    return config | {"low_rank": kept | schema | ({"dtypes": integers} if integers else {})}
+
+
+def is_apart(config: Mapping[str, Any]) -> bool:
+    """Whether the config is of what only this package reads: factors, or integers with scales."""
+    return bool(low_rank(config) or dtypes_of(config))
 
 
 APART = "low_rank_"  # before "model_type" on disk: transformers refuses it, and draws no random kernels
 
 
 def stored(config: dict[str, Any], model_type: str) -> dict[str, Any]:
-    """The config as its file has it: where kernels are factorised, of a model that transformers does not know."""
-    return config | {"model_type": f"{APART}{model_type}"} if low_rank(config) else config
+    """The config as its file has it: where it is apart, of a model that transformers does not know."""
+    return config | {"model_type": f"{APART}{model_type}"} if is_apart(config) else config
 
 
 def restored(config: dict[str, Any]) -> dict[str, Any]:
@@ -52,10 +79,19 @@ def shapes(module: nn.Module, ranks: Mapping[str, int]) -> dict[str, tuple[int, 
     if unknown := [path for path in ranks if path not in kernels]:
         raise ValueError(f"config low_rank ranks: got {unknown}, wanted paths of layers that can be factorised")
     full = {path: leaf.shape for path, leaf in by_path(params).items()}
-    kept = {path: shape for path, shape in full.items() if path.removesuffix("/kernel") not in ranks}
+    gone = {kernel_path(full, path) for path in ranks}
+    kept = {path: shape for path, shape in full.items() if path not in gone}
     left = {f"{path}/left": (*kernels[path][0], rank) for path, rank in ranks.items()}
     right = {f"{path}/right": (rank, *kernels[path][1]) for path, rank in ranks.items()}
     return kept | left | right
+
+
+def markers(module: nn.Module, ranks: Mapping[str, int]) -> dict[str, Factorised]:
+    """By path, what stands in the place of the kernels and tables that are factorised."""
+    if not ranks:
+        return {}
+    full = by_path(parameter_shapes(module)[0])
+    return {kernel_path(full, path): FACTORISED for path in ranks}
 
 
 def check(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, Any]) -> None:

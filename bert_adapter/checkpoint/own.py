@@ -1,6 +1,7 @@
 """Parameters alone in a directory: what is kept of a model whose module is the caller's own."""
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,20 +10,25 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import load_file, save_file
 
+from bert_adapter.checkpoint.bits import chosen_dtypes, decoded, encoded, factorised_tables
 from bert_adapter.checkpoint.directory import CONFIG, PARAMETERS, read_config, replacing, write_texts
-from bert_adapter.checkpoint.names import SCHEMA, by_path, check, low_rank
+from bert_adapter.checkpoint.names import SCHEMA, by_path, check, dtypes_of, low_rank, with_dtypes
 from bert_adapter.layers.marker import Factorised
+from bert_adapter.layers.places import kernel_path
 from bert_adapter.model import Model
 
 
-def save_own(model: Model, directory: str | Path) -> None:
+def save_own(model: Model, directory: str | Path, dtype: str | Mapping[str, str] | None = None) -> None:
     """The directory holds the parameters by their paths, and config.json, whose "low_rank" section has the ranks."""
     params = {path: np.asarray(leaf) for path, leaf in by_path(jax.device_get(model.params)).items()}
     ranks = {path.removesuffix("/left"): leaf.shape[-1] for path, leaf in params.items() if path.endswith("/left")}
     section = {"schema": SCHEMA} | model.config.get("low_rank", {}) | {"ranks": ranks}
+    dtypes = chosen_dtypes(dtype, params, dtypes_of(model.config))
+    config = with_dtypes(model.config | ({"low_rank": section} if ranks else {}), dtypes)
+    arrays = encoded(params, dtypes, factorised_tables(model.params))
     with replacing(Path(directory)) as fresh:
-        write_texts(model._replace(config=model.config | ({"low_rank": section} if ranks else {})), fresh)
-        save_file({path: np.ascontiguousarray(leaf) for path, leaf in params.items()}, fresh / PARAMETERS)
+        write_texts(model._replace(config=config), fresh)
+        save_file({path: np.ascontiguousarray(leaf) for path, leaf in arrays.items()}, fresh / PARAMETERS)
         shutil.copymode(fresh / CONFIG, fresh / PARAMETERS)  # safetensors writes for the owner's eyes only
 
 
@@ -36,14 +42,16 @@ def load_own(directory: Path, into: Model) -> Model:
         raise ValueError(
             f"{directory}: got no {PARAMETERS}, wanted what save(model, directory) wrote of your own model"
         )
-    config, found = read_config(directory), load_file(directory / PARAMETERS)
+    config = read_config(directory)
+    found = decoded(load_file(directory / PARAMETERS), dtypes_of(config))
     dense: dict[str, Any] = flatten_dict(into.params, sep="/")
     if done := [path for path, leaf in dense.items() if isinstance(leaf, Factorised)]:
         raise ValueError(f"model: got one whose {done[0]} is factorised, wanted the dense one, whose shapes are known")
     wanted = {path: leaf.shape for path, leaf in dense.items()}
     params: dict[str, Any] = dict(found)
     for path, rank in low_rank(config).items():
-        kernel = wanted.pop(f"{path}/kernel", ())
+        place = kernel_path(wanted, path)
+        kernel = wanted.pop(place, ())
         left, right = found.get(f"{path}/left"), found.get(f"{path}/right")
         if left is None or right is None:
             raise ValueError(
@@ -52,7 +60,7 @@ def load_own(directory: Path, into: Model) -> Model:
         stacked = left.ndim + right.ndim - 2 - len(kernel)
         stack, inputs = kernel[: max(stacked, 0)], left.ndim - 1
         wanted |= {f"{path}/left": (*kernel[:inputs], rank), f"{path}/right": (*stack, rank, *kernel[inputs:])}
-        params[f"{path}/kernel"] = Factorised(stacked)
+        params[place] = Factorised(stacked)
     check(wanted, found)
     return into._replace(params=unflatten_dict(params, sep="/"), config=into.config | config)
 

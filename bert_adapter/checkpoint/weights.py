@@ -9,8 +9,9 @@ import numpy as np
 from flax.serialization import msgpack_restore
 from safetensors import safe_open
 
+from bert_adapter.checkpoint.bits import SCALE, base_of, decoded
 from bert_adapter.checkpoint.directory import FACTORS, INDEX, MSGPACK, WEIGHTS
-from bert_adapter.checkpoint.names import by_path, low_rank
+from bert_adapter.checkpoint.names import by_path, dtypes_of, is_apart
 from bert_adapter.families.family import Family
 from bert_adapter.families.stages import Projection, Stage
 from bert_adapter.families.torch_names import from_torch
@@ -37,7 +38,7 @@ def command(name: str, directory: Path, saves: str = "save_pretrained") -> str:
 
 def read(directory: Path, family: Family, config: dict[str, Any]) -> dict[str, np.ndarray]:
     """Every parameter in the directory under its Flax path and in Flax layout, but those of its dense stages."""
-    wanted = FACTORS if low_rank(config) else WEIGHTS
+    wanted = FACTORS if is_apart(config) else WEIGHTS
     if (directory / wanted).is_file():
         tensors = read_tensors(directory / wanted)
     elif wanted == WEIGHTS and (directory / INDEX).is_file():
@@ -52,7 +53,10 @@ def read(directory: Path, family: Family, config: dict[str, Any]) -> dict[str, n
         if wanted == FACTORS:
             known, hint = (FACTORS,), f"{FACTORS} holds what config.json's low_rank names"
         raise ValueError(f"{directory}: got {names}, wanted {' or '.join(known)}: {hint}")
-    return renamed(tensors, family.from_torch)
+    try:
+        return decoded(renamed(tensors, family.from_torch), dtypes_of(config))
+    except ValueError as error:
+        raise ValueError(f"{directory}: {error}") from None
 
 
 def read_stages(directory: Path, stages: Iterable[Stage]) -> dict[str, np.ndarray]:
@@ -71,8 +75,10 @@ def read_stages(directory: Path, stages: Iterable[Stage]) -> dict[str, np.ndarra
 def renamed(tensors: dict[str, np.ndarray], from_torch: Callable) -> dict[str, np.ndarray]:
     """The arrays by path, if no two names stand for one. Nothing is left of `tensors`."""
     found: dict[str, np.ndarray] = {}
+    bases = {name: base for name in tensors if (base := base_of(name, tensors)) is not None}
     for name in list(tensors):
-        path, array = from_torch(name, tensors.pop(name))
+        path, array = from_torch(bases.get(name, name), tensors.pop(name))
+        path += SCALE if name in bases else ""
         if path in found:
             raise ValueError(f"{name}: got a second array for {path}, wanted one")
         found[path] = aligned(array)

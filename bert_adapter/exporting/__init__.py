@@ -8,6 +8,7 @@ from typing import Any
 from bert_adapter.checkpoint import checked
 from bert_adapter.checkpoint.card_file import CARD
 from bert_adapter.checkpoint.directory import check_target, replacing
+from bert_adapter.checkpoint.names import with_dtypes
 from bert_adapter.exporting import pytorch
 from bert_adapter.exporting.model_card import check_scores, describe
 from bert_adapter.exporting.onnx_file import ONNX
@@ -65,6 +66,7 @@ def export(
     check_scores(numbers)
     check_out(model, Path(out))
     found = as_model(model)
+    found = found._replace(config=with_dtypes(found.config, {}))  # the target has dtypes of its own
     check_family(found, "is not exported: jax.export takes your own function of it")
     checked(found)
     target.check(found, dtype)

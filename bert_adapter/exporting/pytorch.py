@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from bert_adapter.checkpoint import by_file, checked, write
 from bert_adapter.checkpoint.directory import FACTORS, TOKENIZER, WEIGHTS
@@ -15,6 +16,8 @@ from bert_adapter.families import architecture_of, family_name, family_of
 from bert_adapter.families.sentence import MODULES, declared_stages
 from bert_adapter.families.stages import Projection
 from bert_adapter.json_files import parsed
+from bert_adapter.layers.marker import Factorised
+from bert_adapter.layers.places import is_table
 from bert_adapter.layers.running import kernel_shapes
 from bert_adapter.model import Model
 from bert_adapter.vocabulary import tokenizer_of
@@ -58,7 +61,14 @@ def check_factorised(model: Model, dtype: str | None) -> None:
 
 
 def check_matrices(model: Model) -> None:
-    """A ValueError if a factorised kernel has more than two axes."""
+    """A ValueError if a factorised kernel has more than two axes, or a table is factorised."""
+    flat = flatten_dict(model.params, keep_empty_nodes=True, sep="/")
+    if tables := [path for path, leaf in flat.items() if isinstance(leaf, Factorised) and is_table(path)]:
+        table = tables[0].rpartition("/")[0]
+        raise ValueError(
+            f"{table}: got a factorised table of words, wanted a dense one, or to='transformers-dense', 'onnx' or "
+            f"'stablehlo': merge(model) is a dense model"
+        )
     lefts = {path: leaf for path, leaf in by_path(model.params).items() if path.endswith(("/left", "/right"))}
     if odd := [path for path, leaf in lefts.items() if np.ndim(leaf) != 2]:
         raise ValueError(f"{odd[0]}: got {np.ndim(lefts[odd[0]])} axes, wanted 2: merge() the factors first")

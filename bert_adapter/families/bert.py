@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool
 
 from bert_adapter.families.config import Config, read_config, sizes
 from bert_adapter.families.family import Architecture, Family
-from bert_adapter.families.heads import Decoder, heads
+from bert_adapter.families.heads import Decoder, Table, heads
 from bert_adapter.families.modules import Encoder, SentenceEmbedder, SequenceClassifier, with_saved_parts
 from bert_adapter.families.parts import (
     ACTIVATIONS,
@@ -111,7 +111,7 @@ def transformed(context: Context, x: Array) -> Array:
     return Scope(transform, name="transform")(context, x)
 
 
-def word_logits(context: Context, result: Output, table: Array) -> Array:
+def word_logits(context: Context, result: Output, table: Table) -> Array:
     """The words at each token, masked or not."""
 
     def below(context: Context, x: Array) -> Array:

@@ -144,7 +144,7 @@ def choice_logits(context: Context, result: Output) -> Array:
     return dense(context, 1, "classifier")(dropout(context, x, config.classifier_dropout))
 
 
-def word_logits(context: Context, result: Output, table: Array) -> Array:
+def word_logits(context: Context, result: Output, table: heads_of.Table) -> Array:
     """The words at each token, masked or not."""
     config = context.config
     x = ACTIVATIONS[config.hidden_act](dense(context, config.hidden_size, "vocab_transform")(result.last_hidden_state))

@@ -13,7 +13,7 @@ from jaxtyping import Array
 from bert_adapter.families.bert import BUFFERS, embeddings, encoder
 from bert_adapter.families.config import Config, read_config, sizes
 from bert_adapter.families.family import Architecture, Family
-from bert_adapter.families.heads import TABLE, Decoder, heads
+from bert_adapter.families.heads import TABLE, Decoder, Table, heads
 from bert_adapter.families.modules import Encoder, SentenceEmbedder, SequenceClassifier
 from bert_adapter.families.parts import (
     ACTIVATIONS,
@@ -70,7 +70,7 @@ def transform(context: Context, x: Array) -> Array:
     return norm(context, ACTIVATIONS["gelu"](dense(context, context.config.embedding_size)(x)))
 
 
-def word_logits(context: Context, result: Output, table: Array) -> Array:
+def word_logits(context: Context, result: Output, table: Table) -> Array:
     """The words at each token, masked or not."""
     x = Scope(transform, name="generator_predictions")(context, result.last_hidden_state)
     return Decoder(name="generator_lm_head")(context, x, table)

@@ -53,6 +53,7 @@ class Family(NamedTuple):
     embedder, classifier: what its models are for: "embedding" and "labels" of `OUTPUTS`.
     prefix: of the encoder's parameters where a head lies beside them.
     encoder: a regular expression that finds the paths of the encoder's kernels, with the prefix and without.
+    words: one that finds the path of the table of words. Other tables stay dense.
     from_torch: (name, array) in PyTorch's files -> (path, array) of the module.
     to_torch: the way back; contiguous, because safetensors writes the memory as it lies.
     inputs: the names of what the modules are called with.
@@ -79,3 +80,4 @@ class Family(NamedTuple):
     deviation: Callable[[Any], float]
     sizes: Callable[[Any], dict[str, int]] = no_sizes
     heads: Mapping[str, Architecture] = MappingProxyType({})
+    words: str = "(^|/)(word|tok)_embeddings$"

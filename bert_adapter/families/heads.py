@@ -15,7 +15,8 @@ from bert_adapter.families.modules import Encode, Pool, context_of, run
 from bert_adapter.families.parts import Context, Ids, Inputs, Output, Scope, dense, dropout, head_dropout
 
 Head = Callable[[Context, Output], Array]
-Words = Callable[[Context, Output, Float[Array, "vocabulary width"]], Float[Array, "batch time vocabulary"]]
+Table = tuple[Float[Array, "..."], ...]  # of words, (vocabulary, width), or the factors whose product it is
+Words = Callable[[Context, Output, Table], Float[Array, "batch time vocabulary"]]
 Texts = Num[Array | np.ndarray, "*batch time"]
 TABLE = "embeddings/word_embeddings/embedding"
 
@@ -70,9 +71,11 @@ class WordHead(nn.Module):
         context = context_of(self, deterministic)
         result = Scope(run, name=self.prefix)(context, inputs, type(self).encode, None)
         words: Any = self.variables["params"][self.prefix]
-        for name in self.table.split("/"):
+        *parents, leaf = self.table.split("/")
+        for name in parents:
             words = words[name]
-        return type(self).head(context, result, jnp.asarray(words, self.dtype))
+        table = [words[name] for name in (("left", "right") if "left" in words else (leaf,))]
+        return type(self).head(context, result, tuple(jnp.asarray(factor, self.dtype) for factor in table))
 
 
 class ChoiceHead(nn.Module):
@@ -117,10 +120,18 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, context: Context, x: Float[Array, "batch time hidden"], table: Float[Array, "vocabulary width"]
+        self, context: Context, x: Float[Array, "batch time hidden"], table: Table
     ) -> Float[Array, "batch time vocabulary"]:
-        bias = self.param("bias", nn.initializers.zeros, table.shape[:1], context.dtypes["param_dtype"])
-        return self.part(context, x) @ table.T + bias.astype(table.dtype)[None, None, :]
+        bias = self.param("bias", nn.initializers.zeros, table[0].shape[:1], context.dtypes["param_dtype"])
+        logits = against(self.part(context, x), table)
+        return logits + bias.astype(logits.dtype)[None, None, :]
+
+
+def against(x: Float[Array, "batch time width"], table: Table) -> Float[Array, "batch time vocabulary"]:
+    """The products with the embeddings of all words."""
+    for factor in reversed(table):
+        x = x @ factor.T
+    return x
 
 
 def as_rows(texts: Texts) -> Ids:

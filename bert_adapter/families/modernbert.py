@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float
 
 from bert_adapter.families.config import SUPPORTED, Config, read_config, untyped_sizes
 from bert_adapter.families.family import Architecture, Family
-from bert_adapter.families.heads import Decoder, check_span, heads
+from bert_adapter.families.heads import Decoder, Table, against, check_span, heads
 from bert_adapter.families.modules import Encoder, SentenceEmbedder, SequenceClassifier
 from bert_adapter.families.parts import (
     ACTIVATIONS,
@@ -293,11 +293,11 @@ def choice_logits(context: Context, result: Output) -> Array:
     return classified(context, pooled(pooling, result.last_hidden_state, result.attention_mask), 1)
 
 
-def word_logits(context: Context, result: Output, table: Array) -> Array:
+def word_logits(context: Context, result: Output, table: Table) -> Array:
     """The words at each token, masked or not."""
     x = Scope(prediction, name="head")(context, result.last_hidden_state)
     if not context.config.decoder_bias:
-        return x @ table.T
+        return against(x, table)
     return Decoder(lambda context, x: x, name="decoder")(context, x, table)
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from bert_adapter.families import bert
 from bert_adapter.families.config import SUPPORTED, Config, read_config, untyped_sizes
 from bert_adapter.families.family import Architecture, Family
-from bert_adapter.families.heads import Decoder, heads
+from bert_adapter.families.heads import Decoder, Table, heads
 from bert_adapter.families.modules import Encoder, SentenceEmbedder, SequenceClassifier, with_saved_parts
 from bert_adapter.families.parts import (
     ACTIVATIONS,
@@ -163,7 +163,7 @@ def transform(context: Context, x: Array) -> Array:
     return norm(context, ACTIVATIONS["gelu"](dense(context, context.config.hidden_size)(x)), "layer_norm")
 
 
-def word_logits(context: Context, result: Output, table: Array) -> Array:
+def word_logits(context: Context, result: Output, table: Table) -> Array:
     """The words at each token, masked or not."""
     return Decoder(transform, name="lm_head")(context, result.last_hidden_state, table)
 

@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from bert_adapter.distributions.draw import Draw
 from bert_adapter.importance.gradients import Gradients, output_gradients
-from bert_adapter.importance.sums import Sums, corners, named, upper_product, zero_upper, zeros
-from bert_adapter.layers.capture import Batch, Forward, capture
+from bert_adapter.importance.sums import OF_TABLES, Sums, corners, named, upper_product, zero_upper, zeros
+from bert_adapter.layers.capture import Batch, Forward, Lookup, capture, real_rows
 
 AT_ONCE = 256  # time steps, times gradients of the output, that are held together: more take memory and gain no time
 AT_ONCE_ELSEWHERE = 8192  # on what is no CPU, where few are slow
@@ -33,7 +33,7 @@ class Passed(NamedTuple):
     deltas: by path, for each gradient of the output; empty if no statistic asks for them.
     """
 
-    inputs: dict[tuple[str, ...], Float[Array, "batch time in"]]
+    inputs: dict[tuple[str, ...], Float[Array, "batch time in"] | Lookup]
     deltas: dict[str, Float[Array, "gradients batch time out"]]
     finite: Bool[Array, ""]
 
@@ -54,6 +54,19 @@ class Steps(NamedTuple):
     values: Float[Array, "batch time in"]
     products: Float[Array, "batch time time"]
     axis: Float[Array, "batch time"]
+    root: Float[Array, "batch 1 1"]
+
+
+class Rows(NamedTuple):
+    """The rows of a table that are looked up, `count` for none, and what else add_kernel needs beside deltas.
+
+    products: whether the row is that of another step of the example.
+    first: whether it is the first step with that row.
+    """
+
+    values: Int[Array, "batch time"]
+    products: Float[Array, "batch time time"]
+    first: Float[Array, "batch time"]
     root: Float[Array, "batch 1 1"]
 
 
@@ -110,9 +123,22 @@ def no_sums(statistics: tuple[str, ...], rows: int, columns: int) -> Sums:
     return Sums(**{name: begin[name]() for name in statistics})
 
 
+def no_table_sums(statistics: tuple[str, ...], rows: int, columns: int) -> Sums:
+    """The sums for a table (rows, columns) before the first batch."""
+    others = no_sums(tuple(name for name in statistics if name not in OF_TABLES), rows, columns)
+    return others._replace(**{OF_TABLES[name]: zeros(2, rows) for name in statistics if name in OF_TABLES})
+
+
 @jax.jit
-def entering(inputs: Float[Array, "batch time in"], mask: Any, weights: Any) -> Steps:
+def entering(inputs: Any, mask: Any, weights: Any) -> Steps | Rows:
     """What enters a layer, as `add_kernel` takes it."""
+    if isinstance(inputs, Lookup):
+        rows = real_rows(inputs, mask).rows
+        real = rows < inputs.count
+        same = ((rows[:, :, None] == rows[:, None, :]) & real[:, :, None]).astype(jnp.float32)
+        first = jnp.sum(jnp.tril(same), axis=2) == 1
+        counts = jnp.ones(len(rows), jnp.float32) if weights is None else weights.astype(jnp.float32)
+        return Rows(rows, same, first.astype(jnp.float32), jnp.sqrt(counts).reshape(-1, 1, 1))
     with jax.default_matmul_precision("highest"):
         real = unpadded(inputs, mask)
         axis = time_axis(real)
@@ -122,11 +148,13 @@ def entering(inputs: Float[Array, "batch time in"], mask: Any, weights: Any) -> 
 
 
 @partial(jax.jit, donate_argnames="total")
-def add_kernel(total: Sums, steps: Steps, deltas: Any, seen: Any) -> tuple[Sums, Bool[Array, ""]]:
+def add_kernel(total: Sums, steps: Steps | Rows, deltas: Any, seen: Any) -> tuple[Sums, Bool[Array, ""]]:
     """The total with what some examples add to the sums of one kernel, and whether that is finite.
 
     One program for all kernels of a shape, whatever the model. The statistics are those that the total has.
     """
+    if isinstance(steps, Rows):
+        return add_table(total, steps, deltas, seen)
     statistics = {name for name, _ in named(total)}
     with jax.default_matmul_precision("highest"):
         added = {}
@@ -144,8 +172,41 @@ def add_kernel(total: Sums, steps: Steps, deltas: Any, seen: Any) -> tuple[Sums,
     return total._replace(**sums), good
 
 
+def add_table(total: Sums, steps: Rows, deltas: Any, seen: Any) -> tuple[Sums, Bool[Array, ""]]:
+    """The same for a table. Nothing of its size is made for a batch but what is added to."""
+    statistics = {name for name, _ in named(total)}
+    half = jnp.broadcast_to((jnp.arange(len(steps.values)) + seen)[:, None] % 2, steps.values.shape)
+    sums, added = {}, {}
+    with jax.default_matmul_precision("highest"):
+        if "token_counts" in statistics:
+            counts = jnp.broadcast_to(steps.root[:, :, 0] ** 2, steps.values.shape)
+            added["token_counts"] = jnp.zeros_like(total.token_counts).at[half, steps.values].add(counts, mode="drop")
+        if deltas is not None:
+            counted = deltas.astype(jnp.float32) * steps.root[None]
+            added |= gradient_sums(steps, counted, statistics - {"fisher"}, seen=seen)
+            both = steps.products @ jnp.sum(jax.vmap(time_products)(counted), axis=0)
+            if "token_squares" in statistics:
+                squares = steps.first * jnp.maximum(jnp.sum(both * steps.products, axis=2), 0)
+                zero = jnp.zeros_like(total.token_squares)
+                added["token_squares"] = zero.at[half, steps.values].add(squares, mode="drop")
+            if "gram_squares" in statistics:
+                added["gram_squares"] = jnp.sum(both * jnp.swapaxes(both, 1, 2))
+            if "fisher" in statistics:
+                sums["fisher"] = with_squares(total.fisher, steps, counted, half)
+    good = all_finite([corners(array) for array in added.values()])
+    sums |= {name: jax.tree.map(jnp.add, getattr(total, name), array) for name, array in added.items()}
+    return total._replace(**sums), good
+
+
+def with_squares(fisher: Any, steps: Rows, deltas: Float[Array, "gradients batch time out"], half: Any) -> Any:
+    """The squared gradients of a table's entries, with those of some examples."""
+    together = jnp.einsum("bts,gbso->gbto", steps.products, deltas)
+    squares = steps.first[:, :, None] * jnp.sum(together**2, axis=0)
+    return fisher.at[half, steps.values].add(squares, mode="drop")
+
+
 def gradient_sums(
-    steps: Steps, deltas: Float[Array, "gradients batch time out"], statistics: set[str], *, seen: Any
+    steps: Any, deltas: Float[Array, "gradients batch time out"], statistics: set[str], *, seen: Any
 ) -> dict[str, Any]:
     """By name, the sums over the gradients of the output."""
     added: dict[str, Any] = {}

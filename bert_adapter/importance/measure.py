@@ -21,6 +21,7 @@ from bert_adapter.importance.batch import (
     add_kernel,
     entering,
     no_sums,
+    no_table_sums,
     passed,
 )
 from bert_adapter.importance.fingerprint import of_arrays, of_function, of_params
@@ -32,7 +33,7 @@ from bert_adapter.importance.sums import (
     Sums,
     differences,
 )
-from bert_adapter.layers.capture import Batch, Forward
+from bert_adapter.layers.capture import Batch, Forward, Lookup
 from bert_adapter.memory import give_back
 from bert_adapter.model import check_batch
 from bert_adapter.progress import track
@@ -55,7 +56,7 @@ def measure_importance(
     file: str | Path | None = None,
     progress: bool = True,
 ) -> Importance:
-    """The exact per-example Fisher information of every kernel in `paths`, from one pass over the batches.
+    """The exact per-example Fisher information of every kernel and table in `paths`, from one pass over the batches.
 
     Per example, not per batch: the square of a sum of gradients is not the sum of their squares (Kunstner et al. 2019
     on which Fisher this is; Martens & Grosse 2015 on the Kronecker factors).
@@ -75,7 +76,8 @@ def measure_importance(
         many backward passes; "gaussian", the output (batch, width) being an embedding or the values of a regression,
         projects it on a random direction for each example, whose squared gradient is, in expectation, what half the
         squared error of the output feels (Gauss-Newton).
-      statistics: which of those of `Sums`. "inputs" alone needs no backward pass.
+      statistics: which of those of `Sums`. "inputs" alone needs no backward pass. Of a table they are those of its
+        lookups; what a decoder that is tied to it makes of it is not measured.
       seed: of the random directions.
       file: a safetensors file that holds what was measured so far, once a minute and in the end. If it is there
         already, as many batches are skipped as it has seen: a run that was killed goes on. It knows the fingerprints
@@ -158,7 +160,10 @@ def empty(shapes: Passed, wanted: Wanted, seed: int) -> Importance:
     for paths, inputs in shapes.inputs.items():
         for path in paths:
             columns = shapes.deltas[path].shape[-1] if shapes.deltas else 0
-            sums[path] = no_sums(wanted.statistics, inputs.shape[-1], columns)
+            if isinstance(inputs, Lookup):
+                sums[path] = no_table_sums(wanted.statistics, inputs.count, columns)
+            else:
+                sums[path] = no_sums(wanted.statistics, inputs.shape[-1], columns)
     gradients = wanted.gradients if isinstance(wanted.gradients, str) else "labels"
     sums = dict(sorted(sums.items()))
     return Importance(sums, examples=0, tokens=0, batches=0, gradients=gradients, seed=seed)
@@ -266,7 +271,7 @@ def add_batch(sums: dict[str, Sums], passes: Iterable[tuple[Passed, Batch]], see
             for path in paths:
                 sums[path], good = add_kernel(sums[path], steps, found.deltas.pop(path, None), seen)
                 added.append(good)
-        seen += len(steps.values)
+        seen += len(next(iter(piece.values())))
         jax.block_until_ready(added)  # or the next piece would be passed through the model before this one is gone
     return outputs, added
 

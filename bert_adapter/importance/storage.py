@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bert_adapter.files import read_arrays, read_metadata, write_arrays
-from bert_adapter.importance.sums import STATISTICS, SYMMETRIC, Importance, Sums, named, packed, unpacked
+from bert_adapter.importance.sums import SYMMETRIC, Importance, Sums, named, packed, unpacked
 
 SCHEMA = 3  # of the file
 FIELDS = ("examples", "tokens", "batches", "gradients", "seed", "model", "function", "texts")
@@ -62,7 +62,7 @@ def load_importance(file: str | Path) -> Importance:
     about["texts"] = tuple(about["texts"])
     paths = about.pop("paths")
     arrays = read_arrays(file, "a file of save_importance", as_held)
-    return Importance({path: Sums(*(arrays.get(f"{path}:{name}") for name in STATISTICS)) for path in paths}, **about)
+    return Importance({path: Sums(*(arrays.get(f"{path}:{name}") for name in Sums._fields)) for path in paths}, **about)
 
 
 def as_held(name: str, array: Any) -> Any:

@@ -23,6 +23,9 @@ class Sums(NamedTuple):
     inputs, outputs: sum_bt x_bt x_bt' and sum_bt delta_bt delta_bt', without padding: the Kronecker factors.
     row_gram, col_gram: sum_b G_b G_b' and sum_b G_b' G_b of the gradients G_b = sum_t x_bt delta_bt'.
     gram_squares: sum_b ||G_b G_b'||_F**2, which tells how far the Gram matrices can be trusted.
+    token_counts, token_squares: of a table (vocabulary, out), whose inputs are rows of the identity, the diagonals of
+      `inputs` and of `row_gram`: how often each row is looked up, and its squared gradient; over every other example
+      and over the rest. What a text looks up several times has one gradient, their sum.
     Where an example has several gradients, what is squared here is summed over them first.
 
     Symmetric matrices are whole, or `Upper` where they are held in numbers.
@@ -35,9 +38,12 @@ class Sums(NamedTuple):
     row_gram: Float[Array, "in in"] | None = None
     col_gram: Float[Array, "out out"] | None = None
     gram_squares: Float[Array, ""] | None = None
+    token_counts: Float[Array, "2 in"] | None = None
+    token_squares: Float[Array, "2 in"] | None = None
 
 
-STATISTICS = Sums._fields
+OF_TABLES = {"inputs": "token_counts", "rows": "token_squares", "row_gram": "token_squares"}  # what is measured instead
+STATISTICS = tuple(name for name in Sums._fields if name not in OF_TABLES.values())
 SYMMETRIC = ("inputs", "outputs", "row_gram", "col_gram")
 BLOCK = 192  # symmetric matrices of more rows are held as `Upper`
 

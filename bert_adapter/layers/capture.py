@@ -2,6 +2,8 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +12,7 @@ import numpy as np
 from flax.core.tracers import current_trace
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.interpreters import partial_eval
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from bert_adapter.layers.layer import Order, by_step, moved
 from bert_adapter.layers.observing import Site, observing
@@ -22,6 +24,15 @@ Place = tuple[str, int]  # a layer's path, and the number of its call
 PROBE = "captured_"  # begins the names of zeros that are put beside a kernel
 
 
+@partial(jax.tree_util.register_dataclass, data_fields=["rows"], meta_fields=["count"])
+@dataclass(frozen=True)
+class Lookup:
+    """What enters a table: the numbers of its rows; `count`, which is no row's, for padding that is known as such."""
+
+    rows: Any  # (batch, time), integers, or their shape
+    count: int
+
+
 class Captured(NamedTuple):
     """A model's output, what enters its layers, and how a gradient of the output reaches what leaves them.
 
@@ -29,7 +40,7 @@ class Captured(NamedTuple):
     """
 
     output: Any
-    inputs: dict[str, Float[Array, "batch time in"]]
+    inputs: dict[str, Float[Array, "batch time in"] | Lookup]
     deltas: Callable[[Any], dict[str, Float[Array, "batch time out"]]]
 
 
@@ -39,6 +50,7 @@ class Call(NamedTuple):
     lifted: the call is inside a transformation of the model's own, such as `nn.scan` or `nn.remat`. No array leaves it,
       or reaches it, but on the ways of parameters and their gradients.
     stack: the leading axes that the kernel has outside.
+    looked_up: how many rows the table has; 0 if it is a kernel.
     """
 
     inputs: jax.ShapeDtypeStruct
@@ -47,6 +59,7 @@ class Call(NamedTuple):
     order: Order
     lifted: bool
     stack: tuple[int, ...]
+    looked_up: int
 
 
 def capture(forward: Forward, params: Any, batch: Batch, paths: frozenset[str]) -> Captured:
@@ -118,17 +131,19 @@ def traced_calls(forward: Forward, params: Any, batch: Batch, paths: frozenset[s
 
     def note(place: Place, site: Site, inputs: Array, outputs: Array) -> Array:
         assert site.layer is not None
-        kernel, outside = site.param("kernel"), flat.get(f"{site.path}/kernel")
+        name = site.layer.kernel
+        kernel, outside = site.param(name), flat.get(f"{site.path}/{name}")
         if outside is None:
-            raise ValueError(f"forward: the layer {site.path!r} has no kernel at that path of params")
+            raise ValueError(f"forward: the layer {site.path!r} has no {name} at that path of params")
         x, y = (jax.ShapeDtypeStruct(array.shape, array.dtype) for array in (inputs, outputs))
         calls[place] = Call(
             inputs=x,
             outputs=y,
-            input_axes=site.layer.input_axes(site.module),
+            input_axes=site.layer.summed_axes(site.module),
             order=site.layer.order(site.module, inputs.ndim),
             lifted=kernel is not outside or current_trace() != level[0],
             stack=outside.shape[: outside.ndim - kernel.ndim],
+            looked_up=len(kernel) if site.layer.looked_up else 0,
         )
         return outputs
 
@@ -192,7 +207,8 @@ def fresh_probes(call: Call) -> dict[str, Array]:
     """Zeros whose gradients are delta and, for what is lifted, x and how often the zeros are read."""
     zeros = {"outputs": jnp.zeros((*call.stack, *call.outputs.shape), call.outputs.dtype)}
     if call.lifted:
-        zeros["inputs"] = jnp.zeros((*call.stack, *call.inputs.shape), call.inputs.dtype)
+        kind = jnp.float32 if call.looked_up else call.inputs.dtype
+        zeros["inputs"] = jnp.zeros((*call.stack, *call.inputs.shape), kind)
         zeros["count"] = jnp.zeros(call.stack, jnp.float32)
     return zeros
 
@@ -231,10 +247,11 @@ def leaving_forwards(outputs: Array, zero: Array, count: Array, inputs: Array) -
     return outputs, (inputs, zero[..., :0], count)
 
 
-def leaving_backwards(kept: Any, gradient: Array) -> tuple[Array, Array, Array, Array]:
+def leaving_backwards(kept: Any, gradient: Array) -> tuple[Array, Array, Array, Array | None]:
     """The gradients."""
     inputs, zero, count = kept
-    return gradient, inputs.astype(zero.dtype), jnp.ones_like(count), jnp.zeros_like(inputs)
+    of_inputs = jnp.zeros_like(inputs) if jnp.issubdtype(inputs.dtype, jnp.inexact) else None
+    return gradient, inputs.astype(zero.dtype), jnp.ones_like(count), of_inputs
 
 
 leaving.defvjp(leaving_forwards, leaving_backwards)
@@ -242,32 +259,45 @@ leaving.defvjp(leaving_forwards, leaving_backwards)
 
 def by_path(
     arrays: Mapping[Place, Array], calls: dict[Place, Call], batch: Batch, paths: frozenset[str], entering: bool = False
-) -> dict[str, Float[Array, "batch time n"]]:
+) -> dict[str, Any]:
     """What enters, or what leaves, the layers at the paths, as steps of the examples, one call after the other.
 
     One array for all layers that the same one enters.
     """
-    parts: dict[str, list[Array]] = defaultdict(list)
-    made: dict[Any, tuple[Array, Array]] = {}  # by id, with the array, which is then no other's
+    parts: dict[str, list[Any]] = defaultdict(list)
+    made: dict[Any, tuple[Array, Any]] = {}  # by id, with the array, which is then no other's
     for place, call in calls.items():
         order, axes = call.order.outputs, call.outputs.ndim - call.inputs.ndim + call.input_axes
         order, axes = (call.order.inputs, call.input_axes) if entering else (order, axes)
         for path, index in zip(indexed(place[0], call.stack), np.ndindex(*call.stack), strict=True):
             array = arrays[place][index] if index else arrays[place]
-            key = id(array), axes, order
+            key = id(array), axes, order, call.looked_up
             if key not in made:
-                made[key] = array, of_examples(by_step(moved(array, order), axes), batch, place[0])
+                steps = of_examples(by_step(moved(array, order), axes), batch, place[0])
+                rows = entering and call.looked_up
+                made[key] = array, Lookup(steps[..., 0].astype(jnp.int32), call.looked_up) if rows else steps
             parts[path].append(made[key][1])
     mask = batch.get("attention_mask") if entering else None
     return {path: joined(parts[path], mask) for path in sorted(paths)}
 
 
-def joined(parts: list[Array], mask: Any) -> Float[Array, "batch time n"]:
+def joined(parts: list[Any], mask: Any) -> Any:
     """The steps of several calls, without those of padding, which could not be told any more."""
     if len(parts) == 1:
         return parts[0]
+    if isinstance(parts[0], Lookup):
+        rows = jnp.concatenate([real_rows(part, mask).rows for part in parts], axis=1)
+        return Lookup(rows, parts[0].count)
     masked = [part if mask is None or mask.size != part[..., 0].size else part * mask_of(mask, part) for part in parts]
     return jnp.concatenate(masked, axis=1)
+
+
+def real_rows(lookup: Lookup, mask: Any) -> Lookup:
+    """The lookup without that of padding, where the mask is of its steps."""
+    if mask is None or mask.size != lookup.rows.size:
+        return lookup
+    seen = jnp.asarray(mask).reshape(lookup.rows.shape) != 0
+    return Lookup(jnp.where(seen, lookup.rows, lookup.count), lookup.count)
 
 
 def mask_of(mask: Any, steps: Array) -> Float[Array, "batch time 1"]:
@@ -275,7 +305,7 @@ def mask_of(mask: Any, steps: Array) -> Float[Array, "batch time 1"]:
     return jnp.asarray(mask).reshape(*steps.shape[:2], 1).astype(steps.dtype)
 
 
-def of_examples(steps: Float[Array, "rows time n"], batch: Batch, path: str) -> Float[Array, "batch steps n"]:
+def of_examples(steps: Shaped[Array, "rows time n"], batch: Batch, path: str) -> Shaped[Array, "batch steps n"]:
     """The steps of each example, where it has one row or several."""
     count = examples(batch)
     if len(steps) % count:

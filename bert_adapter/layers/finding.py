@@ -11,6 +11,7 @@ from bert_adapter.layers.capture import Batch, Forward, examples
 from bert_adapter.layers.layer import Axes, matrix_shape, split
 from bert_adapter.layers.observing import Site, observing
 from bert_adapter.layers.other import why_not
+from bert_adapter.layers.places import kernel_path
 from bert_adapter.layers.stacks import indexed
 
 
@@ -44,20 +45,24 @@ def find_kernels(forward: Forward, params: Any, batch: Batch) -> Kernels:
         if site.layer is None:
             found.refused[site.path] = why_not(site.module)
             return outputs
-        inner, outer = kernel_shape(site.param), kernel_shape(lambda name: flat.get(f"{site.path}/{name}"))
+        name = site.layer.kernel
+        inner = kernel_shape(site.param, name)
+        outer = kernel_shape(lambda name: flat.get(f"{site.path}/{name}"), name)
         found.axes[site.path] = split(inner, site.layer.input_axes(site.module))
         found.stacks[site.path] = outer[: len(outer) - len(inner)]
         if outer != found.stacks[site.path] + inner:
             kind = type(site.module).__name__
-            got = f"the parameters at its path have a kernel of shape {outer or 'none'}, and it is called with {inner}"
+            got = f"the parameters at its path have a {name} of shape {outer or 'none'}, and it is called with {inner}"
             found.refused[site.path] = f"{kind}: {got}, wanted that, behind axes of nn.scan if there are any"
+        elif site.layer.looked_up and found.stacks[site.path]:
+            found.refused[site.path] = f"{type(site.module).__name__}: its table has leading axes of nn.scan"
         return outputs
 
     with observing(note):
         jax.eval_shape(lambda: forward(params, batch))
     twice, unread = grown(forward, params, batch), unread_params(forward, params, batch)
     for path in found.axes:
-        if f"{path}/kernel" in unread:
+        if kernel_path(unread, path) in unread:
             found.refused[path] = "the output that counts does not depend on it"
         elif not path:
             found.refused[path] = "a layer that is the whole model has no path: put it into a module"
@@ -102,12 +107,12 @@ def grown(forward: Forward, params: Any, batch: Batch) -> dict[str, list[int]] |
         return None
 
 
-def kernel_shape(param: Any) -> tuple[int, ...]:
-    """Of the kernel, or of what its factors multiply out to."""
+def kernel_shape(param: Any, name: str) -> tuple[int, ...]:
+    """Of the parameter of that name, or of what its factors multiply out to."""
     left, right = param("left"), param("right")
     if left is not None:
         return (*left.shape[:-1], *right.shape[right.shape.index(left.shape[-1]) + 1 :])
-    return jnp.shape(param("kernel")) if param("kernel") is not None else ()
+    return jnp.shape(param(name)) if param(name) is not None else ()
 
 
 def doubled(batch: Batch) -> dict[str, jax.ShapeDtypeStruct]:

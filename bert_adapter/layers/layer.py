@@ -1,12 +1,13 @@
 """A kind of layer that can be factorised, and how it runs on factors."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
-from jaxtyping import Array, Float
+from jaxtyping import Array, Shaped
 
 Axes = tuple[tuple[int, ...], tuple[int, ...]]  # of a kernel: those along its inputs, those along its outputs
 
@@ -61,6 +62,9 @@ class Layer(NamedTuple):
       summed over are the input's last, and the kernel's others the output's last.
     order: (module, number of the input's axes) -> how its axes, and the output's, come into that order.
     refuses: (module) -> why this one cannot be factorised, or None.
+    kernel: what the module calls the parameter.
+    looked_up: whether the input holds the numbers of the kernel's rows, which stand for rows of the identity.
+    methods: by name, what else the module does with the kernel: (module, input, (left, right)) -> what it returns.
 
     Example:
         >>> import flax.linen as nn
@@ -74,6 +78,13 @@ class Layer(NamedTuple):
     run: Callable[[Any, Any, tuple[Any, Any], Any], Array] = run_on_factors
     order: Callable[[Any, int], Order] = last_axes
     refuses: Callable[[Any], str | None] = product_of_its_own
+    kernel: str = "kernel"
+    looked_up: bool = False
+    methods: Mapping[str, Callable[[Any, Any, tuple[Any, Any]], Array]] = MappingProxyType({})
+
+    def summed_axes(self, module: Any) -> int:
+        """How many of the input's axes are summed over: none where it is looked up."""
+        return 0 if self.looked_up else self.input_axes(module)
 
 
 def split(shape: tuple[int, ...], input_axes: int) -> Axes:
@@ -96,6 +107,6 @@ def moved_back(array: Any, order: tuple[int, ...] | None) -> Any:
     return array if order is None else jnp.transpose(array, tuple(order.index(i) for i in range(len(order))))
 
 
-def by_step(inputs: Array, input_axes: int) -> Float[Array, "batch time in"]:
+def by_step(inputs: Array, input_axes: int) -> Shaped[Array, "batch time in"]:
     """What the rows of the kernel are multiplied by; layers that see one vector per example see one time step."""
     return inputs.reshape(inputs.shape[0], -1, math.prod(inputs.shape[inputs.ndim - input_axes :]))

@@ -25,7 +25,7 @@ class Factorised:
         )
 
     __array__ = __jax_array__ = refuse
-    dtype = shape = ndim = property(refuse)
+    dtype = shape = ndim = T = property(refuse)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Factorised) and other.stacked == self.stacked

@@ -63,12 +63,14 @@ def observing(touch: Touch) -> Iterator[None]:
 def on_factors(next_fun: Callable, args: tuple, kwargs: dict[str, Any], context: Any) -> Any:
     """A layer whose parameters hold factors runs on these."""
     module = context.module
-    if context.method_name != "__call__" or (layer := layer_of(module)) is None:
+    if (layer := layer_of(module)) is None or context.method_name not in ("__call__", *layer.methods):
         return next_fun(*args, **kwargs)
     if not module.has_variable("params", "left"):
         return next_fun(*args, **kwargs)
     bias = module.get_variable("params", "bias") if getattr(module, "use_bias", True) else None
     factors = module.get_variable("params", "left"), module.get_variable("params", "right")
+    if context.method_name != "__call__":
+        return layer.methods[context.method_name](module, layer_input(args, kwargs), factors)
     return run_layer(layer, module, layer_input(args, kwargs), factors, bias=bias)
 
 

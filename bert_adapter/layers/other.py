@@ -9,7 +9,7 @@ NO_LAYER = {  # by the names of the classes, Linen's and NNX's alike
     "Conv": SLIDES,
     "ConvTranspose": SLIDES,
     "ConvLocal": "it has a kernel for each place",
-    "Embed": "its table is looked up, not multiplied by, and how often each row is read is not measured",
+    "Embed": "its table is looked up, and of those tables only nn.Embed's run on factors",
 }
 
 

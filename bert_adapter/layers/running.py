@@ -16,6 +16,8 @@ from bert_adapter.layers.observing import Site, observing, on_factors
 def factorised() -> Iterator[None]:
     """Inside, every Linen model runs on dense and on factorised parameters: x @ left @ right + bias.
 
+    A factorised table of `nn.Embed` is looked up in `left`, and what is found is multiplied by `right`.
+
     Works for any module that calls the layers in `LAYERS`, transformers' Flax models among them. Under jit it is the
     trace that must happen inside.
 
@@ -44,7 +46,10 @@ def apply(module: nn.Module, params: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def kernel_shapes(module: nn.Module) -> dict[str, tuple[int, int]]:
-    """The matrix shape (m, n) of every kernel that can be factorised, by the path of its layer; nothing is computed."""
+    """The matrix shape (m, n) of every kernel or table that can be factorised, by the path of its layer.
+
+    Nothing is computed.
+    """
     return {path: matrix_shape(axes) for path, axes in parameter_shapes(module)[1].items()}
 
 
@@ -54,7 +59,7 @@ def parameter_shapes(module: nn.Module) -> tuple[Any, dict[str, Axes]]:
 
     def note(site: Site, inputs: Any, outputs: Any) -> Any:
         if site.layer is not None:
-            found[site.path] = split(site.param("kernel").shape, site.layer.input_axes(site.module))
+            found[site.path] = split(site.param(site.layer.kernel).shape, site.layer.input_axes(site.module))
         return outputs
 
     with observing(note):

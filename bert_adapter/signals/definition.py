@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from jaxtyping import Array, Float
+
 import wlra
 from bert_adapter.importance.sums import Sums
 
@@ -13,6 +15,17 @@ class Evidence(NamedTuple):
     sums: Sums
     examples: int
     shape: tuple[int, int]
+
+
+class TableWeights(NamedTuple):
+    """What errors in a table (vocabulary, width) are weighted by.
+
+    rows: of each row, from every other example and from the rest, which add up.
+    columns: a weight for each column, or a matrix (width, width).
+    """
+
+    rows: Float[Array, "2 vocabulary"]
+    columns: Float[Array, "..."]
 
 
 UNITS = ("loss", "own")
@@ -33,6 +46,8 @@ class Signal(NamedTuple):
     needs_labels: whether the gradients must be those of a loss of labels; the command line, which has none, does not
       offer it then.
     refuses_labels: whether they must not be.
+    tables: (evidence, shrink) -> weights for a table, which then needs no `weights`; None if the signal has none, and
+      tables are refused.
     reliability: (evidence) -> the share of what was measured, beyond what is simpler, that is no noise, in [0, 1].
 
     Example:
@@ -56,3 +71,4 @@ class Signal(NamedTuple):
     needs_labels: bool = False
     refuses_labels: bool = False
     reliability: Callable[[Evidence], float] | None = None
+    tables: Callable[[Evidence, float | None], TableWeights] | None = None

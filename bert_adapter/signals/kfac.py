@@ -1,9 +1,10 @@
 """Inputs and output gradients, taken for independent."""
 
 import jax.numpy as jnp
+import numpy as np
 
 import wlra
-from bert_adapter.signals.definition import Evidence, Signal
+from bert_adapter.signals.definition import Evidence, Signal, TableWeights
 from bert_adapter.signals.marginals import towards_identity
 
 
@@ -25,12 +26,27 @@ def activation(evidence: Evidence, shrink: float | None) -> wlra.Kronecker:
     return wlra.Kronecker(towards_identity(evidence.sums.inputs, shrink or 0.0), eye)
 
 
+def kfac_of_table(evidence: Evidence, shrink: float | None) -> TableWeights:
+    """How often each row is looked up, and E[delta delta']: E[xx'] of rows of the identity is diagonal."""
+    counts, outputs = evidence.sums.token_counts, evidence.sums.outputs
+    assert counts is not None
+    assert outputs is not None
+    return TableWeights(counts, towards_identity(outputs, shrink or 0.0))
+
+
+def activation_of_table(evidence: Evidence, shrink: float | None) -> TableWeights:
+    """How often each row is looked up: the error of what is found."""
+    assert evidence.sums.token_counts is not None
+    return TableWeights(evidence.sums.token_counts, np.ones(evidence.shape[1]))
+
+
 KFAC = Signal(
     name="kfac",
     about="E[xx'] of inputs and E[dd'] of output gradients, taken for independent (Martens & Grosse 2015)",
     weights=kfac,
     method="kronecker",
     statistics=("inputs", "outputs"),
+    tables=kfac_of_table,
     per_token=True,
     units="loss",
 )
@@ -40,5 +56,6 @@ ACTIVATION = Signal(
     weights=activation,
     method="kronecker",
     statistics=("inputs",),
+    tables=activation_of_table,
     per_token=True,
 )

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 import wlra
-from bert_adapter.signals.definition import Evidence, Signal
+from bert_adapter.signals.definition import Evidence, Signal, TableWeights
 from bert_adapter.signals.reliability import gram_reliability
 
 
@@ -24,8 +24,16 @@ def shampoo(evidence: Evidence, shrink: float | None) -> wlra.Kronecker:
     return wlra.Kronecker(*marginals(grams, shares))
 
 
+def shampoo_of_table(evidence: Evidence, shrink: float | None) -> TableWeights:
+    """The squared gradient of each row, and E[G'G], which is shrunk towards the identity, over its trace."""
+    sums = evidence.sums
+    assert sums.token_squares is not None
+    share = 1 - gram_reliability(evidence)[-1] if shrink is None else shrink
+    return TableWeights(sums.token_squares, marginals([sums.col_gram, sums.col_gram], [share, share])[1])
+
+
 @jax.jit
-def marginals(grams: list[Float[Array, "_ _"]], shares: list[Any]) -> list[Float[Array, "_ _"]]:
+def marginals(grams: list[Any], shares: list[Any]) -> list[Float[Array, "_ _"]]:
     """Both shrunk towards the identity; the second is divided by the trace, which they have in common."""
     row, col = (towards_identity(gram, share) for gram, share in zip(grams, shares, strict=True))
     trace = jnp.sum(jnp.diagonal(row))
@@ -45,5 +53,6 @@ SHAMPOO = Signal(
     method="kronecker",
     statistics=("row_gram", "col_gram", "gram_squares"),
     units="loss",
+    tables=shampoo_of_table,
     reliability=lambda evidence: min(gram_reliability(evidence)),
 )

@@ -30,8 +30,10 @@ def reliability(halves: Float[Array, "2 in out"]) -> float:
     return float(jnp.where(deviation > 0, jnp.clip(1 - noise / jnp.where(deviation > 0, deviation, 1), 0, 1), 0))
 
 
-def gram_reliability(evidence: Evidence) -> tuple[float, float]:
+def gram_reliability(evidence: Evidence) -> tuple[float, ...]:
     """Of E[GG'] and E[G'G], the share of the deviation from a multiple of the identity that is no noise, in [0, 1].
+
+    Of a table there is E[G'G] alone.
 
     Squared Frobenius norms of deviations, as Ledoit & Wolf 2004, sec. 3: the variance of a sum of A_b = G_b G_b' is
     N/(N - 1) (sum ||A_b||**2 - ||sum A_b||**2 / N), nothing where examples agree. So is that of G_b' G_b where an
@@ -40,12 +42,12 @@ def gram_reliability(evidence: Evidence) -> tuple[float, float]:
     sums, examples = evidence.sums, evidence.examples
     assert sums.gram_squares is not None
     found = []
-    for gram in (sums.row_gram, sums.col_gram):
+    for gram in [gram for gram in (sums.row_gram, sums.col_gram) if gram is not None]:
         whole, simple = map(float, squared_norms(gram))
         noise = max(float(sums.gram_squares) - whole / examples, 0) * examples / max(examples - 1, 1)
         real = examples > 1 and whole > simple
         found.append(min(max(1 - noise / (whole - simple), 0.0), 1.0) if real else 0.0)
-    return found[0], found[1]
+    return tuple(found)
 
 
 @jax.jit

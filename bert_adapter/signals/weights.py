@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from bert_adapter.importance.sums import Importance, Sums
-from bert_adapter.signals import as_signal
-from bert_adapter.signals.definition import Evidence, Signal
+from bert_adapter.importance.sums import OF_TABLES, Importance, Sums, named
+from bert_adapter.signals import SIGNALS, as_signal
+from bert_adapter.signals.definition import Evidence, Signal, TableWeights
 
 
 def solver_weights(
@@ -30,6 +30,26 @@ def solver_weights(
     return Made(shapes, lambda path: chosen.weights(evidence_of(importance, path, shapes[path]), shrink))
 
 
+def table_weights(
+    importance: Importance | None, signal: Signal, path: str, *, shape: tuple[int, int], shrink: float | None
+) -> TableWeights:
+    """What the signal weighs errors in a table by.
+
+    Raises:
+      ValueError: the signal has no weights for tables, or needs what was not measured.
+    """
+    if signal.tables is None:
+        raise ValueError(no_tables(signal, path))
+    check_measured(importance, signal, path)
+    return signal.tables(evidence_of(importance, path, shape), shrink)
+
+
+def no_tables(signal: Signal, path: str) -> str:
+    """What is wrong with a signal that has no weights for a table."""
+    known = ", ".join(repr(name) for name, one in SIGNALS.items() if one.tables is not None)
+    return f"{path}: signal {signal.name!r} has no weights for a table, wanted one of {known}, or exclude it"
+
+
 class Made(Mapping):
     """What `make` makes of each name, when it is asked for."""
 
@@ -51,7 +71,8 @@ class Made(Mapping):
 def check_measured(importance: Importance | None, signal: Signal, path: str) -> None:
     """A ValueError if something that the signal needs was not measured of a kernel."""
     sums = Sums() if importance is None else importance.sums.get(path, Sums())
-    if missing := [name for name in signal.statistics if getattr(sums, name) is None]:
+    held = {name for name, _ in named(sums)}
+    if missing := [name for name in signal.statistics if not held & {name, OF_TABLES.get(name)}]:
         raise ValueError(
             f"signal {signal.name!r} needs {missing} of {path}, which were not measured: "
             f"measure_signal(..., signal={signal.name!r}) does"

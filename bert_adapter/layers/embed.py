@@ -1,0 +1,46 @@
+"""`flax.linen.Embed`, whose table (vocabulary, width) is looked up: a product with rows of the identity."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
+from jaxtyping import Array
+
+from bert_adapter.layers.layer import Layer
+
+
+def look_up(module: Any, ids: Any, factors: tuple[Any, Any], bias: Any) -> Array:
+    """Rows of left @ right: those of `left`, multiplied by `right`. No table is made."""
+    if not jnp.issubdtype(jnp.result_type(ids), jnp.integer):
+        raise ValueError(f"ids: got {jnp.result_type(ids)}, wanted integers, the numbers of rows of a table")
+    left, right = promoted(module, *factors)
+    return jnp.take(left, ids, axis=0) @ right
+
+
+def attend(module: Any, query: Any, factors: tuple[Any, Any]) -> Array:
+    """query @ (left @ right).T, without a table."""
+    query, left, right = promoted(module, query, *factors)
+    return query @ right.T @ left.T
+
+
+def promoted(module: Any, *arrays: Any) -> Any:
+    """The arrays in the dtype that the module computes in."""
+    return getattr(module, "promote_dtype", promote_dtype)(*arrays, dtype=module.dtype)
+
+
+def refused(module: Any) -> str | None:
+    """Why this one's lookup is not known."""
+    own = type(module).__call__ is not nn.Embed.__call__ or type(module).attend is not nn.Embed.attend
+    return "its class has a lookup of its own" if own else None
+
+
+EMBED = Layer(
+    nn.Embed,
+    input_axes=lambda module: 1,
+    run=look_up,
+    refuses=refused,
+    kernel="embedding",
+    looked_up=True,
+    methods={"attend": attend},
+)

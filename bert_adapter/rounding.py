@@ -1,0 +1,70 @@
+"""What storing matrices in fewer bits is predicted to lose, from their values as they are after rounding."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from bert_adapter.checkpoint.bits import FLOATS, INT8, rounded
+from wlra import tall
+from wlra.components import Decomposed, Side, congruent
+
+SHARES = (0.25, 0.5, 1.0)  # of the largest rank: where it is computed, and between which it is interpolated
+
+
+class Rounding(NamedTuple):
+    """Half the weighted squared error of rounding one matrix, in units of the weights.
+
+    ranks: at which factors were rounded; before the first there is rank 0.
+    factors: by dtype, what rounding the factors of those ranks adds to what is lost already.
+    dense: by dtype, what rounding the matrix itself loses.
+    """
+
+    ranks: Int[np.ndarray, " few"]
+    factors: dict[str, Float[np.ndarray, " few"]]
+    dense: dict[str, float]
+
+    def at(self, ranks: Int[np.ndarray, " ranks"], dtype: str) -> Float[np.ndarray, " ranks"]:
+        """What rounding factors of each rank adds; it grows with the rank about linearly."""
+        return np.interp(ranks, np.append(0, self.ranks), np.append(0, self.factors[dtype]))
+
+
+def narrower(kernel: Any) -> list[str]:
+    """The dtypes of fewer bits than the matrix has, one of 16 bits that holds its numbers."""
+    fits = np.max(np.abs(kernel)) < float(np.finfo(np.float16).max)
+    half = ["float16" if fits else "bfloat16"] if kernel.dtype.itemsize > 2 else []
+    return [*half, INT8]
+
+
+def rounding(kernel: Float[np.ndarray, "m n"], found: Decomposed, sides: tuple[Side, Side], by_rows: bool) -> Rounding:
+    """That of a matrix and of its components. A table's scales are of its rows, and so are those of its left factor."""
+    assert found.left is not None
+    assert found.right is not None
+    ranks = np.unique(np.ceil(len(found.right) * np.array(SHARES)).astype(int))
+    factors, dense = {}, {}
+    for dtype in narrower(kernel):
+        dense[dtype] = weighted_square(kernel - rounded(kernel, dtype, by_rows).astype(kernel.dtype), None, sides)
+        pairs = [(found.left[:, :rank], found.right[:rank]) for rank in ranks]
+        factors[dtype] = np.array([of_factors(*pair, dtype, by_rows=by_rows, sides=sides) for pair in pairs])
+    return Rounding(ranks, factors, dense)
+
+
+def of_factors(left: Any, right: Any, dtype: str, *, by_rows: bool, sides: tuple[Side, Side]) -> float:
+    """Half the weighted square of left @ right minus the product of what they are rounded to.
+
+    That is [left - L, L] @ [right; right - R], of twice the rank.
+    """
+    if FLOATS.get(dtype) == np.float16 and max(np.max(np.abs(left)), np.max(np.abs(right))) > np.finfo(np.float16).max:
+        return np.inf
+    less, fewer = rounded(left, dtype, by_rows).astype(left.dtype), rounded(right, dtype, False).astype(right.dtype)
+    both = np.concatenate([left - less, less], axis=1), np.concatenate([right, right - fewer])
+    return weighted_square(*both, sides)
+
+
+def weighted_square(left: Any, right: Any | None, sides: tuple[Side, Side]) -> float:
+    """Half of trace(row E col E') for E = left @ right, without E; for `left` alone without `right`."""
+    row, col = sides
+    along = tall.gram(left, row) if row.ndim == 1 else congruent(np.asarray(left.T, np.float64), row)
+    if right is None:
+        return float(np.sum(np.diag(along) * col if col.ndim == 1 else along * col)) / 2
+    return float(np.sum(along * congruent(np.asarray(right, np.float64), col))) / 2

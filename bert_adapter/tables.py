@@ -1,0 +1,103 @@
+"""Tables of embeddings decomposed: a weight for each row, and a prior for the rows that no text has looked up."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from bert_adapter.signals.definition import TableWeights
+from wlra import tall
+from wlra.components import Decomposed, Side, square_root, usable
+
+PRIORS = (0.0, *np.geomspace(1e-4, 1, 13).tolist())  # among which held-out texts choose
+UNKNOWN = 0.5  # where no texts can be held out
+
+
+class Tokens(NamedTuple):
+    """What is known of a table's rows.
+
+    seen, rows: how many were looked up by the texts that were measured on, of how many.
+    prior: the share of all weight that every row gets the same of, seen or not.
+    lost_seen, lost_unseen: by rank 0, 1, ..., the share of the weighted square that is lost of the rows that were seen,
+      and of the others, which all weigh the same.
+    """
+
+    seen: int
+    rows: int
+    prior: float
+    lost_seen: Float[np.ndarray, " ranks"]
+    lost_unseen: Float[np.ndarray, " ranks"]
+
+
+def decompose_table(
+    table: Float[np.ndarray, "vocabulary width"], weights: TableWeights, rank: int, prior: float | None = None
+) -> tuple[Decomposed, Tokens]:
+    """The components of a table, up to `rank` of them, and what is known of its rows.
+
+    A row's weight is what was measured of it, and its share of the prior: the one for which factors that half of the
+    texts lead to lose least on the other half, over all ranks, unless it is given. Memory: the table twice, and a few
+    matrices (width, width).
+
+    Raises:
+      ValueError: values that are not finite, or weights that cannot be.
+    """
+    halves, col = np.asarray(weights.rows, np.float64), np.asarray(weights.columns, np.float64)
+    check(table, halves, col)
+    root, total = square_root(col), halves.sum(axis=0)
+    every = tall.gram(table)
+    if prior is None:
+        prior = chosen_prior(table, halves, every, root)
+    measured = tall.gram(table, total)
+    gram = (1 - prior) * measured + prior * total.sum() / len(table) * every
+    found = tall.components(table, gram, col, rank)
+    along = tall.directions(tall.congruent(gram, root), root)
+    unseen = every - tall.gram(table, np.asarray(total > 0, np.float64))
+    lost = [lost_by_rank(tall.squares_along(along, each)) for each in (measured, unseen)]
+    return found, Tokens(int(np.sum(total > 0)), len(table), float(prior), *lost)
+
+
+def row_weights(weights: TableWeights, prior: float) -> Float[np.ndarray, " vocabulary"]:
+    """What was measured of each row, and its share of the prior."""
+    total = np.asarray(weights.rows, np.float64).sum(axis=0)
+    return (1 - prior) * total + prior * np.mean(total)
+
+
+def chosen_prior(
+    table: Float[np.ndarray, "vocabulary width"],
+    halves: Float[np.ndarray, "2 vocabulary"],
+    every: Float[np.ndarray, "width width"],
+    root: Side,
+) -> float:
+    """The prior of least held-out loss: the mean logarithm over ranks, and over both halves as what is held out."""
+    sums = halves.sum(axis=1)
+    if np.ptp(halves.sum(axis=0)) == 0:
+        return 0.0
+    if min(sums) <= 0:
+        return UNKNOWN
+    grams = [tall.congruent(tall.gram(table, half / whole), root) for half, whole in zip(halves, sums, strict=True)]
+    even, same = tall.congruent(every / len(table), root), np.ones(len(every))
+    losses = []
+    for prior in PRIORS:
+        loss = 0.0
+        for fitted, held in (grams, grams[::-1]):
+            along = tall.directions((1 - prior) * fitted + prior * even, same)
+            lost = lost_by_rank(tall.squares_along(along, held))[1:-1]
+            loss += float(np.sum(np.log(np.maximum(lost, 1e-12))))
+        losses.append(loss)
+    return PRIORS[int(np.argmin(losses))]
+
+
+def lost_by_rank(squares: Float[np.ndarray, " n"]) -> Float[np.ndarray, " ranks"]:
+    """The share of the sum that is beyond rank 0, 1, ..., n; zeros if there is nothing to lose."""
+    beyond = np.append(np.cumsum(squares[::-1])[::-1], 0)
+    return beyond / beyond[0] if beyond[0] > 0 else beyond
+
+
+def check(table: Any, halves: Any, col: Any) -> None:
+    """A ValueError for what cannot be a table's values and weights."""
+    if not np.isfinite(table).all():
+        raise ValueError("the table has values that are NaN or infinite, wanted finite ones")
+    if not (np.isfinite(halves).all() and (halves >= 0).all() and halves.any()):
+        raise ValueError("the weights of the table's rows must be finite, not negative, and not all 0")
+    if not usable(col) or not col.any():
+        raise ValueError("the weights of the table's columns must be finite, symmetric if a matrix, and not all 0")

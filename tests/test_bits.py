@@ -1,0 +1,333 @@
+"""How many bits matrices are stored in: what is kept of their values, on the disk and by the plan."""
+
+import functools
+import json
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from ml_dtypes import bfloat16
+from safetensors.numpy import load_file, save_file
+from tiny import BATCH
+
+import bert_adapter
+from bert_adapter import load, merge, save
+from bert_adapter.checkpoint.bits import (
+    DTYPES,
+    as_stored,
+    dequantised,
+    encoded,
+    factorised_tables,
+    layers_of,
+    quantised,
+)
+from bert_adapter.checkpoint.names import by_path, dtypes_of
+from bert_adapter.cli import main
+from bert_adapter.report import summary
+
+RNG = np.random.default_rng(0)
+WORDS, QUERY = "embeddings/word_embeddings", "encoder/layer/0/attention/self/query"
+FILE, TENSOR = "factorised.safetensors", "encoder.layer.0.attention.self.query.weight"
+
+
+@functools.cache
+def factorised() -> Any:
+    """One with factors of a kernel and of the table of words."""
+    return tiny.with_factors(tiny.model(), {QUERY: 3, WORDS: 4})
+
+
+def output(model):
+    return np.asarray(bert_adapter.apply(model.module, model.params, **BATCH))
+
+
+# Rounding.
+
+
+@pytest.mark.parametrize("by_rows", [True, False])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, bfloat16])
+def test_integers_and_scales_are_as_near_as_can_be(by_rows, dtype):
+    array = RNG.normal(size=(9, 5)) * np.geomspace(1e-6, 1e6, 9 if by_rows else 5)[(..., None) if by_rows else ...]
+    array = array.astype(dtype)
+    numbers, scale = quantised(array, by_rows)
+    assert (numbers.dtype, scale.shape) == (np.int8, (9, 1) if by_rows else (1, 5))
+    wide, axis = array.astype(np.float64), 1 if by_rows else 0
+    np.testing.assert_allclose(scale, np.max(np.abs(wide), axis=axis, keepdims=True) / 127, rtol=1e-6)
+    assert np.all(np.abs(dequantised(numbers, scale) - wide) <= (0.5 + 1e-5) * scale)
+
+
+@pytest.mark.parametrize("by_rows", [True, False])
+def test_what_was_rounded_is_stored_as_the_same_integers_again(by_rows):
+    numbers, scale = quantised(RNG.normal(size=(300, 40)).astype(np.float32), by_rows)
+    again, same = quantised(dequantised(numbers, scale), by_rows)
+    np.testing.assert_array_equal(again, numbers)
+    np.testing.assert_array_equal(same, scale)
+
+
+def test_rows_of_zeros_stay_zero():
+    numbers, scale = quantised(np.zeros((2, 3), np.float32), by_rows=True)
+    assert not numbers.any()
+    assert not scale.any()
+
+
+def test_every_matrix_of_a_stack_has_its_own_scales():
+    stack = RNG.normal(size=(2, 4, 3)).astype(np.float32) * np.array([1, 100], np.float32)[:, None, None]
+    numbers, scale = quantised(stack, by_rows=False)
+    for i in (0, 1):
+        alone = quantised(stack[i], by_rows=False)
+        np.testing.assert_array_equal(numbers[i], alone[0])
+        np.testing.assert_array_equal(scale[i], alone[1])
+
+
+# Plans.
+
+
+SHAPES = {"wide": (12, 30), "table": (40, 10), "square": (16, 16)}
+
+
+@functools.cache
+def planned_for() -> tuple[Any, Any]:
+    """Parameters of which some are not selected, and what is known of those that are: all weights are equal."""
+    params: Any = {
+        path: {"embedding" if path == "table" else "kernel": RNG.normal(size=shape).astype(np.float32)}
+        for path, shape in SHAPES.items()
+    }
+    params |= {"head": {"kernel": RNG.normal(size=(6, 5)).astype(np.float32), "bias": np.ones(5, np.float32)}}
+    return params, bert_adapter.decompose(params, None, signal="svd", kernels=SHAPES, bits=True)
+
+
+def stored_bytes(params, dtypes):
+    return sum(array.nbytes for array in encoded(by_path(params), dtypes, factorised_tables(params)).values())
+
+
+@pytest.mark.parametrize("budget", [0.1, 0.2, 0.3, 0.5, 0.8])
+def test_a_plan_of_bytes_predicts_the_size_and_the_loss_of_what_is_stored(budget):
+    params, known = planned_for()
+    planned = bert_adapter.plan(params, known, budget, of="bytes")
+    small, _ = bert_adapter.factorise(params, known.kernels, planned.ranks, method="svd", progress=False)
+    whole = stored_bytes(params, {})
+    assert planned.share <= budget
+    assert stored_bytes(small, planned.dtypes) == pytest.approx(planned.share * whole)
+    read = merge(as_stored(small, planned.dtypes))
+    lost = {path: np.sum((leaf - by_path(read)[path]) ** 2) / np.sum(leaf**2) for path, leaf in by_path(params).items()}
+    sizes = {path: np.prod(shape) for path, shape in SHAPES.items()}
+    wanted = sum(lost[f"{path}/{'embedding' if path == 'table' else 'kernel'}"] * sizes[path] for path in sizes)
+    np.testing.assert_allclose(planned.predicted, wanted / sum(sizes.values()), rtol=0.1)  # rounding is interpolated
+    assert planned.dtypes["head"] == "int8"
+
+
+def test_a_plan_of_bytes_loses_less_than_one_of_ranks_alone():
+    """At a quarter of the bytes, all integers: nothing is left of that precision for floats of so low a rank."""
+    params, known = planned_for()
+    for budget in (0.3, 0.5):
+        bits = bert_adapter.plan(params, known, budget, of="bytes")
+        ranks = bert_adapter.plan(params, known, budget, of="parameters")
+        assert bits.predicted < 0.5 * ranks.predicted
+
+
+def test_all_bytes_are_kept_as_they_are():
+    params, known = planned_for()
+    planned = bert_adapter.plan(params, known, 1.0, of="bytes")
+    assert (planned.share, planned.predicted, planned.dtypes) == (1.0, 0.0, {})
+
+
+def test_a_plan_of_bytes_needs_to_know_what_rounding_loses():
+    params, _ = planned_for()
+    known = bert_adapter.decompose(params, None, signal="svd", kernels=SHAPES)
+    with pytest.raises(ValueError, match=r"decomposed without bits.*decompose\(..., bits=True\)"):
+        bert_adapter.plan(params, known, 0.5, of="bytes")
+
+
+def test_too_few_bytes_are_refused_before_anything_is_measured():
+    params, known = planned_for()
+    least = bert_adapter.plan(params, known, 0.1, of="bytes").curve.share[len(SHAPES) - 1]
+    with pytest.raises(ValueError, match=f"the smallest ranks take {least:.4g} of the bytes; got 0.02"):
+        bert_adapter.plan(params, known, 0.02, of="bytes")
+
+
+def test_a_model_is_compressed_to_a_share_of_its_bytes(tmp_path):
+    model = tiny.model()
+    small, report = bert_adapter.compress(model, [BATCH], budget=0.4, of="bytes", signal="fwsvd", progress=False)
+    save(model, tmp_path / "dense")
+    save(small, tmp_path / "small")
+    tensors = [load_file(file) for file in (tmp_path / "dense/model.safetensors", tmp_path / "small" / FILE)]
+    whole, part = (sum(tensor.nbytes for tensor in each.values()) for each in tensors)
+    assert part <= 0.4 * whole
+    assert "int8" in set(report.dtypes.values())
+    np.testing.assert_array_equal(output(load(tmp_path / "small")), output(small))
+    assert "Stored in fewer bits" in summary(report)
+
+
+# Directories.
+
+
+@pytest.mark.parametrize("given", [tiny.model, factorised])
+def test_matrices_are_stored_as_integers_beside_their_scales(given, tmp_path):
+    model = given()
+    save(model, tmp_path / "small", dtype="int8")
+    tensors = load_file(tmp_path / "small" / FILE)
+    matrices = [name for name, tensor in tensors.items() if tensor.dtype == np.int8]
+    params = by_path(model.params)
+    assert len(matrices) == sum(np.ndim(leaf) == 2 for leaf in params.values())
+    assert {name for name in tensors if name.endswith("_scale")} == {f"{name}_scale" for name in matrices}
+    loaded = load(tmp_path / "small")
+    for path, leaf in by_path(loaded.params).items():
+        wanted = params[path]
+        if np.ndim(wanted) == 2:
+            by_rows = path.endswith("embedding") or path == f"{WORDS}/left"
+            np.testing.assert_array_equal(leaf, dequantised(*quantised(wanted, by_rows)))
+        else:
+            np.testing.assert_array_equal(leaf, wanted)
+    assert np.abs(output(loaded) - output(model)).max() < 0.1 * np.abs(output(model)).max()  # of 127 steps
+
+
+def test_a_directory_of_integers_is_saved_as_it_was_loaded(tmp_path):
+    save(factorised(), tmp_path / "first", dtype="int8")
+    save(load(tmp_path / "first"), tmp_path / "second")
+    for name in (FILE, "config.json"):
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+    save(load(tmp_path / "first"), tmp_path / "wide", dtype="float32")
+    config = json.loads((tmp_path / "wide/config.json").read_text())
+    assert config["low_rank"]["schema"] == 1
+    assert "dtypes" not in config["low_rank"]
+    np.testing.assert_array_equal(output(load(tmp_path / "wide")), output(load(tmp_path / "first")))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_floats_of_sixteen_bits_are_what_other_libraries_read(dtype, tmp_path):
+    save(tiny.model(), tmp_path, dtype=dtype)
+    assert "low_rank" not in json.loads((tmp_path / "config.json").read_text())
+    tensors = load_file(tmp_path / "model.safetensors")
+    assert {str(tensor.dtype) for tensor in tensors.values() if tensor.ndim == 2} == {dtype}
+    assert {str(tensor.dtype) for tensor in tensors.values() if tensor.ndim == 1} == {"float32"}
+    kernel = tiny.at(tiny.model().params, QUERY)["kernel"]
+    np.testing.assert_array_equal(tensors[TENSOR].T, kernel.astype(bfloat16 if dtype == "bfloat16" else dtype))
+    assert load(tmp_path).config == tiny.model().config
+
+
+def test_some_layers_may_be_stored_otherwise_than_others(tmp_path):
+    save(tiny.model(), tmp_path, dtype={WORDS: "int8", QUERY: "bfloat16"})
+    assert dtypes_of(load(tmp_path).config) == {WORDS: "int8"}
+    tensors = load_file(tmp_path / FILE)
+    assert tensors["embeddings.word_embeddings.weight"].dtype == np.int8
+    assert tensors[TENSOR].dtype == bfloat16
+    assert sum(tensor.dtype == np.int8 for tensor in tensors.values()) == 1
+
+
+def test_other_libraries_are_kept_from_integers(tmp_path):
+    save(tiny.model(), tmp_path, dtype="int8")
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "low_rank_bert"
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_a_dense_model_of_integers_is_merged_exported_and_given_a_head(tmp_path):
+    save(tiny.model(), tmp_path / "small", dtype="int8")
+    small = load(tmp_path / "small")
+    assert "low_rank" not in merge(small).config
+    bert_adapter.export(small, tmp_path / "theirs", to="transformers-dense")
+    np.testing.assert_array_equal(output(load(tmp_path / "theirs")), output(small))
+    headed = bert_adapter.with_head(small, 2)
+    save(headed, tmp_path / "headed")
+    assert f"bert/{QUERY}" in dtypes_of(load(tmp_path / "headed").config)
+
+
+def test_a_model_of_ones_own_is_stored_as_integers(tmp_path):
+    import flax.linen as nn
+
+    net = nn.Sequential([nn.Dense(6), nn.Dense(3)])
+    params = tiny.random_params(net, np.zeros((1, 4), np.float32))
+    model = bert_adapter.as_model((net, params))
+    save(model, tmp_path, dtype="int8")
+    again = bert_adapter.load_into(tmp_path, (net, params))
+    for path in ("layers_0", "layers_1"):
+        kernel = params[path]["kernel"]
+        np.testing.assert_array_equal(again.params[path]["kernel"], dequantised(*quantised(kernel, by_rows=False)))
+
+
+def without(tensors, config):
+    del tensors[f"{TENSOR}_scale"]
+
+
+def undeclared(tensors, config):
+    del config["low_rank"]["dtypes"][QUERY]
+
+
+def missing(tensors, config):
+    config["low_rank"]["dtypes"]["pooler/none"] = "int8"
+
+
+def other(tensors, config):
+    config["low_rank"]["dtypes"][QUERY] = "int3"
+
+
+def nan(tensors, config):
+    tensors[f"{TENSOR}_scale"][0] = np.nan
+
+
+def negative(tensors, config):
+    tensors[f"{TENSOR}_scale"][0] = -1
+
+
+def shape(tensors, config):
+    tensors[f"{TENSOR}_scale"] = np.ones((1, 5), np.float32)
+
+
+@functools.cache
+def stored(folder) -> Any:
+    save(tiny.model(), folder, dtype="int8")
+    return load_file(folder / FILE), (folder / "config.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (without, rf"{QUERY}/kernel: got int8 without {QUERY}/kernel_scale"),
+        (undeclared, f"{QUERY}/kernel: got int8, which config.json's low_rank dtypes do not name"),
+        (missing, "pooler/none: config.json says int8, and there are no integers"),
+        (other, "config low_rank dtypes: got .*int3.* wanted 'int8' for each path"),
+        (nan, f"{QUERY}/kernel_scale: got values that are NaN, infinite or negative"),
+        (negative, f"{QUERY}/kernel_scale: got values that are NaN, infinite or negative"),
+        (shape, rf"{QUERY}/kernel_scale: got float32 \(5, 1\), wanted floats of shape \(16, 1\) or \(1, 16\)"),
+    ],
+)
+def test_integers_that_cannot_be_read_are_refused(spoil, message, tmp_path, tmp_path_factory):
+    tensors, text = stored(tmp_path_factory.getbasetemp() / "stored")
+    tensors, config = {name: tensor.copy() for name, tensor in tensors.items()}, json.loads(text)
+    spoil(tensors, config)
+    save_file(tensors, tmp_path / FILE, metadata={"format": "pt"})
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "message"),
+    [
+        ("int4", "dtype must be one of"),
+        ({"nowhere": "int8"}, r"dtype: got \['nowhere'\], which hold no matrix"),
+        ({WORDS: "int3"}, f"dtype of {WORDS} must be one of"),
+    ],
+)
+def test_dtypes_that_cannot_be_are_refused_and_nothing_is_written(dtype, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        save(tiny.model(), tmp_path / "new", dtype=dtype)
+    assert not (tmp_path / "new").exists()
+
+
+def test_numbers_that_sixteen_bits_cannot_hold_are_refused(tmp_path):
+    model = tiny.model()
+    params: Any = jax.tree.map(lambda leaf: leaf, model.params)
+    tiny.at(params, QUERY)["kernel"] = np.full((16, 16), 1e5, np.float32)
+    with pytest.raises(ValueError, match="dtype: got float16, which ends at 65504"):
+        save(model._replace(params=params), tmp_path / "new", dtype="float16")
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_command_line_stores_integers(tmp_path):
+    save(tiny.model(), tmp_path / "dense")
+    (tmp_path / "texts").write_text("a red fox\na dog runs far\n")
+    options = ["--text", str(tmp_path / "texts"), "-o", str(tmp_path / "small"), "--rank", "2", "--dtype", "int8"]
+    assert main(["compress", str(tmp_path / "dense"), *options, "--signal", "svd", "--include", "query"]) == 0
+    assert set(dtypes_of(load(tmp_path / "small").config)) == set(layers_of(by_path(tiny.model().params)))
+    assert set(DTYPES) >= {"int8"}
