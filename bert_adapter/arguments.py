@@ -51,6 +51,7 @@ then, in Python:
   batch = bert_adapter.tokenizer(model)(["A sentence.", "Another one."])
   embeddings = bert_adapter.apply(model.module, model.params, **batch)
 """
+LATENCY, CELL = "latency", (8, 128)  # a budget of time, and the texts and tokens for which it is
 DISTIL = 0.5  # the share of a teacher, if none is given
 HEADS = {name: output for name, output in OUTPUTS.items() if name != "embedding"}
 OFFERED = {name: signal for name, signal in SIGNALS.items() if not signal.needs_labels}  # there are no labels here
@@ -148,8 +149,9 @@ def add_size(group: Any) -> None:
         choices=UNITS,
         default="kernels",
         help="what the budget is a share of: the parameters of the selected kernels (%(default)s), of the whole model, "
-        "its bytes, or the operations of its dense layers for a token",
+        "its bytes, the operations of its dense layers for a token, or its time on this machine, which is measured",
     )
+    group.add_argument("--cell", type=cell, metavar="BxL", help="of --of latency: texts by tokens of each (8x128)")
     group.add_argument(
         "--uniform", action="store_true", help="keep the same share of every kernel, not more where it matters more"
     )

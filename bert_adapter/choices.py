@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 
 from bert_adapter.checkpoint.bits import DTYPES, size
 from bert_adapter.kernels import break_even
+from bert_adapter.latency import Costs
 from bert_adapter.rounding import Rounding
 
 
@@ -61,6 +62,15 @@ def with_bits(choices: Choices, rounding: Rounding, shape: tuple[int, int], *, b
         bits = np.full(len(choices.rank), DTYPES.index(dtype) + 1)
         found.append(Choices(choices.rank, cost, choices.loss + unit * lost, bits))
     return Choices(*(np.concatenate(arrays) for arrays in zip(*found, strict=True)))
+
+
+def in_seconds(choices: Choices, costs: Costs) -> Choices:
+    """The ranks that are faster than a dense kernel, and dense, by their times."""
+    seconds = costs.at(choices.rank[:-1])
+    seconds = seconds * (1 + 1e-9 * np.arange(1, len(seconds) + 1))  # which must rise
+    faster = np.append(seconds < costs.dense, True)
+    cost = np.append(seconds, costs.dense)
+    return Choices(*(array[faster] for array in choices._replace(cost=cost)))
 
 
 def dtype_named(number: int) -> str | None:

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bert_adapter.arguments import DISTIL, parser
-from bert_adapter.programs import keep_programs
+from bert_adapter.arguments import CELL, DISTIL, LATENCY, parser
+from bert_adapter.programs import folder, keep_programs
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -64,7 +64,8 @@ def run_compress(options: argparse.Namespace) -> None:
     from bert_adapter.text import text_batches
 
     check_numbers(options)
-    check_size(**{name: getattr(options, name) for name in (*SIZE, "shrink")})
+    latency = check_latency(options)
+    check_size(**{name: getattr(options, name) for name in (*SIZE, "shrink")} | ({"of": "kernels"} if latency else {}))
     check_signal(options.signal, options.gradients, method=options.method)
     check_pattern("include", options.include)
     check_pattern("exclude", options.exclude)
@@ -76,13 +77,36 @@ def run_compress(options: argparse.Namespace) -> None:
     texts = OUTPUTS[output_of(model.module)].texts(options.text)
     say(f"{options.model}: compressing on {len(texts)} texts")
     batches = text_batches(model, texts, options.batch_size, options.max_length)
-    small, report = compress(model, batches, **{name: getattr(options, name) for name in PASSED_ON})
+    size = {"of": measured_latency(model, options)} if latency else {}
+    small, report = compress(model, batches, **{name: getattr(options, name) for name in PASSED_ON} | size)
     say(f"{as_text(kernel_table(report))}\n\n{summary(report)}")
     with or_kept("what was measured", options.file):
         save(small, output, dtype=options.dtype)
     say(f"saved {options.output}")
     write_page(page, f"{options.model}, compressed", report)
     say(f"report: {page}")
+
+
+def check_latency(options: argparse.Namespace) -> bool:
+    """Whether the budget is of time, once it is known that the options fit."""
+    if options.cell is not None and options.of != LATENCY:
+        raise ValueError(f"--cell: got it with --of {options.of}, wanted --of {LATENCY}")
+    if options.of == LATENCY and (options.rank is not None or options.embeddings):
+        raise ValueError(f"--of {LATENCY}: wanted --budget, and no --embeddings: to look a word up takes no time")
+    return options.of == LATENCY
+
+
+def measured_latency(model: Any, options: argparse.Namespace) -> Any:
+    """How long the model and its kernels take; times of kernels are kept beside compiled programs."""
+    from bert_adapter.kernels import select_kernels
+    from bert_adapter.timing import measure_latency
+
+    batch, length = options.cell or CELL
+    file, kernels = folder() / "latency.json", select_kernels(model, options.include, options.exclude)
+    say(f"timing kernels for {batch} x {length} tokens; times are kept in {file}")
+    found = measure_latency(model, batch, length, kernels=kernels, file=file)
+    say(f"the dense model takes {1e3 * found.seconds:.1f} ms")
+    return found
 
 
 def run_finetune(options: argparse.Namespace) -> None:

@@ -19,6 +19,7 @@ from bert_adapter.importance.gradients import Gradients, Loss, check_gradients
 from bert_adapter.importance.sums import Importance, check_texts
 from bert_adapter.kernels import Shapes, choose_ranks, select_kernels, tables_of
 from bert_adapter.kinds import as_model, in_kind
+from bert_adapter.latency import Latency
 from bert_adapter.layers.capture import Batch
 from bert_adapter.layers.stacks import whole
 from bert_adapter.losses import TaskLoss
@@ -85,7 +86,7 @@ def compress(
     output: int | str | None = None,
     budget: float | None = None,
     rank: int | Mapping[str, int] | None = None,
-    of: str = "kernels",
+    of: str | Latency = "kernels",
     uniform: bool = False,
     multiple_of: int = 1,
     signal: str | Signal | None = None,
@@ -258,7 +259,7 @@ def check_signal(
 
 
 def check_size(
-    *, rank: Any, budget: float | None, of: str, uniform: bool, multiple_of: int, shrink: float | None
+    *, rank: Any, budget: float | None, of: str | Latency, uniform: bool, multiple_of: int, shrink: float | None
 ) -> range:
     """The ranks that a budget may give, once it is known that all of these can be, together."""
     check_one_size(rank, budget)

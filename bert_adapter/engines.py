@@ -25,6 +25,11 @@ class Engine(NamedTuple):
     about: what it is, in a line.
     packages: what has to be importable.
     start: (model, an empty directory, threads) -> the function that runs a batch.
+
+    Example:
+      >>> import bert_adapter
+      >>> bert_adapter.ENGINES["jax"].packages
+      ()
     """
 
     about: str

@@ -17,6 +17,7 @@ from bert_adapter.choices import (
     choices_of,
     dtype_named,
     even,
+    in_seconds,
     useful,
     with_bits,
 )
@@ -32,6 +33,7 @@ from bert_adapter.decompositions import (
 )
 from bert_adapter.importance.sums import Importance
 from bert_adapter.kernels import Shapes, break_even
+from bert_adapter.latency import Costs, Latency
 from bert_adapter.layers.places import is_table, kernel_path, layer_path
 from bert_adapter.layers.stacks import unstacked, whole
 from bert_adapter.rounding import Rounding
@@ -39,6 +41,7 @@ from bert_adapter.signals.definition import Signal
 from wlra.checks import check_count, check_name
 
 UNITS = ("kernels", "parameters", "bytes", "flops")
+Unit = str | Latency
 
 
 class Plan(NamedTuple):
@@ -71,7 +74,7 @@ def plan(
     budget: float,
     *,
     signal: str | Signal | None = None,
-    of: str = "kernels",
+    of: Unit = "kernels",
     shrink: float | None = None,
     uniform: bool = False,
     minimum: int = 1,
@@ -94,7 +97,7 @@ def plan(
       of: "kernels", the parameters of the selected kernels; "parameters", those of the whole model; "bytes", their
         size on the disk, where each matrix is stored in its own dtype, in 16 bits, or as integers of 8 with their
         scales, whatever loses least; "flops", the operations for a token in all dense layers,
-        attention's own products aside.
+        attention's own products aside; or what `measure_latency` returned, the dense model's time on this machine.
       signal, shrink: as `compress` takes them.
       uniform: the same share of every kernel, for comparison.
       minimum, maximum, multiple_of: of the ranks of kernels that do not stay dense.
@@ -123,14 +126,14 @@ def plan(
     return plan_for(params, known, budget, of=of, uniform=uniform, allowed=allowed)
 
 
-def plan_for(params: Any, known: Decompositions, budget: float, *, of: str, uniform: bool, allowed: range) -> Plan:
+def plan_for(params: Any, known: Decompositions, budget: float, *, of: Unit, uniform: bool, allowed: range) -> Plan:
     """The plan for kernels that are decomposed; see `plan`."""
     shapes = known.shapes
     flat = by_path(unstacked(params, shapes))
     kernels = {path: flat[kernel_path(flat, path)] for path in shapes}
     check_affordable(params, shapes, budget, of=of, allowed=allowed)
     bits, choices = needs_bits(of, budget), all_choices(known, flat, budget, of=of, allowed=allowed)
-    fixed = fixed_cost(params, flat, kernels, of)
+    fixed = fixed_cost(params, flat, shapes, of)
     total = fixed + sum(float(choice.cost[-1]) for choice in choices.values())
     others = unselected(params, flat, kernels) if bits else {}
     fixed -= sum(flat[path].nbytes - size_of(flat[path], by_rows) for path, by_rows in others.items())
@@ -147,7 +150,7 @@ def plan_for(params: Any, known: Decompositions, budget: float, *, of: str, unif
 
 
 def all_choices(
-    known: Decompositions, flat: dict[str, Any], budget: float, *, of: str, allowed: range
+    known: Decompositions, flat: dict[str, Any], budget: float, *, of: Unit, allowed: range
 ) -> dict[str, Choices]:
     """By path, what each kernel can be, those of a stack together."""
     units, shapes, choices = units_of(known), known.shapes, {}
@@ -155,8 +158,10 @@ def all_choices(
         place = kernel_path(flat, path)
         losses = units[path] * predicted_losses(known.kernels[path])
         choices[path] = choices_of(shape, price(flat[place], of), losses, allowed)
-        if of == "flops" and is_table(place):
+        if is_table(place) and (of == "flops" or isinstance(of, Latency)):
             choices[path] = looked_up(choices[path])
+        elif isinstance(of, Latency):
+            choices[path] = in_seconds(choices[path], costs_in(of, path, shape))
         if needs_bits(of, budget):
             how: dict[str, Any] = {"by_rows": is_table(place), "unit": units[path]}
             choices[path] = with_bits(choices[path], rounding_of(known, path), shape, **how)
@@ -170,7 +175,7 @@ def dtypes_in(choices: Mapping[str, Choices], chosen: Mapping[str, int]) -> dict
 
 
 def looked_up(choices: Choices) -> Choices:
-    """What a table can be where operations count: a row of a dense one takes none, so that is what it stays."""
+    """What a table can be where operations or time count: a row of a dense one takes none, so that is what it stays."""
     return Choices(choices.rank[-1:], np.zeros(1), np.zeros(1), np.zeros(1, int))
 
 
@@ -197,7 +202,17 @@ def units_of(known: Decompositions) -> dict[str, float]:
     return {path: sizes[path] / total / (whole[path] or 1) for path in known.kernels}
 
 
-def needs_bits(of: str, budget: float | None) -> bool:
+def costs_in(latency: Latency, path: str, shape: tuple[int, ...]) -> Costs:
+    """The times of a kernel."""
+    if shape not in latency.kernels:
+        raise ValueError(
+            f"of: got times of {sorted(latency.kernels)}, wanted those of {path} too, {shape}: "
+            f"measure_latency(model, kernels=select_kernels(model, ...))"
+        )
+    return latency.kernels[shape]
+
+
+def needs_bits(of: Unit, budget: float | None) -> bool:
     """Whether a plan chooses bits; where all bytes may be kept, all are."""
     return of == "bytes" and budget is not None and budget < 1
 
@@ -230,22 +245,24 @@ def cheapest_bits(shape: tuple[int, int], ranks: range, by_rows: bool) -> int:
     return min(dense + factors) if ranks and rank < break_even(shape) else min(dense)
 
 
-def price(kernel: Any, of: str) -> int:
+def price(kernel: Any, of: Unit) -> int:
     """What a number of the kernel costs."""
-    return {"bytes": kernel.dtype.itemsize, "flops": 2}.get(of, 1)
+    return {"bytes": kernel.dtype.itemsize, "flops": 2}.get(str(of), 1)
 
 
-def check_affordable(params: Any, shapes: Shapes, budget: float, *, of: str, allowed: range) -> None:
+def check_affordable(params: Any, shapes: Shapes, budget: float, *, of: Unit, allowed: range) -> None:
     """A ValueError if the smallest ranks cost more than the budget, which is known before anything is measured."""
     flat = by_path(unstacked(params, shapes))
     kernels = {path: flat[kernel_path(flat, path)] for path in shapes}
-    fixed, least, most = fixed_cost(params, flat, kernels, of), 0.0, 0.0
+    fixed, least, most = fixed_cost(params, flat, shapes, of), 0.0, 0.0
     for path, kernel in kernels.items():
         nothing = np.zeros(min(shapes[path]) + 1)
         cost = choices_of(shapes[path], price(kernel, of), nothing, allowed).cost
         table = is_table(kernel_path(flat, path))
-        if of == "flops" and table:
+        if table and (of == "flops" or isinstance(of, Latency)):
             cost = np.zeros(1)
+        elif isinstance(of, Latency):
+            cost = in_seconds(choices_of(shapes[path], 1, nothing, allowed), costs_in(of, path, shapes[path])).cost
         if needs_bits(of, budget):
             cost = np.append(cheapest_bits(shapes[path], allowed, table), cost)
         least, most = least + float(cost[0]), most + float(cost[-1])
@@ -256,9 +273,10 @@ def check_affordable(params: Any, shapes: Shapes, budget: float, *, of: str, all
         raise ValueError(f"budget: the smallest ranks take {share:.4g} of the {of}; got {budget}")
 
 
-def check_budget(budget: float | None, of: str, shrink: float | None) -> None:
+def check_budget(budget: float | None, of: Unit, shrink: float | None) -> None:
     """One ValueError for what cannot be, before anything is measured."""
-    check_name("of", of, UNITS)
+    if not isinstance(of, Latency):
+        check_name("of", of, UNITS)
     if budget is not None and not 0 < budget <= 1:
         raise ValueError(f"budget is the share of the {of} to keep, in (0, 1]; got {budget}")
     check_shrink(shrink)
@@ -271,10 +289,13 @@ def allowed_ranks(minimum: int, maximum: int | None, multiple_of: int) -> range:
     return range(-(-minimum // step) * step, most + 1, step)
 
 
-def fixed_cost(params: Any, flat: dict[str, Any], kernels: dict[str, Any], of: str) -> float:
+def fixed_cost(params: Any, flat: dict[str, Any], shapes: Shapes, of: Unit) -> float:
     """The cost of what is not selected, whatever the ranks."""
     tables = {layer_path(path) for path in flatten_dict(params, keep_empty_nodes=True, sep="/") if is_table(path)}
-    others = [(path, leaf) for path, leaf in flat.items() if layer_path(path) not in kernels]
+    others = [(path, leaf) for path, leaf in flat.items() if layer_path(path) not in shapes]
+    if isinstance(of, Latency):
+        timed = [path for path in shapes if not is_table(kernel_path(flat, path))]
+        return max(0.0, of.seconds - sum(costs_in(of, path, shapes[path]).dense for path in timed))
     if of == "kernels":
         return 0.0
     if of == "flops":

@@ -14,9 +14,9 @@ from typing import NamedTuple
 from bert_adapter.checkpoint import load
 from bert_adapter.engines import ENGINES, Step, batch_for, missing, threads_here
 from bert_adapter.families import family_of
-from bert_adapter.latency import Kernel, in_turns, kernels_of, seconds_of
 from bert_adapter.model import Model, check_family
 from bert_adapter.progress import track
+from bert_adapter.timing import Kernel, in_turns, kernels_of, seconds_of
 from wlra.checks import check_count, check_name
 
 CELLS = ((1, 16), (1, 32), (1, 128), (8, 128), (32, 128))  # texts by tokens
@@ -44,8 +44,19 @@ class Timing(NamedTuple):
 
 
 class Bench(NamedTuple):
-    """timings: by model, engine and cell. kernels: of the largest cell in JAX, those with factors. peaks: bytes of the
-    process, by model and engine."""
+    """What `bench` found.
+
+    timings: by model, engine and cell.
+    kernels: of the largest cell in JAX, those with factors.
+    peaks: bytes of a process, by model and engine.
+    threads: how many ran at once.
+
+    Example:
+      >>> import bert_adapter
+      >>> found = bert_adapter.Bench([], [], peaks={("bert-half", "jax"): 10**9}, threads=2)
+      >>> found.peaks["bert-half", "jax"]
+      1000000000
+    """
 
     timings: list[Timing]
     kernels: list[Kernel]
@@ -97,7 +108,7 @@ def bench(
     for batch, length in track(cells, "time", progress):
         calls = {key: partial(step, batch_for(loaded[key[0]], batch, length)) for key, step in steps.items()}
         seconds = in_turns(calls, rounds)
-        timings += [timing(key, seconds, names[0], batch, length) for key in steps]
+        timings += [timing(key, seconds, first=names[0], cell=(batch, length)) for key in steps]
     most = max(cells, key=lambda cell: cell[0] * cell[1])
     peaks = {key: peak_apart(*key, *most) for key in track(list(steps), "memory", progress)}
     return Bench(timings, slower_and_faster(loaded.values(), most[0] * most[1]), peaks, threads_here())
@@ -110,12 +121,12 @@ def started(model: Model, engine: str) -> Step:
 
 
 def timing(
-    key: tuple[str, str], seconds: Mapping[tuple[str, str], list[float]], first: str, batch: int, length: int
+    key: tuple[str, str], seconds: Mapping[tuple[str, str], list[float]], *, first: str, cell: tuple[int, int]
 ) -> Timing:
     """What the rounds say of a model in an engine."""
     name, engine = key
     speeds = [one / other for one, other in zip(seconds[first, engine], seconds[key], strict=True)]
-    return Timing(name, engine, batch, length, seconds=median(seconds[key]), speed=median(speeds))
+    return Timing(name, engine, *cell, seconds=median(seconds[key]), speed=median(speeds))
 
 
 def slower_and_faster(models: Iterable[Model], rows: int) -> list[Kernel]:

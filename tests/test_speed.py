@@ -1,6 +1,7 @@
 """Models are timed beside each other, in whatever engine is installed."""
 
 import json
+import math
 from importlib.util import find_spec
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import tiny
 
 import bert_adapter
-from bert_adapter import engines, latency, speed
+from bert_adapter import engines, latency, speed, timing
 from bert_adapter.cli import main
 from bert_adapter.speed_report import as_json, slow_kernels, table
 
@@ -62,13 +63,13 @@ def test_the_first_model_is_as_fast_as_itself_and_all_cells_are_timed(folders, m
 
 def test_speed_is_the_median_of_the_rounds_ratios():
     seconds = {("dense", "jax"): [1.0, 8.0, 1.0], ("small", "jax"): [0.5, 2.0, 0.4]}
-    found = speed.timing(("small", "jax"), seconds, "dense", 4, 16)
+    found = speed.timing(("small", "jax"), seconds, first="dense", cell=(4, 16))
     assert (found.seconds, found.speed, found.texts_per_second) == (0.5, 2.5, 8.0)
 
 
 def test_kernels_that_are_slower_with_factors_are_named():
     kernels = [
-        latency.Kernel(path, (8, 8), 2, latency.Seconds(dense=1.0, low_rank=seconds))
+        timing.Kernel(path, (8, 8), 2, timing.Seconds(dense=1.0, low_rank=seconds))
         for path, seconds in {"fast": 0.5, "slow": 1.5}.items()
     ]
     text = slow_kernels(speed.Bench([], kernels, {}, 1))
@@ -78,7 +79,7 @@ def test_kernels_that_are_slower_with_factors_are_named():
 
 def test_turns_are_taken_in_every_round():
     order = []
-    found = latency.in_turns({name: lambda name=name: order.append(name) for name in "ab"}, 2)
+    found = timing.in_turns({name: lambda name=name: order.append(name) for name in "ab"}, 2)
     assert {name: len(seconds) for name, seconds in found.items()} == {"a": 2, "b": 2}
     rounds = [name for name, before in zip(order, ["", *order], strict=False) if name != before]
     assert rounds == ["a", "b"] * 3  # the first is not counted
@@ -131,3 +132,81 @@ def test_what_the_command_line_cannot_mean_is_said(folders, capsys):
     with pytest.raises(SystemExit):
         main(["bench", folders[0], "--cell", "8"])
     assert "wanted texts by tokens, such as 8x128" in capsys.readouterr().err
+
+
+# Plans of time.
+
+
+@pytest.fixture(scope="module")
+def times():
+    """Of kernels whose time is that of their operations, and of 100 for the rest."""
+
+    def costs(shape):
+        ranks = tuple(range(1, -(-math.prod(shape) // sum(shape))))
+        return latency.Costs(ranks, tuple(rank * float(sum(shape)) for rank in ranks), float(math.prod(shape)))
+
+    shapes = [(16, 16), (16, 24), (24, 16)]
+    return latency.Latency(1, 8, 4 * 256.0 + 2 * 384.0 + 100, {shape: costs(shape) for shape in shapes})
+
+
+def test_a_budget_of_time_is_one_of_operations_where_these_take_the_time(times):
+    model = tiny.model()
+    known = bert_adapter.decompose(model.params, None, signal="svd", kernels=bert_adapter.select_kernels(model))
+    whole = times.seconds - 100
+    for share in (0.3, 0.6, 0.9):
+        found = bert_adapter.plan(model.params, known, share, of=times)
+        same = bert_adapter.plan(model.params, known, (share * times.seconds - 100) / whole, of="kernels")
+        assert found.ranks == same.ranks
+        assert share - 40 / whole < found.share <= share * (1 + 1e-6)  # a rank takes at most 40
+
+
+def test_a_kernel_that_is_slower_at_every_rank_stays_dense(times):
+    model = tiny.model()
+    slow = times.kernels[16, 16]._replace(dense=1.0)
+    slower = times._replace(seconds=900.0, kernels={**times.kernels, (16, 16): slow})
+    found = bert_adapter.plan(
+        model.params, None, 0.6, signal="svd", of=slower, kernels=bert_adapter.select_kernels(model)
+    )
+    assert {rank for path, rank in found.ranks.items() if "attention" in path} == {8}
+    assert min(found.ranks.values()) < 8
+
+
+def test_a_budget_below_what_the_rest_takes_is_refused(times):
+    model = tiny.model()
+    with pytest.raises(ValueError, match=r"smallest ranks take 0\.\d+ of the time for 1 x 8 tokens"):
+        bert_adapter.compress(model, [], budget=0.05, of=times, signal="svd")
+
+
+def test_times_of_other_shapes_are_refused(times):
+    few = times._replace(kernels={(16, 16): times.kernels[16, 16]})
+    with pytest.raises(ValueError, match="wanted those of encoder/layer/0/intermediate/dense too"):
+        bert_adapter.compress(tiny.model(), [], budget=0.5, of=few, signal="svd")
+
+
+def test_times_never_fall_with_the_rank():
+    costs = latency.Costs((2, 4, 8), (3.0, 2.0, 6.0), 5.0)
+    np.testing.assert_array_equal(costs.at(np.array([1, 2, 3, 4, 6, 8])), [3, 3, 3, 3, 4.5, 6])
+
+
+def test_times_are_kept_for_their_place(tmp_path, monkeypatch):
+    model, file = tiny.model(), tmp_path / "latency.json"
+    monkeypatch.setattr(timing, "ROUNDS", 1)
+    first = bert_adapter.measure_latency(model, 1, 4, file=file, progress=False)
+    assert sorted(first.kernels) == [(16, 16), (16, 24), (24, 16)]
+    assert all(np.all(np.array(costs.seconds) > 0) and costs.ranks[-1] < 12 for costs in first.kernels.values())
+    timed = []
+    costs_of = timing.costs_of
+    monkeypatch.setattr(timing, "costs_of", lambda *args: timed.append(args) or costs_of(*args))
+    again = bert_adapter.measure_latency(model, 1, 4, file=file, progress=False)
+    assert (again.kernels, timed) == (first.kernels, [])
+    bert_adapter.measure_latency(model, 2, 4, kernels={"query": (16, 16)}, file=file, progress=False)
+    assert timed == [((16, 16), 8)]
+    assert bert_adapter.measure_latency(model, 1, 4, file=file, progress=False).kernels == first.kernels
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"schema": 1, "kernels": [{"shape": [2]}]}', '{"schema": 9}'])
+def test_another_file_is_no_times(content, tmp_path):
+    (tmp_path / "file.json").write_text(content, "utf-8")
+    with pytest.raises(ValueError, match=r"file: .* holds no times of kernels"):
+        bert_adapter.measure_latency(tiny.model(), 1, 4, file=tmp_path / "file.json")
+    assert (tmp_path / "file.json").read_text("utf-8") == content
