@@ -146,7 +146,7 @@ def add_size(group: Any) -> None:
     size.add_argument("--rank", type=int, help="the rank of every selected kernel")
     group.add_argument(
         "--of",
-        choices=UNITS,
+        choices=(*UNITS, LATENCY),
         default="kernels",
         help="what the budget is a share of: the parameters of the selected kernels (%(default)s), of the whole model, "
         "its bytes, the operations of its dense layers for a token, or its time on this machine, which is measured",

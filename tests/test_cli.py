@@ -14,7 +14,7 @@ import tiny
 
 import bert_adapter
 import bert_adapter.demo
-from bert_adapter import checkpoint, files, page, training
+from bert_adapter import checkpoint, files, latency, page, training
 from bert_adapter.cli import main
 from bert_adapter.compressing import Report
 from bert_adapter.demo import sentences
@@ -470,3 +470,31 @@ def test_spearman_is_that_of_scipy():
     stats = pytest.importorskip("scipy.stats")
     a, b = np.random.default_rng(0).integers(0, 9, (2, 50)).astype(float)
     np.testing.assert_allclose(spearman(a, b), stats.spearmanr(a, b).statistic, rtol=1e-12)  # float64
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--budget", "0.5", "--cell", "1x8"], "--cell: got it with --of kernels, wanted --of latency"),
+        (["--rank", "2", "--of", "latency"], "--of latency: wanted --budget"),
+        (["--budget", "0.5", "--of", "latency", "--embeddings"], "no --embeddings"),
+    ],
+)
+def test_budgets_of_time_that_cannot_be_are_refused(options, message, tmp_path, text, capsys):
+    assert main(["compress", "nowhere", *options, "--text", str(text), "-o", str(tmp_path / "small")]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_command_line_keeps_to_a_budget_of_time(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("bert_adapter.timing.ROUNDS", 1)
+    costs = latency.Costs((1, 4), (1e-9, 2e-9), 1.0)  # the dense kernels take all of the time
+    monkeypatch.setattr("bert_adapter.timing.costs_of", lambda shape, rows: costs)
+    checkpoint.save(tiny.model(), tmp_path / "dense")
+    (tmp_path / "text.txt").write_text("a red fox\nit runs far", "utf-8")
+    options = ["--budget", "0.5", "--of", "latency", "--cell", "1x8", "--signal", "svd"]
+    places = ["--text", str(tmp_path / "text.txt"), "-o", str(tmp_path / "small")]
+    assert main(["compress", str(tmp_path / "dense"), *options, *places]) == 0
+    assert "the dense model takes" in capsys.readouterr().out
+    assert max(bert_adapter.load(tmp_path / "small").config["low_rank"]["ranks"].values()) <= 9
+    assert (tmp_path / "cache/bert-adapter/latency.json").exists()
