@@ -29,6 +29,7 @@ from bert_adapter.signals.measure import measure_signal
 from bert_adapter.signals.reliability import reliability
 from bert_adapter.text import labelled_batches, text_batches, tokenizer
 from bert_adapter.training import finetune
+from bert_adapter.trimming import Trimmed, trim
 
 __all__ = [
     "FACTORISED",
@@ -47,6 +48,7 @@ __all__ = [
     "Plan",
     "Report",
     "Signal",
+    "Trimmed",
     "apply",
     "as_model",
     "choose_ranks",
@@ -78,6 +80,7 @@ __all__ = [
     "select_kernels",
     "text_batches",
     "tokenizer",
+    "trim",
     "with_head",
     "with_params",
     "without_head",

@@ -130,7 +130,8 @@ def add_size(group: Any) -> None:
         choices=UNITS,
         default="kernels",
         help="what the budget is a share of: the parameters of the selected kernels (%(default)s), of the whole model, "
-        "its bytes, or the operations of its dense layers for a token",
+        "its bytes, or the operations of its dense layers for a token. Of bytes, the table of words is factorised too, "
+        "and each matrix is stored in 32, 16 or 8 bits, whatever loses least",
     )
     group.add_argument(
         "--uniform", action="store_true", help="keep the same share of every kernel, not more where it matters more"
@@ -141,6 +142,13 @@ def add_size(group: Any) -> None:
         "--embeddings",
         action="store_true",
         help="the table of words too, which is half of a small model; --budget is then a share of both",
+    )
+    group.add_argument(
+        "--trim",
+        type=Path,
+        metavar="FILE",
+        help="drop the tokens that neither FILE, in the form of --text, nor --text uses, but single characters and "
+        "special tokens; the tokenizer changes",
     )
     group.add_argument(
         "--dtype",
