@@ -202,15 +202,15 @@ def joined(pair: tuple[str, str], kept: Mapping[str, int]) -> bool:
 
 def in_json(content: dict[str, Any], new: Mapping[int, int]) -> dict[str, Any]:
     """tokenizer.json's entries."""
-    entry = dict(content["model"])
+    entry, names = dict(content["model"]), {}
     if entry["type"] == "Unigram":
         entry["vocab"] = [entry["vocab"][old] for old in new if old < len(entry["vocab"])]
         entry["unk_id"] = None if entry["unk_id"] is None else new[entry["unk_id"]]
     else:
-        entry["vocab"] = renumbered(entry["vocab"], new)
+        entry["vocab"] = names = renumbered(entry["vocab"], new)
     if entry["type"] == "BPE":
         pairs = [pair if isinstance(pair, list) else pair.split(" ") for pair in entry["merges"]]
-        kept = [joined((pair[0], pair[1]), entry["vocab"]) for pair in pairs]
+        kept = [joined((pair[0], pair[1]), names) for pair in pairs]
         entry["merges"] = [pair for pair, stays in zip(entry["merges"], kept, strict=True) if stays]
     added = [each | {"id": new[each["id"]]} for each in content.get("added_tokens", []) if each["id"] in new]
     padding = content.get("padding")

@@ -66,7 +66,7 @@ def sines(output, _):
 
 
 @functools.cache
-def measured():
+def measured() -> Any:
     """Of both tables that are only looked up, all that there is to measure."""
     return measure_importance(
         run_net, net_params(), [TEXTS], ["table", "again"], gradients=sines, statistics=STATISTICS, progress=False
