@@ -33,6 +33,7 @@ from bert_adapter.speed import Bench, bench
 from bert_adapter.text import labelled_batches, text_batches, tokenizer
 from bert_adapter.timing import measure_latency
 from bert_adapter.training import finetune
+from bert_adapter.trimming import Trimmed, trim
 
 __all__ = [
     "ENGINES",
@@ -55,6 +56,7 @@ __all__ = [
     "Plan",
     "Report",
     "Signal",
+    "Trimmed",
     "apply",
     "as_model",
     "bench",
@@ -88,6 +90,7 @@ __all__ = [
     "select_kernels",
     "text_batches",
     "tokenizer",
+    "trim",
     "with_head",
     "with_params",
     "without_head",

@@ -149,7 +149,8 @@ def add_size(group: Any) -> None:
         choices=(*UNITS, LATENCY),
         default="kernels",
         help="what the budget is a share of: the parameters of the selected kernels (%(default)s), of the whole model, "
-        "its bytes, the operations of its dense layers for a token, or its time on this machine, which is measured",
+        "its bytes, the operations of its dense layers for a token, or its time on this machine, which is measured. Of "
+        "bytes, the table of words is factorised too, and each matrix is stored in 32, 16 or 8 bits, whatever loses least",
     )
     group.add_argument("--cell", type=cell, metavar="BxL", help="of --of latency: texts by tokens of each (8x128)")
     group.add_argument(
@@ -161,6 +162,13 @@ def add_size(group: Any) -> None:
         "--embeddings",
         action="store_true",
         help="the table of words too, which is half of a small model; --budget is then a share of both",
+    )
+    group.add_argument(
+        "--trim",
+        type=Path,
+        metavar="FILE",
+        help="drop the tokens that neither FILE, in the form of --text, nor --text uses, but single characters and "
+        "special tokens; the tokenizer changes",
     )
     group.add_argument(
         "--dtype",

@@ -67,14 +67,18 @@ def run_compress(options: argparse.Namespace) -> None:
     latency = check_latency(options)
     check_size(**{name: getattr(options, name) for name in (*SIZE, "shrink")} | ({"of": "kernels"} if latency else {}))
     check_signal(options.signal, options.gradients, method=options.method)
+    check_dtype(options)
     check_pattern("include", options.include)
     check_pattern("exclude", options.exclude)
     check_drawing()
     output = options.output.expanduser().resolve()
     page = options.report or output.with_name(f"{output.name}.html")
-    check_places({"DIR": options.model}, {"--text": options.text}, {"--report": page, "--file": options.file}, output)
+    read = {"--text": options.text, "--trim": options.trim}
+    check_places({"DIR": options.model}, read, {"--report": page, "--file": options.file}, output)
     model = load(options.model)
     texts = OUTPUTS[output_of(model.module)].texts(options.text)
+    if options.trim:
+        model = trimmed(model, options.trim, texts)
     say(f"{options.model}: compressing on {len(texts)} texts")
     batches = text_batches(model, texts, options.batch_size, options.max_length)
     size = {"of": measured_latency(model, options)} if latency else {}
@@ -107,6 +111,23 @@ def measured_latency(model: Any, options: argparse.Namespace) -> Any:
     found = measure_latency(model, batch, length, kernels=kernels, file=file)
     say(f"the dense model takes {1e3 * found.seconds:.1f} ms")
     return found
+
+
+def trimmed(model: Any, file: Path, texts: Any) -> Any:
+    """The model without the tokens that neither these texts nor those of the file use."""
+    from bert_adapter.families import output_of
+    from bert_adapter.outputs import OUTPUTS
+    from bert_adapter.trimming import trim
+
+    small, kept = trim(model, [*texts, *OUTPUTS[output_of(model.module)].texts(file)])
+    say(f"{len(kept):,} of {model.config['vocab_size']:,} tokens are kept")
+    return small
+
+
+def check_dtype(options: argparse.Namespace) -> None:
+    """A ValueError if it is chosen twice."""
+    if options.dtype is not None and options.of == "bytes":
+        raise ValueError("--dtype: got one with --of bytes, which chooses it for each matrix: wanted either")
 
 
 def run_finetune(options: argparse.Namespace) -> None:

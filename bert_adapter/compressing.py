@@ -10,7 +10,7 @@ import jax
 
 import wlra
 from bert_adapter.batches import labelled
-from bert_adapter.checkpoint.bits import INT8, as_stored
+from bert_adapter.checkpoint.bits import as_stored
 from bert_adapter.checkpoint.names import SCHEMA, WITH_DTYPES, dtypes_of, low_rank
 from bert_adapter.decompositions import Decompositions, check_of, chosen_signal, decompositions, restricted
 from bert_adapter.factorisation import KernelReport, factorise
@@ -323,14 +323,14 @@ def stages(clock: list[float]) -> dict[str, float]:
 def section(dense: Model, report: Report, seed: int, calibration: Mapping[str, Any]) -> dict[str, Any]:
     """The "low_rank" section of config.json: which kernels have which rank, and how that was done."""
     ranks = {whole(kernel.path): kernel.rank for kernel in report.kernels if kernel.status != "DENSE"}
-    integers = dtypes_of(dense.config) | {path: dtype for path, dtype in report.dtypes.items() if dtype == INT8}
+    dtypes = {**dtypes_of(dense.config), **report.dtypes}
     return {
-        "schema": WITH_DTYPES if integers else SCHEMA,
+        "schema": WITH_DTYPES if dtypes else SCHEMA,
         "ranks": low_rank(dense.config) | ranks,
         "method": report.method,
         "signal": report.signal,
         "seed": seed,
-        **({"dtypes": integers} if integers else {}),
+        **({"dtypes": dtypes} if dtypes else {}),
         **({"calibration": dict(calibration)} if calibration else {}),
         "versions": {package.__name__: package.__version__ for package in (wlra, jax, flax)},
     }

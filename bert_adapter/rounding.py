@@ -43,7 +43,7 @@ def rounding(kernel: Float[np.ndarray, "m n"], found: Decomposed, sides: tuple[S
     ranks = np.unique(np.ceil(len(found.right) * np.array(SHARES)).astype(int))
     factors, dense = {}, {}
     for dtype in narrower(kernel):
-        dense[dtype] = weighted_square(kernel - rounded(kernel, dtype, by_rows).astype(kernel.dtype), None, sides)
+        dense[dtype] = weighted_square(kernel - rounded(kernel, dtype, by_rows), None, sides)
         pairs = [(found.left[:, :rank], found.right[:rank]) for rank in ranks]
         factors[dtype] = np.array([of_factors(*pair, dtype, by_rows=by_rows, sides=sides) for pair in pairs])
     return Rounding(ranks, factors, dense)
@@ -56,7 +56,7 @@ def of_factors(left: Any, right: Any, dtype: str, *, by_rows: bool, sides: tuple
     """
     if FLOATS.get(dtype) == np.float16 and max(np.max(np.abs(left)), np.max(np.abs(right))) > np.finfo(np.float16).max:
         return np.inf
-    less, fewer = rounded(left, dtype, by_rows).astype(left.dtype), rounded(right, dtype, False).astype(right.dtype)
+    less, fewer = rounded(left, dtype, by_rows), rounded(right, dtype, False)
     both = np.concatenate([left - less, less], axis=1), np.concatenate([right, right - fewer])
     return weighted_square(*both, sides)
 

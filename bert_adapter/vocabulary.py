@@ -7,7 +7,11 @@ from typing import Any
 from bert_adapter.checkpoint.directory import SENTENCEPIECE, write_texts
 from bert_adapter.families import family_of
 from bert_adapter.families.sentence import SETTINGS, settings
+from bert_adapter.json_files import parsed
 from bert_adapter.model import Model, check_family
+
+DECLARED = "tokenizer_config.json"
+TRIMMED = "trimmed_to"  # its entry with how many tokens a trimmed vocabulary has
 
 
 def tokenizer_of(model: Model) -> Any:
@@ -33,6 +37,12 @@ def tokenizer_of(model: Model) -> Any:
         raise ValueError(
             f"the tokenizer knows {largest + 1} tokens, the last of them {token!r}, and the model has embeddings of "
             f"{rows}: wanted the tokenizer that the model was trained with"
+        )
+    trimmed = parsed(model.files.get(DECLARED, b"{}"), DECLARED).get(TRIMMED)
+    if trimmed is not None and rows is not None and trimmed != rows:
+        raise ValueError(
+            f"{DECLARED}: got {TRIMMED} {trimmed}, of a vocabulary that was trimmed with its model, and the model has "
+            f"embeddings of {rows}: wanted the directory that both were saved to"
         )
     if tokenize.pad_token_id is None:
         raise ValueError("the tokenizer has no token for padding: wanted 'pad_token' in tokenizer_config.json")

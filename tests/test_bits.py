@@ -208,7 +208,11 @@ def test_floats_of_sixteen_bits_are_what_other_libraries_read(dtype, tmp_path):
 
 def test_some_layers_may_be_stored_otherwise_than_others(tmp_path):
     save(tiny.model(), tmp_path, dtype={WORDS: "int8", QUERY: "bfloat16"})
-    assert dtypes_of(load(tmp_path).config) == {WORDS: "int8"}
+    loaded = load(tmp_path)
+    assert dtypes_of(loaded.config) == {WORDS: "int8", QUERY: "bfloat16"}
+    kernel = tiny.at(loaded.params, QUERY)["kernel"]
+    assert kernel.dtype == np.float32
+    np.testing.assert_array_equal(kernel, tiny.at(tiny.model().params, QUERY)["kernel"].astype(bfloat16))
     tensors = load_file(tmp_path / FILE)
     assert tensors["embeddings.word_embeddings.weight"].dtype == np.int8
     assert tensors[TENSOR].dtype == bfloat16
@@ -257,8 +261,17 @@ def missing(tensors, config):
     config["low_rank"]["dtypes"]["pooler/none"] = "int8"
 
 
+def partly(tensors, config):
+    tensors[TENSOR] = tensors[TENSOR].astype(np.float32)
+    del tensors[f"{TENSOR}_scale"]
+
+
 def other(tensors, config):
     config["low_rank"]["dtypes"][QUERY] = "int3"
+
+
+def wide(tensors, config):
+    config["low_rank"]["dtypes"][QUERY] = "float16"
 
 
 def nan(tensors, config):
@@ -284,8 +297,10 @@ def stored(folder) -> Any:
     [
         (without, rf"{QUERY}/kernel: got int8 without {QUERY}/kernel_scale"),
         (undeclared, f"{QUERY}/kernel: got int8, which config.json's low_rank dtypes do not name"),
-        (missing, "pooler/none: config.json says int8, and there are no integers"),
-        (other, "config low_rank dtypes: got .*int3.* wanted 'int8' for each path"),
+        (missing, "pooler/none: config.json says int8, and there is no matrix"),
+        (partly, f"{QUERY}/kernel: got float32, wanted int8"),
+        (other, "config low_rank dtypes: got .*int3.* wanted one of bfloat16, float16, int8"),
+        (wide, f"{QUERY}/kernel: got int8, which config.json's low_rank dtypes do not name|got int8, wanted float16"),
         (nan, f"{QUERY}/kernel_scale: got values that are NaN, infinite or negative"),
         (negative, f"{QUERY}/kernel_scale: got values that are NaN, infinite or negative"),
         (shape, rf"{QUERY}/kernel_scale: got float32 \(5, 1\), wanted floats of shape \(16, 1\) or \(1, 16\)"),
@@ -328,6 +343,10 @@ def test_the_command_line_stores_integers(tmp_path):
     save(tiny.model(), tmp_path / "dense")
     (tmp_path / "texts").write_text("a red fox\na dog runs far\n")
     options = ["--text", str(tmp_path / "texts"), "-o", str(tmp_path / "small"), "--rank", "2", "--dtype", "int8"]
-    assert main(["compress", str(tmp_path / "dense"), *options, "--signal", "svd", "--include", "query"]) == 0
+    assert (
+        main(["compress", str(tmp_path / "dense"), *options, "--signal", "svd", "--include", "query", "--embeddings"])
+        == 0
+    )
+    assert set(load(tmp_path / "small").config["low_rank"]["ranks"]) == {QUERY, WORDS}
     assert set(dtypes_of(load(tmp_path / "small").config)) == set(layers_of(by_path(tiny.model().params)))
     assert set(DTYPES) >= {"int8"}

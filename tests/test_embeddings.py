@@ -66,7 +66,7 @@ def sines(output, _):
 
 
 @functools.cache
-def measured():
+def measured() -> Any:
     """Of both tables that are only looked up, all that there is to measure."""
     return measure_importance(
         run_net, net_params(), [TEXTS], ["table", "again"], gradients=sines, statistics=STATISTICS, progress=False
@@ -377,6 +377,7 @@ def test_a_model_of_ones_own_goes_the_whole_way(tmp_path):
     np.testing.assert_array_equal(run_net(again.params, TEXTS), run_net(small.params, TEXTS))
 
 
+@pytest.mark.slow  # a measurement is compiled, and a page drawn
 def test_the_command_line_takes_the_table_too(tmp_path, capsys):
     save(tiny.model(), tmp_path / "dense")
     (tmp_path / "texts").write_text("a red fox\na dog runs far\n")
@@ -389,19 +390,38 @@ def test_the_command_line_takes_the_table_too(tmp_path, capsys):
 # Elsewhere.
 
 
-def test_a_factorised_table_is_exported_or_refused_by_name(tmp_path):
+def test_a_factorised_table_is_multiplied_out_for_transformers(tmp_path):
     small, _ = compressed()
-    for to in ("transformers", "sentence-transformers"):
-        with pytest.raises(ValueError, match=f"{WORDS}: got a factorised table of words, wanted a dense one"):
-            bert_adapter.export(small, tmp_path / to, to=to)
-        assert not (tmp_path / to).exists()
-    bert_adapter.export(small, tmp_path / "dense", to="transformers-dense")
-    again = load(tmp_path / "dense")
+    bert_adapter.export(small, tmp_path, to="transformers-dense")
+    again = load(tmp_path)
     np.testing.assert_allclose(
         bert_adapter.apply(again.module, again.params, **BATCH),
         bert_adapter.apply(small.module, small.params, **BATCH),
         atol=1e-5,
     )
+
+
+def test_a_factorised_table_is_looked_up_in_pytorch(tmp_path, monkeypatch):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    small, _ = compressed()
+    bert_adapter.export(small, tmp_path / "model", to="transformers")
+    made = transformers.AutoModel.from_pretrained(tmp_path / "model", trust_remote_code=True).eval()
+    ids, mask, types = (torch.tensor(BATCH[name]).long() for name in ("input_ids", "attention_mask", "token_type_ids"))
+    with torch.no_grad():
+        states = made(input_ids=ids, attention_mask=mask, token_type_ids=types).last_hidden_state
+    rows = (states * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
+    got = (rows / rows.norm(dim=1, keepdim=True)).numpy()
+    np.testing.assert_allclose(got, bert_adapter.apply(small.module, small.params, **BATCH), atol=1e-5)
+    ranks = small.config["low_rank"]["ranks"]
+    assert made.embeddings.word_embeddings.left.weight.shape == (20, ranks[WORDS])
+
+
+def test_a_factorised_table_with_a_tied_decoder_is_refused_by_name(tmp_path):
+    for to in ("transformers", "sentence-transformers"):
+        with pytest.raises(ValueError, match=f"{WORDS}: got a factorised table with a decoder that is tied to it"):
+            bert_adapter.export(words_of("BERT"), tmp_path / to, to=to)
+        assert not (tmp_path / to).exists()
 
 
 def test_a_factorised_table_is_a_graph(tmp_path):

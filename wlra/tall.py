@@ -29,8 +29,8 @@ def gram(matrix: Any, weights: Float[np.ndarray, " m"] | None = None) -> Float[n
     Example:
       >>> import numpy as np
       >>> from wlra.tall import gram
-      >>> gram(np.eye(3, 2), np.array([2.0, 1.0, 0.0])).tolist()
-      [[2.0, 0.0], [0.0, 1.0]]
+      >>> gram(np.eye(3, 2), np.array([4.0, 1.0, 0.0])).tolist()
+      [[4.0, 0.0], [0.0, 1.0]]
     """
     rows = np.arange(len(matrix)) if weights is None else np.flatnonzero(weights)
     total = np.zeros((matrix.shape[1],) * 2)
@@ -92,8 +92,9 @@ def components(matrix: Any, gram: Float[np.ndarray, "n n"], col: Side, rank: int
 
 
 def product(matrix: Any, basis: Float[np.ndarray, "n r"]) -> Float[np.ndarray, "m r"]:
-    """matrix @ basis in the matrix's dtype, each entry rounded once."""
-    result = np.empty((len(matrix), basis.shape[1]), matrix.dtype)
+    """matrix @ basis, in float64 if the matrix is and else in float32, each entry rounded once."""
+    dtype = np.float64 if matrix.dtype == np.float64 else np.float32
+    result = np.empty((len(matrix), basis.shape[1]), dtype)
     for begin in range(0, len(matrix), BLOCK):
         some = slice(begin, begin + BLOCK)
         result[some] = np.asarray(matrix[some], np.float64) @ basis

@@ -19,6 +19,7 @@ from wlra.checks import check_name
 FLOATS: dict[str, Any] = {"float32": np.float32, "bfloat16": bfloat16, "float16": np.float16}
 INT8 = "int8"
 DTYPES = (*FLOATS, INT8)
+FEWER = ("bfloat16", "float16", INT8)  # what is read again as float32, where config.json names it
 SCALE = "_scale"  # ends the name of what an array of integers is to be multiplied by
 LARGEST = 127
 
@@ -73,10 +74,10 @@ def dequantised(numbers: Int[np.ndarray, "..."], scale: Float[np.ndarray, "..."]
 
 
 def rounded(array: Any, dtype: str, by_rows: bool) -> np.ndarray:
-    """What is left of a matrix once it was stored so: in that dtype, and from integers in float32 or float64."""
-    if dtype == INT8:
-        return dequantised(*quantised(np.asarray(array), by_rows))
-    return np.asarray(array).astype(FLOATS[dtype])
+    """What is left of a matrix once it was stored so, in its own dtype."""
+    array = np.asarray(array)
+    kept = dequantised(*quantised(array, by_rows)) if dtype == INT8 else array.astype(FLOATS[dtype])
+    return kept.astype(array.dtype)
 
 
 def size(shape: tuple[int, int], dtype: str, by_rows: bool) -> int:
@@ -145,7 +146,9 @@ def base_of(name: str, arrays: Mapping[str, Any]) -> str | None:
 
 
 def decoded(arrays: dict[str, np.ndarray], dtypes: Mapping[str, str]) -> dict[str, np.ndarray]:
-    """The parameters by path, with integers multiplied out. Nothing is left of `arrays`.
+    """The parameters by path, with integers multiplied out, and what has 16 bits in float32.
+
+    Nothing is left of `arrays`.
 
     dtypes: by layer, what config.json says.
 
@@ -155,20 +158,24 @@ def decoded(arrays: dict[str, np.ndarray], dtypes: Mapping[str, str]) -> dict[st
     integers = [path for path, array in arrays.items() if array.dtype == np.int8]
     if not dtypes and not any(f"{path}{SCALE}" in arrays for path in integers):
         return arrays  # where integers are no parameters
-    layers = {path.rpartition("/")[0] for path in integers}
+    matrices = {path: path.rpartition("/")[0] for path, array in arrays.items() if is_matrix(path, array)}
+    wanted = {path: dtypes[layer] for path, layer in matrices.items() if layer in dtypes}
+    got = {path: str(arrays[path].dtype) for path in wanted}
     problems = [wrong for path in integers if (wrong := wrong_with(path, arrays, dtypes))]
-    problems += [f"{layer}: config.json says int8, and there are no integers" for layer in dtypes.keys() - layers]
+    problems += [f"{path}: got {got[path]}, wanted {dtype}" for path, dtype in wanted.items() if got[path] != dtype]
+    empty = sorted(dtypes.keys() - set(matrices.values()))
+    problems += [f"{layer}: config.json says {dtypes[layer]}, and there is no matrix" for layer in empty]
     if problems:
-        raise ValueError("the stored integers do not fit\n  " + "\n  ".join(problems))
+        raise ValueError("what is stored does not fit config.json's low_rank dtypes\n  " + "\n  ".join(problems))
     for path in integers:
         arrays[path] = dequantised(arrays[path], arrays.pop(f"{path}{SCALE}"))
-    return arrays
+    return arrays | {path: arrays[path].astype(np.float32) for path, dtype in wanted.items() if dtype != INT8}
 
 
 def wrong_with(path: str, arrays: Mapping[str, np.ndarray], dtypes: Mapping[str, str]) -> str | None:
     """What is wrong with integers, if anything is."""
     numbers, scale = arrays[path], arrays.get(f"{path}{SCALE}")
-    if path.rpartition("/")[0] not in dtypes:
+    if dtypes.get(path.rpartition("/")[0]) != INT8:
         return f"{path}: got int8, which config.json's low_rank dtypes do not name"
     if scale is None:
         return f"{path}: got int8 without {path}{SCALE}, wanted its scales too"

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bert_adapter.checkpoint.bits import FEWER, INT8
 from bert_adapter.layers.marker import FACTORISED, Factorised
 from bert_adapter.layers.places import kernel_path
 from bert_adapter.layers.running import parameter_shapes
 
-SCHEMA, WITH_DTYPES = 1, 2  # of the "low_rank" section; the second where matrices are stored as integers
+SCHEMA, WITH_DTYPES = 1, 2  # of the "low_rank" section; the second where it names dtypes
 
 
 def by_path(params: Any) -> dict[str, Any]:
@@ -36,22 +37,25 @@ def low_rank(config: Mapping[str, Any]) -> dict[str, int]:
 
 
 def dtypes_of(config: Mapping[str, Any]) -> dict[str, str]:
-    """By path, of the layers whose matrices the config says are stored as integers, "int8"."""
+    """By path, of the layers whose matrices the config says are stored in fewer bits than they have."""
     low_rank(config)
     found = (config.get("low_rank") or {}).get("dtypes", {})
-    if not isinstance(found, dict) or any(dtype != "int8" for dtype in found.values()):
-        raise ValueError(f"config low_rank dtypes: got {found!r}, wanted 'int8' for each path")
+    if not isinstance(found, dict) or any(dtype not in FEWER for dtype in found.values()):
+        raise ValueError(f"config low_rank dtypes: got {found!r}, wanted one of {', '.join(FEWER)} for each path")
     return found
 
 
 def with_dtypes(config: dict[str, Any], dtypes: Mapping[str, str]) -> dict[str, Any]:
-    """The config that says which layers are stored as integers, without a section if there is nothing to say."""
-    ranks, integers = low_rank(config), {path: dtype for path, dtype in dtypes.items() if dtype == "int8"}
+    """The config that says which layers are stored in fewer bits.
+
+    Without a section for dense ones in floats, which all libraries read as they are.
+    """
+    ranks, fewer = low_rank(config), {path: dtype for path, dtype in dtypes.items() if dtype in FEWER}
     kept = {name: value for name, value in (config.get("low_rank") or {}).items() if name != "dtypes"}
-    if not ranks and not integers:
+    if not ranks and INT8 not in fewer.values():
         return {name: value for name, value in config.items() if name != "low_rank"}
-    schema = {"schema": WITH_DTYPES if integers else SCHEMA, "ranks": ranks}
-    return config | {"low_rank": kept | schema | ({"dtypes": integers} if integers else {})}
+    schema = {"schema": WITH_DTYPES if fewer else SCHEMA, "ranks": ranks}
+    return config | {"low_rank": kept | schema | ({"dtypes": fewer} if fewer else {})}
 
 
 def is_apart(config: Mapping[str, Any]) -> bool:

@@ -1,6 +1,6 @@
-"""A model of transformers, 4.57 or 5, of whose linear layers some are low-rank; written by bert_adapter.
+"""A model of transformers, 4.57 or 5, of whose linear layers and tables some are low-rank; written by bert_adapter.
 
-The layers that config.json's "low_rank" names with their ranks are two linear layers before weights are loaded.
+The layers that config.json's "low_rank" names with their ranks are two layers each before weights are loaded.
 """
 
 import torch
@@ -38,6 +38,19 @@ class LowRankLinear(nn.Module):
         return self.right(self.left(x))
 
 
+class LowRankEmbedding(nn.Module):
+    """right(left(ids)), in place of a table."""
+
+    def __init__(self, table, rank):
+        super().__init__()
+        self.left = nn.Embedding(table.num_embeddings, rank)
+        self.right = nn.Linear(rank, table.embedding_dim, bias=False)
+        self.register_buffer("weight", torch.empty(0))  # as above
+
+    def forward(self, ids):
+        return self.right(self.left(ids))
+
+
 class LowRank:
     """What is put before a stock class: it makes layers low-rank."""
 
@@ -50,7 +63,9 @@ class LowRank:
             if layer in names:  # those of a head are not where there is no head
                 parent, _, child = names[layer].rpartition(".")
                 parent = self.get_submodule(parent)
-                setattr(parent, child, LowRankLinear(getattr(parent, child), rank))
+                stock = getattr(parent, child)
+                kind = LowRankEmbedding if isinstance(stock, nn.Embedding) else LowRankLinear
+                setattr(parent, child, kind(stock, rank))
 
 
 for task, mapping in TASKS.items():  # LowRankModel, LowRankModelForSequenceClassification, ...

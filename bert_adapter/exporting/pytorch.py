@@ -5,20 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flax.traverse_util import flatten_dict
 
 from bert_adapter.checkpoint import by_file, checked, write
+from bert_adapter.checkpoint.bits import factorised_tables
 from bert_adapter.checkpoint.directory import FACTORS, TOKENIZER, WEIGHTS
-from bert_adapter.checkpoint.names import by_path, low_rank, stored
+from bert_adapter.checkpoint.names import by_path, low_rank, markers, stored
 from bert_adapter.exporting.target import Target
 from bert_adapter.factorisation import merge
 from bert_adapter.families import architecture_of, family_name, family_of
 from bert_adapter.families.sentence import MODULES, declared_stages
 from bert_adapter.families.stages import Projection
 from bert_adapter.json_files import parsed
-from bert_adapter.layers.marker import Factorised
-from bert_adapter.layers.places import is_table
-from bert_adapter.layers.running import kernel_shapes
 from bert_adapter.model import Model
 from bert_adapter.vocabulary import tokenizer_of
 
@@ -61,13 +58,11 @@ def check_factorised(model: Model, dtype: str | None) -> None:
 
 
 def check_matrices(model: Model) -> None:
-    """A ValueError if a factorised kernel has more than two axes, or a table is factorised."""
-    flat = flatten_dict(model.params, keep_empty_nodes=True, sep="/")
-    if tables := [path for path, leaf in flat.items() if isinstance(leaf, Factorised) and is_table(path)]:
-        table = tables[0].rpartition("/")[0]
+    """A ValueError if a factorised kernel has more than two axes, or a factorised table has a decoder tied to it."""
+    if architecture_of(model.config).tied and (tables := factorised_tables(model.params)):
         raise ValueError(
-            f"{table}: got a factorised table of words, wanted a dense one, or to='transformers-dense', 'onnx' or "
-            f"'stablehlo': merge(model) is a dense model"
+            f"{min(tables)}: got a factorised table with a decoder that is tied to it, wanted a dense one, or "
+            f"to='transformers-dense', 'onnx' or 'stablehlo': merge(model) is a dense model"
         )
     lefts = {path: leaf for path, leaf in by_path(model.params).items() if path.endswith(("/left", "/right"))}
     if odd := [path for path, leaf in lefts.items() if np.ndim(leaf) != 2]:
@@ -98,7 +93,8 @@ def write_factorised(model: Model, directory: Path, dtype: str | None = None) ->
     ranks, prefix = low_rank(model.config), family.prefix.replace("/", ".")
     layers = {path: torch_name(model, path) for path in ranks}
     files = by_file(model, checked(model))
-    files[WEIGHTS] = as_linear(files.pop(FACTORS), set(layers.values()))
+    tables = {layers[path] for path in factorised_tables(model.params)}
+    files[WEIGHTS] = as_linear(files.pop(FACTORS), set(layers.values()), tables)
     named = {layers[path].removeprefix(prefix): rank for path, rank in ranks.items()}
     config = stored(model.config, kind) | {
         "architectures": [f"LowRank{task_of(model)}"],
@@ -131,14 +127,17 @@ def behind_merged(model: Model) -> Model:
 
 
 def torch_name(model: Model, path: str) -> str:
-    """The name of PyTorch's module for a kernel."""
-    shape = kernel_shapes(model.module)[path]
-    name, _ = family_of(model.config).to_torch(f"{path}/kernel", np.empty(shape, np.float32))
+    """The name of PyTorch's module for a kernel or a table."""
+    place = next(iter(markers(model.module, {path: 1})))
+    name, _ = family_of(model.config).to_torch(place, np.empty((1, 1), np.float32))
     return name.removesuffix(".weight")
 
 
-def as_linear(tensors: dict[str, np.ndarray], layers: set[str]) -> dict[str, np.ndarray]:
-    """The tensors with the factors of these layers as weights of linear layers, which are (out, in)."""
+def as_linear(tensors: dict[str, np.ndarray], layers: set[str], tables: set[str]) -> dict[str, np.ndarray]:
+    """The tensors with the factors of these layers as weights of linear layers, which are (out, in).
+
+    The left factor of a table is one that is looked up, as it lies.
+    """
     found = {}
     for name, tensor in tensors.items():
         layer, _, leaf = name.rpartition(".")
@@ -147,7 +146,8 @@ def as_linear(tensors: dict[str, np.ndarray], layers: set[str]) -> dict[str, np.
         elif leaf == "bias":
             found[f"{layer}.right.bias"] = tensor
         else:
-            found[f"{layer}.{leaf}.weight"] = np.ascontiguousarray(tensor.T)
+            is_looked_up = layer in tables and leaf == "left"
+            found[f"{layer}.{leaf}.weight"] = tensor if is_looked_up else np.ascontiguousarray(tensor.T)
             found[f"{layer}.weight"] = np.zeros(0, tensor.dtype)  # see the code
     return found
 

@@ -176,18 +176,18 @@ def add_table(total: Sums, steps: Rows, deltas: Any, seen: Any) -> tuple[Sums, B
     """The same for a table. Nothing of its size is made for a batch but what is added to."""
     statistics = {name for name, _ in named(total)}
     half = jnp.broadcast_to((jnp.arange(len(steps.values)) + seen)[:, None] % 2, steps.values.shape)
-    sums, added = {}, {}
+    sums, added, held = {}, {}, dict(named(total))
     with jax.default_matmul_precision("highest"):
         if "token_counts" in statistics:
             counts = jnp.broadcast_to(steps.root[:, :, 0] ** 2, steps.values.shape)
-            added["token_counts"] = jnp.zeros_like(total.token_counts).at[half, steps.values].add(counts, mode="drop")
+            added["token_counts"] = jnp.zeros_like(held["token_counts"]).at[half, steps.values].add(counts, mode="drop")
         if deltas is not None:
             counted = deltas.astype(jnp.float32) * steps.root[None]
             added |= gradient_sums(steps, counted, statistics - {"fisher"}, seen=seen)
             both = steps.products @ jnp.sum(jax.vmap(time_products)(counted), axis=0)
             if "token_squares" in statistics:
                 squares = steps.first * jnp.maximum(jnp.sum(both * steps.products, axis=2), 0)
-                zero = jnp.zeros_like(total.token_squares)
+                zero = jnp.zeros_like(held["token_squares"])
                 added["token_squares"] = zero.at[half, steps.values].add(squares, mode="drop")
             if "gram_squares" in statistics:
                 added["gram_squares"] = jnp.sum(both * jnp.swapaxes(both, 1, 2))

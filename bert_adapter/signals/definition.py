@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 from jaxtyping import Array, Float
 
 import wlra
@@ -24,8 +25,8 @@ class TableWeights(NamedTuple):
     columns: a weight for each column, or a matrix (width, width).
     """
 
-    rows: Float[Array, "2 vocabulary"]
-    columns: Float[Array, "..."]
+    rows: Float[Array | np.ndarray, "2 vocabulary"]
+    columns: Float[Array | np.ndarray, "..."]
 
 
 UNITS = ("loss", "own")
