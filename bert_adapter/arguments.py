@@ -150,7 +150,7 @@ def add_size(group: Any) -> None:
         default="kernels",
         help="what the budget is a share of: the parameters of the selected kernels (%(default)s), of the whole model, "
         "its bytes, the operations of its dense layers for a token, or its time on this machine, which is measured. Of "
-        "bytes, the table of words is factorised too, and each matrix is stored in 32, 16 or 8 bits, whatever loses least",
+        "bytes, the table of words is factorised too, and each matrix has 32, 16 or 8 bits, whatever loses least",
     )
     group.add_argument("--cell", type=cell, metavar="BxL", help="of --of latency: texts by tokens of each (8x128)")
     group.add_argument(

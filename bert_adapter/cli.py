@@ -65,7 +65,8 @@ def run_compress(options: argparse.Namespace) -> None:
 
     check_numbers(options)
     latency = check_latency(options)
-    check_size(**{name: getattr(options, name) for name in (*SIZE, "shrink")} | ({"of": "kernels"} if latency else {}))
+    size: dict[str, Any] = {name: getattr(options, name) for name in (*SIZE, "shrink")}
+    check_size(**size | ({"of": "kernels"} if latency else {}))
     check_signal(options.signal, options.gradients, method=options.method)
     check_dtype(options)
     check_pattern("include", options.include)
@@ -81,8 +82,8 @@ def run_compress(options: argparse.Namespace) -> None:
         model = trimmed(model, options.trim, texts)
     say(f"{options.model}: compressing on {len(texts)} texts")
     batches = text_batches(model, texts, options.batch_size, options.max_length)
-    size = {"of": measured_latency(model, options)} if latency else {}
-    small, report = compress(model, batches, **{name: getattr(options, name) for name in PASSED_ON} | size)
+    how: dict[str, Any] = {name: getattr(options, name) for name in PASSED_ON}
+    small, report = compress(model, batches, **how | ({"of": measured_latency(model, options)} if latency else {}))
     say(f"{as_text(kernel_table(report))}\n\n{summary(report)}")
     with or_kept("what was measured", options.file):
         save(small, output, dtype=options.dtype)

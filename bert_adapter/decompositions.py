@@ -19,7 +19,7 @@ from bert_adapter.rounding import Rounding, rounding
 from bert_adapter.signals import DEFAULT, as_signal
 from bert_adapter.signals.definition import Signal, TableWeights
 from bert_adapter.signals.weights import reliabilities, solver_weights, table_weights
-from bert_adapter.tables import Tokens, decompose_table, row_weights
+from bert_adapter.tables import Tokens, decompose_table
 from wlra import components
 from wlra.components import Decomposed, Side
 from wlra.options import as_method
@@ -177,7 +177,7 @@ def one_table(table: Any, weights: TableWeights, method: wlra.Method | None, *, 
     kept = Decomposed(found.squares) if method is None else found
     if not bits:
         return One(kept, tokens)
-    weighted = row_weights(weights, tokens.prior), np.asarray(weights.columns)
+    weighted = np.asarray(weights.rows, np.float64).sum(axis=0), np.asarray(weights.columns, np.float64)
     return One(kept, tokens, rounding(table, found, weighted, by_rows=True))
 
 

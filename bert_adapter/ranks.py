@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from bert_adapter.checkpoint.bits import DTYPES, INT8, factorised_tables, has_row_scales, is_matrix, size
+from bert_adapter.checkpoint.bits import DTYPES, is_matrix, size
 from bert_adapter.checkpoint.names import by_path
 from bert_adapter.choices import (
     Choices,
@@ -36,7 +36,7 @@ from bert_adapter.kernels import Shapes, break_even
 from bert_adapter.latency import Costs, Latency
 from bert_adapter.layers.places import is_table, kernel_path, layer_path
 from bert_adapter.layers.stacks import unstacked, whole
-from bert_adapter.rounding import Rounding
+from bert_adapter.rounding import Rounding, narrower
 from bert_adapter.signals.definition import Signal
 from wlra.checks import check_count, check_name
 
@@ -48,7 +48,7 @@ class Plan(NamedTuple):
     """The ranks by path, the share of the budgeted quantity that they keep, and what they are predicted to cost.
 
     dtypes: by path, of the layers that are stored in fewer bits; only plans of bytes have any. Matrices that are not
-      selected are stored as int8 then, and what that loses is not predicted.
+      selected are stored in 16 bits then, and what that loses is not predicted.
     predicted: the increase of the mean loss to second order, half the weighted squared error an example. For a signal
       in units of its own (`Signal.units`), the share of each kernel's weighted square that is lost, a mean weighted by
       their parameters.
@@ -135,8 +135,8 @@ def plan_for(params: Any, known: Decompositions, budget: float, *, of: Unit, uni
     bits, choices = needs_bits(of, budget), all_choices(known, flat, budget, of=of, allowed=allowed)
     fixed = fixed_cost(params, flat, shapes, of)
     total = fixed + sum(float(choice.cost[-1]) for choice in choices.values())
-    others = unselected(params, flat, kernels) if bits else {}
-    fixed -= sum(flat[path].nbytes - size_of(flat[path], by_rows) for path, by_rows in others.items())
+    others = unselected(params, kernels) if bits else {}
+    fixed -= sum(flat[path].nbytes // 2 for path in others)
     curve = all_plans(choices, fixed, total)
     chosen = even(choices, budget * total - fixed) if uniform else cheapest(choices, curve, budget, total)
     cost = sum(float(choice.cost[chosen[path]]) for path, choice in choices.items())
@@ -145,7 +145,7 @@ def plan_for(params: Any, known: Decompositions, budget: float, *, of: Unit, uni
         share=(fixed + cost) / total,
         predicted=sum(float(choice.loss[chosen[path]]) for path, choice in choices.items()),
         curve=curve,
-        dtypes=dtypes_in(choices, chosen) | {path.rpartition("/")[0]: INT8 for path in others},
+        dtypes=dtypes_in(choices, chosen) | others_in(others),
     )
 
 
@@ -202,7 +202,7 @@ def units_of(known: Decompositions) -> dict[str, float]:
     return {path: sizes[path] / total / (whole[path] or 1) for path in known.kernels}
 
 
-def costs_in(latency: Latency, path: str, shape: tuple[int, ...]) -> Costs:
+def costs_in(latency: Latency, path: str, shape: tuple[int, int]) -> Costs:
     """The times of a kernel."""
     if shape not in latency.kernels:
         raise ValueError(
@@ -224,17 +224,22 @@ def rounding_of(known: Decompositions, path: str) -> Rounding:
     return known.roundings[path]
 
 
-def unselected(params: Any, flat: dict[str, Any], kernels: dict[str, Any]) -> dict[str, bool]:
-    """By path, the other matrices of more than 8 bits, and whether their scales are of rows."""
-    tables = factorised_tables(params)
-    others = [path for path, leaf in flat.items() if is_matrix(path, leaf) and layer_path(path) not in kernels]
-    return {path: has_row_scales(path, tables) for path in others}
+def unselected(params: Any, kernels: dict[str, Any]) -> dict[str, str]:
+    """By path, the other matrices of 32 bits, and the dtype of 16 that holds their numbers."""
+    others = {
+        path: leaf for path, leaf in by_path(params).items() if is_matrix(path, leaf) and leaf.dtype.itemsize == 4
+    }
+    return {
+        path: narrower(leaf)[0] for path, leaf in others.items() if layer_path(path) not in set(map(whole, kernels))
+    }
 
 
-def size_of(array: Any, by_rows: bool) -> int:
-    """How many bytes a matrix takes as integers with scales."""
-    *stack, m, n = np.shape(array)
-    return math.prod(stack) * size((m, n), INT8, by_rows)
+def others_in(others: Mapping[str, str]) -> dict[str, str]:
+    """By layer, what all of its matrices are stored as."""
+    layers: dict[str, set[str]] = {}
+    for path, dtype in others.items():
+        layers.setdefault(path.rpartition("/")[0], set()).add(dtype)
+    return {layer: "bfloat16" if "bfloat16" in dtypes else "float16" for layer, dtypes in layers.items()}
 
 
 def cheapest_bits(shape: tuple[int, int], ranks: range, by_rows: bool) -> int:
@@ -266,8 +271,8 @@ def check_affordable(params: Any, shapes: Shapes, budget: float, *, of: Unit, al
         if needs_bits(of, budget):
             cost = np.append(cheapest_bits(shapes[path], allowed, table), cost)
         least, most = least + float(cost[0]), most + float(cost[-1])
-    whole, others = fixed + most, unselected(params, flat, kernels) if needs_bits(of, budget) else {}
-    fixed -= sum(flat[path].nbytes - size_of(flat[path], by_rows) for path, by_rows in others.items())
+    whole, others = fixed + most, unselected(params, kernels) if needs_bits(of, budget) else {}
+    fixed -= sum(flat[path].nbytes // 2 for path in others)
     share = (fixed + least) / whole
     if budget * (1 + 1e-12) < share:
         raise ValueError(f"budget: the smallest ranks take {share:.4g} of the {of}; got {budget}")

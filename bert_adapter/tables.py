@@ -35,8 +35,9 @@ def decompose_table(
     """The components of a table, up to `rank` of them, and what is known of its rows.
 
     A row's weight is what was measured of it, and its share of the prior: the one for which factors that half of the
-    texts lead to lose least on the other half, over all ranks, unless it is given. Memory: the table twice, and a few
-    matrices (width, width).
+    texts lead to lose least on the other half, over all ranks, unless it is given. So much for the directions; the
+    squares are those of what was measured, as other matrices' are. Memory: the table twice, and a few matrices (width,
+    width).
 
     Raises:
       ValueError: values that are not finite, or weights that cannot be.
@@ -52,14 +53,15 @@ def decompose_table(
     found = tall.components(table, gram, col, rank)
     along = tall.directions(tall.congruent(gram, root), root)
     unseen = every - tall.gram(table, np.asarray(total > 0, np.float64))
-    lost = [lost_by_rank(tall.squares_along(along, each)) for each in (measured, unseen)]
-    return found, Tokens(int(np.sum(total > 0)), len(table), float(prior), *lost)
-
-
-def row_weights(weights: TableWeights, prior: float) -> Float[np.ndarray, " vocabulary"]:
-    """What was measured of each row, and its share of the prior."""
-    total = np.asarray(weights.rows, np.float64).sum(axis=0)
-    return (1 - prior) * total + prior * np.mean(total)
+    squares, others = (tall.squares_along(along, each) for each in (measured, unseen))
+    known = Tokens(
+        seen=int(np.sum(total > 0)),
+        rows=len(table),
+        prior=float(prior),
+        lost_seen=lost_by_rank(squares),
+        lost_unseen=lost_by_rank(others),
+    )
+    return found._replace(squares=squares), known
 
 
 def chosen_prior(

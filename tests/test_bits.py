@@ -114,7 +114,7 @@ def test_a_plan_of_bytes_predicts_the_size_and_the_loss_of_what_is_stored(budget
     sizes = {path: np.prod(shape) for path, shape in SHAPES.items()}
     wanted = sum(lost[f"{path}/{'embedding' if path == 'table' else 'kernel'}"] * sizes[path] for path in sizes)
     np.testing.assert_allclose(planned.predicted, wanted / sum(sizes.values()), rtol=0.1)  # rounding is interpolated
-    assert planned.dtypes["head"] == "int8"
+    assert planned.dtypes["head"] == "float16"
 
 
 def test_a_plan_of_bytes_loses_less_than_one_of_ranks_alone():

@@ -64,7 +64,8 @@ def squares_along(found: Directions, gram: Float[np.ndarray, "n n"]) -> Float[np
 def components(matrix: Any, gram: Float[np.ndarray, "n n"], col: Side, rank: int) -> Decomposed:
     """The components of least trace(row E col E'), row the diagonal weights of `gram`, as `wlra.components.decompose`.
 
-    Rows of weight 0 are fitted along the same directions. In float64 but for the left factor.
+    Rows of weight 0 are fitted along the same directions. In float64 but for the left factor,
+    which is multiplied in the matrix's own dtype, or in float32.
 
     Args:
       matrix: (m, n).
@@ -87,15 +88,10 @@ def components(matrix: Any, gram: Float[np.ndarray, "n n"], col: Side, rank: int
     told = found.squares > (8 * np.finfo(np.float32).eps) ** 2 * np.sum(found.squares)
     count = min(rank, int(np.sum(told)))
     basis = found.basis[:, :count] / np.sqrt(found.squares[:count])
-    left, right = balanced(product(matrix, basis), basis.T @ gram)
-    return Decomposed(found.squares, left.astype(matrix.dtype, copy=False), right.astype(matrix.dtype))
-
-
-def product(matrix: Any, basis: Float[np.ndarray, "n r"]) -> Float[np.ndarray, "m r"]:
-    """matrix @ basis, in float64 if the matrix is and else in float32, each entry rounded once."""
     dtype = np.float64 if matrix.dtype == np.float64 else np.float32
-    result = np.empty((len(matrix), basis.shape[1]), dtype)
-    for begin in range(0, len(matrix), BLOCK):
-        some = slice(begin, begin + BLOCK)
-        result[some] = np.asarray(matrix[some], np.float64) @ basis
-    return result
+    size = np.ldexp(1.0, np.frexp(np.max(np.abs(basis), axis=0))[1])  # whatever the weights' units
+    left, right = np.asarray(matrix, dtype) @ (basis / size).astype(dtype), (basis * size).T @ gram
+    _, shifted = balanced(np.stack([left.max(axis=0), left.min(axis=0)]), right)  # without a copy of the left factor
+    shift = np.max(np.abs(right), axis=1) / np.maximum(np.max(np.abs(shifted), axis=1), np.finfo(np.float64).tiny)
+    left *= shift.astype(dtype)
+    return Decomposed(found.squares, left.astype(matrix.dtype, copy=False), shifted.astype(matrix.dtype))

@@ -36,11 +36,12 @@ class Lookup:
 class Captured(NamedTuple):
     """A model's output, what enters its layers, and how a gradient of the output reaches what leaves them.
 
+    inputs: by path, (batch, time, in), or a `Lookup`.
     deltas: (gradient of a scalar with respect to the output) -> its gradients with respect to the layers' outputs.
     """
 
     output: Any
-    inputs: dict[str, Float[Array, "batch time in"] | Lookup]
+    inputs: dict[str, Any]
     deltas: Callable[[Any], dict[str, Float[Array, "batch time out"]]]
 
 
