@@ -14,6 +14,8 @@ from bert_adapter.checkpoint.names import SCHEMA, low_rank
 from bert_adapter.decompositions import Decompositions, check_of, chosen_signal, decompositions, restricted
 from bert_adapter.factorisation import KernelReport, factorise
 from bert_adapter.families import predictive
+from bert_adapter.files import check_writable
+from bert_adapter.healing import Healing, HealingPlan, follow, healing_plan
 from bert_adapter.importance.gradients import Gradients, Loss, check_gradients
 from bert_adapter.importance.sums import Importance, check_texts
 from bert_adapter.kernels import Shapes, choose_ranks, select_kernels
@@ -39,6 +41,7 @@ class Report(NamedTuple):
       in units of the loss.
     reliability: by path, the share of what was measured, beyond what is simpler, that is no noise, in [0, 1]: the rest
       was shrunk towards what is simpler. It rises with the number of examples. Empty where it is not known.
+    healed: what `heal=` gained, if it was asked for.
 
     Example:
       >>> import bert_adapter
@@ -54,6 +57,7 @@ class Report(NamedTuple):
     seconds: dict[str, float]
     predicted: float | None = None
     reliability: Mapping[str, float] = {}
+    healed: Healing | None = None
 
     @property
     def parameters_before(self) -> int:
@@ -93,6 +97,7 @@ def compress(
     seed: int = 0,
     file: str | Path | None = None,
     solver: Mapping[str, Any] | None = None,
+    heal: Iterable[Batch] | None = None,
     progress: bool = True,
 ) -> tuple[Any, Report]:
     """The model with its selected kernels factorised where that makes them smaller, and a report.
@@ -130,8 +135,11 @@ def compress(
       include, exclude: regular expressions that select kernels by path; by default all of the encoder, and of a model
         of your own all that can be factorised: those of Dense, DenseGeneral and Einsum, NNX's Linear and LinearGeneral.
       seed: of the random directions that stand in for labels.
-      file: what was measured is kept there, and a run that was killed goes on from it; see `measure_importance`.
+      file: what was measured is kept there, and a run that was killed goes on from it; see `measure_importance`. The
+        state of healing is kept beside it, in FILE.healing.
       solver: other options of `wlra.solve_batch` (tol, max_iters, ...).
+      heal: batches of texts without labels, thousands of them, on which the result is trained to the outputs of the
+        model as `bert_adapter.heal` does it by default.
       progress: whether there are bars on a terminal.
 
     Raises:
@@ -156,6 +164,7 @@ def compress(
     check_of(given, dense.params)
     batches = list(batches) if is_own(dense) else batches
     check_texts(given, batches if isinstance(batches, Sequence) else ())
+    healing = None if heal is None else to_heal(dense, heal, file)
     shapes = select_kernels(dense, include, exclude, batch=next(iter(batches), None) if is_own(dense) else None)
     ranks, predicted = None if rank is None else choose_ranks(shapes, rank), None
     if budget is not None:
@@ -181,7 +190,30 @@ def compress(
     done = {"method": solved_by.name, "signal": chosen.name, "seconds": stages(clock)}
     report = Report(kernels, **done, predicted=predicted, reliability=known.reliability)
     config = dense.config | {"low_rank": section(dense, report, seed, known.calibration)}
-    return in_kind(model, dense._replace(params=params, config=config)), report
+    small = dense._replace(params=params, config=config)
+    if healing is not None:
+        small, report = healed(small, dense, healing, report, seed=seed, file=beside(file), progress=progress)
+    return in_kind(model, small), report
+
+
+def to_heal(dense: Model, batches: Iterable[Batch], file: str | Path | None) -> HealingPlan:
+    """The texts to heal on, once it is known that they fit, and that the state can be kept."""
+    if (state := beside(file)) is not None:
+        check_writable(state)
+    return healing_plan(dense, dense, batches)
+
+
+def healed(
+    small: Model, dense: Model, plan: HealingPlan, report: Report, *, seed: int, file: Path | None, progress: bool
+) -> tuple[Model, Report]:
+    """The model after `heal`, and the report with what that gained."""
+    small, gained = follow(small, dense, plan, seed=seed, file=file, progress=progress)
+    return small, report._replace(healed=gained, seconds=report.seconds | {"heal": gained.seconds})
+
+
+def beside(file: str | Path | None) -> Path | None:
+    """The file of the state of healing, beside that of what was measured."""
+    return None if file is None else Path(file).with_name(f"{Path(file).name}.healing")
 
 
 def decomposed(

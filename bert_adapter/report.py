@@ -23,7 +23,7 @@ def summary(report: Report) -> str:
     if report.dense:
         why = "since factors would not be smaller at the rank planned or given"
         text += f" {len(report.dense)} stay dense, {why}: {report.dense}."
-    return text
+    return text if report.healed is None else f"{text} {report.healed}"
 
 
 def kernel_table(report: Report) -> list[list[str]]:
@@ -72,6 +72,7 @@ def as_text(table: list[list[str]]) -> str:
 def write_json(path: Path, report: Report, fidelities: Mapping[str, Fidelity]) -> None:
     """`path` holds the same numbers for programs."""
     kernels = [kernel._asdict() for kernel in report.kernels]
-    content: dict[str, Any] = report._asdict() | {"kernels": kernels}
+    healed = None if report.healed is None else report.healed._asdict()
+    content: dict[str, Any] = report._asdict() | {"kernels": kernels, "healed": healed}
     content |= {"fidelity": {name: value._asdict() for name, value in fidelities.items()}}
     write_text(path, json.dumps(content, indent=1))
