@@ -10,6 +10,7 @@ from bert_adapter.factorisation import KernelReport, factorise, merge
 from bert_adapter.families import FAMILIES
 from bert_adapter.families.family import Family
 from bert_adapter.heads import with_head, without_head
+from bert_adapter.healing import Healing, heal
 from bert_adapter.importance.measure import measure_importance
 from bert_adapter.importance.storage import load_importance, save_importance
 from bert_adapter.importance.sums import Importance
@@ -47,6 +48,7 @@ __all__ = [
     "Decompositions",
     "Engine",
     "Family",
+    "Healing",
     "Importance",
     "KernelReport",
     "LabelledTexts",
@@ -68,6 +70,7 @@ __all__ = [
     "factorised",
     "finetune",
     "forward",
+    "heal",
     "labelled_batches",
     "load",
     "load_importance",

@@ -32,6 +32,8 @@ EPILOG = """examples:
       keep 70 % of the whole checkpoint's bytes, at ranks that are multiples of 8
   bert-adapter compress ./my-model --rank 96 --text my-sentences.txt -o small --include 'intermediate|output/dense'
       rank 96 in the feed-forward and output kernels only
+  bert-adapter heal bert-half --teacher bert-base-uncased --text many-sentences.txt -o bert-healed
+      train it, without labels, until it no longer comes nearer to what the dense model makes of other sentences
   bert-adapter finetune bert-half --data train.tsv --dev dev.tsv --teacher bert-base-uncased-on-the-task -o bert-tuned
       train it on labelled rows, and on what a dense model says about them
   bert-adapter export bert-half -o bert-half-onnx --to onnx --dtype int8
@@ -71,6 +73,8 @@ def parser() -> argparse.ArgumentParser:
     add_places(compress)
     add_size(compress.add_argument_group("how small"))
     add_weights(compress.add_argument_group("what counts"))
+    heal = commands.add_parser("heal", help="train a compressed checkpoint to a dense one's outputs, without labels")
+    add_heal(heal)
     finetune = commands.add_parser(
         "finetune", help="train a checkpoint on labelled rows", epilog=heads_text(), formatter_class=formatter
     )
@@ -135,6 +139,13 @@ def add_places(compress: Any) -> None:
         metavar="FILE",
         help="keep what is measured in FILE, and go on from it with the same model and sentences",
     )
+    compress.add_argument(
+        "--heal",
+        type=Path,
+        metavar="FILE",
+        help="then train the result to the model's outputs on these sentences, as the command heal does; --file keeps "
+        "the state of that in FILE.healing",
+    )
     compress.add_argument("--batch-size", type=int, default=16, help="sentences at a time (%(default)s)")
     compress.add_argument("--max-length", type=int, help="tokens per sentence at most (what the model declares)")
 
@@ -195,6 +206,27 @@ def add_weights(group: Any) -> None:
     )
     group.add_argument("--method", choices=wlra.METHODS, help="of the solver (the one that fits the signal)")
     group.add_argument("--seed", type=int, default=0, help="of the random directions in place of labels (%(default)s)")
+
+
+def add_heal(heal: Any) -> None:
+    """What follows what, on which texts, and how."""
+    heal.add_argument("model", metavar="DIR", help="the compressed model: a directory, or a name on the Hub")
+    heal.add_argument("--teacher", required=True, metavar="DENSE", help="the dense model that it was made of")
+    heal.add_argument(
+        "--text", type=Path, required=True, metavar="FILE", help="as compress's --text; thousands, like those to come"
+    )
+    heal.add_argument(
+        "--heldout", type=Path, metavar="FILE", help="other texts, which say when to stop (one of 16 of --text's)"
+    )
+    heal.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the new checkpoint")
+    heal.add_argument("--epochs", type=int, help="passes over the texts at most (by their number)")
+    heal.add_argument("--learning-rate", type=float, help="the highest, of AdamW (by the number of texts)")
+    heal.add_argument("--batch-size", type=int, help="texts at a time (by their number)")
+    heal.add_argument("--max-length", type=int, help="tokens of a text at most (what the model declares)")
+    heal.add_argument("--seed", type=int, default=0, help="of the order of the texts (%(default)s)")
+    heal.add_argument(
+        "--file", type=Path, metavar="FILE", help="keep the state in FILE until all is saved, and go on from it"
+    )
 
 
 def add_finetune(tune: Any) -> None:

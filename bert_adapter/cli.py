@@ -54,7 +54,7 @@ PASSED_ON = (*SIZE, "include", "exclude", "embeddings", "signal", "gradients", "
 def run_compress(options: argparse.Namespace) -> None:
     """A checkpoint that is compressed, with a report beside it."""
     from bert_adapter.checkpoint import load, save
-    from bert_adapter.compressing import check_signal, check_size, compress
+    from bert_adapter.compressing import beside, check_signal, check_size, compress
     from bert_adapter.families import output_of
     from bert_adapter.kernels import check_pattern
     from bert_adapter.outputs import OUTPUTS
@@ -74,7 +74,7 @@ def run_compress(options: argparse.Namespace) -> None:
     check_drawing()
     output = options.output.expanduser().resolve()
     page = options.report or output.with_name(f"{output.name}.html")
-    read = {"--text": options.text, "--trim": options.trim}
+    read = {"--text": options.text, "--trim": options.trim, "--heal": options.heal}
     check_places({"DIR": options.model}, read, {"--report": page, "--file": options.file}, output)
     model = load(options.model)
     texts = OUTPUTS[output_of(model.module)].texts(options.text)
@@ -83,10 +83,14 @@ def run_compress(options: argparse.Namespace) -> None:
     say(f"{options.model}: compressing on {len(texts)} texts")
     batches = text_batches(model, texts, options.batch_size, options.max_length)
     how: dict[str, Any] = {name: getattr(options, name) for name in PASSED_ON}
-    small, report = compress(model, batches, **how | ({"of": measured_latency(model, options)} if latency else {}))
+    how |= {"of": measured_latency(model, options)} if latency else {}
+    heal = texts_of(model, options.heal, options) if options.heal else None
+    small, report = compress(model, batches, heal=heal, **how)
     say(f"{as_text(kernel_table(report))}\n\n{summary(report)}")
     with or_kept("what was measured", options.file):
         save(small, output, dtype=options.dtype)
+    if options.heal and options.file:
+        beside(options.file).unlink()
     say(f"saved {options.output}")
     write_page(page, f"{options.model}, compressed", report)
     say(f"report: {page}")
@@ -131,6 +135,42 @@ def check_dtype(options: argparse.Namespace) -> None:
         raise ValueError("--dtype: got one with --of bytes, which chooses it for each matrix: wanted either")
 
 
+def texts_of(model: Any, file: Path, options: argparse.Namespace) -> Any:
+    """Batches of the texts in a file, as many at a time as `heal` can deal anew."""
+    from bert_adapter.families import output_of
+    from bert_adapter.outputs import OUTPUTS
+    from bert_adapter.text import text_batches
+
+    return text_batches(model, OUTPUTS[output_of(model.module)].texts(file), max_length=options.max_length)
+
+
+def run_heal(options: argparse.Namespace) -> None:
+    """A compressed checkpoint that is trained to a dense one's outputs."""
+    from bert_adapter.checkpoint import load, save
+    from bert_adapter.families import output_of
+    from bert_adapter.healing import heal
+    from bert_adapter.outputs import OUTPUTS
+    from bert_adapter.places import check_places
+
+    check_numbers(options)
+    files = {"--text": options.text, "--heldout": options.heldout}
+    check_places({"DIR": options.model, "--teacher": options.teacher}, files, {"--file": options.file}, options.output)
+    small, dense = load(options.model), load(options.teacher)
+    texts = OUTPUTS[output_of(small.module)].texts(options.text)
+    check_tokens(small, dense, texts, options.max_length, of="--text")
+    say(f"{options.model}: healing on {len(texts)} texts")
+    batches = texts_of(small, options.text, options)
+    heldout = texts_of(small, options.heldout, options) if options.heldout else None
+    how = {name: getattr(options, name) for name in ("epochs", "learning_rate", "batch_size", "seed", "file")}
+    healed, gained = heal(small, dense, batches, heldout=heldout, **how)
+    say(str(gained))
+    with or_kept("the state of the training", options.file):
+        save(healed, options.output)
+    if options.file:
+        options.file.unlink()
+    say(f"saved {options.output}")
+
+
 def run_finetune(options: argparse.Namespace) -> None:
     """A checkpoint that is trained, with its scores if there are rows for that."""
     from bert_adapter.checkpoint import load, save
@@ -157,7 +197,7 @@ def run_finetune(options: argparse.Namespace) -> None:
         say(f"{options.model}, {was}, gets a new head of {count} output{'s' * (count > 1)}: {OUTPUTS[head].about}")
     if dev:
         checked_examples(model, dev, options.max_length)
-    check_tokens(model, teacher, rows.texts, options.max_length)
+    check_tokens(model, teacher, rows.texts, options.max_length, of="--data")
     batches = labelled_batches(model, rows, options.batch_size, options.max_length)
     if dev and model is loaded:
         say(f"before: {figures(score(model, dev, max_length=options.max_length))}")
@@ -210,6 +250,7 @@ def run_bench(options: argparse.Namespace) -> None:
 COMMANDS = {
     "demo": run_demo,
     "compress": run_compress,
+    "heal": run_heal,
     "finetune": run_finetune,
     "export": run_export,
     "bench": run_bench,
@@ -236,7 +277,7 @@ def check_numbers(options: argparse.Namespace) -> None:
             raise ValueError(f"--{name.replace('_', '-')}: got {value}, wanted {least} to {most}")
 
 
-def check_tokens(model: Any, teacher: Any, texts: Any, length: int | None) -> None:
+def check_tokens(model: Any, teacher: Any, texts: Any, length: int | None, *, of: str) -> None:
     """A ValueError if a teacher cuts texts into other tokens than the model, whose tokens it is given."""
     from bert_adapter.text import text_batches
 
@@ -245,7 +286,7 @@ def check_tokens(model: Any, teacher: Any, texts: Any, length: int | None) -> No
     first = [text_batches(one, texts[:100], 100, length or 128) for one in (model, teacher)]
     ids = [[batch["input_ids"].tolist() for batch in batches] for batches in first]
     if ids[0] != ids[1]:
-        raise ValueError("--teacher: got a model that cuts the texts of --data into other tokens, wanted the same ones")
+        raise ValueError(f"--teacher: got a model that cuts the texts of {of} into other tokens, wanted the same ones")
 
 
 @contextmanager

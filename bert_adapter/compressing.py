@@ -15,6 +15,8 @@ from bert_adapter.checkpoint.names import SCHEMA, WITH_DTYPES, dtypes_of, low_ra
 from bert_adapter.decompositions import Decompositions, check_of, chosen_signal, decompositions, restricted
 from bert_adapter.factorisation import KernelReport, factorise
 from bert_adapter.families import predictive
+from bert_adapter.files import check_writable
+from bert_adapter.healing import Healing, HealingPlan, follow, healing_plan
 from bert_adapter.importance.gradients import Gradients, Loss, check_gradients
 from bert_adapter.importance.sums import Importance, check_texts
 from bert_adapter.kernels import Shapes, choose_ranks, select_kernels, tables_of
@@ -44,6 +46,7 @@ class Report(NamedTuple):
       was shrunk towards what is simpler. It rises with the number of examples. Empty where it is not known.
     tokens: by path, of factorised tables, how many of their rows the texts looked up, and what the others lose.
     dtypes: by path, the layers that a plan of bytes stores in fewer bits.
+    healed: what `heal=` gained, if it was asked for.
 
     Example:
       >>> import bert_adapter
@@ -61,6 +64,7 @@ class Report(NamedTuple):
     reliability: Mapping[str, float] = {}
     tokens: Mapping[str, Tokens] = {}
     dtypes: Mapping[str, str] = {}
+    healed: Healing | None = None
 
     @property
     def parameters_before(self) -> int:
@@ -101,6 +105,7 @@ def compress(
     seed: int = 0,
     file: str | Path | None = None,
     solver: Mapping[str, Any] | None = None,
+    heal: Iterable[Batch] | None = None,
     progress: bool = True,
 ) -> tuple[Any, Report]:
     """The model with its selected kernels factorised where that makes them smaller, and a report.
@@ -141,8 +146,11 @@ def compress(
       embeddings: the table of words (vocabulary, width) too. It becomes `left` (vocabulary, k), in which words are
         looked up, and `right` (k, width). `budget` is then a share of the kernels and the table.
       seed: of the random directions that stand in for labels.
-      file: what was measured is kept there, and a run that was killed goes on from it; see `measure_importance`.
+      file: what was measured is kept there, and a run that was killed goes on from it; see `measure_importance`. The
+        state of healing is kept beside it, in FILE.healing.
       solver: other options of `wlra.solve_batch` (tol, max_iters, ...).
+      heal: batches of texts without labels, thousands of them, on which the result is trained to the outputs of the
+        model as `bert_adapter.heal` does it by default.
       progress: whether there are bars on a terminal.
 
     Raises:
@@ -166,6 +174,7 @@ def compress(
     check_of(given, dense.params)
     batches = list(batches) if is_own(dense) else batches
     check_texts(given, batches if isinstance(batches, Sequence) else ())
+    healing = None if heal is None else to_heal(dense, heal, file)
     first = next(iter(batches), None) if is_own(dense) else None
     shapes = select_kernels(dense, include, exclude, embeddings=embeddings or of == "bytes", batch=first)
     check_tables(chosen, solved_by, tables_of(dense, shapes))
@@ -195,13 +204,36 @@ def compress(
     done |= {"predicted": predicted, "reliability": known.reliability, "tokens": known.tokens, "dtypes": dtypes}
     report = Report(kernels, **done)
     config = dense.config | {"low_rank": section(dense, report, seed, known.calibration)}
-    return in_kind(model, dense._replace(params=as_stored(params, dtypes), config=config)), report
+    small = dense._replace(params=params, config=config)
+    if healing is not None:
+        small, report = healed(small, dense, healing, report, seed=seed, file=beside(file), progress=progress)
+    return in_kind(model, small._replace(params=as_stored(small.params, dtypes))), report
 
 
 def check_given(given: Any, file: Any, gradients: Any) -> None:
     """A ValueError for what is of a measurement, where one is given."""
     if given is not None and (file is not None or gradients is not None):
         raise ValueError("file and gradients are for what is measured, and importance has been: wanted either")
+
+
+def to_heal(dense: Model, batches: Iterable[Batch], file: str | Path | None) -> HealingPlan:
+    """The texts to heal on, once it is known that they fit, and that the state can be kept."""
+    if (state := beside(file)) is not None:
+        check_writable(state)
+    return healing_plan(dense, dense, batches)
+
+
+def healed(
+    small: Model, dense: Model, plan: HealingPlan, report: Report, *, seed: int, file: Path | None, progress: bool
+) -> tuple[Model, Report]:
+    """The model after `heal`, and the report with what that gained."""
+    small, gained = follow(small, dense, plan, seed=seed, file=file, progress=progress)
+    return small, report._replace(healed=gained, seconds=report.seconds | {"heal": gained.seconds})
+
+
+def beside(file: str | Path | None) -> Path | None:
+    """The file of the state of healing, beside that of what was measured."""
+    return None if file is None else Path(file).with_name(f"{Path(file).name}.healing")
 
 
 def decomposed(

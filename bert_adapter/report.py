@@ -31,7 +31,7 @@ def summary(report: Report) -> str:
     if report.dense:
         why = "since factors would not be smaller at the rank planned or given"
         text += f" {len(report.dense)} stay dense, {why}: {report.dense}."
-    return text
+    return text if report.healed is None else f"{text} {report.healed}"
 
 
 def words_of(kernel: KernelReport, tokens: Tokens) -> str:
@@ -90,6 +90,7 @@ def write_json(path: Path, report: Report, fidelities: Mapping[str, Fidelity]) -
     """`path` holds the same numbers for programs."""
     kernels = [kernel._asdict() for kernel in report.kernels]
     tokens = {path: {"seen": each.seen, "rows": each.rows, "prior": each.prior} for path, each in report.tokens.items()}
-    content: dict[str, Any] = report._asdict() | {"kernels": kernels, "tokens": tokens}
+    healed = None if report.healed is None else report.healed._asdict()
+    content: dict[str, Any] = report._asdict() | {"kernels": kernels, "tokens": tokens, "healed": healed}
     content |= {"fidelity": {name: value._asdict() for name, value in fidelities.items()}}
     write_text(path, json.dumps(content, indent=1))

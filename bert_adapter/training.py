@@ -3,39 +3,35 @@
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from bert_adapter.batches import check_weights, labelled
 from bert_adapter.families import predictive
-from bert_adapter.files import check_writable, read_arrays, read_metadata, write_arrays
+from bert_adapter.files import check_writable
 from bert_adapter.importance.fingerprint import of_arrays, of_function, of_params
 from bert_adapter.layers.capture import Batch, Forward
 from bert_adapter.losses import TaskLoss, distillation, task_loss
 from bert_adapter.model import Model, check_batch, forward, is_own, training_forward
 from bert_adapter.progress import track
+from bert_adapter.steps import (
+    SAVE_EVERY,
+    State,
+    adamw,
+    batch_order,
+    check_range,
+    learning_rates,
+    resumed,
+    save_state,
+    step_function,
+)
 
-SAVE_EVERY = 60.0  # seconds between two states of a training that may be killed
 TEMPERATURE = 2.0  # at which a teacher's classes are followed
-
-
-class State(NamedTuple):
-    """Everything that the next step depends on.
-
-    run: by name, fingerprints of what is the same in all steps.
-    """
-
-    params: Any
-    moments: Any  # the optimiser's
-    step: int
-    run: Mapping[str, str] = {}
 
 
 class Recipe(NamedTuple):
@@ -52,6 +48,15 @@ class Recipe(NamedTuple):
     loss: Callable[[Any, Batch], Float[Array, " batch"]]
     distil: float
     weight_decay: float
+
+    def __call__(self, params: Any, taught: Any, batch: Batch, key: Any) -> Float[Array, " batch"]:
+        """The loss of each example, with the teacher's parameters beside."""
+        output = self.run(params, batch, key)
+        each = self.loss(output, batch)
+        if self.teach is None:
+            return each
+        wanted = jax.lax.stop_gradient(self.teach(taught, batch))
+        return (1 - self.distil) * each + self.distil * self.apart(output, wanted, batch)
 
 
 def finetune(
@@ -127,7 +132,7 @@ def finetune(
         batch = {name: jnp.asarray(array) for name, array in batches[order[number]].items()}
         key = jax.random.fold_in(jax.random.key(seed), number)
         learnt = state.params, state.moments
-        (params, moments), value = advance(learnt, taught=taught, batch=batch, key=key, rate=rates[number])
+        (params, moments), value = advance(learnt, beside=taught, batch=batch, key=key, rate=rates[number])
         state, history[number] = State(params, moments, number + 1, run), float(value)
         if not np.isfinite(history[number]):
             raise FloatingPointError(f"the loss is {history[number]} in step {number + 1}: try a lower learning_rate")
@@ -148,12 +153,6 @@ def loss_for(model: Model) -> TaskLoss:
     return task_loss(model.module)
 
 
-def check_range(name: str, value: float | int, least: int, most: int) -> None:
-    """A ValueError if the value cannot be."""
-    if not least <= value <= most:
-        raise ValueError(f"{name} must be in [{least}, {most}]; got {value}")
-
-
 def check_batches(model: Model, teacher: Model | None, batches: Sequence[Batch], loss: Callable) -> None:
     """A ValueError for batches, or a teacher, that the model cannot be trained with."""
     for number, batch in enumerate(batches):
@@ -162,12 +161,17 @@ def check_batches(model: Model, teacher: Model | None, batches: Sequence[Batch],
         if not check_weights(batch, f"batch {number}").any():
             raise ValueError(f"batch {number}: got no row that counts, wanted some of weight above 0")
     if teacher is not None:
-        kinds = [predictive(one.module) for one in (model, teacher)]
-        shapes = [jax.eval_shape(forward(one), one.params, batches[0]).shape for one in (model, teacher)]
-        if shapes[0] != shapes[1]:
-            raise ValueError(f"teacher: got outputs of shape {shapes[1]}, wanted those of the model, {shapes[0]}")
-        if kinds[0] != kinds[1]:
-            raise ValueError(f"teacher: got outputs that are {kinds[1]}, wanted {kinds[0]} as the model's are")
+        check_teacher(model, teacher, batches[0])
+
+
+def check_teacher(model: Model, teacher: Model, batch: Batch) -> None:
+    """A ValueError if the outputs of a teacher are not of the shape, or do not mean what the model's do."""
+    kinds = [predictive(one.module) for one in (model, teacher)]
+    shapes = [jax.eval_shape(forward(one), one.params, batch).shape for one in (model, teacher)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"teacher: got outputs of shape {shapes[1]}, wanted those of the model, {shapes[0]}")
+    if kinds[0] != kinds[1]:
+        raise ValueError(f"teacher: got outputs that are {kinds[1]}, wanted {kinds[0]} as the model's are")
 
 
 def fingerprints(
@@ -198,82 +202,3 @@ def recipe_for(model: Model, teacher: Model | None, *, loss: Callable, distil: f
         distil=0.0 if teacher is None else distil,
         weight_decay=weight_decay,
     )
-
-
-def batch_order(seed: int, epochs: int, count: int) -> Int[np.ndarray, " steps"]:
-    """The batch of each step: every epoch has all of them, in an order of its own."""
-    return np.concatenate([np.random.default_rng([seed, epoch]).permutation(count) for epoch in range(epochs)])
-
-
-def learning_rates(highest: float, warmup: int, total: int) -> Float[np.ndarray, " steps"]:
-    """The rate of each step: from zero up to the highest in `warmup` steps, then down to zero in the others."""
-    step = np.arange(total)
-    share = np.where(step < warmup, step / max(warmup, 1), (total - step) / max(total - warmup, 1))
-    return (highest * share).astype(np.float32)
-
-
-def adamw(weight_decay: float) -> optax.GradientTransformation:
-    """The direction of a step of AdamW: `optax.adamw` without its learning rate, of gradients that are cut to 1."""
-
-    def matrices(params: Any) -> Any:
-        return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
-
-    decay = optax.add_decayed_weights(weight_decay, matrices)
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(), decay)
-
-
-@lru_cache(maxsize=16)
-def step_function(recipe: Recipe) -> Callable:
-    """The compiled step: ((params, moments), teacher's params, batch, key, rate) -> ((params, moments), loss)."""
-    optimiser = adamw(recipe.weight_decay)
-
-    def objective(params: Any, taught: Any, batch: Batch, key: Array) -> Float[Array, ""]:
-        output = recipe.run(params, batch, key)
-        each = recipe.loss(output, batch)
-        if recipe.teach is not None:
-            wanted = jax.lax.stop_gradient(recipe.teach(taught, batch))
-            each = (1 - recipe.distil) * each + recipe.distil * recipe.apart(output, wanted, batch)
-        weights = batch.get("weights", jnp.ones(each.shape, each.dtype))
-        return jnp.sum(weights * each) / jnp.sum(weights)
-
-    def step(learnt: tuple[Any, Any], taught: Any, batch: Batch, key: Array, rate: Any) -> tuple[Any, Any]:
-        params, moments = learnt
-        value, gradients = jax.value_and_grad(objective)(params, taught, batch, key)
-        with jax.numpy_dtype_promotion("standard"):  # optax counts steps in integers
-            directions, moments = optimiser.update(gradients, moments, params)
-        updates = jax.tree.map(lambda direction: -rate.astype(direction.dtype) * direction, directions)
-        return (optax.apply_updates(params, updates), moments), value
-
-    return jax.jit(step, donate_argnums=0)
-
-
-def save_state(state: State, history: np.ndarray, file: Path) -> None:
-    """The file holds the state as `resumed` reads it, or what it held before."""
-    leaves = jax.device_get(jax.tree.leaves((state.params, state.moments)))
-    arrays = {f"{i:05d}": leaf for i, leaf in enumerate(leaves)}
-    about = {"step": str(state.step), "run": json.dumps(dict(state.run))}
-    write_arrays(file, arrays | {"history": history}, about)
-
-
-def resumed(fresh: State, history: np.ndarray, file: str | Path | None) -> tuple[State, np.ndarray]:
-    """The state and the losses that the file holds, if there is one; else the fresh ones."""
-    if file is None or not Path(file).exists():
-        return fresh, history
-    leaves, structure = jax.tree.flatten((fresh.params, fresh.moments))
-    metadata, names = read_metadata(file, "the state of a training")
-    if not {"step", "run"} <= metadata.keys():
-        raise ValueError(f"{file}: wanted the state of a training; got {names[:3]}")
-    arrays = read_arrays(file, "the state of a training")
-    losses = arrays.pop("history")
-    found = [arrays[name] for name in sorted(arrays)]
-    run = json.loads(metadata["run"])
-    others = [f"another {name}" for name, value in fresh.run.items() if run.get(name) != value]
-    same = [leaf.shape for leaf in found] == [np.shape(leaf) for leaf in leaves] and losses.shape == history.shape
-    if others or not same:
-        how = ", ".join(others) or "other shapes"
-        raise ValueError(
-            f"{file} holds the state of another training, of {len(losses)} steps ({how}): name another file, or delete "
-            f"this one"
-        )
-    params, moments = jax.tree.unflatten(structure, [jnp.asarray(leaf) for leaf in found])
-    return State(params, moments, int(metadata["step"]), run), losses

@@ -1,0 +1,371 @@
+"""Training without labels: a small model follows the dense one on texts, as long as that helps on other texts."""
+
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from bert_adapter.files import check_writable
+from bert_adapter.importance.fingerprint import of_arrays, of_function, of_params
+from bert_adapter.kinds import as_model, in_kind
+from bert_adapter.layers.capture import Batch, Forward
+from bert_adapter.losses import distillation
+from bert_adapter.model import Model, check_batch, is_own
+from bert_adapter.model import forward as function_of
+from bert_adapter.pools import Deal, Pool, batch_of, count_of, dealt, epochs_of, held_out, pools_of
+from bert_adapter.progress import track
+from bert_adapter.steps import (
+    SAVE_EVERY,
+    State,
+    adamw,
+    check_range,
+    learning_rates,
+    resumed,
+    save_state,
+    step_function,
+)
+from bert_adapter.training import check_teacher
+from bert_adapter.values import check_finite
+
+HELD_OUT = (16, 512)  # one of so many rows is held out, and no more than that many
+LOOKS = 12  # how often the held-out loss is measured in a run
+PATIENCE = 3  # so many looks without a lower one end the run
+WARMUP = 0.1  # the share of the steps in which the rate rises
+KEPT_BYTES = 2**28  # outputs of the dense model that are kept rather than computed in each epoch
+FROZEN = "embedding"  # the name of tables, most of whose rows the texts do not touch
+
+
+class Healing(NamedTuple):
+    """What healing gained.
+
+    before, after: the mean distance from the dense model's outputs on the texts that were held out: the divergence of
+      its predictions, or half the squared distance. `after` is never above `before`.
+    kept: the step whose parameters were kept; 0 for those that were given.
+    steps: how many were done.
+    losses: by the step, the held-out loss.
+    texts, heldout: how many were trained on, and held out.
+
+    Example:
+      >>> import bert_adapter
+      >>> bert_adapter.Healing(0.5, 0.2, 90, 100, losses={0: 0.5, 90: 0.2}, texts=800, heldout=50, seconds=9.0)
+      Healing: 0.5 became 0.2 on 50 texts held out, after 90 of 100 steps on 800 others, in 9 s.
+    """
+
+    before: float
+    after: float
+    kept: int
+    steps: int
+    losses: Mapping[int, float]
+    texts: int
+    heldout: int
+    seconds: float
+
+    def __repr__(self) -> str:
+        """A sentence."""
+        done = f"of {self.steps} steps on {self.texts:,} others, in {self.seconds:.0f} s"
+        where = f"on {self.heldout:,} texts held out"
+        if not self.kept:
+            return f"Healing: nothing gained: {self.before:.4g} {where}, not less after any {done}."
+        return f"Healing: {self.before:.4g} became {self.after:.4g} {where}, after {self.kept} {done}."
+
+
+class Recipe(NamedTuple):
+    """The loss of each example: how far the output is from that of the dense model, which comes with the batch."""
+
+    run: Forward
+    apart: Callable[..., Float[Array, " batch"]]
+    weight_decay: float = 0.0
+
+    def __call__(self, params: Any, beside: Any, batch: Batch, key: Any = None) -> Float[Array, " batch"]:
+        """Beside the parameters that are trained: those that are not, and the dense model's outputs."""
+        frozen, wanted = beside
+        return self.apart(self.run(joined(params, frozen), batch), wanted, batch)
+
+
+class Texts(NamedTuple):
+    """Rows of one shape together, and what the dense model makes of each pool, where there is room for that."""
+
+    pools: list[Pool]
+    outputs: list[np.ndarray | None]
+    teach: Callable[[Batch], Any]
+
+    def batch(self, deal: Deal) -> tuple[Batch, Any]:
+        """A batch and what the dense model makes of it."""
+        batch, outputs = batch_of(self.pools, deal), self.outputs[deal.pool]
+        return batch, self.teach(batch) if outputs is None else outputs[deal.rows]
+
+    @property
+    def count(self) -> int:
+        """How many rows."""
+        return sum(map(count_of, self.pools))
+
+
+def heal(
+    small: Any,
+    dense: Any,
+    batches: Iterable[Batch],
+    *,
+    heldout: Iterable[Batch] | None = None,
+    forward: Callable[..., Any] | None = None,
+    output: int | str | None = None,
+    epochs: int | None = None,
+    learning_rate: float | None = None,
+    batch_size: int | None = None,
+    seed: int = 0,
+    file: str | Path | None = None,
+    progress: bool = True,
+) -> tuple[Any, Healing]:
+    """The compressed model after training it to the dense model's outputs, no labels needed, and what that gained.
+
+    The loss is that of `loss_increase`: for embeddings and values half the squared distance; for labels, tokens and
+    answers the divergence of the predictions, at all visible tokens where there are several. AdamW without weight decay
+    or dropout, gradients cut to 1, a rate that rises and falls linearly. Trained are factors, biases, norms and what
+    else there is, but for the tables of embeddings. Some texts are held out; the parameters that do best on them are
+    returned, or those that were given: the held-out loss never rises. It ends early when that has not fallen for a
+    quarter of the run.
+
+    Args:
+      small: what `compress` returned, or another model, of any kind that `compress` takes.
+      dense: the model that it was made of, of the same kind. A `Model`, a directory or a name on the Hub too.
+      batches: as for `compress`, with more texts: thousands, like those that the model is to serve. Rows are dealt anew
+        in every epoch into batches of rows of one shape; "labels" do not matter, "weights" weigh rows.
+      heldout: other batches, to be held out. By default one of 16 rows, 512 at most, chosen by what they hold.
+      forward, output: of a model of your own, as for `compress`.
+      epochs, learning_rate, batch_size: by default chosen from the number of texts.
+      seed: of the order of the rows.
+      file: holds the state once a minute and whenever the held-out loss is measured; if it is there already, healing
+        goes on from it. Delete it once the result is saved.
+      progress: whether there is a bar on a terminal.
+
+    Raises:
+      ValueError: before work starts, for too few texts, a number that cannot be, a dense model whose outputs are of
+        another shape or meaning, or a file of another run or that cannot be written.
+      FloatingPointError: an output of either model is not finite at the start.
+
+    Example:
+        >>> import bert_adapter
+        >>> from bert_adapter.sample import sample_model
+        >>> dense = sample_model()
+        >>> small, _ = bert_adapter.compress(dense, [], rank=2, signal="svd")
+        >>> texts = ["a red fox runs", "a dog", "it runs far", "a fox"] * 16
+        >>> healed, gained = bert_adapter.heal(small, dense, bert_adapter.text_batches(dense, texts))
+        >>> gained.after < gained.before
+        True
+    """
+    if file is not None:
+        check_writable(Path(file))
+    model, teacher = (as_model(one, forward=forward, output=output) for one in (small, dense))
+    check_range("seed", seed, 0, 2**32 - 1)
+    plan = healing_plan(
+        model, teacher, batches, heldout, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size
+    )
+    healed, gained = follow(model, teacher, plan, seed=seed, file=file, progress=progress)
+    return in_kind(small, healed) if gained.kept else small, gained
+
+
+class HealingPlan(NamedTuple):
+    """What is trained on, and how, once it is known to fit the models."""
+
+    pools: list[Pool]
+    heldout: list[Pool]
+    epochs: int
+    learning_rate: float
+    batch_size: int
+
+
+def healing_plan(
+    model: Model,
+    teacher: Model,
+    batches: Iterable[Batch],
+    heldout: Iterable[Batch] | None = None,
+    *,
+    epochs: int | None = None,
+    learning_rate: float | None = None,
+    batch_size: int | None = None,
+) -> HealingPlan:
+    """The texts and the numbers, those that are not given chosen; a ValueError for what cannot be."""
+    listed, others = list(batches), None if heldout is None else list(heldout)
+    for name, each in (("batches", listed), ("heldout", others)):
+        if each is not None and not each:
+            raise ValueError(f"{name}: got none, wanted at least one")
+    for number, batch in enumerate(listed + (others or [])):
+        for one in (model, teacher):
+            check_batch(function_of(one), batch, number)
+    check_tables(model, teacher)
+    check_teacher(model, teacher, listed[0])
+    leave_out = () if is_own(model) else ("labels",)
+    pools = pools_of(listed, leave_out)
+    count = sum(map(count_of, pools))
+    if others is None:
+        one_of, most = HELD_OUT
+        pools, held = held_out(pools, min(max(1, count // one_of), most))
+    else:
+        held = pools_of(others, leave_out)
+    count = sum(map(count_of, pools))
+    chosen = defaults(count)
+    numbers = {"epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size}
+    given = {name: value for name, value in numbers.items() if value is not None}
+    for name, (least, most) in {"epochs": (1, 10**6), "learning_rate": (0, 1), "batch_size": (1, 10**6)}.items():
+        check_range(name, given.get(name, least), least, most)
+    plan = HealingPlan(pools, held, **chosen | given)
+    if count < plan.batch_size or not sum(map(count_of, held)):
+        raise ValueError(
+            f"batches: got {count} texts that count beside those held out, wanted at least {plan.batch_size}, a batch"
+        )
+    return plan
+
+
+def defaults(texts: int) -> dict[str, Any]:
+    """The epochs, the highest rate and the size of a batch for so many texts."""
+    return {"epochs": 3, "learning_rate": 1e-3, "batch_size": 64 if texts >= 2048 else 16}
+
+
+def check_tables(model: Model, teacher: Model) -> None:
+    """A ValueError unless both read token ids of one number."""
+    sizes = [dict(getattr(function_of(one), "sizes", ())).get("input_ids") for one in (model, teacher)]
+    if None not in sizes and sizes[0] != sizes[1]:
+        raise ValueError(f"dense: got a model of {sizes[1]} tokens, wanted {sizes[0]}, those of the compressed one")
+
+
+def follow(
+    model: Model, teacher: Model, plan: HealingPlan, *, seed: int, file: str | Path | None, progress: bool
+) -> tuple[Model, Healing]:
+    """The model with the parameters that did best on the texts held out, and what that gained."""
+    began = time.monotonic()
+    params, gained = followed(model, teacher, plan, seed=seed, file=file, progress=progress)
+    gained = gained._replace(seconds=time.monotonic() - began)
+    healed = model._replace(params=params, config=noted(model.config, gained))
+    return healed if gained.kept else model, gained
+
+
+def followed(
+    model: Model, teacher: Model, plan: HealingPlan, *, seed: int, file: str | Path | None, progress: bool
+) -> tuple[Any, Healing]:
+    """The parameters that did best on the texts held out, and what is known of the run, but for its seconds."""
+    recipe = Recipe(function_of(model), distillation(model.module, 1.0))
+    texts, held = (taught(teacher, pools, plan.batch_size) for pools in (plan.pools, plan.heldout))
+    trained, frozen = divided(jax.tree.map(jnp.array, model.params))  # copies: a step reuses the memory of the last
+    deals = list(epochs_of(plan.pools, plan.batch_size, plan.epochs, seed))
+    every = -(-len(deals) // LOOKS)
+    rates = learning_rates(plan.learning_rate, round(WARMUP * len(deals)), len(deals))
+    advance, look = step_function(recipe), looker(recipe, held, frozen, plan.batch_size)
+    if not np.isfinite(before := look(trained)):
+        raise FloatingPointError(f"the held-out loss is {before} to begin with: look at the outputs of both models")
+    run = {} if file is None else fingerprints(recipe, model, teacher, plan, seed)
+    moments = adamw(recipe.weight_decay).init(trained), jax.tree.map(jnp.copy, trained)
+    state, losses = resumed(State(trained, moments, 0, run), np.full(len(deals), np.nan, np.float32), file)
+    saved, key = time.monotonic(), jax.random.key(seed)
+    for number in track(range(state.step, len(deals)), "heal", progress):
+        if ended(before, losses):
+            break
+        (inner, best), (batch, wanted) = state.moments, texts.batch(deals[number])
+        learnt = state.params, inner
+        (params, inner), _ = advance(learnt, beside=(frozen, wanted), batch=batch, key=key, rate=rates[number])
+        if looked := (number + 1) % every == 0 or number + 1 == len(deals):
+            loss = look(params)
+            losses[number] = loss if np.isfinite(loss) else np.inf
+            best = jax.tree.map(jnp.copy, params) if best_of(before, losses)[0] == number + 1 else best
+        state = State(params, (inner, best), number + 1, run)
+        if file is not None and (looked or time.monotonic() - saved > SAVE_EVERY):
+            save_state(state, losses, Path(file))
+            saved = time.monotonic()
+    kept, after = best_of(before, losses)
+    found = {0: before} | {int(i) + 1: float(losses[i]) for i in np.flatnonzero(~np.isnan(losses))}
+    about = Healing(before, after, kept, state.step, found, texts=texts.count, heldout=held.count, seconds=0.0)
+    return jax.device_get(joined(state.moments[1], frozen)), about
+
+
+def best_of(before: float, losses: Float[np.ndarray, " steps"]) -> tuple[int, float]:
+    """The step after which the held-out loss was lowest, and that loss; 0 is before the first."""
+    step = int(np.nanargmin(np.append(np.float32(before), losses)))
+    return step, before if step == 0 else float(losses[step - 1])
+
+
+def ended(before: float, losses: Float[np.ndarray, " steps"]) -> bool:
+    """Whether the held-out loss is not finite, or was no lower for so long that the run ends."""
+    best = best_of(before, losses)[0]
+    return bool(np.isinf(losses).any() or np.sum(~np.isnan(losses[best:])) >= PATIENCE)
+
+
+def taught(teacher: Model, pools: list[Pool], size: int) -> Texts:
+    """The rows and what the dense model makes of them."""
+    run, params = jax.jit(function_of(teacher)), jax.device_put(teacher.params)
+    room, outputs = KEPT_BYTES, []
+    for number, pool in enumerate(pools):
+        first, *deals = dealt([pool], size)
+        found = [np.asarray(run(params, batch_of([pool], first)))]
+        check_finite(found[0], number, "the dense model")
+        room -= (wanted := found[0][0].nbytes * count_of(pool))
+        if room < 0:
+            room += wanted
+            outputs.append(None)
+            continue
+        found += [np.asarray(run(params, batch_of([pool], deal))) for deal in deals]
+        outputs.append(np.concatenate(found)[: count_of(pool)])
+    return Texts(pools, outputs, partial(run, params))
+
+
+def looker(recipe: Recipe, texts: Texts, frozen: Any, size: int) -> Callable[[Any], float]:
+    """(parameters) -> the mean loss on the texts."""
+    run, deals = compiled(recipe), dealt(texts.pools, size)
+    total = sum(float(pool["weights"].sum()) for pool in texts.pools)
+
+    def look(params: Any) -> float:
+        loss = 0.0
+        for deal in deals:
+            batch, wanted = texts.batch(deal)
+            loss += float(np.sum(batch["weights"] * np.asarray(run(params, (frozen, wanted), batch))))
+        return float(np.float32(loss / total))
+
+    return look
+
+
+@lru_cache(maxsize=16)
+def compiled(recipe: Recipe) -> Callable[..., Any]:
+    """The compiled loss of each example."""
+    return jax.jit(lambda params, beside, batch: recipe(params, beside, batch))
+
+
+def divided(params: Any) -> tuple[Any, Any]:
+    """The parameters that are trained, and the tables that are not; None stands where the others are."""
+
+    def chosen(tables: bool) -> Any:
+        def leaf_of(path: Any, leaf: Any) -> Any:
+            name = jax.tree_util.keystr(path[-1:], simple=True)
+            return leaf if (name == FROZEN) == tables else None
+
+        return jax.tree_util.tree_map_with_path(leaf_of, params)
+
+    return chosen(tables=False), chosen(tables=True)
+
+
+def joined(trained: Any, frozen: Any) -> Any:
+    """What `divided` has divided."""
+    return jax.tree.map(lambda a, b: b if a is None else a, trained, frozen, is_leaf=lambda leaf: leaf is None)
+
+
+def fingerprints(recipe: Recipe, model: Model, teacher: Model, plan: HealingPlan, seed: int) -> dict[str, str]:
+    """Of all that a run depends on, by the words for what differs."""
+    first = batch_of(plan.pools, dealt(plan.pools, plan.batch_size)[0])
+    return {
+        "model": of_params(model.params),
+        "module": of_function(recipe.run, model.params, first),
+        "dense model": of_params(teacher.params),
+        "texts": " ".join(map(of_arrays, [*plan.pools, *plan.heldout])),
+        "options": json.dumps([plan.epochs, plan.learning_rate, plan.batch_size, seed]),
+    }
+
+
+def noted(config: dict[str, Any], gained: Healing) -> dict[str, Any]:
+    """The config, whose section on what was factorised says what healing gained."""
+    if not config.get("low_rank"):
+        return config
+    names = ("texts", "heldout", "before", "after", "kept")
+    return config | {"low_rank": config["low_rank"] | {"healed": {name: getattr(gained, name) for name in names}}}

@@ -1,0 +1,281 @@
+"""A compressed model follows the dense one's outputs on texts, and is never further from them on those held out."""
+
+import functools
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+import bert_adapter
+from bert_adapter import healing
+from bert_adapter.checkpoint import load, save
+from bert_adapter.cli import main
+from bert_adapter.evaluate import loss_increase
+from bert_adapter.heads import with_head
+from bert_adapter.healing import best_of, divided, ended, joined
+from bert_adapter.pools import batch_of, count_of, dealt, held_out, pools_of
+
+TEXTS = tiny.rows().texts[:32]
+heal = partial(bert_adapter.heal, progress=False, batch_size=8, learning_rate=2e-2)
+
+
+@functools.cache
+def dense():
+    return tiny.model(size=0.3)
+
+
+@functools.cache
+def batches():
+    return bert_adapter.text_batches(dense(), TEXTS, batch_size=5)
+
+
+@functools.cache
+def others():
+    return bert_adapter.text_batches(dense(), tiny.rows().texts[32:], batch_size=8)
+
+
+@functools.cache
+def small():
+    return bert_adapter.compress(dense(), [], rank=4, signal="svd", progress=False)[0]
+
+
+@functools.cache
+def healed():
+    return heal(small(), dense(), batches(), heldout=others(), epochs=4)
+
+
+def test_the_loss_falls_on_texts_that_it_does_not_see():
+    model, gained = healed()
+    before, after = (loss_increase(dense(), one, others(), progress=False) for one in (small(), model))
+    np.testing.assert_allclose([gained.before, gained.after], [before, after], rtol=1e-4)
+    assert gained.after < 0.9 * gained.before
+    assert gained.kept in gained.losses
+    assert gained.losses[gained.kept] == gained.after == min(gained.losses.values())
+    assert (gained.texts, gained.heldout) == (32, 8)
+    assert f"{gained.after:.4g} on 8 texts held out" in repr(gained)
+
+
+def test_all_but_tables_moves_and_nothing_that_was_given():
+    given = bert_adapter.compress(dense(), [], rank=4, signal="svd", progress=False)[0]
+    for (path, leaf), (_, before), (_, same) in zip(
+        *(jax.tree_util.tree_leaves_with_path(one.params) for one in (healed()[0], small(), given)), strict=True
+    ):
+        np.testing.assert_array_equal(before, same)
+        table, pooler = "embedding'" in str(path[-1]), "pooler" in str(path)  # the pooler's output is not used
+        assert np.array_equal(leaf, before) == (table or pooler), path
+
+
+def test_parameters_come_back_bit_for_bit_if_nothing_is_gained():
+    model, gained = heal(healed()[0], dense(), batches(), heldout=others(), epochs=8, learning_rate=1.0)
+    assert model is healed()[0]
+    assert (gained.kept, gained.after) == (0, gained.before)
+    assert gained.steps < 32  # it ends early
+    assert "nothing gained" in repr(gained)
+
+
+def test_the_same_seed_gives_the_same_and_another_does_not():
+    again, other = (heal(small(), dense(), batches(), heldout=others(), epochs=4, seed=seed) for seed in (0, 1))
+    jax.tree.map(np.testing.assert_array_equal, again[0].params, healed()[0].params)
+    assert again[1].losses == healed()[1].losses != other[1].losses
+
+
+def test_a_run_that_was_killed_ends_where_another_one_does(tmp_path, monkeypatch):
+    file = tmp_path / "state"
+    monkeypatch.setattr(healing, "SAVE_EVERY", 0.0)
+    saved = healing.save_state
+
+    def killed(state, losses, file):
+        saved(state, losses, file)
+        if state.step == 7:
+            raise KeyboardInterrupt
+
+    run = partial(heal, dense=dense(), batches=batches(), heldout=others(), file=file)
+    monkeypatch.setattr(healing, "save_state", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(small(), epochs=4)
+    monkeypatch.setattr(healing, "save_state", saved)
+    again, gained = run(small(), epochs=4)
+    jax.tree.map(np.testing.assert_array_equal, again.params, healed()[0].params)
+    assert gained.losses == healed()[1].losses
+    monkeypatch.setattr(healing, "step_function", lambda recipe: lambda *_, **__: pytest.fail("it goes on"))
+    ended, _ = run(small(), epochs=4)
+    jax.tree.map(np.testing.assert_array_equal, ended.params, healed()[0].params)
+    differs: dict[str, Any] = {
+        "model": {"small": healed()[0]},
+        "texts": {"batches": batches()[1:]},
+        "options": {"seed": 1},
+    }
+    for name, options in differs.items():
+        with pytest.raises(ValueError, match=f"the state of another training, .*another {name}"):
+            run(**{"small": small(), "epochs": 4} | options)
+
+
+def test_what_was_healed_says_so_and_is_saved_and_loaded(tmp_path):
+    save(healed()[0], tmp_path / "healed")
+    found = load(tmp_path / "healed")
+    jax.tree.map(np.testing.assert_array_equal, found.params, healed()[0].params)
+    assert found.config["low_rank"]["healed"]["after"] == pytest.approx(healed()[1].after)
+    assert "healed" not in small().config["low_rank"]
+
+
+def test_compress_heals_what_it_made():
+    more = {"rank": 4, "signal": "svd", "progress": False}
+    texts = bert_adapter.text_batches(dense(), tiny.rows().texts)
+    model, report = bert_adapter.compress(dense(), [], heal=texts, **more)
+    alone, gained = bert_adapter.heal(small(), dense(), texts, progress=False)
+    jax.tree.map(np.testing.assert_array_equal, model.params, alone.params)
+    assert report.healed is not None
+    assert report.healed.losses == gained.losses
+    assert report.seconds["heal"] == report.healed.seconds
+    with pytest.raises(ValueError, match="batches: got 3 texts that count beside those held out"):
+        bert_adapter.compress(dense(), [], heal=bert_adapter.text_batches(dense(), TEXTS[:4]), **more)
+
+
+def test_rows_that_weigh_nothing_and_labels_do_not_matter():
+    spoilt = [
+        {name: np.concatenate([array, array[:1]]) for name, array in batch.items()}
+        | {"weights": np.append(np.ones(len(batch["input_ids"])), 0), "labels": np.zeros(len(batch["input_ids"]) + 1)}
+        for batch in batches()
+    ]
+    got, _ = heal(small(), dense(), spoilt, heldout=others(), epochs=4)
+    jax.tree.map(np.testing.assert_array_equal, got.params, healed()[0].params)
+
+
+def test_every_row_is_dealt_once_an_epoch():
+    pools = pools_of([{"x": np.arange(7)}, {"x": np.arange(6).reshape(3, 2)}, {"x": np.arange(7, 10)}])
+    assert [count_of(pool) for pool in pools] == [10, 3]
+    for rng in (None, np.random.default_rng(0)):
+        made = [batch_of(pools, deal) for deal in dealt(pools, 4, rng)]
+        assert sorted(batch["x"].shape for batch in made) == [(3, 2), (4,), (4,), (4,)]
+        seen = np.concatenate([np.ravel(batch["x"][batch["weights"] > 0]) for batch in made if batch["x"].ndim == 1])
+        assert sorted(seen) == list(range(10))
+
+
+def test_what_is_held_out_depends_on_what_rows_hold():
+    values = np.random.default_rng(0).normal(size=(40, 3))
+    found = []
+    for order in (np.arange(40), np.random.default_rng(1).permutation(40)):
+        rest, held = held_out(pools_of([{"x": values[order]}]), 5)
+        assert (count_of(rest[0]), count_of(held[0])) == (35, 5)
+        found.append({tuple(row) for row in held[0]["x"]})
+    assert found[0] == found[1]
+    twice = pools_of([{"x": np.concatenate([values, values])}])
+    rest, held = held_out(twice, 8)
+    assert not {tuple(row) for row in rest[0]["x"]} & {tuple(row) for row in held[0]["x"]}
+
+
+def test_tables_are_set_apart_and_put_back():
+    trained, frozen = divided(small().params)
+    assert [path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(frozen)] == ["embedding"] * 3
+    whole = joined(trained, frozen)
+    assert jax.tree.structure(whole) == jax.tree.structure(small().params)
+    jax.tree.map(np.testing.assert_array_equal, whole, small().params)
+
+
+def test_a_run_ends_when_the_loss_falls_no_longer_or_is_not_finite():
+    nan = np.nan
+    assert best_of(1.0, np.array([nan, 0.5, nan, 0.6])) == (2, 0.5)
+    assert best_of(1.0, np.array([nan, 1.0])) == (0, 1.0)
+    assert not ended(1.0, np.array([nan, 0.5, 0.6, 0.7, nan]))
+    assert ended(1.0, np.array([nan, 0.5, 0.6, 0.7, 0.5]))
+    assert ended(1.0, np.array([0.5, np.inf, nan]))
+
+
+def test_predictions_of_classes_are_followed():
+    teacher = with_head(dense(), 3)
+    follower = bert_adapter.compress(teacher, [], rank=2, signal="svd", progress=False)[0]
+    got, gained = heal(follower, teacher, batches(), heldout=others(), epochs=4)
+    assert gained.after < 0.9 * gained.before
+    wanted = loss_increase(teacher, got, others(), progress=False)
+    np.testing.assert_allclose(gained.after, wanted, rtol=1e-3, atol=1e-6)
+
+
+class Net(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(4, name="last")(nn.tanh(nn.Dense(16, name="first")(x)))
+
+
+def test_a_module_of_ones_own_is_healed():
+    rng = np.random.default_rng(0)
+    teacher = Net(), jax.tree.map(lambda leaf: leaf * 3, Net().init(jax.random.key(0), jnp.ones((1, 12)))["params"])
+    own = [{"x": rng.normal(size=(16, 12)).astype(np.float32)} for _ in range(8)]
+    follower, report = bert_adapter.compress(teacher, own, rank=2, signal="svd", heal=own, progress=False)
+    assert report.healed is not None
+    assert report.healed.after < report.healed.before
+    got, gained = heal(follower, teacher, own)
+    assert gained.before == pytest.approx(report.healed.after, rel=1e-5)
+    assert gained.after <= gained.before
+    assert bert_adapter.forward(got)(got.params, own[0]).shape == (16, 4)
+
+
+def cut(names):
+    return [{name: batch[name][:, :1] if name in names else batch[name] for name in batch} for batch in batches()]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batches": []}, "batches: got none"),
+        ({"heldout": []}, "heldout: got none"),
+        ({"batch_size": 40}, "got 30 texts that count beside those held out, wanted at least 40, a batch"),
+        ({"batch_size": 0}, r"batch_size must be in \[1, 1000000\]; got 0"),
+        ({"epochs": 0}, "epochs must be in"),
+        ({"learning_rate": float("nan")}, "learning_rate must be in"),
+        ({"seed": -1}, "seed must be in"),
+        ({"file": f"{__file__}/state"}, "is a file, wanted a directory"),
+        ({"dense": lambda: with_head(dense(), 2)}, r"teacher: got outputs of shape \(5, 2\), wanted .*\(5, 16\)"),
+        (
+            {"dense": lambda: with_head(dense(), 16)},
+            "teacher: got outputs that are categorical, wanted gaussian as the model's are",
+        ),
+        ({"dense": lambda: tiny.model(vocab_size=21)}, "dense: got a model of 21 tokens, wanted 20"),
+        ({"dense": 3}, "wanted a Model, a directory"),
+        (
+            {"batches": lambda: [{"input_ids": np.full((2, 4), 99), "attention_mask": np.ones((2, 4), int)}]},
+            "batch 0: input_ids: got 99 in row 0",
+        ),
+        ({"batches": lambda: [{**batches()[0], "weights": np.full(5, -1.0)}]}, "batch 0, row 0: got the weight -1"),
+        ({"batches": lambda: [{**batches()[0], "weights": np.zeros(5)}]}, "got 0 texts that count"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_work(options, message):
+    given: Any = {name: value() if callable(value) else value for name, value in options.items()}
+    with pytest.raises(ValueError, match=message):
+        heal(**{"small": small(), "dense": dense(), "batches": batches()} | given)
+
+
+def test_outputs_that_are_not_finite_are_refused():
+    broken = dense()._replace(params=jax.tree.map(lambda leaf: leaf * np.nan, dense().params))
+    with pytest.raises(FloatingPointError, match="the output of the dense model is NaN"):
+        heal(small(), broken, batches())
+    with pytest.raises(FloatingPointError, match="the held-out loss is nan to begin with"):
+        heal(broken, dense(), batches())
+
+
+def test_the_command_line_compresses_heals_and_saves(tmp_path, capsys):
+    save(dense(), tmp_path / "dense")
+    (tmp_path / "texts").write_text("\n".join(tiny.rows().texts), "utf-8")
+    text = ["--text", str(tmp_path / "texts")]
+    options = ["--rank", "4", "--signal", "svd", "--heal", text[1], "-o", str(tmp_path / "small")]
+    options += ["--file", str(tmp_path / "measured")]
+    assert main(["compress", str(tmp_path / "dense"), *text, *options]) == 0, capsys.readouterr()
+    assert "texts held out" in capsys.readouterr().out
+    assert not (tmp_path / "measured.healing").exists()
+    more = ["--teacher", str(tmp_path / "dense"), "--heldout", text[1], "--epochs", "1", "--batch-size", "8"]
+    more += ["--file", str(tmp_path / "state"), "-o", str(tmp_path / "healed")]
+    assert main(["heal", str(tmp_path / "small"), *text, *more]) == 0, capsys.readouterr()
+    printed = capsys.readouterr().out
+    assert "healing on 40 texts" in printed
+    assert "on 40 texts held out" in printed
+    assert not (tmp_path / "state").exists()
+    losses = [loss_increase(dense(), load(tmp_path / name), batches(), progress=False) for name in ("small", "healed")]
+    assert losses[1] <= losses[0]
+    wrong = ["--teacher", str(tmp_path / "nowhere"), "-o", str(tmp_path / "x")]
+    assert main(["heal", str(tmp_path / "small"), *text, *wrong]) == 2
+    assert main(["heal", str(tmp_path / "small"), *text, *more[:-1], str(tmp_path / "small" / "in")]) == 2
