@@ -29,6 +29,7 @@ class Decompositions(NamedTuple):
 
     kernels: by path, components and weighted squares; the squares alone where the signal's method is no closed form of
       them.
+    squares: by path, the weighted squares that ranks are planned by: those, or others where the signal has `ranks`.
     shapes: by path, inputs by outputs.
     signal, shrink: what errors are weighted by.
     examples: what the squares are sums over.
@@ -45,6 +46,7 @@ class Decompositions(NamedTuple):
     """
 
     kernels: Mapping[str, Decomposed]
+    squares: Mapping[str, Float[np.ndarray, " components"]]
     shapes: Shapes
     signal: Signal
     shrink: float | None
@@ -115,25 +117,29 @@ def decompositions(
     reliability, examples = reliabilities(importance, signal, shapes), per_example(importance, signal)
     known = {} if importance is None else importance.sums
     flat = by_path(unstacked(params, shapes))
+    planning = signal if signal.ranks is None else signal._replace(weights=signal.ranks)
 
-    def one(path: str) -> Decomposed:
+    def of(path: str, by: Signal, method: wlra.Method | None) -> Decomposed:
         kernel = np.asarray(flat[f"{path}/kernel"]).reshape(shapes[path])
         try:
-            weights = solver_weights(importance, signal, {path: shapes[path]}, shrink)[path]
-            found = decompose_one(kernel, weights, method)
+            return decompose_one(kernel, solver_weights(importance, by, {path: shapes[path]}, shrink)[path], method)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
+
+    def one(path: str) -> tuple[Decomposed, Any]:
+        found = of(path, planning if method is None else signal, method)
+        squares = found.squares if method is None or planning is signal else of(path, planning, None).squares
         if consume and found.left is not None:
             known.pop(path, None)
-        return found
+        return found, squares
 
     model = of_params(params) if importance is None else importance.model  # checked
     largest = sorted(shapes, key=lambda path: -math.prod(shapes[path]))
     done = components.side_by_side(one, largest, lambda futures: track(futures, "decompose", progress))
     by_name = dict(zip(largest, done, strict=True))
-    kernels = {path: by_name[path] for path in shapes}
-    of = {"examples": examples, "model": model, "reliability": reliability, "calibration": calibration(importance)}
-    return Decompositions(kernels, shapes, signal, shrink=shrink, **of)
+    kernels, squares = ({path: by_name[path][i] for path in shapes} for i in range(2))
+    about = {"examples": examples, "model": model, "reliability": reliability, "calibration": calibration(importance)}
+    return Decompositions(kernels, squares, shapes, signal=signal, shrink=shrink, **about)
 
 
 def calibration(importance: Importance | None) -> dict[str, Any]:
@@ -173,9 +179,9 @@ def sides(kernel: Any, weights: Any) -> tuple[Side, Side]:
     return row, col / (col.sum() or 1)
 
 
-def predicted_losses(decomposed: Decomposed) -> Float[np.ndarray, " ranks"]:
+def predicted_losses(squares: Float[np.ndarray, " components"]) -> Float[np.ndarray, " ranks"]:
     """Half the weighted squared error of the best approximation of each rank 0, 1, ..., as far as weights separate."""
-    return np.append(np.cumsum(decomposed.squares[::-1])[::-1], 0) / 2
+    return np.append(np.cumsum(squares[::-1])[::-1], 0) / 2
 
 
 def selected_shapes(params: Any, importance: Importance | None, kernels: Shapes | None) -> dict[str, tuple[int, int]]:
@@ -227,7 +233,8 @@ def restricted(known: Decompositions, kernels: Shapes | None) -> Decompositions:
         return known
     if missing := [path for path in kernels if known.shapes.get(path) != tuple(kernels[path])]:
         raise ValueError(f"importance: decomposed for {sorted(known.shapes)}; got {missing} too")
-    return known._replace(kernels={path: known.kernels[path] for path in kernels}, shapes=kernels)
+    found, squares = ({path: each[path] for path in kernels} for each in (known.kernels, known.squares))
+    return known._replace(kernels=found, squares=squares, shapes=kernels)
 
 
 def check_shrink(shrink: float | None) -> None:

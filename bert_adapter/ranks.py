@@ -139,7 +139,7 @@ def together(choices: dict[str, Choices]) -> dict[str, Choices]:
 
 def in_units(known: Decompositions) -> dict[str, Any]:
     """By path, what adds up over kernels: losses of an example, or shares of each kernel's whole, of all parameters."""
-    losses = {path: predicted_losses(decomposed) for path, decomposed in known.kernels.items()}
+    losses = {path: predicted_losses(squares) for path, squares in known.squares.items()}
     if known.signal.units == "loss":
         return {path: each / known.examples for path, each in losses.items()}
     sizes = {path: math.prod(shape) for path, shape in known.shapes.items()}
