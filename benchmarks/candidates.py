@@ -31,6 +31,7 @@ from bert_adapter.importance.batch import time_products, unpadded
 from bert_adapter.importance.sums import Importance
 from bert_adapter.layers.capture import Batch, capture
 from bert_adapter.model import Model
+from bert_adapter.signals import DEFAULT
 from bert_adapter.text import LabelledTexts
 
 
@@ -69,7 +70,7 @@ def measured(dense: Model, batches: Iterable[Batch], signal: str, seed: int = 0)
     )
 
 
-def compressed(context: Context, importance: Importance | None, signal: str = "shampoo", **options: Any) -> Model:
+def compressed(context: Context, importance: Any, signal: str = DEFAULT, **options: Any) -> Model:
     """The model with the kernels that `compress` makes of it."""
     options = {"signal": signal, "budget": context.budget, "progress": False} | options
     return bert_adapter.compress(context.dense, (), importance=importance, **options)[0]
@@ -191,13 +192,14 @@ def of_signals(context: Context) -> Iterable[tuple[str, Callable[[], Model]]]:
 def of_the_default(context: Context) -> Iterable[tuple[str, Callable[[], Model]]]:
     """Variations of the default, and what may be done after it."""
     dense, batches = context.dense, context.batches
-    marginals, *others = (measured(dense, batches, "shampoo", seed) for seed in range(4))
-    yield "E[GG'], E[G'G], equal ranks", lambda: compressed(context, marginals, uniform=True)
+    marginals, *others = (measured(dense, batches, DEFAULT, seed) for seed in range(4))
+    for name, uniform in (("planned", False), ("equal ranks", True)):
+        yield f"E[GG'], E[G'G], {name}", partial(compressed, context, marginals, "shampoo", uniform=uniform)
     default = compressed(context, marginals)
-    yield "the default: the same, planned", lambda: default
+    yield "the default: ranks by these, factors by half of E[xx'] in place of half of E[GG']", lambda: default
     for count in (16, 64, 256):
         texts = separate(chosen(context.pairs, count // 2, 1))
-        few = measured(dense, bert_adapter.text_batches(dense, texts), "shampoo")
+        few = measured(dense, bert_adapter.text_batches(dense, texts), DEFAULT)
         for name, shrink in (("", None), (", not shrunk towards the identity", 0.0)):
             yield (
                 f"the default, {few.examples} texts{name}",

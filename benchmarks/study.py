@@ -2,14 +2,14 @@
 
 all-MiniLM-L6-v2 with a head is fine-tuned on each task (AdamW, 3 epochs, rate 1e-4, batches of 32 of about equal
 length; SST-2 on a fixed subset of 16,000 rows), compressed with importance from 1,024 *train* rows, and scored on the
-whole of *dev*, as it is and after fine-tuning. DIR holds GLUE as `STS-B/train.tsv` and so on; without it,
-`uv run --extra online` reads Hugging Face's copy. Published iterations as the study ran them: 30 of each from the SVD,
-weights the squared gradients of batches over their maximum. "wlra" is the converged minimiser for the diagonal Fisher
-information of the labels; "default" needs no labels, nor did "eigenbasis", a signal that was deleted for its scores
-here. Planned ranks of "svd" and "fwsvd" are those of their weighted squares as they are, which compare no kernel with
-another. Sizes are shares of the kernels' parameters, or the study's ranks 150, 300 and 450 of 768 as 75, 150 and 225 of
-384. ± is the standard error over seeds: of the train rows, the random directions and the order of training; one dense
-model is compressed in all of them.
+whole of *dev*, as it is and after fine-tuning. DIR holds GLUE as `STS-B/train.tsv` and so on; without it, `uv run
+--extra online` reads Hugging Face's copy. Published iterations as the study ran them: 30 of each from the SVD, weights
+the squared gradients of batches over their maximum. "wlra" is the converged minimiser for the diagonal Fisher
+information of the labels; "default" is the signal "shampoo", which was the default then and needs no labels, nor did
+"eigenbasis", a signal that was deleted for its scores here. Planned ranks of "svd" and "fwsvd" are those of their
+weighted squares as they are, which compare no kernel with another. Sizes are shares of the kernels' parameters, or the
+study's ranks 150, 300 and 450 of 768 as 75, 150 and 225 of 384. ± is the standard error over seeds: of the train rows,
+the random directions and the order of training; one dense model is compressed in all of them.
 
 The loss predicted is a sum over kernels, each to second order; with three quarters of the parameters gone, errors are
 not small, and those of one layer meet those of the others: what is measured is several times as much, and tens of times
@@ -94,7 +94,7 @@ METHODS = {
     "nesterov, published": published("nesterov"),
     "anderson, published": published("anderson"),
     "wlra": Method("labels", {"signal": "fisher", "shrink": 0.0}),
-    "default": Method("shampoo", {}),
+    "default": Method("shampoo", {"signal": "shampoo"}),
 }
 SHOWN = (*METHODS, "eigenbasis")  # which was deleted for these scores
 OURS = "default"

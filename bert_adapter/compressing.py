@@ -127,9 +127,10 @@ def compress(
         bits each matrix is stored: the parameters are what is left after that rounding, and `save` stores them so.
       uniform: each kernel keeps the same share, not more where it matters more.
       multiple_of: ranks are multiples of it.
-      signal: what an error is weighted by, a name in `SIGNALS` or a `Signal` of your own. The default, "shampoo", is
-        the marginals of the Fisher information: E[GG'] along a kernel's inputs and E[G'G] along its outputs, with G an
-        example's gradient (Gupta et al. 2018).
+      signal: what an error is weighted by, a name in `SIGNALS` or a `Signal` of your own. The default, "combined",
+        plans ranks by the marginals of the Fisher information, E[GG'] along a kernel's inputs and E[G'G] along its
+        outputs, with G an example's gradient (Gupta et al. 2018); it makes factors by the same, with half of E[GG']
+        replaced by E[xx'] of what enters the layer.
       importance: what `measure_signal` returned for these kernels of this model, to use instead of measuring on
         `batches`. A list of batches must then be the one that was measured on, or empty. Or what `decompose` makes of
         the importance: at a second budget nothing is computed again.

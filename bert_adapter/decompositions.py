@@ -32,6 +32,7 @@ class Decompositions(NamedTuple):
 
     kernels: by path, components and weighted squares; the squares alone where the signal's method is no closed form of
       them.
+    squares: by path, the weighted squares that ranks are planned by: those, or others where the signal has `ranks`.
     shapes: by path, inputs by outputs.
     signal, shrink: what errors are weighted by.
     examples: what the squares are sums over.
@@ -50,6 +51,7 @@ class Decompositions(NamedTuple):
     """
 
     kernels: Mapping[str, Decomposed]
+    squares: Mapping[str, Float[np.ndarray, " components"]]
     shapes: Shapes
     signal: Signal
     shrink: float | None
@@ -124,32 +126,40 @@ def decompositions(
     reliability, examples = reliabilities(importance, signal, shapes), per_example(importance, signal)
     known = {} if importance is None else importance.sums
     flat = by_path(unstacked(params, shapes))
+    planning = signal if signal.ranks is None else signal._replace(weights=signal.ranks)
 
-    def one(path: str) -> One:
+    def of(path: str, by: Signal, method: wlra.Method | None, bits: bool) -> One:
         place = kernel_path(flat, path)
         kernel = np.asarray(flat[place]).reshape(shapes[path])
-        try:
-            if is_table(place):
-                weighted = table_weights(importance, signal, path, shape=shapes[path], shrink=shrink)
-                found = one_table(kernel, weighted, method, prior=shrink, bits=bits)
-                return found if signal.statistics else found._replace(tokens=None)
-            weights = solver_weights(importance, signal, {path: shapes[path]}, shrink)[path]
-            found = one_kernel(kernel, weights, method, bits=bits)
-        except ValueError as error:
-            raise ValueError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
+        how: dict[str, Any] = {"table": is_table(place), "shrink": shrink, "method": method, "bits": bits}
+        return one_matrix(path, kernel, importance, by, **how)
+
+    def one(path: str) -> tuple[One, Any]:
+        if method is None or planning is signal or is_table(kernel_path(flat, path)):
+            found = ranked = of(path, planning, method, bits)
+        else:
+            ranked = of(path, planning, None, bits)
+            found = of(path, signal, method, False)._replace(rounding=ranked.rounding)
         if consume and found.decomposed.left is not None:
             known.pop(path, None)
-        return found
+        return found, ranked.decomposed.squares
 
     model = of_params(params) if importance is None else importance.model  # checked
     largest = sorted(shapes, key=lambda path: -math.prod(shapes[path]))
     done = components.side_by_side(one, largest, lambda futures: track(futures, "decompose", progress))
     by_name = dict(zip(largest, done, strict=True))
-    of = {"examples": examples, "model": model, "reliability": reliability, "calibration": calibration(importance)}
-    for field, kept in (("tokens", 1), ("roundings", 2)):
-        of[field] = {path: by_name[path][kept] for path in shapes if by_name[path][kept] is not None}
-    kernels = {path: by_name[path].decomposed for path in shapes}
-    return Decompositions(kernels, shapes, signal, shrink=shrink, **of)
+    found = {path: by_name[path][0] for path in shapes}
+    about = {"examples": examples, "model": model, "reliability": reliability, "calibration": calibration(importance)}
+    return Decompositions(
+        {path: each.decomposed for path, each in found.items()},
+        {path: by_name[path][1] for path in shapes},
+        shapes,
+        signal=signal,
+        shrink=shrink,
+        tokens={path: each.tokens for path, each in found.items() if each.tokens is not None},
+        roundings={path: each.rounding for path, each in found.items() if each.rounding is not None},
+        **about,
+    )
 
 
 class One(NamedTuple):
@@ -158,6 +168,29 @@ class One(NamedTuple):
     decomposed: Decomposed
     tokens: Tokens | None = None
     rounding: Rounding | None = None
+
+
+def one_matrix(
+    path: str,
+    kernel: Any,
+    importance: Importance | None,
+    signal: Signal,
+    *,
+    table: bool,
+    shrink: float | None,
+    method: wlra.Method | None,
+    bits: bool,
+) -> One:
+    """That of a kernel or a table; an error says whose it is."""
+    try:
+        if table:
+            weighted = table_weights(importance, signal, path, shape=kernel.shape, shrink=shrink)
+            found = one_table(kernel, weighted, method, prior=shrink, bits=bits)
+            return found if signal.statistics else found._replace(tokens=None)
+        weights = solver_weights(importance, signal, {path: kernel.shape}, shrink)[path]
+        return one_kernel(kernel, weights, method, bits=bits)
+    except ValueError as error:
+        raise ValueError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
 
 
 def one_kernel(kernel: Any, weights: Any, method: wlra.Method | None, *, bits: bool) -> One:
@@ -223,9 +256,9 @@ def sides(kernel: Any, weights: Any) -> tuple[Side, Side]:
     return row, col / (col.sum() or 1)
 
 
-def predicted_losses(decomposed: Decomposed) -> Float[np.ndarray, " ranks"]:
+def predicted_losses(squares: Float[np.ndarray, " components"]) -> Float[np.ndarray, " ranks"]:
     """Half the weighted squared error of the best approximation of each rank 0, 1, ..., as far as weights separate."""
-    return np.append(np.cumsum(decomposed.squares[::-1])[::-1], 0) / 2
+    return np.append(np.cumsum(squares[::-1])[::-1], 0) / 2
 
 
 def selected_shapes(params: Any, importance: Importance | None, kernels: Shapes | None) -> dict[str, tuple[int, int]]:
@@ -278,7 +311,8 @@ def restricted(known: Decompositions, kernels: Shapes | None) -> Decompositions:
         return known
     if missing := [path for path in kernels if known.shapes.get(path) != tuple(kernels[path])]:
         raise ValueError(f"importance: decomposed for {sorted(known.shapes)}; got {missing} too")
-    return known._replace(kernels={path: known.kernels[path] for path in kernels}, shapes=kernels)
+    found, squares = ({path: each[path] for path in kernels} for each in (known.kernels, known.squares))
+    return known._replace(kernels=found, squares=squares, shapes=kernels)
 
 
 def check_shrink(shrink: float | None) -> None:

@@ -17,15 +17,15 @@ from bert_adapter.layers.running import apply
 from bert_adapter.model import Model, forward
 from bert_adapter.page import write_page
 from bert_adapter.report import as_text, fidelity_table, summary, write_json
-from bert_adapter.signals import as_signal
+from bert_adapter.signals import DEFAULT, as_signal
 from bert_adapter.text import text_batches, tokenizer
 
 CASES: dict[str, dict[str, Any]] = {  # how `compress` is asked for each, its default last
     "svd": {"signal": "svd", "uniform": True},
     "fwsvd": {"signal": "fwsvd", "uniform": True},
     "exact": {"signal": "exact", "uniform": True},
-    "shampoo, uniform": {"uniform": True},
-    "shampoo": {},
+    "combined, uniform": {"uniform": True},
+    "combined": {},
 }
 
 
@@ -57,7 +57,7 @@ def demo(directory: Path, budget: float, say: Callable[[str], None]) -> tuple[Re
 
     say(f"measuring what matters: Fisher information from {len(calibration)} sentences, without labels")
     batches = text_batches(model, calibration)
-    statistics = {name for case in CASES.values() for name in as_signal(case.get("signal", "shampoo")).statistics}
+    statistics = {name for case in CASES.values() for name in as_signal(case.get("signal", DEFAULT)).statistics}
     importance = measure_importance(forward(model), model.params, batches, shapes, statistics=statistics)
 
     fidelities = {"dense": compare(dense, dense)}

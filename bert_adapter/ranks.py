@@ -156,7 +156,7 @@ def all_choices(
     units, shapes, choices = units_of(known), known.shapes, {}
     for path, shape in shapes.items():
         place = kernel_path(flat, path)
-        losses = units[path] * predicted_losses(known.kernels[path])
+        losses = units[path] * predicted_losses(known.squares[path])
         choices[path] = choices_of(shape, price(flat[place], of), losses, allowed)
         if is_table(place) and (of == "flops" or isinstance(of, Latency)):
             choices[path] = looked_up(choices[path])
@@ -196,10 +196,10 @@ def units_of(known: Decompositions) -> dict[str, float]:
     That is the loss of an example, or the share of each kernel's whole, of all parameters.
     """
     if known.signal.units == "loss":
-        return dict.fromkeys(known.kernels, 1 / known.examples)
+        return dict.fromkeys(known.squares, 1 / known.examples)
     sizes = {path: math.prod(shape) for path, shape in known.shapes.items()}
-    total, whole = sum(sizes.values()), {path: float(each.squares.sum()) / 2 for path, each in known.kernels.items()}
-    return {path: sizes[path] / total / (whole[path] or 1) for path in known.kernels}
+    total, whole = sum(sizes.values()), {path: float(each.sum()) / 2 for path, each in known.squares.items()}
+    return {path: sizes[path] / total / (whole[path] or 1) for path in known.squares}
 
 
 def costs_in(latency: Latency, path: str, shape: tuple[int, int]) -> Costs:

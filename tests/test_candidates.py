@@ -35,7 +35,7 @@ def marginals():
 
 @pytest.fixture(scope="module")
 def small(marginals):
-    return compress(dense(), (), importance=marginals, rank=4, progress=False)[0]
+    return compress(dense(), (), importance=marginals, signal="shampoo", rank=4, progress=False)[0]
 
 
 def mean_output(model, path):

@@ -169,7 +169,7 @@ def check_refused(command, options, changed, message, *, folder, capsys):
         ({"--shrink": "inf"}, r"--shrink is how far .*, in \[0, 1\]; got inf"),
         ({"--seed": -1}, "--seed: got -1, wanted 0 to"),
         ({"--seed": 2**32}, "--seed: got 4294967296, wanted 0 to"),
-        ({"--method": "em"}, "--signal 'shampoo' needs a method for Kronecker weights"),
+        ({"--method": "em"}, "--signal 'combined' needs a method for Kronecker weights"),
         ({"--signal": "hessian"}, "argument --signal: invalid choice: 'hessian'"),
         ({"--frobnicate": 1}, "unrecognized arguments: --frobnicate 1"),
         ({"-o": "full"}, "-o: .*full: wanted a new or empty directory"),

@@ -37,6 +37,7 @@ def measured():
         grams = [jnp.asarray(factor @ factor.T) for factor in factors]
         rows, inputs, outputs = jnp.diag(grams[0]), *grams
         sums[path] = Sums(rows=rows, inputs=inputs, outputs=outputs, row_gram=inputs, col_gram=outputs)
+        sums[path] = sums[path]._replace(inputs=inputs @ inputs, gram_squares=jnp.sum(inputs**2) / 4)
     return Importance(sums, examples=7, tokens=21, batches=1, gradients="labels", seed=0)
 
 
@@ -68,7 +69,23 @@ def test_every_budget_and_rank_is_cut_from_one_decomposition(signal, size, monke
     assert (other.kernels, other.predicted, other.signal) == (report.kernels, report.predicted, report.signal)
 
 
-@pytest.mark.parametrize("signal", ["kfac", "activation", "fwsvd", "svd"])
+def test_ranks_of_the_default_are_those_of_the_marginals_and_its_factors_its_own():
+    """From one decomposition, and from the importance again."""
+    wanted = bert_adapter.plan(model().params, measured(), 0.5, signal="shampoo")
+    ready = known("combined")
+    for given in (measured(), ready):
+        planned = bert_adapter.plan(model().params, given, 0.5)
+        assert (planned.ranks, planned.predicted) == (wanted.ranks, pytest.approx(wanted.predicted, rel=1e-9))
+    small, report = compress(budget=0.5, importance=ready)
+    again, _ = compress(budget=0.5, importance=measured())
+    assert_same_params(small, again)
+    assert {row.path: row.rank for row in report.kernels} == wanted.ranks
+    other, _ = compress(rank=wanted.ranks, importance=measured(), signal="shampoo")
+    apart = jax.tree.map(lambda a, b: bool(np.any(a != b)), small.params, other.params)
+    assert any(jax.tree.leaves(apart))
+
+
+@pytest.mark.parametrize("signal", ["combined", "kfac", "activation", "fwsvd", "svd"])
 def test_factors_are_those_of_the_solver_in_float64(signal, x64):
     weights = solver_weights(measured(), signal, known(signal).shapes, SHRINK)
     small, report = compress(rank=3, importance=measured(), signal=signal, shrink=SHRINK)

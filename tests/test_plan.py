@@ -141,7 +141,7 @@ def test_kernels_of_several_axes_are_planned_for_as_matrices():
     assert (got.ranks, got.predicted) == (wanted.ranks, wanted.predicted)
 
 
-@pytest.mark.parametrize("name", ["shampoo", "kfac", "exact", "fisher", "activation", "fwsvd", "svd"])
+@pytest.mark.parametrize("name", ["combined", "shampoo", "kfac", "exact", "fisher", "activation", "fwsvd", "svd"])
 def test_units_are_those_of_the_loss_or_good_for_comparisons_only(name):
     assert SIGNALS[name].units == ("own" if name in ("activation", "fwsvd", "svd") else "loss")
 

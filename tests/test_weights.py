@@ -128,7 +128,7 @@ def test_grams_are_by_default_shrunk_as_far_as_they_are_noise():
 def test_other_signals_are_what_the_solver_takes():
     np.testing.assert_array_equal(weights("fwsvd"), np.arange(1.0, 31.0)[:, None])
     assert weights("svd") is None
-    for signal in ("kfac", "activation", "shampoo"):
+    for signal in ("kfac", "activation", "shampoo", "combined"):
         got = weights(signal)
         assert isinstance(got, wlra.Kronecker)
         assert (got.row.shape, got.col.shape) == ((30, 30), (20, 20))
@@ -149,6 +149,30 @@ def test_shampoo_is_the_fisher_information_where_that_is_a_kronecker_product():
     np.testing.assert_allclose(np.kron(got.row, got.col), fisher, rtol=1e-4, atol=1e-5)
 
 
+def test_half_of_the_default_along_inputs_is_what_enters():
+    """Scaled to the same trace; nothing enters a layer whose inputs are zero."""
+    for inputs, share in ((np.diag(np.arange(2.0, 32.0)), 0.5), (np.zeros((30, 30)), 0.0)):
+        sums = SUMS._replace(inputs=jnp.asarray(inputs, jnp.float32))
+        got, marginals = (weights(signal, sums=sums) for signal in ("combined", "shampoo"))
+        wanted = 0.5 * np.asarray(marginals.row) + share * inputs * 90 / max(np.trace(inputs), 1)
+        np.testing.assert_allclose(got.row, wanted, rtol=1e-5)
+        np.testing.assert_array_equal(got.col, marginals.col)
+
+
+def test_the_default_keeps_what_enters_where_gradients_see_nothing():
+    """The first input is large, and the loss flat in it; its row of the kernel would be lost at a small rank."""
+    kernel, gram, inputs = RNG.normal(size=SHAPE).astype(np.float32), np.eye(30), np.eye(30)
+    gram[0, 0], inputs[0, 0] = 0, 900
+    sums = SUMS._replace(row_gram=jnp.asarray(gram, jnp.float32), inputs=jnp.asarray(inputs, jnp.float32))
+    lost = {}
+    for signal in ("combined", "shampoo"):
+        result = wlra.solve(kernel, weights(signal, sums=sums), 3, method="kronecker")
+        row = kernel[0] - np.asarray(result.left)[0] @ np.asarray(result.right)
+        lost[signal] = np.sum(row**2) / np.sum(kernel[0] ** 2)
+    assert lost["combined"] < 0.05  # it weighs 15 times all other rows
+    assert lost["shampoo"] > 0.5
+
+
 @pytest.mark.parametrize("signal", [name for name, signal in SIGNALS.items() if signal.statistics])
 def test_what_was_not_measured_is_named(signal):
     with pytest.raises(ValueError, match=f"signal '{signal}' needs .* of a, which were not measured: measure_signal"):
@@ -165,6 +189,6 @@ def test_a_signal_may_be_passed_as_itself():
 
 def test_reliability_is_known_where_the_signal_can_tell():
     known = {name: reliabilities(importance(), name, {"a": SHAPE}) for name in SIGNALS}
-    assert known["shampoo"] == {"a": min(gram_reliability(Evidence(SUMS, 10, SHAPE)))}
+    assert known["combined"] == known["shampoo"] == {"a": min(gram_reliability(Evidence(SUMS, 10, SHAPE)))}
     assert known["exact"] == known["fisher"] == {"a": reliability(HALVES)}
     assert {name for name, found in known.items() if not found} == {"kfac", "activation", "fwsvd", "svd"}

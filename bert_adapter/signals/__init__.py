@@ -6,11 +6,12 @@ A signal is one file with a `Signal` in it and one line here. `Signal` lists wha
 from bert_adapter.signals.definition import UNITS, Signal
 from bert_adapter.signals.diagonal import EXACT, FISHER
 from bert_adapter.signals.kfac import ACTIVATION, KFAC
-from bert_adapter.signals.marginals import SHAMPOO
+from bert_adapter.signals.marginals import COMBINED, SHAMPOO
 from bert_adapter.signals.simple import FWSVD, SVD
 from wlra.checks import check_name
 
 SIGNALS: dict[str, Signal] = {
+    "combined": COMBINED,
     "shampoo": SHAMPOO,
     "kfac": KFAC,
     "exact": EXACT,
@@ -20,7 +21,7 @@ SIGNALS: dict[str, Signal] = {
     "svd": SVD,
 }
 
-DEFAULT = "shampoo"
+DEFAULT = "combined"
 
 
 def as_signal(signal: str | Signal) -> Signal:

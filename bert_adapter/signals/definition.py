@@ -40,10 +40,12 @@ class Signal(NamedTuple):
     weights: (evidence, shrink) -> what `wlra.solve` takes as weights. `shrink` is the share that is what is simpler,
       or None for as much as is noise.
     method: of `wlra.solve`, by default.
+    ranks: the same as `weights`, of what ranks are planned by where that is something else.
     statistics: what is measured for it, of those of `Sums`; nothing if there are none.
     per_token: whether the weights are sums over tokens times sums over tokens.
-    units: "loss" if half the weighted squared error is an increase of the loss, so that those of all kernels add up;
-      "own" if it only compares errors in one kernel: ranks are then planned by the share of each kernel that is lost.
+    units: "loss" if half the squared error, weighted by `ranks`, is an increase of the loss, so that those of all
+      kernels add up; "own" if it only compares errors in one kernel: ranks are then planned by the share of each kernel
+      that is lost.
     needs_labels: whether the gradients must be those of a loss of labels; the command line, which has none, does not
       offer it then.
     refuses_labels: whether they must not be.
@@ -73,3 +75,4 @@ class Signal(NamedTuple):
     refuses_labels: bool = False
     reliability: Callable[[Evidence], float] | None = None
     tables: Callable[[Evidence, float | None], TableWeights] | None = None
+    ranks: Callable[[Evidence, float | None], Any] | None = None

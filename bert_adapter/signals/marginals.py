@@ -1,4 +1,7 @@
-"""Shampoo (Gupta et al. 2018): the marginals of the Fisher information, E[GG'] along inputs, E[G'G] along outputs."""
+"""The marginals of the Fisher information, E[GG'] along inputs, E[G'G] along outputs (Gupta et al. 2018, Shampoo).
+
+The default gives ranks by them, and makes factors by them and by what enters a layer.
+"""
 
 from typing import Any
 
@@ -32,6 +35,24 @@ def shampoo_of_table(evidence: Evidence, shrink: float | None) -> TableWeights:
     return TableWeights(sums.token_squares, marginals([sums.col_gram, sums.col_gram], [share, share])[1])
 
 
+def combined(evidence: Evidence, shrink: float | None) -> wlra.Kronecker:
+    """Those of Shampoo, with half of the matrix along inputs replaced by E[xx'], scaled to the same trace.
+
+    A gradient does not see what the loss is flat in, such as what a later norm takes out, and an error there is no
+    longer free once other errors are large. E[xx'] counts every input that occurs.
+    """
+    weights, inputs = shampoo(evidence, shrink), evidence.sums.inputs
+    assert inputs is not None
+    return weights._replace(row=halfway(weights.row, inputs))
+
+
+@jax.jit
+def halfway(gram: Float[Array, "n n"], other: Float[Array, "n n"]) -> Float[Array, "n n"]:
+    """The mean of a matrix and another one, scaled to the same trace."""
+    trace, its = (jnp.sum(jnp.diagonal(one)) for one in (gram, other))
+    return (gram + other * jnp.where(its > 0, trace / jnp.where(its > 0, its, 1), 0)) / 2
+
+
 @jax.jit
 def marginals(grams: list[Any], shares: list[Any]) -> list[Float[Array, "_ _"]]:
     """Both shrunk towards the identity; the second is divided by the trace, which they have in common."""
@@ -55,4 +76,11 @@ SHAMPOO = Signal(
     units="loss",
     tables=shampoo_of_table,
     reliability=lambda evidence: min(gram_reliability(evidence)),
+)
+COMBINED = SHAMPOO._replace(
+    name="combined",
+    about="ranks by E[GG'] and E[G'G]; factors by the same, with half of E[GG'] replaced by E[xx'] of inputs",
+    weights=combined,
+    statistics=("inputs", *SHAMPOO.statistics),
+    ranks=shampoo,
 )

@@ -26,8 +26,8 @@ def measure_signal(
 ) -> Importance:
     """What the signal needs to know of the kernels, from one pass over the batches.
 
-    The default, "shampoo", needs the marginals of the Fisher information: E[GG'] along inputs and E[G'G] along outputs,
-    with G an example's gradient (Gupta et al. 2018).
+    The default, "combined", needs the marginals of the Fisher information, E[GG'] along inputs and E[G'G] along
+    outputs, with G an example's gradient (Gupta et al. 2018), and E[xx'] of what enters a layer.
 
     Args are those of `measure_importance`.
 
