@@ -66,7 +66,9 @@ def run_compress(options: argparse.Namespace) -> None:
     check_numbers(options)
     latency = check_latency(options)
     size: dict[str, Any] = {name: getattr(options, name) for name in (*SIZE, "shrink")}
-    check_size(**size | ({"of": "kernels"} if latency else {}))
+    if latency:
+        size["of"] = "kernels"  # whose times are not known yet
+    check_size(**size)
     check_signal(options.signal, options.gradients, method=options.method)
     check_dtype(options)
     check_pattern("include", options.include)
@@ -89,8 +91,8 @@ def run_compress(options: argparse.Namespace) -> None:
     say(f"{as_text(kernel_table(report))}\n\n{summary(report)}")
     with or_kept("what was measured", options.file):
         save(small, output, dtype=options.dtype)
-    if options.heal and options.file:
-        beside(options.file).unlink()
+    if options.heal and (state := beside(options.file)):
+        state.unlink()
     say(f"saved {options.output}")
     write_page(page, f"{options.model}, compressed", report)
     say(f"report: {page}")
