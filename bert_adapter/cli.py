@@ -54,7 +54,7 @@ PASSED_ON = (*SIZE, "include", "exclude", "embeddings", "signal", "gradients", "
 def run_compress(options: argparse.Namespace) -> None:
     """A checkpoint that is compressed, with a report beside it."""
     from bert_adapter.checkpoint import load, save
-    from bert_adapter.compressing import beside, check_signal, check_size, compress
+    from bert_adapter.compressing import beside, check_signal, compress
     from bert_adapter.families import output_of
     from bert_adapter.kernels import check_pattern
     from bert_adapter.outputs import OUTPUTS
@@ -63,14 +63,8 @@ def run_compress(options: argparse.Namespace) -> None:
     from bert_adapter.report import as_text, kernel_table, summary
     from bert_adapter.text import text_batches
 
-    check_numbers(options)
-    latency = check_latency(options)
-    size: dict[str, Any] = {name: getattr(options, name) for name in (*SIZE, "shrink")}
-    if latency:
-        size["of"] = "kernels"  # whose times are not known yet
-    check_size(**size)
+    latency = check_how_small(options)
     check_signal(options.signal, options.gradients, method=options.method)
-    check_dtype(options)
     check_pattern("include", options.include)
     check_pattern("exclude", options.exclude)
     check_drawing()
@@ -96,6 +90,20 @@ def run_compress(options: argparse.Namespace) -> None:
     say(f"saved {options.output}")
     write_page(page, f"{options.model}, compressed", report)
     say(f"report: {page}")
+
+
+def check_how_small(options: argparse.Namespace) -> bool:
+    """Whether the budget is of time, once it is known that the options of size can be."""
+    from bert_adapter.compressing import check_size
+
+    check_numbers(options)
+    latency = check_latency(options)
+    size: dict[str, Any] = {name: getattr(options, name) for name in (*SIZE, "shrink")}
+    if latency:
+        size["of"] = "kernels"  # whose times are not known yet
+    check_size(**size)
+    check_dtype(options)
+    return latency
 
 
 def check_latency(options: argparse.Namespace) -> bool:

@@ -184,10 +184,8 @@ def compress(
         check_affordable(dense.params, shapes, budget, of=of, allowed=allowed)
     clock.append(time.perf_counter())
     if given is None and chosen.statistics:
-        batches = labelled(dense, batches) if isinstance(gradients, TaskLoss) else batches
-        wanted: dict[str, Any] = {"signal": chosen, "gradients": gradients or predictive(dense.module), "seed": seed}
-        run = as_rows(function_of(dense), wanted["gradients"])
-        importance = measure_signal(run, dense.params, batches, shapes, **wanted, file=file, progress=progress)
+        kept: dict[str, Any] = {"seed": seed, "file": file, "progress": progress}
+        importance = measured(dense, batches, shapes, signal=chosen, gradients=gradients, **kept)
     clock.append(time.perf_counter())
     how: dict[str, Any] = {"signal": chosen, "shrink": shrink, "method": solved_by, "bits": needs_bits(of, budget)}
     known = decomposed(dense.params, importance, shapes, **how, progress=progress, consume=given is None)
@@ -200,15 +198,30 @@ def compress(
     weights = components_or_weights(known, importance)
     how = {"shapes": shapes, "method": solved_by, "solver": solver, "progress": progress}
     params, kernels = factorise(dense.params, weights, ranks, **how)
-    clock.append(time.perf_counter())
-    done: dict[str, Any] = {"method": solved_by.name, "signal": chosen.name, "seconds": stages(clock)}
-    done |= {"predicted": predicted, "reliability": known.reliability, "tokens": known.tokens, "dtypes": dtypes}
+    done: dict[str, Any] = {"method": solved_by.name, "signal": chosen.name}
+    done |= {
+        "seconds": stages([*clock, time.perf_counter()]),
+        "predicted": predicted,
+        "reliability": known.reliability,
+        "tokens": known.tokens,
+        "dtypes": dtypes,
+    }
     report = Report(kernels, **done)
     config = dense.config | {"low_rank": section(dense, report, seed, known.calibration)}
     small = dense._replace(params=params, config=config)
     if healing is not None:
         small, report = healed(small, dense, healing, report, seed=seed, file=beside(file), progress=progress)
     return in_kind(model, small._replace(params=as_stored(small.params, dtypes))), report
+
+
+def measured(
+    dense: Model, batches: Iterable[Batch], shapes: Shapes, *, signal: Signal, gradients: Gradients | None, **how: Any
+) -> Importance:
+    """What the signal needs to know, with the gradients that are given or those of the head's distribution."""
+    batches = labelled(dense, batches) if isinstance(gradients, TaskLoss) else batches
+    chosen = gradients or predictive(dense.module)
+    run = as_rows(function_of(dense), chosen)
+    return measure_signal(run, dense.params, batches, shapes, signal=signal, gradients=chosen, **how)
 
 
 def check_given(given: Any, file: Any, gradients: Any) -> None:

@@ -258,7 +258,7 @@ def followed(
     advance, look = step_function(recipe), looker(recipe, held, frozen, plan.batch_size)
     if not np.isfinite(before := look(trained)):
         raise FloatingPointError(f"the held-out loss is {before} to begin with: look at the outputs of both models")
-    run = {} if file is None else fingerprints(recipe, model, teacher, plan, seed)
+    run = {} if file is None else fingerprints(recipe, model, teacher, plan, seed=seed)
     moments = adamw(recipe.weight_decay).init(trained), jax.tree.map(jnp.copy, trained)
     state, losses = resumed(State(trained, moments, 0, run), np.full(len(deals), np.nan, np.float32), file)
     saved, key = time.monotonic(), jax.random.key(seed)
@@ -278,7 +278,7 @@ def followed(
             saved = time.monotonic()
     kept, after = best_of(before, losses)
     found = {0: before} | {int(i) + 1: float(losses[i]) for i in np.flatnonzero(~np.isnan(losses))}
-    about = Healing(before, after, kept, state.step, found, texts=texts.count, heldout=held.count, seconds=0.0)
+    about = Healing(before, after, kept, state.step, losses=found, texts=texts.count, heldout=held.count, seconds=0.0)
     return jax.device_get(joined(state.moments[1], frozen)), about
 
 

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 FENCE = re.compile(r"^( *)```(\w+)[^\n]*\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 PRINTED = re.compile(r"^print\(.*\)  # (.*)$", re.MULTILINE)
-TABBED = re.compile(r"`([^`]*bert-adapter (?:demo|compress|heal|finetune|export)[^`]*)`")
+TABBED = re.compile(r"(?<!`)`([^`]*bert-adapter (?:demo|compress|heal|finetune|export)[^`]*)`")
 NEEDED = {"export": ("torch", "sentence_transformers", "onnx", "onnxruntime")}  # by the page, what else its code needs
 SENTENCES = ["A red fox runs.", "A dog runs far.", "far", "A red dog.", "The fox", "a fox runs far."]
 
