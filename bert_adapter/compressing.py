@@ -198,20 +198,18 @@ def compress(
     weights = components_or_weights(known, importance)
     how = {"shapes": shapes, "method": solved_by, "solver": solver, "progress": progress}
     params, kernels = factorise(dense.params, weights, ranks, **how)
-    done: dict[str, Any] = {"method": solved_by.name, "signal": chosen.name}
-    done |= {
-        "seconds": stages([*clock, time.perf_counter()]),
-        "predicted": predicted,
-        "reliability": known.reliability,
-        "tokens": known.tokens,
-        "dtypes": dtypes,
-    }
-    report = Report(kernels, **done)
+    done: dict[str, Any] = {"method": solved_by.name, "signal": chosen.name, "dtypes": dtypes, "predicted": predicted}
+    report = report_of(kernels, known, seconds=stages([*clock, time.perf_counter()]), **done)
     config = dense.config | {"low_rank": section(dense, report, seed, known.calibration)}
     small = dense._replace(params=params, config=config)
     if healing is not None:
         small, report = healed(small, dense, healing, report, seed=seed, file=beside(file), progress=progress)
     return in_kind(model, small._replace(params=as_stored(small.params, dtypes))), report
+
+
+def report_of(kernels: list[KernelReport], known: Decompositions, **done: Any) -> Report:
+    """What was done, and how far it can be trusted."""
+    return Report(kernels, reliability=known.reliability, tokens=known.tokens, **done)
 
 
 def measured(

@@ -1,6 +1,7 @@
 """Which rank each kernel gets for a budget: where a parameter saves the most loss."""
 
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -42,6 +43,9 @@ from wlra.checks import check_count, check_name
 
 UNITS = ("kernels", "parameters", "bytes", "flops")
 Unit = str | Latency
+# Of the loss predicted for kernels of zero. There a model of 12 layers scored no more than its last layer alone, of 8 %
+# of the kernels (docs/choosing-a-signal.md); one of 6 layers was still ahead at twice that.
+FAR = 0.075
 
 
 class Plan(NamedTuple):
@@ -86,7 +90,8 @@ def plan(
 
     Singular values of a kernel in the coordinates where its weights are equal are what each rank saves; one sort over
     all kernels by saving for a parameter gives the ranks. Where the rest of a kernel costs less dense than by rank, it
-    stays dense. A signal in units of its own says nothing of one kernel beside another: savings are then shares of each
+    stays dense. A warning says where so much loss is predicted that fewer layers may keep as much. A signal in units of
+    its own says nothing of one kernel beside another: savings are then shares of each
     kernel's whole, times its parameters, so that kernels of like spectra keep like shares.
 
     Args:
@@ -140,10 +145,13 @@ def plan_for(params: Any, known: Decompositions, budget: float, *, of: Unit, uni
     curve = all_plans(choices, fixed, total)
     chosen = even(choices, budget * total - fixed) if uniform else cheapest(choices, curve, budget, total)
     cost = sum(float(choice.cost[chosen[path]]) for path, choice in choices.items())
+    predicted = sum(float(choice.loss[chosen[path]]) for path, choice in choices.items())
+    if known.signal.units == "loss" and not uniform:
+        warn_if_far(budget, predicted, sum(float(each.sum()) / 2 for each in known.squares.values()) / known.examples)
     return Plan(
         ranks={path: int(choices[whole(path)].rank[chosen[whole(path)]]) for path in shapes},
         share=(fixed + cost) / total,
-        predicted=sum(float(choice.loss[chosen[path]]) for path, choice in choices.items()),
+        predicted=predicted,
         curve=curve,
         dtypes=dtypes_in(choices, chosen) | others_in(others),
     )
@@ -177,6 +185,17 @@ def dtypes_in(choices: Mapping[str, Choices], chosen: Mapping[str, int]) -> dict
 def looked_up(choices: Choices) -> Choices:
     """What a table can be where operations or time count: a row of a dense one takes none, so that is what it stays."""
     return Choices(choices.rank[-1:], np.zeros(1), np.zeros(1), np.zeros(1, int))
+
+
+def warn_if_far(budget: float, predicted: float, worst: float) -> None:
+    """A warning where so much is predicted to be lost that it may not be worth it; `worst` is for kernels of zero."""
+    if predicted > FAR * worst:
+        warnings.warn(
+            f"budget {budget:g}: the loss is predicted to rise by {predicted:.3g}, {predicted / worst:.1%} of what "
+            f"kernels of zero would cost. Beyond {FAR:.1%}, a model of fewer layers may keep as much: compare, keep "
+            f"more, or train afterwards",
+            stacklevel=4,  # the caller of plan or compress
+        )
 
 
 def together(choices: dict[str, Choices]) -> dict[str, Choices]:

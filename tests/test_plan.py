@@ -1,5 +1,6 @@
 """Ranks go where a parameter saves the most predicted loss."""
 
+import warnings
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -167,6 +168,22 @@ def test_predicted_in_units_of_its_own_is_the_share_that_is_lost():
         share = 0 if dense(path, found.ranks[path]) else np.sum(squares[found.ranks[path] :]) / np.sum(squares)
         lost += share * kernel.size / WHOLE
     assert found.predicted == pytest.approx(lost, rel=1e-6)
+
+
+def test_a_plan_that_loses_a_large_share_of_all_says_so():
+    """Of a kernel whose squares fall by 16 from each to the next, rank 1 loses a fifteenth; of equal ones, 7/8."""
+    for factor, warned in ((4.0, False), (1.0, True)):
+        params = {"a": {"kernel": np.diag(factor ** -np.arange(8.0))}}
+        signal = SIGNALS["svd"]._replace(units="loss")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            found = plan(params, None, 0.25, signal=signal)
+            plan(params, None, 0.25, signal="svd")  # whose units say nothing of the loss
+            plan(params, None, 0.25, signal=signal, uniform=True)  # for comparison
+        assert found.ranks == {"a": 1}
+        assert len(caught) == warned
+        for one in caught:
+            assert str(one.message).startswith("budget 0.25: the loss is predicted to rise by 3.5, 87.5% of what")
 
 
 def test_units_that_there_are_not_are_refused():
