@@ -202,8 +202,7 @@ def compress(
     report = report_of(kernels, known, seconds=stages([*clock, time.perf_counter()]), **done)
     config = dense.config | {"low_rank": section(dense, report, seed, known.calibration)}
     small = dense._replace(params=params, config=config)
-    if healing is not None:
-        small, report = healed(small, dense, healing, report, seed=seed, file=beside(file), progress=progress)
+    small, report = healed(small, dense, healing, report, seed=seed, file=beside(file), progress=progress)
     return in_kind(model, small._replace(params=as_stored(small.params, dtypes))), report
 
 
@@ -236,9 +235,18 @@ def to_heal(dense: Model, batches: Iterable[Batch], file: str | Path | None) -> 
 
 
 def healed(
-    small: Model, dense: Model, plan: HealingPlan, report: Report, *, seed: int, file: Path | None, progress: bool
+    small: Model,
+    dense: Model,
+    plan: HealingPlan | None,
+    report: Report,
+    *,
+    seed: int,
+    file: Path | None,
+    progress: bool,
 ) -> tuple[Model, Report]:
-    """The model after `heal`, and the report with what that gained."""
+    """The model after `heal`, and the report with what that gained, if there is a plan for it."""
+    if plan is None:
+        return small, report
     small, gained = follow(small, dense, plan, seed=seed, file=file, progress=progress)
     return small, report._replace(healed=gained, seconds=report.seconds | {"heal": gained.seconds})
 

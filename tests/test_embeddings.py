@@ -332,7 +332,10 @@ def test_every_signal_that_has_weights_for_tables_factorises_them(signal):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"signal": "exact"}, f"{WORDS}: signal 'exact' has no weights for a table, wanted one of 'combined', 'shampoo'"),
+        (
+            {"signal": "exact"},
+            f"{WORDS}: signal 'exact' has no weights for a table, wanted one of 'combined', 'shampoo'",
+        ),
         ({"signal": "svd", "method": "em"}, f"method: got 'em' for the table {WORDS}, wanted the closed form"),
     ],
 )
