@@ -82,8 +82,9 @@ def run_compress(options: argparse.Namespace) -> None:
     say(f"{as_text(kernel_table(report))}\n\n{summary(report)}")
     with or_kept("what was measured", options.file):
         save(small, output)
-    if options.heal and options.file:
-        beside(options.file).unlink()
+    state = beside(options.file)
+    if options.heal and state is not None:
+        state.unlink()
     say(f"saved {options.output}")
     write_page(page, f"{options.model}, compressed", report)
     say(f"report: {page}")
