@@ -1,0 +1,180 @@
+"""How much of what compression loses do ten thousand sentences without labels bring back, at 50, 25 and 10 %?
+
+all-MiniLM-L6-v2 as it comes, compressed by default with importance from 512 pairs of STS-B's train rows, then healed by
+default on 10,000 sentences of train rows, half of them STS-B's and half SST-2's. No label is used. Scores are
+Spearman's correlation on the whole of STS-B's dev rows, and the mean cosine to the dense embedding over 2,000 sentences
+of the dev rows of STS-B and of SST-2. A seed draws the rows, their order and the directions of the importance. Seconds
+are those of healing alone. Every score is a line of JSON when it is there: a run that was killed goes on where it
+stopped.
+
+DIR holds STS-B's and SST-2's train.tsv and dev.tsv, as GLUE has them.
+"""
+
+import argparse
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import bert_adapter
+from benchmarks.candidates import measured, separate
+from benchmarks.study import chosen, keep, read, rows_of
+from benchmarks.tables import Row, arguments, at_most, bar, markdown, row, write_page
+from benchmarks.timing import Measured
+from bert_adapter.evaluate import compare, embed
+from bert_adapter.model import Model
+from bert_adapter.text import LabelledTexts
+
+BARS = {0.5: (0.866, 0.97), 0.25: (0.860, 0.93), 0.1: (0.835, 0.85)}  # the least Spearman and cosine, healed
+SECONDS = 600.0
+SOURCES = ("STS-B", "SST-2")
+DENSE, BEFORE, HEALED = "dense", "compressed", "healed"
+
+
+def texts_of(rows: LabelledTexts, count: int, seed: int) -> list[str]:
+    """So many of the rows' texts, drawn once for a seed."""
+    texts = rows.texts if isinstance(rows.texts[0], str) else separate(rows)
+    return [texts[i] for i in np.random.default_rng(seed).permutation(len(texts))[:count]]
+
+
+class Texts:
+    """The rows of GLUE, read once."""
+
+    def __init__(self, folder: Path, quick: bool) -> None:
+        self.rows = {(task, split): rows_of(task, split, folder) for task in SOURCES for split in ("train", "dev")}
+        self.share = 100 if quick else 1  # a quick run has one row of so many
+
+    def train(self, seed: int) -> list[str]:
+        """What is healed on."""
+        return [text for task in SOURCES for text in texts_of(self.rows[task, "train"], 5000 // self.share, seed)]
+
+    def held(self) -> list[str]:
+        """What cosines are of: all of SST-2's dev rows, and as many of STS-B's as make 2,000."""
+        sst = texts_of(self.rows["SST-2", "dev"], 872 // self.share, 0)
+        return sst + texts_of(self.rows["STS-B", "dev"], 2000 // self.share - len(sst), 0)
+
+    def pairs(self, seed: int) -> LabelledTexts:
+        """What the importance is measured on."""
+        return chosen(self.rows["STS-B", "train"], 512 // self.share, seed)
+
+    def dev(self) -> LabelledTexts:
+        """What is scored."""
+        return chosen(self.rows["STS-B", "dev"], None if self.share == 1 else 64, 0)
+
+
+def scored(texts: Texts, dense: Model, model: Model, name: str, **more: Any) -> Row:
+    """The row of a model; `more` are its seed and budget, and what healing cost."""
+    cost = Measured(None, None, more.pop("seconds", None), None)
+    spearman = bert_adapter.score(model, texts.dev())["spearman"]
+    cosine = compare(embed(dense, texts.held()), embed(model, texts.held())).cosine
+    return row("STS-B", name, None, "", cost, spearman=spearman, cosine=cosine, **more)
+
+
+def lines(texts: Texts, seeds: Iterable[int], budgets: Iterable[float], done: set[tuple]) -> Iterator[Row]:
+    """The rows that are not done yet."""
+    from bert_adapter.demo import minilm
+
+    dense = bert_adapter.load(minilm())
+    if (DENSE, 1.0, 0) not in done:
+        yield scored(texts, dense, dense, DENSE, budget=1.0, seed=0)
+    for seed in seeds:
+        left = [budget for budget in budgets if (HEALED, budget, seed) not in done]
+        if not left:
+            continue
+        batches = bert_adapter.text_batches(dense, separate(texts.pairs(seed)))
+        importance = bert_adapter.decompose(dense.params, measured(dense, batches, "shampoo", seed))
+        for budget in left:
+            small, _ = bert_adapter.compress(dense, (), importance=importance, budget=budget, progress=False)
+            if (BEFORE, budget, seed) not in done:
+                yield scored(texts, dense, small, BEFORE, budget=budget, seed=seed)
+            batches = bert_adapter.text_batches(dense, texts.train(seed))
+            small, gained = bert_adapter.heal(small, dense, batches, seed=seed)
+            print(f"  {gained}", flush=True)
+            about = {"before": gained.before, "after": gained.after, "steps": gained.steps, "kept": gained.kept}
+            yield scored(texts, dense, small, HEALED, budget=budget, seed=seed, seconds=gained.seconds, **about)
+
+
+def values(rows: list[Row], name: str, budget: float, what: str) -> list[float]:
+    """One for each seed."""
+    return [line[what] for line in rows if (line["method"], line["budget"]) == (name, budget)]
+
+
+def with_error(found: list[float], digits: int = 4) -> str:
+    """The mean, and its standard error if there are several."""
+    if not found:
+        return ""
+    error = f" ± {np.std(found, ddof=1) / math.sqrt(len(found)):.{digits}f}" if len(found) > 1 else ""
+    return f"{np.mean(found):.{digits}f}{error}"
+
+
+def report(rows: list[Row]) -> str:
+    """The table, and the bars."""
+    budgets = sorted({line["budget"] for line in rows if line["method"] != DENSE}, reverse=True)
+
+    def cells_of(name: str, budget: float) -> list[Any]:
+        scores = [values(rows, name, budget, what) for what in ("spearman", "cosine")]
+        costs = [values(rows, name, budget, what) if name == HEALED else [] for what in ("steps", "seconds")]
+        return [
+            f"{budget:.0%}",
+            name,
+            *map(with_error, scores),
+            *(with_error(each, 0) for each in costs),
+            len(scores[0]),
+        ]
+
+    cells = [cells_of(DENSE, 1.0), *(cells_of(name, budget) for budget in budgets for name in (BEFORE, HEALED))]
+    table = markdown(["kernels kept", "", "Spearman", "mean cosine to dense", "steps", "seconds", "seeds"], cells)
+    return "\n".join([table, "", *(verdict for budget in budgets for verdict in verdicts(rows, budget))])
+
+
+def verdicts(rows: list[Row], budget: float) -> Iterator[str]:
+    """Whether healing reaches what it is held to."""
+    for what, least in zip(("spearman", "cosine"), BARS.get(budget, ()), strict=False):
+        found = values(rows, HEALED, budget, what)
+        mean = float(np.mean(found)) if found else math.nan
+        yield bar(f"{budget:.0%}, healed: {what} at least {least}", mean, mean >= least)
+    seconds = values(rows, HEALED, budget, "seconds")
+    yield at_most(f"{budget:.0%}: seconds of healing", max(seconds, default=None), SECONDS)
+
+
+def draw(rows: list[Row], path: Path) -> None:
+    """Both figures against what is kept, before and after."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
+    for ax, what in zip(axes, ("spearman", "cosine"), strict=True):
+        for name in (BEFORE, HEALED):
+            budgets = sorted({line["budget"] for line in rows if line["method"] == name})
+            ax.plot(budgets, [np.mean(values(rows, name, each, what)) for each in budgets], marker="o", label=name)
+        ax.axhline(np.mean(values(rows, DENSE, 1.0, what)), color="black", linewidth=0.8, label=DENSE)
+        ax.set(xlabel="share of the encoder kernels' parameters", ylabel=what)
+    axes[0].legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = arguments("healing", __doc__, data="GLUE: STS-B and SST-2, train.tsv and dev.tsv")
+    parser.add_argument("--budgets", type=float, nargs="+", default=tuple(BARS), help="shares kept (0.5 0.25 0.1)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2), help="(0 1 2)")
+    options: argparse.Namespace = parser.parse_args(argv)
+    name = "healing-quick" if options.quick else "healing"
+    options.output.mkdir(parents=True, exist_ok=True)
+    file = options.output / f"{name}.jsonl"
+    done = {(line["method"], line["budget"], line["seed"]) for line in read(file)}
+    for line in lines(Texts(options.data, options.quick), options.seeds, options.budgets, done):
+        keep(file, line)
+        print(f"  {line['method']}, {line['budget']:.0%}: {line['spearman']:.4f}, {line['cosine']:.4f}", flush=True)
+    rows: list[Any] = read(file)
+    text = report(rows)
+    print("\n" + text)
+    draw(rows, options.output / f"{name}.png")
+    write_page(options.output / f"{name}.md", __doc__, text)
+
+
+if __name__ == "__main__":
+    main()
