@@ -16,6 +16,7 @@ from bert_adapter.files import check_writable
 from bert_adapter.importance.fingerprint import of_arrays, of_function, of_params
 from bert_adapter.kinds import as_model, in_kind
 from bert_adapter.layers.capture import Batch, Forward
+from bert_adapter.layers.marker import Factorised
 from bert_adapter.losses import distillation
 from bert_adapter.model import Model, check_batch, is_own
 from bert_adapter.model import forward as function_of
@@ -257,7 +258,8 @@ def followed(
     """The parameters that did best on the texts held out, and what is known of the run, but for its seconds."""
     recipe = Recipe(function_of(model), distillation(model.module, 1.0))
     texts, held = (taught(teacher, pools, plan.batch_size) for pools in (plan.pools, plan.heldout))
-    trained, frozen = divided(jax.tree.map(jnp.array, model.params))  # copies: a step reuses the memory of the last
+    # Copies: a step reuses the memory of the last.
+    trained, frozen = divided(jax.tree.map(jnp.array, balanced(jax.device_get(model.params))))
     deals = list(epochs_of(plan.pools, plan.batch_size, plan.epochs, seed))
     every = -(-len(deals) // LOOKS)
     rates = learning_rates(plan.learning_rate, round(WARMUP * len(deals)), len(deals))
@@ -287,6 +289,22 @@ def followed(
     counts = {"texts": texts.count, "heldout": held.count}
     about = Healing(before, after, kept, state.step, losses=found, seconds=0.0, **counts)
     return jax.device_get(joined(state.moments[1], frozen)), about
+
+
+def balanced(params: Any) -> Any:
+    """The same products, of factors with left.T @ left = right @ right.T, so that one rate suits both.
+
+    Factors of several axes stay as they are.
+    """
+    if not isinstance(params, Mapping):
+        return params
+    factorised = any(isinstance(leaf, Factorised) for leaf in params.values())
+    if not factorised or np.ndim(params["left"]) != 2 or np.ndim(params["right"]) != 2:
+        return {name: balanced(leaf) for name, leaf in params.items()}
+    (left, r), (right, c) = (np.linalg.qr(np.asarray(one, np.float64)) for one in (params["left"], params["right"].T))
+    u, s, vt = np.linalg.svd(r @ c.T)
+    even = {"left": left @ (u * np.sqrt(s)), "right": np.sqrt(s)[:, None] * (vt @ right.T)}
+    return {**params, **{name: array.astype(params[name].dtype) for name, array in even.items()}}
 
 
 def best_of(before: float, losses: Float[np.ndarray, " steps"]) -> tuple[int, float]:

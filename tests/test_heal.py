@@ -17,7 +17,8 @@ from bert_adapter.checkpoint import load, save
 from bert_adapter.cli import main
 from bert_adapter.evaluate import loss_increase
 from bert_adapter.heads import with_head
-from bert_adapter.healing import best_of, divided, ended, joined
+from bert_adapter.healing import balanced, best_of, divided, ended, joined
+from bert_adapter.layers.marker import FACTORISED
 from bert_adapter.pools import batch_of, count_of, dealt, held_out, pools_of
 
 TEXTS = tiny.rows().texts[:32]
@@ -144,6 +145,19 @@ def test_rows_that_weigh_nothing_and_labels_do_not_matter():
     ]
     got, _ = heal(small(), dense(), spoilt, heldout=others(), epochs=4)
     jax.tree.map(np.testing.assert_array_equal, got.params, healed()[0].params)
+
+
+def test_balanced_factors_have_the_same_products_and_equal_gram_matrices():
+    rng = np.random.default_rng(0)
+    left, right = rng.normal(size=(7, 3)) * [1e-3, 1, 1e3], rng.normal(size=(3, 5))
+    layer = {"kernel": FACTORISED, "left": left.astype("f4"), "right": right.astype("f4"), "bias": np.ones(5)}
+    found = balanced({"layer": layer, "left": np.ones((2, 2))})
+    assert (found["left"] == 1).all()
+    assert found["layer"]["bias"] is layer["bias"]
+    ours, theirs = (np.float64(one["left"]) @ one["right"] for one in (found["layer"], layer))
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=100 * tiny.EPS * np.abs(theirs).max())
+    grams = found["layer"]["left"].T @ found["layer"]["left"], found["layer"]["right"] @ found["layer"]["right"].T
+    np.testing.assert_allclose(*grams, rtol=0, atol=100 * tiny.EPS * np.abs(grams[0]).max())
 
 
 def test_every_row_is_dealt_once_an_epoch():
