@@ -212,7 +212,9 @@ def test_subclass_of_a_layer_runs_on_factors():
 
 def test_kernels_are_listed_with_their_shapes_without_running_the_model():
     layer = "encoder/layer/0"
+    rows = {"word": 20, "position": 20, "token_type": 2}
     assert kernel_shapes(tiny.module()) == {
+        **{f"embeddings/{name}_embeddings": (count, 16) for name, count in rows.items()},
         **{f"{layer}/attention/self/{name}": (16, 16) for name in ("query", "key", "value")},
         f"{layer}/attention/output/dense": (16, 16),
         f"{layer}/intermediate/dense": (16, 24),
