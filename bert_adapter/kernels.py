@@ -14,7 +14,7 @@ from bert_adapter.checkpoint.names import by_path
 from bert_adapter.families import family_of
 from bert_adapter.layers.capture import Batch
 from bert_adapter.layers.finding import Kernels, find_kernels
-from bert_adapter.layers.layer import matrix_shape as as_matrix
+from bert_adapter.layers.layer import matrix_shape
 from bert_adapter.layers.places import is_table, kernel_path
 from bert_adapter.layers.running import parameter_shapes
 from bert_adapter.layers.stacks import whole
@@ -84,7 +84,7 @@ def shapes_of_family(model: Model) -> dict[str, tuple[int, int]]:
     params, axes = parameter_shapes(model.module)
     full, words = by_path(params), family_of(model.config).words
     kept = [path for path in axes if re.search(words, path) or not is_table(kernel_path(full, path))]
-    return {path: as_matrix(axes[path]) for path in kept}
+    return {path: matrix_shape(axes[path]) for path in kept}
 
 
 def tables_of(model: Model, shapes: Shapes) -> list[str]:
@@ -125,7 +125,7 @@ def check_pattern(name: str, pattern: str | None) -> None:
         raise ValueError(f"{name}: got {pattern!r}, which is no regular expression: {error}") from None
 
 
-def matrix_shape(path: str, kernel: Any, shapes: Shapes | None) -> tuple[int, int]:
+def shape_of(path: str, kernel: Any, shapes: Shapes | None) -> tuple[int, int]:
     """The shape (m, n), inputs by outputs, of the matrix that the kernel is.
 
     Raises:
