@@ -11,7 +11,7 @@ import wlra
 from bert_adapter.checkpoint.names import by_path
 from bert_adapter.importance.fingerprint import of_arrays, of_params
 from bert_adapter.importance.sums import Importance, check_model
-from bert_adapter.kernels import Shapes, break_even, shape_of
+from bert_adapter.kernels import Shapes, break_even, shape_of_kernel
 from bert_adapter.layers.places import is_table, kernel_path, layer_path
 from bert_adapter.layers.stacks import unstacked
 from bert_adapter.progress import track
@@ -272,7 +272,7 @@ def selected_shapes(params: Any, importance: Importance | None, kernels: Shapes 
     if not paths or (missing := [path for path in paths if path not in found]):
         wanted = "no kernels" if not paths else f"{missing}, which are no dense kernels"
         raise ValueError(f"kernels: got {wanted}; wanted paths of {sorted(found)}")
-    return {path: shape_of(path, found[path], kernels) for path in paths}
+    return {path: shape_of_kernel(path, found[path], kernels) for path in paths}
 
 
 def per_example(importance: Importance | None, signal: Signal) -> float:

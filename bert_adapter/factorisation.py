@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 import wlra
 from bert_adapter.jobs import Job, groups_of, job_for, solve_group
-from bert_adapter.kernels import Shapes, break_even, shape_of, split_axes
+from bert_adapter.kernels import Shapes, break_even, shape_of_kernel, split_axes
 from bert_adapter.layers.marker import FACTORISED, Factorised
 from bert_adapter.layers.places import kernel_path
 from bert_adapter.layers.stacks import restacked, unstacked
@@ -92,7 +92,7 @@ def factorise(
     for path, rank in ranks.items():
         place = kernel_path(flat, path)
         kernel = flat[place]
-        shape = shape_of(path, kernel, shapes)
+        shape = shape_of_kernel(path, kernel, shapes)
         if rank < break_even(shape) and isinstance(weights[path], Decomposed):
             flat |= factors_of(path, shape, *cut(weights[path], rank), kernel=kernel, place=place)
             reports[path] = report_of_cut(path, rank, shape, loss={request.method.name: lost(weights[path], rank)})

@@ -125,7 +125,7 @@ def check_pattern(name: str, pattern: str | None) -> None:
         raise ValueError(f"{name}: got {pattern!r}, which is no regular expression: {error}") from None
 
 
-def shape_of(path: str, kernel: Any, shapes: Shapes | None) -> tuple[int, int]:
+def shape_of_kernel(path: str, kernel: Any, shapes: Shapes | None) -> tuple[int, int]:
     """The shape (m, n), inputs by outputs, of the matrix that the kernel is.
 
     Raises:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bert_adapter.factorisation import factorise
-from bert_adapter.kernels import break_even, choose_ranks, parameter_count, select_kernels, shape_of, split_axes
+from bert_adapter.kernels import break_even, choose_ranks, parameter_count, select_kernels, shape_of_kernel, split_axes
 from bert_adapter.layers.marker import FACTORISED
 from bert_adapter.sample import sample_model
 
@@ -70,7 +70,7 @@ def test_axes_are_split_where_both_sides_fit():
 
 def test_kernel_of_several_axes_needs_its_shape():
     with pytest.raises(ValueError, match=r"a: wanted the shape \(m, n\) of a kernel with axes \(6, 2, 3\)"):
-        shape_of("a", np.zeros((6, 2, 3)), None)
+        shape_of_kernel("a", np.zeros((6, 2, 3)), None)
     with pytest.raises(ValueError, match=re.escape("a: a kernel with axes (6, 2, 3) is no matrix of shape (4, 9)")):
         factorise({"a": {"kernel": np.zeros((6, 2, 3))}}, {"a": None}, {"a": 1}, shapes={"a": (4, 9)}, progress=False)
 
