@@ -45,17 +45,20 @@ def decompose_table(
     halves, col = np.asarray(weights.rows, np.float64), np.asarray(weights.columns, np.float64)
     check(table, halves, col)
     root, total = square_root(col), halves.sum(axis=0)
-    every = tall.gram(table)
+    every, by_half = tall.gram(table), [tall.gram(table, half) for half in halves]
     if prior is None:
-        prior = chosen_prior(table, halves, every, root)
-    measured = tall.gram(table, total)
+        prior = chosen_prior(halves, by_half, every, root=root)
+    measured = by_half[0] + by_half[1]
     gram = (1 - prior) * measured + prior * total.sum() / len(table) * every
     found = tall.components(table, gram, col, rank)
     along = tall.directions(tall.congruent(gram, root), root)
-    unseen = every - tall.gram(table, np.asarray(total > 0, np.float64))
+    seen = total > 0
+    few = 2 * np.sum(seen) <= len(table)
+    part = tall.gram(table, np.asarray(seen if few else ~seen, np.float64))
+    unseen = every - part if few else part
     squares, others = (tall.squares_along(along, each) for each in (measured, unseen))
     known = Tokens(
-        seen=int(np.sum(total > 0)),
+        seen=int(np.sum(seen)),
         rows=len(table),
         prior=float(prior),
         lost_seen=lost_by_rank(squares),
@@ -65,19 +68,23 @@ def decompose_table(
 
 
 def chosen_prior(
-    table: Float[np.ndarray, "vocabulary width"],
     halves: Float[np.ndarray, "2 vocabulary"],
+    by_half: list[Float[np.ndarray, "width width"]],
     every: Float[np.ndarray, "width width"],
+    *,
     root: Side,
 ) -> float:
-    """The prior of least held-out loss: the mean logarithm over ranks, and over both halves as what is held out."""
+    """The prior of least held-out loss: the mean logarithm over ranks, and over both halves as what is held out.
+
+    by_half, every: the Gram matrices of the table, weighted by each half, and by nothing.
+    """
     sums = halves.sum(axis=1)
     if np.ptp(halves.sum(axis=0)) == 0:
         return 0.0
     if min(sums) <= 0:
         return UNKNOWN
-    grams = [tall.congruent(tall.gram(table, half / whole), root) for half, whole in zip(halves, sums, strict=True)]
-    even, same = tall.congruent(every / len(table), root), np.ones(len(every))
+    grams = [tall.congruent(gram / whole, root) for gram, whole in zip(by_half, sums, strict=True)]
+    even, same = tall.congruent(every / halves.shape[1], root), np.ones(len(every))
     losses = []
     for prior in PRIORS:
         loss = 0.0
