@@ -25,6 +25,7 @@ from benchmarks.tables import Row, arguments, at_most, bar, markdown, row, write
 from benchmarks.timing import Measured
 from bert_adapter.evaluate import compare, embed
 from bert_adapter.model import Model
+from bert_adapter.signals import DEFAULT
 from bert_adapter.text import LabelledTexts
 
 BARS = {0.5: (0.866, 0.97), 0.25: (0.860, 0.93), 0.1: (0.835, 0.85)}  # the least Spearman and cosine, healed
@@ -84,7 +85,7 @@ def lines(texts: Texts, seeds: Iterable[int], budgets: Iterable[float], done: se
         if not left:
             continue
         batches = bert_adapter.text_batches(dense, separate(texts.pairs(seed)))
-        importance = bert_adapter.decompose(dense.params, measured(dense, batches, "shampoo", seed))
+        importance = bert_adapter.decompose(dense.params, measured(dense, batches, DEFAULT, seed))
         for budget in left:
             small, _ = bert_adapter.compress(dense, (), importance=importance, budget=budget, progress=False)
             if (BEFORE, budget, seed) not in done:

@@ -26,6 +26,7 @@ from benchmarks.tables import Row, arguments, at_most, bar, markdown, row, write
 from bert_adapter.engines import batch_for
 from bert_adapter.evaluate import compare, embed
 from bert_adapter.model import Model
+from bert_adapter.signals import DEFAULT
 from bert_adapter.speed import CELLS
 from bert_adapter.timing import in_turns
 
@@ -176,7 +177,7 @@ def main(argv: list[str] | None = None) -> None:
     options = arguments("speed", __doc__, data="GLUE: STS-B/train.tsv and dev.tsv").parse_args(argv)
     options.budget = max(BUDGETS)
     context = prepared(options)
-    dense, importance = context.dense, measured(context.dense, context.batches, "shampoo")
+    dense, importance = context.dense, measured(context.dense, context.batches, DEFAULT)
     models = {"dense": dense} | {f"{share:.0%}": compressed(context, importance, budget=share) for share in BUDGETS}
     known = bert_adapter.decompose(dense.params, importance, progress=False)
     rows = [*scored(models, context.dev), *timed(options, models), *planned(options, dense, known)]

@@ -29,6 +29,7 @@ from bert_adapter.demo import minilm
 from bert_adapter.evaluate import compare, embed
 from bert_adapter.model import Model
 from bert_adapter.rows import LabelledTexts
+from bert_adapter.signals import DEFAULT
 
 DENSE, FWSVD, KERNELS, TABLE, ALL = "bits alone", "kernels, FWSVD", "kernels", "table of words", "everything"
 BUDGETS = (0.75, 0.5, 0.35, 0.25, 0.2, 0.16, 0.125, 0.1, 0.08, 0.065, 0.05, 0.04)  # of the bytes
@@ -56,7 +57,7 @@ def prepared(options: argparse.Namespace) -> Context:
     dev = chosen(rows_of("STS-B", "dev", options.data), 64 if options.quick else None, 0)
     batches = list(bert_adapter.text_batches(dense, separate(pairs)))
     shapes = bert_adapter.select_kernels(dense, embeddings=True)
-    statistics = {name for signal in ("shampoo", "fwsvd") for name in bert_adapter.SIGNALS[signal].statistics}
+    statistics = {name for signal in (DEFAULT, "fwsvd") for name in bert_adapter.SIGNALS[signal].statistics}
     how: dict[str, Any] = {"statistics": statistics, "file": options.file, "progress": False}
     importance = bert_adapter.measure_importance(bert_adapter.forward(dense), dense.params, batches, shapes, **how)
     held = bert_adapter.text_batches(dense, separate(chosen(dev, 64, 0)))
