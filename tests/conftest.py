@@ -4,6 +4,7 @@ Compiling is the slow part. XLA leaves its optimisations out unless WLRA_FULL=1,
 and each process computes in one thread, so that as many as there are cores work side by side.
 """
 
+import gc
 import importlib
 import mmap
 import os
@@ -25,6 +26,7 @@ if "XLA_FLAGS" not in os.environ:
     if os.environ.get("WLRA_FULL") != "1":  # compiling then takes a third of the time
         flags += ["--xla_backend_optimization_level=0"]
         flags += ["--xla_cpu_use_fusion_emitters=false"] * known("xla_cpu_use_fusion_emitters")
+        flags += ["--xla_disable_hlo_passes=while-loop-invariant-code-motion,simplify-while-loops"]  # a fifth of it
     os.environ["XLA_FLAGS"] = " ".join(flags)
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".jax_cache"))
@@ -50,6 +52,7 @@ SLOWEST = ("methods", "sklearn", "finetune", "second_order", "compress", "sparse
 
 
 def pytest_collection_modifyitems(items):
+    gc.freeze()  # what is imported stays, and a million objects need not be looked at each time
     order = {f"test_{name}.py": place for place, name in enumerate(SLOWEST)}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
@@ -68,7 +71,7 @@ MAPS = Path("/proc/self/maps")  # pieces of memory, of which Linux lets a proces
 def few_programs():
     """Compiled programs go when there are many, so that modules share them until then."""
     yield
-    if not MAPS.exists() or MAPS.read_text().count("\n") > 30_000:
+    if not MAPS.exists() or MAPS.read_text().count("\n") > 45_000:
         jax.clear_caches()
 
 

@@ -85,7 +85,10 @@ def test_ranks_of_the_default_are_those_of_the_marginals_and_its_factors_its_own
     assert any(jax.tree.leaves(apart))
 
 
-@pytest.mark.parametrize("signal", ["combined", "kfac", "activation", "fwsvd", "svd"])
+@pytest.mark.parametrize(
+    "signal",
+    ["combined", *(pytest.param(name, marks=pytest.mark.slow) for name in ("kfac", "activation", "fwsvd", "svd"))],
+)
 def test_factors_are_those_of_the_solver_in_float64(signal, x64):
     weights = solver_weights(measured(), signal, known(signal).shapes, SHRINK)
     small, report = compress(rank=3, importance=measured(), signal=signal, shrink=SHRINK)

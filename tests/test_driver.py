@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+from contract import cases
 
 import wlra
 from wlra.methods import METHODS
@@ -212,7 +213,7 @@ HANDING_OVER = {
 }
 
 
-@pytest.mark.parametrize("case", HANDING_OVER)
+@pytest.mark.parametrize("case", cases(HANDING_OVER, ["when it breaks"]))
 def test_a_stage_hands_its_best_factors_to_the_next(case):
     script, until = HANDING_OVER[case]
     scripts = np.stack([padded(script), padded([1, 0.5])])

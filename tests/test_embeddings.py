@@ -25,7 +25,7 @@ from bert_adapter.importance.measure import measure_importance
 from bert_adapter.importance.sums import STATISTICS
 from bert_adapter.model import Model
 from bert_adapter.report import summary
-from bert_adapter.signals import SIGNALS
+from bert_adapter.signals import DEFAULT, SIGNALS
 from bert_adapter.signals.definition import TableWeights
 from bert_adapter.tables import PRIORS, decompose_table
 from wlra import components, tall
@@ -134,7 +134,10 @@ def words_of(case: str) -> Model:
     return tiny.with_factors(dense, {path: 3})
 
 
-@pytest.mark.parametrize("case", test_families.DISTINCT)
+TIED = [pytest.param(case, marks=() if case == "BERT" else pytest.mark.slow) for case in test_families.DISTINCT]
+
+
+@pytest.mark.parametrize("case", TIED)
 def test_every_familys_decoder_stays_tied_to_its_table_and_is_saved_once(case, tmp_path):
     small = words_of(case)
     inputs = test_families.batch_of(case)
@@ -319,7 +322,12 @@ def test_a_model_is_compressed_with_its_table(tmp_path):
     assert report.tokens[WORDS].lost_unseen[0] == 1
 
 
-@pytest.mark.parametrize("signal", [name for name, signal in SIGNALS.items() if signal.tables is not None])
+WITH_TABLES = [name for name, signal in SIGNALS.items() if signal.tables is not None]
+
+
+@pytest.mark.parametrize(
+    "signal", [pytest.param(name, marks=() if name == DEFAULT else pytest.mark.slow) for name in WITH_TABLES]
+)
 def test_every_signal_that_has_weights_for_tables_factorises_them(signal):
     model = tiny.model()
     small, _ = bert_adapter.compress(model, [BATCH], rank=4, include="word_embeddings", signal=signal, progress=False)

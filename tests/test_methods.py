@@ -12,6 +12,7 @@ from contract import (
     COLUMNS,
     EPS,
     ITERATIONS,
+    KINDS,
     MASK,
     PAIR,
     PLANTED,
@@ -44,7 +45,7 @@ from wlra.problem import Factors, Problem
 EXACT = 4 * K * (8 * EPS) ** 2  # the relative squared error that rounding K terms of an entry leaves, twice as large
 
 
-DOUBLE = ("separable", "svd", "anderson", "als")  # in float64, and of other shapes, too
+DOUBLE = ("separable", "svd")  # what is quick in float64 and of other shapes: test_penalty, test_properties do the rest
 
 
 @functools.cache
@@ -115,7 +116,7 @@ def in_units(target, weight):
     return results(np.ldexp(W, target), np.ldexp(WEIGHTS, weight))
 
 
-EXTREME = {(4, 3, 3): DOUBLE, (1, 1, 1): ("separable", "anderson")}  # by shape and rank, what is quick
+EXTREME = {(4, 3, 3): DOUBLE, (1, 1, 1): DOUBLE}  # by shape and rank, what is quick
 EXTREMES = [
     pytest.param(name, shape, marks=() if name in quick else pytest.mark.slow)
     for shape, quick in EXTREME.items()
@@ -148,7 +149,12 @@ DTYPES = [
     ("int32", "float16"),
 ]
 # The rule is one function for all; that every method keeps to it shows where the factors are cast back.
-TYPED = [(name, *DTYPES[0]) for name in TABLE] + [(n, *pair) for pair in DTYPES[1:] for n in ("separable", "anderson")]
+TYPED = [
+    *[(name, *DTYPES[0]) for name in KINDS],
+    *[pytest.param(name, *DTYPES[0], marks=pytest.mark.slow) for name in TABLE if name not in KINDS],
+    *[("separable", *pair) for pair in DTYPES[1:]],
+    *[pytest.param("anderson", *pair, marks=pytest.mark.slow) for pair in DTYPES[1:]],
+]
 
 
 @pytest.mark.parametrize(("name", "dtype", "weights_dtype"), TYPED)

@@ -44,12 +44,14 @@ def losses(name):
     return np.array([reference.loss(W, WEIGHTS, X) for X in twin(name)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", reference.PUBLISHED)
 def test_every_step_has_the_loss_of_the_published_iteration(name, x64):
     # The twin solves for Anderson's weights without a shift, which loses some digits of the 16.
     np.testing.assert_allclose(results("float64")[name].history.loss, losses(name), rtol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", reference.PUBLISHED)
 def test_the_factors_are_those_of_the_published_iteration(name, x64):
     result = results("float64")[name]
@@ -63,6 +65,7 @@ def test_float32_follows_the_first_steps_of_the_published_iteration(name):
     np.testing.assert_allclose(results("float32")[name].history.loss[:6], losses(name)[:6], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", reference.PUBLISHED)
 def test_no_restart_is_due_in_these_steps(name):
     assert (np.diff(losses(name)) < 0).all()

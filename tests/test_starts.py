@@ -1,10 +1,12 @@
 """Closed forms are those of the literature, and every iteration can begin with each of them."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
 import reference
-from contract import STARTS
+from contract import STARTS, cases
 
 import wlra
 
@@ -20,9 +22,9 @@ def closed_forms(W, weights):
     return {name: wlra.solve(W, weights, K, method=name)[:2] for name in STARTS}
 
 
-@jax.jit
-def first_losses(W, weights):
-    return {start: wlra.solve(W, weights, K, method="em", start=start, max_iters=1).history.loss[0] for start in STARTS}
+@functools.partial(jax.jit, static_argnames="start")
+def first_loss(W, weights, start):
+    return wlra.solve(W, weights, K, method="em", start=start, max_iters=1).history.loss[0]
 
 
 def product(name, weights, W=W):
@@ -67,9 +69,9 @@ def test_separable_reads_no_target_without_weight(x64):
     np.testing.assert_array_equal(product("separable", weights, other), product("separable", weights))
 
 
-@pytest.mark.parametrize("name", STARTS)
+@pytest.mark.parametrize("name", cases(STARTS, ["fwsvd"]))
 def test_an_iteration_begins_with_the_start_it_is_given(name):
     arrays = W.astype(np.float32), WEIGHTS.astype(np.float32)
     wanted = reference.loss(*arrays, reference.product(closed_forms(*arrays)[name]))
-    got = first_losses(*arrays)[name]
+    got = first_loss(*arrays, start=name)
     assert np.sqrt(got) == pytest.approx(np.sqrt(wanted), abs=32 * EPS32)  # a relative distance, and rounding moves it

@@ -50,7 +50,7 @@ def solve_path(
     Example:
       >>> import numpy as np, wlra
       >>> W = np.diag([3.0, 2.0, 1.0])
-      >>> [round(float(loss), 3) for loss in wlra.solve_path(W, None, [1, 2], method="als").loss]
+      >>> [round(float(loss), 3) for loss in wlra.solve_path(W, None, [1, 2], method="svd").loss]
       [0.357, 0.071]
     """
     given = {"ranks": ranks, "nuclear": nuclear, "ridge": ridge}
