@@ -24,11 +24,17 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+POSITIONAL = {"command", "model", "models"}  # what is given without an option's name
+RENAMED = {"dense": "teacher"}  # arguments whose options have another name
+
+
 def in_a_line(error: Exception, options: argparse.Namespace) -> str:
     """What the error says, in a line, with the option's name where it begins with that of an argument."""
     text = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
-    word = re.match(r"\w*", text)[0]  # pyright: ignore[reportOptionalSubscript]
-    return f"--{word.replace('_', '-')}{text[len(word) :]}" if word in vars(options) else text
+    found = re.match(r"(\w+)(?=[:,]? )", text)
+    word = RENAMED.get(found[1], found[1]) if found else ""
+    is_option = word in vars(options).keys() - POSITIONAL
+    return f"--{word.replace('_', '-')}{text[found.end() :]}" if found and is_option else text
 
 
 def run_demo(options: argparse.Namespace) -> None:
@@ -75,7 +81,7 @@ def run_compress(options: argparse.Namespace) -> None:
     model = load(options.model)
     texts = OUTPUTS[output_of(model.module)].texts(options.text)
     if options.trim:
-        model = trimmed(model, options.trim, texts)
+        model = trimmed(model, [file for file in (options.trim, options.heal) if file], texts)
     say(f"{options.model}: compressing on {len(texts)} texts")
     batches = text_batches(model, texts, options.batch_size, options.max_length)
     how: dict[str, Any] = {name: getattr(options, name) for name in PASSED_ON}
@@ -128,13 +134,14 @@ def measured_latency(model: Any, options: argparse.Namespace) -> Any:
     return found
 
 
-def trimmed(model: Any, file: Path, texts: Any) -> Any:
-    """The model without the tokens that neither these texts nor those of the file use."""
+def trimmed(model: Any, files: list[Path], texts: Any) -> Any:
+    """The model without the tokens that neither these texts nor those of the files use."""
     from bert_adapter.families import output_of
     from bert_adapter.outputs import OUTPUTS
     from bert_adapter.trimming import trim
 
-    small, kept = trim(model, [*texts, *OUTPUTS[output_of(model.module)].texts(file)])
+    read = OUTPUTS[output_of(model.module)].texts
+    small, kept = trim(model, [*texts, *(text for file in files for text in read(file))])
     say(f"{len(kept):,} of {model.config['vocab_size']:,} tokens are kept")
     return small
 
@@ -239,12 +246,16 @@ def run_bench(options: argparse.Namespace) -> None:
     """Checkpoints timed beside each other."""
     from bert_adapter.engines import use_threads
     from bert_adapter.files import write_text
+    from bert_adapter.places import check_places
     from bert_adapter.report import as_text
     from bert_adapter.speed import CELLS, bench
-    from bert_adapter.speed_report import as_json, check_outputs, slow_kernels, table, write_figure
+    from bert_adapter.speed_report import as_json, check_figure, slow_kernels, table, write_figure
 
     check_numbers(options)
-    check_outputs({"json": options.json, "figure": options.figure})
+    models = {f"DIR {number}": model for number, model in enumerate(options.models, 1)}
+    check_places(models, {}, {"--json": options.json, "--figure": options.figure})
+    if options.figure:
+        check_figure(options.figure)
     if options.threads is not None:
         use_threads(options.threads)
     found = bench(options.models, cells=options.cell or CELLS, engines=options.engine, rounds=options.rounds)

@@ -140,8 +140,9 @@ def compress(
       loss: (output, batch) -> (batch,), each example's loss with its label, whose gradients to take instead; as in
         `finetune` and `loss_increase`.
       method: of `wlra.solve`, by default the one that fits the signal.
-      shrink: how far Gram matrices are shrunk towards the identity, and weights per entry towards their separable fit,
-        in [0, 1]; if None, as far as they are noise, as far as that is known: see `Report.reliability`.
+      shrink: how far Gram matrices are shrunk towards the identity, weights per entry towards their separable fit, and
+        those of a table's rows towards equal ones, in [0, 1]; if None, as far as they are noise, as far as that is
+        known: see `Report.reliability`.
       include, exclude: regular expressions that select kernels by path; by default all of the encoder, and of a model
         of your own all that can be factorised: those of Dense, DenseGeneral and Einsum, NNX's Linear and LinearGeneral.
       embeddings: the table of words (vocabulary, width) too. It becomes `left` (vocabulary, k), in which words are
@@ -169,7 +170,7 @@ def compress(
     signal, given = chosen_signal(signal, shrink, importance), importance
     chosen, solved_by = check_signal(signal, gradients, method=method, solver=solver, measured=given is not None)
     allowed = check_size(rank=rank, budget=budget, of=of, uniform=uniform, multiple_of=multiple_of, shrink=shrink)
-    check_given(given, file, gradients)
+    check_given(given, None if heal is not None else file, gradients)  # healing has a state of its own
     clock = [time.perf_counter()]
     dense = as_model(model, forward=forward, output=output)
     check_of(given, dense.params)

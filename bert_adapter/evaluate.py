@@ -46,17 +46,25 @@ class Fidelity(NamedTuple):
 
 
 def embed(
-    model: Model, texts: Texts, batch_size: int = 32, max_length: int | None = None, *, progress: bool = True
+    model: Model,
+    texts: Texts,
+    batch_size: int = 32,
+    max_length: int | None = None,
+    *,
+    prompt_name: str | None = None,
+    progress: bool = True,
 ) -> np.ndarray:
     """Row i is the output for text i, of an embedder its embedding; (texts, width).
 
+    prompt_name: of one of the prompts that the model's files declare, such as "query", in place of the default.
     progress: whether there is a bar on a terminal.
 
     Raises:
       ValueError: rows that are no texts; as `tokenizer`.
       FloatingPointError: an output that is not finite; the message names the batch.
     """
-    examples = OUTPUTS["embedding"].examples(reader := reader_of(model, max_length), texts, None, row_number)
+    reader = reader_of(model, max_length, prompt_name=prompt_name)
+    examples = OUTPUTS["embedding"].examples(reader, texts, None, row_number)
     rows = runner(model, reader, batch_size, OUTPUTS["embedding"], progress=progress)(examples)
     if rows[0].ndim != 1:
         raise ValueError(
@@ -137,6 +145,7 @@ def loss_increase(
     runs = [(jax.jit(forward(model)), jax.device_put(model.params)) for model in (dense, small)]
     apart = distillation(dense.module, temperature=1.0)
     total = count = 0.0
+    number = -1
     rows = labelled(dense, batches) if isinstance(loss, TaskLoss) else batches
     for number, batch in enumerate(track(rows, "evaluate", progress)):
         check_batch(forward(dense), batch, number)
@@ -147,7 +156,8 @@ def loss_increase(
         each = apart(after, before, batch) if loss is None else loss(after, batch) - loss(before, batch)
         total, count = total + float(np.sum(weights * np.asarray(each))), count + float(np.sum(weights))
     if not count:
-        raise ValueError("no batches: wanted at least one to measure the loss on")
+        got = f"no row of weight above 0 in {number + 1}" if number >= 0 else "none"
+        raise ValueError(f"batches: got {got}, wanted at least one row to measure the loss on")
     return total / count
 
 

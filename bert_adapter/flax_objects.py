@@ -13,7 +13,7 @@ from bert_adapter.checkpoint.own import load_own
 from bert_adapter.families import family_of, flax_architectures
 from bert_adapter.layers.capture import Batch
 from bert_adapter.layers.running import factorised
-from bert_adapter.model import Model
+from bert_adapter.model import Model, on
 from bert_adapter.own import Own, arguments
 
 
@@ -53,6 +53,8 @@ def with_params_of(model: Any, small: Model) -> Any:
     made, config = copy.copy(model), copy.deepcopy(model.config)
     if "low_rank" in small.config:
         config.low_rank = small.config["low_rank"]
+    elif hasattr(config, "low_rank"):
+        del config.low_rank
     made._config, made._params, made._is_initialized = config, small.params, True
     made.__class__ = on_factors(type(model))
     return made
@@ -69,10 +71,13 @@ def on_factors(kind: Any) -> Any:
         with factorised():
             return kind.__call__(self, *args, **kwargs)
 
-    def save_pretrained(self: Any, save_directory: str | Path, params: Any = None) -> None:
+    def save_pretrained(self: Any, save_directory: str | Path, params: Any = None, **others: Any) -> None:
         """The directory holds what `bert_adapter.save` writes: factors under a name that transformers does not read."""
+        if asked := [name for name, value in others.items() if value]:
+            wanted = "save_directory and params; huggingface_hub uploads a directory"
+            raise ValueError(f"save_pretrained: got {', '.join(asked)}, supported: {wanted}")
         model = of_flax(self)
-        save(model if params is None else model._replace(params=params), save_directory)
+        save(model if params is None else on(model, params), save_directory)
 
     def from_pretrained(cls: Any, directory: str | Path, *args: Any, **kwargs: Any) -> Any:
         """The object that was saved there, or, from a directory of transformers', what its class loads."""

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from bert_adapter.checkpoint.bits import as_stored, factorised_tables
+from bert_adapter.checkpoint.names import dtypes_of
 from bert_adapter.files import check_writable
 from bert_adapter.importance.fingerprint import of_arrays, of_function, of_params
 from bert_adapter.kinds import as_model, in_kind
@@ -42,7 +44,7 @@ SEEN, MOST_EPOCHS = 40_000, 20  # texts that are seen in all, with those that ar
 MANY = 2048  # texts from which on batches are large
 WARMUP = 0.1  # the share of the steps in which the rate rises
 KEPT_BYTES = 2**28  # outputs of the dense model that are kept rather than computed in each epoch
-FROZEN = "embedding"  # the name of tables, most of whose rows the texts do not touch
+FROZEN = "embedding"  # the name of tables, dense or factorised, most of whose rows the texts do not touch
 
 
 class Healing(NamedTuple):
@@ -132,7 +134,7 @@ def heal(
     or dropout, gradients cut to 1, a rate that rises and falls linearly. Trained are factors, biases, norms and what
     else there is, but for the tables of embeddings. Some texts are held out; the parameters that do best on them are
     returned, or those that were given: the held-out loss never rises. It ends early when that has not fallen for a
-    quarter of the run.
+    quarter of the run. Of a model whose matrices are stored in fewer bits, what is judged in the end is what is stored.
 
     Args:
       small: what `compress` returned, or another model, of any kind that `compress` takes.
@@ -205,7 +207,7 @@ def healing_plan(
         for one in (model, teacher):
             check_batch(function_of(one), batch, number)
     check_tables(model, teacher)
-    check_teacher(model, teacher, listed[0])
+    check_teacher(model, teacher, listed[0], name="dense")
     leave_out = () if is_own(model) else ("labels",)
     pools = pools_of(listed, leave_out)
     count = sum(map(count_of, pools))
@@ -247,9 +249,24 @@ def follow(
     """The model with the parameters that did best on the texts held out, and what that gained."""
     began = time.monotonic()
     params, gained = followed(model, teacher, plan, seed=seed, file=file, progress=progress)
+    if dtypes_of(model.config):
+        gained = rounded(model, model._replace(params=params), teacher, plan, gained=gained)
     gained = gained._replace(seconds=time.monotonic() - began)
     healed = model._replace(params=params, config=noted(model.config, gained))
     return healed if gained.kept else model, gained
+
+
+def rounded(model: Model, healed: Model, teacher: Model, plan: HealingPlan, *, gained: Healing) -> Healing:
+    """What was gained of matrices as they are stored, in fewer bits: nothing, if rounding takes it all."""
+    dtypes, held = dtypes_of(model.config), taught(teacher, plan.heldout, plan.batch_size)
+    losses = []
+    for one in (model, healed):
+        trained, frozen = divided(as_stored(one.params, dtypes))
+        recipe = Recipe(function_of(one), distillation(one.module, 1.0))
+        losses.append(looker(recipe, held, frozen, plan.batch_size)(trained))
+    before, after = losses
+    better = gained.kept > 0 and after < before
+    return gained._replace(before=before, after=min(before, after), kept=gained.kept if better else 0)
 
 
 def followed(
@@ -326,14 +343,15 @@ def taught(teacher: Model, pools: list[Pool], size: int) -> Texts:
     for number, pool in enumerate(pools):
         first, *deals = dealt([pool], size)
         found = [np.asarray(run(params, batch_of([pool], first)))]
-        check_finite(found[0], number, "the dense model")
         room -= (wanted := found[0][0].nbytes * count_of(pool))
-        if room < 0:
+        fits = room >= 0
+        if fits:
+            found += [np.asarray(run(params, batch_of([pool], deal))) for deal in deals]
+        else:
             room += wanted
-            outputs.append(None)
-            continue
-        found += [np.asarray(run(params, batch_of([pool], deal))) for deal in deals]
-        outputs.append(np.concatenate(found)[: count_of(pool)])
+        for each in found:
+            check_finite(each, number, "the dense model")
+        outputs.append(np.concatenate(found)[: count_of(pool)] if fits else None)
     return Texts(pools, outputs, partial(run, params))
 
 
@@ -360,11 +378,12 @@ def compiled(recipe: Recipe) -> Callable[..., Any]:
 
 def divided(params: Any) -> tuple[Any, Any]:
     """The parameters that are trained, and the tables that are not; None stands where the others are."""
+    factorised = factorised_tables(params)
 
     def chosen(tables: bool) -> Any:
         def leaf_of(path: Any, leaf: Any) -> Any:
-            name = jax.tree_util.keystr(path[-1:], simple=True)
-            return leaf if (name == FROZEN) == tables else None
+            layer, _, name = jax.tree_util.keystr(path, simple=True, separator="/").rpartition("/")
+            return leaf if (name == FROZEN or layer in factorised) == tables else None
 
         return jax.tree_util.tree_map_with_path(leaf_of, params)
 

@@ -13,7 +13,7 @@ from bert_adapter.checkpoint.directory import fetch
 from bert_adapter.checkpoint.own import load_own
 from bert_adapter.families import flax_architectures
 from bert_adapter.flax_objects import is_flax_model, of_flax, on_factors, with_params_of
-from bert_adapter.model import Model, is_own
+from bert_adapter.model import Model, is_own, on
 from bert_adapter.model import forward as function_of
 from bert_adapter.own import Called, Own
 
@@ -107,7 +107,7 @@ def with_params(model: Any, params: Any) -> Any:
         >>> merged.params["encoder"]["layer"]["0"]["intermediate"]["dense"]["kernel"].shape
         (16, 24)
     """
-    return in_kind(model, as_model(model)._replace(params=params))
+    return in_kind(model, on(as_model(model), params))
 
 
 def load_into(directory: str | Path, model: Any) -> Any:

@@ -6,15 +6,16 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+from flax.traverse_util import flatten_dict
 
-from bert_adapter.families import family_of, is_known, module_for
-from bert_adapter.families.bert import Bert
+from bert_adapter.families import family_of, is_known
 from bert_adapter.layers.capture import Batch, Forward
+from bert_adapter.layers.marker import Factorised
 from bert_adapter.layers.running import apply
 from bert_adapter.own import Called, Own
 from bert_adapter.values import check_values
 
-__all__ = ["Bert", "Model", "check_batch", "check_family", "forward", "is_own", "module_for", "training_forward"]
+__all__ = ["Model", "check_batch", "check_family", "forward", "is_own", "on", "training_forward"]
 
 
 class Model(NamedTuple):
@@ -37,6 +38,15 @@ class Model(NamedTuple):
     config: dict[str, Any]  # config.json's, with a "low_rank" section once compressed
     files: dict[str, bytes]  # the tokenizer's and other small files, by name
     forward: Forward | None = None
+
+
+def on(model: Model, params: Any) -> Model:
+    """The model with other parameters; its config forgets the ranks where none of them is a factor."""
+    flat = flatten_dict(params, keep_empty_nodes=True)
+    config = dict(model.config)
+    if not any(isinstance(leaf, Factorised) for leaf in flat.values()):
+        config.pop("low_rank", None)
+    return model._replace(params=params, config=config)
 
 
 def forward(model: Model) -> Forward:

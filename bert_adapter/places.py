@@ -9,34 +9,38 @@ from bert_adapter.files import check_parent, check_writable
 
 
 def check_places(
-    models: Mapping[str, Any], read: Mapping[str, Path | None], written: Mapping[str, Path | None], output: Path
+    models: Mapping[str, Any],
+    read: Mapping[str, Path | None],
+    written: Mapping[str, Path | None],
+    output: Path | None = None,
 ) -> None:
     """A ValueError unless all that is read is there, and all that is written has a place of its own.
 
     Args:
       models: by the option, directories that are read, or names on the Hub, which have no place here.
       read, written: by the option, files.
-      output: the directory of the new checkpoint.
+      output: the directory of the new checkpoint, if there is one.
     """
     inputs = {name: path.resolve() for name, path in read.items() if path is not None}
     directories = {name: Path(path).resolve() for name, path in models.items() if path and Path(path).is_dir()}
     outputs = {name: path.expanduser().resolve() for name, path in written.items() if path is not None}
-    target = output.expanduser().resolve()
+    checkpoint = {} if output is None else {"-o": output.expanduser().resolve()}
     for name, path in inputs.items():
         if path.is_dir() or not path.exists():
             raise ValueError(f"{name}: {path} is {'a directory' if path.is_dir() else 'not there'}, wanted a file")
-    for name, path in {"-o": target, **outputs}.items():
+    for name, path in {**checkpoint, **outputs}.items():
         for other, directory in directories.items():
             if path.is_relative_to(directory):
                 raise ValueError(f"{name}: {path} lies in {directory}, which {other} names: wanted another place")
-    named("-o", check_parent, target)
-    named("-o", check_target, target)
+    for name, target in checkpoint.items():
+        named(name, check_parent, target)
+        named(name, check_target, target)
     for name, path in outputs.items():
         others = {other: place for other, place in (outputs | inputs).items() if other != name}
         if same := [other for other, place in others.items() if place == path]:
             raise ValueError(f"{name}: {path} is {same[0]}'s file too, wanted another")
-        if path.is_relative_to(target):
-            raise ValueError(f"{name}: {path} lies in the new checkpoint, {target}: wanted another place")
+        if inside := [target for target in checkpoint.values() if path.is_relative_to(target)]:
+            raise ValueError(f"{name}: {path} lies in the new checkpoint, {inside[0]}: wanted another place")
         named(name, check_writable, path)
 
 

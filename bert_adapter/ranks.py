@@ -299,6 +299,8 @@ def check_affordable(params: Any, shapes: Shapes, budget: float, *, of: Unit, al
 
 def check_budget(budget: float | None, of: Unit, shrink: float | None) -> None:
     """One ValueError for what cannot be, before anything is measured."""
+    if of == "latency":
+        raise ValueError("of: got 'latency', wanted times of this machine: of=bert_adapter.measure_latency(model)")
     if not isinstance(of, Latency):
         check_name("of", of, UNITS)
     if budget is not None and not 0 < budget <= 1:

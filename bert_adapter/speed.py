@@ -130,9 +130,10 @@ def timing(
 
 
 def slower_and_faster(models: Iterable[Model], rows: int) -> list[Kernel]:
-    """The kernels that have factors, each shape and rank once, with seconds on so many rows."""
-    found = {(kernel.shape, kernel.rank): kernel for model in models for kernel in kernels_of(model)}
-    return [kernel._replace(seconds=seconds_of(kernel.shape, rows, kernel.rank)) for kernel in found.values()]
+    """The kernels that have factors, with seconds on so many rows; those of one shape and rank are timed once."""
+    found = list(dict.fromkeys(kernel for model in models for kernel in kernels_of(model)))
+    seconds = {each: seconds_of(each[0], rows, each[1]) for each in {(one.shape, one.rank): one for one in found}}
+    return [kernel._replace(seconds=seconds[kernel.shape, kernel.rank]) for kernel in found]
 
 
 def check_cell(cell: tuple[int, int]) -> tuple[int, int]:

@@ -1,16 +1,17 @@
 """How long models took, for the terminal, for programs, and as a figure."""
 
 import json
-from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bert_adapter.files import check_writable, writing
+from bert_adapter.files import writing
 from bert_adapter.speed import Bench, Timing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+FORMATS = (".png", ".svg", ".pdf")  # of figures
 
 
 def table(found: Bench) -> list[list[str]]:
@@ -32,7 +33,7 @@ def slow_kernels(found: Bench) -> str:
     """Which kernels are slower with factors than without."""
     slow = [each for each in found.kernels if each.seconds is not None and each.seconds.low_rank > each.seconds.dense]
     if not slow:
-        return f"All {len(found.kernels)} kinds of factorised kernels are faster than dense ones in JAX."
+        return f"All {len(found.kernels)} factorised kernels are faster than dense ones in JAX."
     lines = [f"  {each.path}, {each.shape[0]} by {each.shape[1]} at rank {each.rank}" for each in slow]
     return "\n".join(["Slower with factors than dense in JAX:", *lines])
 
@@ -42,7 +43,7 @@ def as_json(found: Bench) -> str:
     return json.dumps(
         {
             "threads": found.threads,
-            "timings": [each._asdict() for each in found.timings],
+            "timings": [each._asdict() | {"texts_per_second": each.texts_per_second} for each in found.timings],
             "peak_bytes": [{"model": name, "engine": engine, "bytes": n} for (name, engine), n in found.peaks.items()],
             "kernels": [
                 each._asdict() | {"seconds": each.seconds and each.seconds._asdict()} for each in found.kernels
@@ -77,20 +78,19 @@ def figure(found: Bench) -> "Figure":
     return drawn
 
 
-def check_outputs(files: Mapping[str, Path | None]) -> None:
-    """A ValueError if a file cannot be written, or a figure not drawn."""
-    for path in files.values():
-        if path is not None:
-            check_writable(path)
-    if files.get("figure") is not None and find_spec("matplotlib") is None:
+def check_figure(path: Path) -> None:
+    """A ValueError if it cannot be drawn."""
+    if find_spec("matplotlib") is None:
         raise ValueError("--figure needs matplotlib, which is not installed: pip install matplotlib")
+    if path.suffix not in FORMATS:
+        raise ValueError(f"--figure: got {path}, wanted a name that ends in one of {', '.join(FORMATS)}")
 
 
 def write_figure(found: Bench, path: Path) -> None:
-    """The figure, in the format of the file's name, or PNG."""
+    """The figure, in the format of the file's name."""
     import matplotlib.pyplot as plt
 
     drawn = figure(found)
     with writing(path) as fresh:
-        drawn.savefig(fresh, dpi=130, format=path.suffix.removeprefix(".") or "png")
+        drawn.savefig(fresh, dpi=130, format=path.suffix.removeprefix("."))
     plt.close(drawn)

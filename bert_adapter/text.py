@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from bert_adapter.families import family_of, output_of
-from bert_adapter.families.sentence import settings
+from bert_adapter.families.sentence import prompt_named, settings
 from bert_adapter.labels import head_of
 from bert_adapter.layers.capture import Batch
 from bert_adapter.model import Model
@@ -19,15 +19,17 @@ from wlra.checks import check_count
 Tokenizer = Callable[[Texts], dict[str, np.ndarray]]
 
 
-def tokenizer(model: Model, max_length: int | None = None, multiple_of: int = 16) -> Tokenizer:
+def tokenizer(
+    model: Model, max_length: int | None = None, multiple_of: int = 16, *, prompt_name: str | None = None
+) -> Tokenizer:
     """A function from texts, or pairs of texts, to the int32 arrays that the model's module takes by name.
 
     Rows are cut where the model's files say ("max_seq_length" of sentence_bert_config.json, or else "model_max_length"
     of the tokenizer), at its last position, or at max_length, whichever comes first, and padded to the
     longest of them rounded up to a multiple of multiple_of: few lengths are few compilations. The lengths in
-    tokenizer.json are overruled. A default prompt that the files declare is put before every text. There are no
-    "token_type_ids" where the model, or "model_input_names" of the tokenizer, has none. A single text is a list of one;
-    see `as_texts` for what else may hold texts.
+    tokenizer.json are overruled. A default prompt that the files declare is put before every text, or the one of their
+    prompts that has the name `prompt_name`. There are no "token_type_ids" where the model, or "model_input_names" of
+    the tokenizer, has none. A single text is a list of one; see `as_texts` for what else may hold texts.
 
     Raises:
       ValueError: no tokenizer, or one that does not fit the model; a declaration that cannot be honoured; lengths that
@@ -40,12 +42,12 @@ def tokenizer(model: Model, max_length: int | None = None, multiple_of: int = 16
         >>> encode(["a red fox", "a dog runs far"])["attention_mask"].sum(axis=1)
         array([5, 6])
     """
-    reader = reader_of(model, max_length, multiple_of)
+    reader = reader_of(model, max_length, multiple_of, prompt_name)
     check_room(reader, pair=False)
     return lambda texts: encoded(reader, as_texts(texts))
 
 
-def reader_of(model: Model, max_length: int | None, multiple_of: int = 16) -> Reader:
+def reader_of(model: Model, max_length: int | None, multiple_of: int = 16, prompt_name: str | None = None) -> Reader:
     """How the model reads texts: its tokenizer, and what its files say."""
     check_count("multiple_of", multiple_of, 1)
     if max_length is not None:
@@ -55,11 +57,19 @@ def reader_of(model: Model, max_length: int | None, multiple_of: int = 16) -> Re
     limit = declared if max_length is None else min(max_length, declared)
     typed = "token_type_ids" in family_of(model.config).inputs and "token_type_ids" in tokenize.model_input_names
     inputs = ("input_ids", "attention_mask", *(["token_type_ids"] if typed else []))
-    how = {"multiple_of": multiple_of, "prompt": said.prompt, "similarity": said.similarity}
+    prompt = said.prompt if prompt_name is None else prompt_named(model.files, prompt_name)
+    how = {"multiple_of": multiple_of, "prompt": prompt, "similarity": said.similarity}
     return Reader(head_of(model), tokenize, limit, inputs, **how)
 
 
-def text_batches(model: Model, texts: Texts, batch_size: int = 16, max_length: int | None = None) -> Sequence[Batch]:
+def text_batches(
+    model: Model,
+    texts: Texts,
+    batch_size: int = 16,
+    max_length: int | None = None,
+    *,
+    prompt_name: str | None = None,
+) -> Sequence[Batch]:
     """The texts, or pairs of texts, as batches of about equal length, the longest first.
 
     What a text is depends on what the model's output is for: see `LabelledTexts`. The order of the texts is lost.
@@ -76,7 +86,7 @@ def text_batches(model: Model, texts: Texts, batch_size: int = 16, max_length: i
         [(2, 16), (1, 16)]
     """
     check_count("batch_size", batch_size, 1)
-    output, reader = OUTPUTS[output_of(model.module)], reader_of(model, max_length)
+    output, reader = OUTPUTS[output_of(model.module)], reader_of(model, max_length, prompt_name=prompt_name)
     ordered = sorted(output.examples(reader, texts, None, row_number), key=lambda each: each.size, reverse=True)
     return [output.arrays(reader, ordered[i : i + batch_size]) for i in range(0, len(ordered), batch_size)]
 

@@ -137,12 +137,20 @@ def in_a_row(x: Float[Array, "rows m"], kernels: list[list[Any]]) -> Any:
 
 
 def in_turns(calls: Mapping[Key, Callable[[], Any]], rounds: int) -> dict[Key, list[float]]:
-    """Seconds of each call in each round. In a round all take their turns, short ones several at once."""
+    """Seconds of each call in each round. In a round all take their turns, short ones several at once.
+
+    The first call of a turn does not count: threads of the library before may still spin, and hold the processors.
+    """
     often = {}
     for key, call in calls.items():
         jax.block_until_ready(call())  # compiles, or fills caches
         often[key] = max(1, round(LEAST / timed(call, 1)))
-    found = [[timed(call, often[key]) for key, call in calls.items()] for _ in range(rounds)]
+
+    def turn(key: Key) -> float:
+        jax.block_until_ready(calls[key]())
+        return timed(calls[key], often[key])
+
+    found = [[turn(key) for key in calls] for _ in range(rounds)]
     return {key: list(seconds) for key, seconds in zip(calls, zip(*found, strict=True), strict=True)}
 
 

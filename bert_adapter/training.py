@@ -164,14 +164,14 @@ def check_batches(model: Model, teacher: Model | None, batches: Sequence[Batch],
         check_teacher(model, teacher, batches[0])
 
 
-def check_teacher(model: Model, teacher: Model, batch: Batch) -> None:
+def check_teacher(model: Model, teacher: Model, batch: Batch, name: str = "teacher") -> None:
     """A ValueError if the outputs of a teacher are not of the shape, or do not mean what the model's do."""
     kinds = [predictive(one.module) for one in (model, teacher)]
     shapes = [jax.eval_shape(forward(one), one.params, batch).shape for one in (model, teacher)]
     if shapes[0] != shapes[1]:
-        raise ValueError(f"teacher: got outputs of shape {shapes[1]}, wanted those of the model, {shapes[0]}")
+        raise ValueError(f"{name}: got outputs of shape {shapes[1]}, wanted those of the model, {shapes[0]}")
     if kinds[0] != kinds[1]:
-        raise ValueError(f"teacher: got outputs that are {kinds[1]}, wanted {kinds[0]} as the model's are")
+        raise ValueError(f"{name}: got outputs that are {kinds[1]}, wanted {kinds[0]} as the model's are")
 
 
 def fingerprints(

@@ -57,6 +57,9 @@ def trim(model: Model, texts: Iterable[Any], keep: Iterable[str] = ()) -> Trimme
       >>> small.config["vocab_size"], kept.tolist()
       (10, [0, 1, 2, 3, 4, 5, 6, 7, 13, 14])
     """
+    if isinstance(keep, str | bytes):
+        raise ValueError(f"keep: got {keep!r}, wanted a list of tokens")
+    keep = list(keep)
     tokenize = tokenizer_of(model)
     known = vocabulary(model)
     if odd := [token for token in keep if token not in known.numbers]:

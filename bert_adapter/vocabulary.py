@@ -30,7 +30,9 @@ def tokenizer_of(model: Model) -> Any:
     lower = settings(model.files).lower
     with tempfile.TemporaryDirectory() as directory:
         write_texts(model, Path(directory))
-        tokenize = AutoTokenizer.from_pretrained(directory, **({"do_lower_case": True} if lower else {}))
+        tokenize = AutoTokenizer.from_pretrained(directory)
+    if lower:
+        lower_first(tokenize)
     rows = family_of(model.config).sizes(model.module.config).get("input_ids")
     token, largest = max(tokenize.get_vocab().items(), key=lambda item: item[1])
     if rows is not None and largest >= rows:
@@ -46,9 +48,18 @@ def tokenizer_of(model: Model) -> Any:
         )
     if tokenize.pad_token_id is None:
         raise ValueError("the tokenizer has no token for padding: wanted 'pad_token' in tokenizer_config.json")
-    if lower and tokenize.tokenize("Aa BB") != tokenize.tokenize("aa bb"):
-        raise ValueError(f"{SETTINGS}: got do_lower_case true, which the tokenizer cannot do: lower the texts")
     return tokenize
+
+
+def lower_first(tokenize: Any) -> None:
+    """The tokenizer brings texts to lower case before all else, and leaves accents, as sentence-transformers does."""
+    from tokenizers.normalizers import Lowercase, Sequence
+
+    backend = getattr(tokenize, "backend_tokenizer", None)
+    if backend is None:
+        raise ValueError(f"{SETTINGS}: got do_lower_case true, which this tokenizer cannot do: lower the texts")
+    before = [] if backend.normalizer is None else [backend.normalizer]
+    backend.normalizer = Sequence([Lowercase(), *before])
 
 
 def longest_row(model: Model, tokenize: Any) -> int:

@@ -151,6 +151,15 @@ def test_all_kinds_of_layers_run_on_factors_as_on_their_products():
     assert_near(outputs(small), run(merged, BATCH))
 
 
+def test_a_merged_model_is_saved_as_a_dense_one(tmp_path):
+    small, _ = compress((NET, params()), [BATCH], rank=2, signal="svd")
+    merged = bert_adapter.with_params(small, bert_adapter.merge(small.params))
+    assert "low_rank" not in merged.config
+    bert_adapter.save(merged, tmp_path)
+    again = bert_adapter.load_into(tmp_path, (NET, params()))
+    assert_near(outputs(again), outputs(small))
+
+
 def test_factors_of_a_stack_are_those_of_each_of_its_kernels():
     small, _ = compress((NET, params()), [BATCH], rank=2, signal="svd", include="layers")
     merged = bert_adapter.merge(small.params)["layers"]["dense"]["kernel"]

@@ -308,6 +308,16 @@ def test_name_on_the_hub_is_fetched_without_files_that_are_not_read(saved, monke
     assert not any("bin" in pattern or "msgpack" in pattern for pattern in patterns)
 
 
+def test_model_on_the_hub_without_safetensors_is_refused_with_a_command_that_works(tmp_path, monkeypatch):
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    snapshot = tmp_path / "models--someone--old-model/snapshots/0a1b"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text(json.dumps(random_model().config), "utf-8")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, allow_patterns: str(snapshot))
+    with pytest.raises(ValueError, match=r"from_pretrained\(.*someone/old-model.*\)\.save_pretrained\(.*old-model"):
+        load("someone/old-model")
+
+
 def test_neither_directory_nor_hub_is_a_clear_error(tmp_path, monkeypatch):
     monkeypatch.setattr(pytest.importorskip("huggingface_hub"), "snapshot_download", fail)
     with pytest.raises(ValueError, match=r"absent'.*wanted a local directory or.*Hub: disk full"):

@@ -116,6 +116,10 @@ REFUSED = {
         "nuclear needs one of the methods 'em', 'nesterov', 'anderson', 'als', 'als-anderson', 'lbfgs'; got 'newton'",
     ),
     "a penalty for a closed form": ({"ridge": 0.1, "method": "svd"}, "ridge needs one of the methods 'em', "),
+    "restarts of a closed form": (
+        {"restarts": 5, "method": "svd"},
+        "restarts needs a method that iterates; got 'svd', which has one result",
+    ),
     "restarts 0": ({"restarts": 0}, "restarts must be at least 1; got 0"),
     "restarts without a key": ({"restarts": 5}, "restarts are random: give key=jax.random.key(seed)"),
     "a Hessian too large": (

@@ -16,13 +16,14 @@ from tiny import BATCH, CLASSIFIER, CONFIG, EMBEDDER, at
 
 import bert_adapter
 from bert_adapter import load, save, with_head
-from bert_adapter.evaluate import score
+from bert_adapter.evaluate import embed, score
 from bert_adapter.families import module_for
 from bert_adapter.families.bert import Bert, config_from_dict
-from bert_adapter.families.sentence import Settings, declared_stages, settings
+from bert_adapter.families.sentence import OLDER_SETTINGS, Settings, declared_stages, settings
 from bert_adapter.families.stages import MODES, PROJECTED, UNDECLARED, Pooling, Projection, pooled
 from bert_adapter.outputs.sentences import similarity_of
 from bert_adapter.text import LabelledTexts, tokenizer
+from bert_adapter.vocabulary import tokenizer_of
 
 TYPE = "sentence_transformers.models."
 POOLING, QUERY = "1_Pooling/config.json", "encoder/layer/0/attention/self/query"
@@ -289,6 +290,7 @@ def test_sentence_transformers_sees_the_same_directory_after_a_merge(folder, tmp
         ({"in_features": 12}, "in_features 12, wanted 16"),
         ({"out_features": "5"}, "out_features"),
         ({"module_input_name": "token_embeddings"}, "module_input_name"),
+        ({"use_residual": True}, "use_residual true"),
     ],
 )
 def test_dense_module_that_cannot_be_computed_is_refused_by_name(folder, entries, named):
@@ -424,6 +426,25 @@ def test_lower_case_is_done_by_the_tokenizer():
         tokenizer(with_files(**files))(["A RED fox"])["input_ids"][0, :5].tolist() for files in (cased, cased | lower)
     ]
     assert ids == [[2, 1, 1, 7, 3], [2, 5, 6, 7, 3]]
+    encode = tokenizer_of(with_files(**cased, **lower))
+    assert encode.backend_tokenizer.normalizer.normalize_str("É") == "é"  # of a tokenizer that keeps accents
+
+
+@pytest.mark.parametrize("name", OLDER_SETTINGS)
+def test_settings_of_older_names_are_honoured_and_saved(folder, name, tmp_path):
+    write(folder, **{name: as_json({"max_seq_length": 8})})
+    assert settings(load(folder).files).longest == 8
+    save(load(folder), tmp_path / "again")
+    assert settings(load(tmp_path / "again").files).longest == 8
+    write(folder, **{"sentence_bert_config.json": as_json({"max_seq_length": 9})})  # the newest counts
+    assert settings(load(folder).files).longest == 9
+
+
+def test_normalisation_of_something_else_is_refused(folder):
+    files = {"modules.json": modules("Pooling", "Normalize"), "1_Pooling__config.json": b"{}"}
+    write(folder, **files, **{"2_Normalize__config.json": as_json({"module_input_name": "token_embeddings"})})
+    with pytest.raises(ValueError, match=r"2_Normalize/config\.json: got module_input_name"):
+        load(folder)
 
 
 def test_default_prompt_is_put_before_every_text():
@@ -434,6 +455,19 @@ def test_default_prompt_is_put_before_every_text():
     np.testing.assert_array_equal(encode("fox")["input_ids"], wanted["input_ids"][:1])
     with pytest.raises(ValueError, match="texts: got none"):
         encode([])
+
+
+def test_a_prompt_is_put_before_every_text_by_its_name():
+    said = {"prompts": {"query": "a red ", "none": ""}, "default_prompt_name": "query"}
+    model = with_files(**{"config_sentence_transformers.json": as_json(said)})
+    plain, prompted = (tokenizer(one, prompt_name=name) for one, name in ((tiny.model(), None), (model, "none")))
+    np.testing.assert_array_equal(plain(["fox"])["input_ids"], prompted(["fox"])["input_ids"])
+    got = embed(model, ["a red fox"], prompt_name="none", progress=False)
+    np.testing.assert_array_equal(got, embed(model, ["fox"], progress=False))
+    with pytest.raises(ValueError, match="prompt_name: got 'passage', wanted one of 'query', 'none'"):
+        tokenizer(model, prompt_name="passage")
+    with pytest.raises(ValueError, match=r"prompt_name: got 'query', wanted none: .*\.json has no prompts"):
+        tokenizer(tiny.model(), prompt_name="query")
 
 
 def test_default_prompt_leaves_room_for_the_texts():
@@ -454,6 +488,9 @@ def test_default_prompt_leaves_room_for_the_texts():
         ("sentence_bert_config.json", {"module_output_name": "image_embeds"}, "module_output_name"),
         ("sentence_bert_config.json", {"model_args": {"torch_dtype": "float16"}}, "model_args"),
         ("sentence_bert_config.json", {"tokenizer_args": {"padding_side": "left"}}, "tokenizer_args"),
+        ("sentence_bert_config.json", {"model_kwargs": {"torch_dtype": "float16"}}, "model_kwargs"),
+        ("sentence_bert_config.json", {"config_kwargs": {"num_hidden_layers": 1}}, "config_kwargs"),
+        ("config_sentence_transformers.json", {"truncate_dim": 8}, "truncate_dim 8"),
     ],
 )
 def test_declarations_of_texts_that_cannot_be_honoured_are_refused(folder, name, content, named):

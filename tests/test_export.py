@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -108,10 +109,19 @@ def test_card_says_where_it_comes_from_what_was_kept_and_how_to_load_it(tmp_path
     card = (tmp_path / "out" / CARD).read_text("utf-8")
     assert card.startswith("---\nlicense: apache-2.0\nbase_model: someone/bert\n")
     assert f"| {QUERY} | 16 | 16 | 3 |" in card
+    assert re.search(r"The factors of \d+ are here, [\d,]+ numbers in place of", card)
     assert "24 texts, of the fingerprint a1b2" in card
     assert "error counts: svd" in card
     assert "| STS-B | 0.85 |" in card
     assert '"OUT' in card
+
+
+def test_card_of_a_dense_export_says_that_nothing_was_saved(tmp_path):
+    bert_adapter.export(model(), tmp_path / "out", to="transformers-dense")
+    card = (tmp_path / "out" / CARD).read_text("utf-8")
+    assert "They are multiplied out, to as many numbers as before." in card
+    assert "# someone/bert, dense" in card
+    assert "in place of" not in card
 
 
 def test_licence_and_base_model_of_a_card_go_with_the_model(tmp_path):

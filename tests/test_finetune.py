@@ -401,5 +401,5 @@ def test_loss_of_labels_rises_by_the_difference_of_the_means():
         each = [(np.asarray(loss(forward(model)(model.params, b), b)), b["weights"]) for b in row_batches()]
         means.append(sum(float(np.sum(a * w)) for a, w in each) / sum(float(np.sum(w)) for _, w in each))
     assert got == pytest.approx(means[1] - means[0], abs=1e-5)
-    with pytest.raises(ValueError, match="no batches"):
+    with pytest.raises(ValueError, match="batches: got none, wanted at least one row"):
         loss_increase(headed(), other, [])

@@ -39,7 +39,10 @@ def called(model):
         return np.asarray(model(**BATCH)[0])
 
 
-NAMES = ["FlaxBertModel", "FlaxBertForSequenceClassification", "FlaxBertForMaskedLM"]
+NAMES = [
+    "FlaxBertModel",
+    *(pytest.param(f"FlaxBertFor{head}", marks=pytest.mark.slow) for head in ("SequenceClassification", "MaskedLM")),
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -91,6 +94,24 @@ def test_merged_object_is_one_of_dense_kernels(tmp_path):
     whole = bert_adapter.with_params(dense("FlaxBertModel"), bert_adapter.merge(made.params))
     assert jax.tree.map(np.shape, whole.params) == jax.tree.map(np.shape, dense("FlaxBertModel").params)
     np.testing.assert_allclose(called(whole), called(made), rtol=0, atol=1e-4)
+
+
+def test_merged_parameters_of_an_object_are_saved_as_dense_ones(tmp_path):
+    made, _ = small("FlaxBertModel")
+    whole = bert_adapter.with_params(made, bert_adapter.merge(made.params))
+    assert not hasattr(whole.config, "low_rank")
+    whole.save_pretrained(tmp_path / "one")
+    made.save_pretrained(tmp_path / "two", params=bert_adapter.merge(made.params))
+    for place in ("one", "two"):
+        again = bert_adapter.load(tmp_path / place)
+        assert "low_rank" not in again.config
+        jax.tree.map(np.testing.assert_array_equal, again.params, jax.device_get(whole.params))
+
+
+def test_what_an_object_cannot_do_as_it_saves_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="save_pretrained: got push_to_hub, supported: save_directory and params"):
+        small("FlaxBertModel")[0].save_pretrained(tmp_path / "small", push_to_hub=True)
+    assert not (tmp_path / "small").exists()
 
 
 def test_saved_object_is_a_model_of_ours(tmp_path):

@@ -14,6 +14,8 @@ import tiny
 import bert_adapter
 from bert_adapter import healing
 from bert_adapter.checkpoint import load, save
+from bert_adapter.checkpoint.bits import as_stored
+from bert_adapter.checkpoint.names import by_path
 from bert_adapter.cli import main
 from bert_adapter.evaluate import loss_increase
 from bert_adapter.heads import with_head
@@ -191,6 +193,25 @@ def test_tables_are_set_apart_and_put_back():
     jax.tree.map(np.testing.assert_array_equal, whole, small().params)
 
 
+def test_factorised_tables_are_set_apart_too():
+    model = tiny.with_factors(dense(), {"embeddings/word_embeddings": 3})
+    trained, frozen = divided(model.params)
+    assert set(by_path(frozen)) >= {f"embeddings/word_embeddings/{side}" for side in ("left", "right")}
+    assert not [path for path in by_path(trained) if "word_embeddings" in path]
+    jax.tree.map(np.testing.assert_array_equal, joined(trained, frozen), model.params)
+
+
+def test_what_was_gained_is_that_of_the_matrices_as_they_are_stored():
+    dtypes = dict.fromkeys(small().config["low_rank"]["ranks"], "int8")
+    section = small().config["low_rank"] | {"schema": 2, "dtypes": dtypes}
+    given = small()._replace(config=small().config | {"low_rank": section})
+    model, gained = heal(given, dense(), batches(), heldout=others(), epochs=2)
+    for one, loss in ((given, gained.before), (model, gained.after)):
+        stored = one._replace(params=as_stored(one.params, dtypes))
+        np.testing.assert_allclose(loss_increase(dense(), stored, others(), progress=False), loss, rtol=1e-4)
+    assert gained.after < gained.before
+
+
 def test_a_run_ends_when_the_loss_falls_no_longer_or_is_not_finite():
     nan = np.nan
     assert best_of(1.0, np.array([nan, 0.5, nan, 0.6])) == (2, 0.5)
@@ -249,10 +270,10 @@ def cut(names):
         ({"learning_rate": float("nan")}, "learning_rate must be in"),
         ({"seed": -1}, "seed must be in"),
         ({"file": f"{__file__}/state"}, "is a file, wanted a directory"),
-        ({"dense": lambda: with_head(dense(), 2)}, r"teacher: got outputs of shape \(5, 2\), wanted .*\(5, 16\)"),
+        ({"dense": lambda: with_head(dense(), 2)}, r"dense: got outputs of shape \(5, 2\), wanted .*\(5, 16\)"),
         (
             {"dense": lambda: with_head(dense(), 16)},
-            "teacher: got outputs that are categorical, wanted gaussian as the model's are",
+            "dense: got outputs that are categorical, wanted gaussian as the model's are",
         ),
         ({"dense": lambda: tiny.model(vocab_size=21)}, "dense: got a model of 21 tokens, wanted 20"),
         ({"dense": 3}, "wanted a Model, a directory"),

@@ -442,6 +442,14 @@ def test_tokens_are_counted_without_padding_as_often_as_their_example():
     assert measure.counts(BATCH | {"weights": np.array([1, 1, 0, 2])}) == (4, 27)
 
 
+def test_fractions_of_examples_add_up():
+    part = BATCH | {"weights": np.full(len(BATCH["attention_mask"]), 0.125)}
+    total = sums.Importance({}, examples=0, tokens=0, batches=0, gradients="labels", seed=0)
+    for _ in range(4):
+        total = measure.counted(total, part, "")
+    assert total.examples == 0.5 * len(BATCH["attention_mask"])
+
+
 def test_measurements_of_something_else_do_not_add_up(measured):
     with pytest.raises(ValueError, match="wanted two measurements of the same"):
         _ = measured + measured_net([{"x": X}])

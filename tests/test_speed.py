@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+import time
 from importlib.util import find_spec
 
 import numpy as np
@@ -70,10 +72,11 @@ def test_speed_is_the_median_of_the_rounds_ratios():
 def test_kernels_that_are_slower_with_factors_are_named():
     kernels = [
         timing.Kernel(path, (8, 8), 2, timing.Seconds(dense=1.0, low_rank=seconds))
-        for path, seconds in {"fast": 0.5, "slow": 1.5}.items()
+        for path, seconds in {"fast": 0.5, "slow": 1.5, "slow too": 1.5}.items()
     ]
     text = slow_kernels(speed.Bench([], kernels, {}, 1))
     assert "slow, 8 by 8 at rank 2" in text
+    assert "slow too, 8 by 8 at rank 2" in text
     assert "fast" not in text
 
 
@@ -83,6 +86,18 @@ def test_turns_are_taken_in_every_round():
     assert {name: len(seconds) for name, seconds in found.items()} == {"a": 2, "b": 2}
     rounds = [name for name, before in zip(order, ["", *order], strict=False) if name != before]
     assert rounds == ["a", "b"] * 3  # the first is not counted
+
+
+def test_the_first_call_of_a_turn_does_not_count():
+    """Threads that still spin for the model before slow it."""
+    calls = []
+
+    def slow_at_first():
+        calls.append("slow")
+        time.sleep(0.05 if calls[-2:-1] == ["other"] else 0.001)
+
+    found = timing.in_turns({"slow": slow_at_first, "other": lambda: calls.append("other")}, 3)
+    assert max(found["slow"]) < 0.04
 
 
 @pytest.mark.parametrize(
@@ -132,6 +147,22 @@ def test_what_the_command_line_cannot_mean_is_said(folders, capsys):
     with pytest.raises(SystemExit):
         main(["bench", folders[0], "--cell", "8"])
     assert "wanted texts by tokens, such as 8x128" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (["--figure", "{}/a.txt"], "--figure: got .*a.txt, wanted a name that ends in one of .png"),
+        (["--json", "{}/a.png", "--figure", "{}/a.png"], "--json: .*a.png is --figure's file too"),
+        (["--json", "{}/dense/a.json"], "--json: .* lies in .*dense, which DIR 1 names"),
+    ],
+)
+def test_files_that_cannot_be_written_are_refused_before_work(files, message, tmp_path, capsys):
+    if "--figure" in files:
+        pytest.importorskip("matplotlib")
+    (tmp_path / "dense").mkdir()
+    assert main(["bench", str(tmp_path / "dense"), *(file.format(tmp_path) for file in files)]) == 2
+    assert re.search(message, capsys.readouterr().err)
 
 
 # Plans of time.

@@ -152,6 +152,14 @@ def test_the_command_line_trims_before_it_compresses(tmp_path, capsys):
 def test_tokens_that_there_are_not_cannot_be_kept():
     with pytest.raises(ValueError, match=r"keep: got .*zebra.*, wanted tokens of the vocabulary"):
         trim(tiny.model(), [], keep=["zebra"])
+    with pytest.raises(ValueError, match="keep: got 'fox', wanted a list of tokens"):
+        trim(tiny.model(), [], keep="fox")
+
+
+def test_tokens_to_keep_may_come_one_by_one():
+    kept = [trim(tiny.model(), ["it"], keep=keep)[1].tolist() for keep in (["fox"], iter(["fox"]))]
+    assert kept[0] == kept[1]
+    assert tiny.WORDS.index("fox") in kept[0]
 
 
 def test_a_vocabulary_that_loses_its_unknown_token_is_refused():

@@ -126,6 +126,8 @@ def solve_given(
     """The same of a problem that has been checked."""
     if is_sparse(given.target):
         refuse_filled(request, restarts, mesh)
+    if restarts is not None and request.method.closed_form is not None:
+        raise ValueError(f"restarts needs a method that iterates; got {request.method.name!r}, which has one result")
     if mesh is not None:
         refuse_whole(request, given.weights, restarts)
         mesh = devices.check_mesh(mesh)

@@ -8,7 +8,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 
 class Status(enum.IntEnum):
-    """How a solve ended; `advice` says what to do about it. Set in `wlra.driver` and `wlra.pipeline.named_faults`.
+    """How a solve ended; `advice` says what to do about it. Set in `wlra.driver` and
+    `wlra.pipeline.named_faults`; of closed forms on the host in `wlra.runners`, of blocks in `wlra.blocks`.
 
     Example:
       >>> import wlra
@@ -76,7 +77,8 @@ class Result(NamedTuple):
     of the gradient, in scaled variables, that a matrix of rank k can still follow (see `wlra.problem.stationarity`).
     `status` is a `wlra.Status`; `advice` says in a sentence what to do, `converged` whether nothing is to be done: the
     stationarity is at most `tol`, and the loss within 1 % of a local minimum (see `wlra.certificate`).
-    `history` holds loss and stationarity of every iterate, entry 0 the start, +inf where no iteration came.
+    `history` holds loss and stationarity of every iterate, entry 0 the start, +inf where no iteration came; a
+    stationarity above `tol` may be a lower bound of it, which costs less.
     `gap`, with a penalty, bounds the relative distance of its objective from the lowest of all ranks (see
     `wlra.duality.duality_gap`); +inf without, when nothing certifies it. `restarts` tells what random starts found.
     Each column of `left` is as large as its row of `right`, to a factor of two.

@@ -167,8 +167,8 @@ def checked(model: Model) -> dict[str, np.ndarray]:
 def write(model: Model, directory: Path, tensors: dict[str, dict[str, np.ndarray]]) -> None:
     """The directory holds config.json, the small files, and the tensors in files of these names."""
     write_texts(model, directory)
-    for stage in getattr(model.module, "stages", ()):
-        (directory / getattr(stage, "name", "")).mkdir(exist_ok=True)  # modules.json lists it, and it may hold no file
+    for folder in stage_paths(model.files[MODULES]) if MODULES in model.files else ():
+        (directory / folder).mkdir(exist_ok=True)  # it may hold no file
     for name, arrays in tensors.items():
         (directory / name).parent.mkdir(exist_ok=True)
         save_file(arrays, directory / name, metadata={"format": "pt"})

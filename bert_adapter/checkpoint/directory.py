@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bert_adapter.checkpoint.card_file import CARD, MARK, card, provenance
-from bert_adapter.families.sentence import MODULES, PROMPTS, SETTINGS, stage_paths
+from bert_adapter.families.sentence import MODULES, OLDER_SETTINGS, PROMPTS, SETTINGS, stage_paths
 from bert_adapter.json_files import check_fetched, parsed, without_mark
 from bert_adapter.model import Model
 
@@ -57,6 +57,7 @@ CHECKPOINT_FILES = (
     PARAMETERS,
     "model-*.safetensors",
     *SIDE_FILES,
+    *OLDER_SETTINGS,
     f"{STAGES}{WEIGHTS}",
 )
 
@@ -103,6 +104,9 @@ def read_texts(directory: Path, embeds: bool) -> dict[str, bytes]:
     elif (directory / MODULES).is_file():
         warnings.warn(f"{directory}: {MODULES} is left out, for config.json names a classifier", stacklevel=3)
     found = {name: (directory / name).read_bytes() for name in names if (directory / name).is_file()}
+    older = [name for name in OLDER_SETTINGS if (directory / name).is_file()]
+    if older and SETTINGS not in found:
+        found[SETTINGS] = (directory / older[0]).read_bytes()
     for name, content in found.items():
         check_fetched(directory / name, content)
         found[name] = content if name == SENTENCEPIECE else without_mark(content, directory / name)

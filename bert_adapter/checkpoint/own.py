@@ -24,7 +24,8 @@ def save_own(model: Model, directory: str | Path, dtype: str | Mapping[str, str]
     ranks = {path.removesuffix("/left"): leaf.shape[-1] for path, leaf in params.items() if path.endswith("/left")}
     section = {"schema": SCHEMA} | model.config.get("low_rank", {}) | {"ranks": ranks}
     dtypes = chosen_dtypes(dtype, params, dtypes_of(model.config))
-    config = with_dtypes(model.config | ({"low_rank": section} if ranks else {}), dtypes)
+    others = {name: value for name, value in model.config.items() if name != "low_rank"}
+    config = with_dtypes(others | ({"low_rank": section} if ranks else {}), dtypes)
     arrays = encoded(params, dtypes, factorised_tables(model.params))
     with replacing(Path(directory)) as fresh:
         write_texts(model._replace(config=config), fresh)

@@ -31,9 +31,16 @@ def named(config: dict[str, Any]) -> str:
 
 
 def command(name: str, directory: Path, saves: str = "save_pretrained") -> str:
-    """A line for the shell that reads a directory with PyTorch and writes safetensors there."""
-    package, place = name.split(".")[0], repr(str(directory))
-    return f"python -c {shlex.quote(f'import {package}; {name}({place}).{saves}({place})')}"
+    """A line for the shell that reads a directory with PyTorch and writes safetensors there.
+
+    Of a model on the Hub, whose other formats are not fetched, it reads the name, and writes a new folder.
+    """
+    package, source = name.split(".")[0], str(directory)
+    target, repository = source, directory.parent.parent.name
+    if directory.parent.name == "snapshots" and repository.startswith("models--"):
+        source = repository.removeprefix("models--").replace("--", "/")
+        target = source.rpartition("/")[2]
+    return f"python -c {shlex.quote(f'import {package}; {name}({source!r}).{saves}({target!r})')}"
 
 
 def read(directory: Path, family: Family, config: dict[str, Any]) -> dict[str, np.ndarray]:

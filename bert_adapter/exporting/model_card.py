@@ -1,5 +1,6 @@
 """The card of a model that is exported: where it comes from, what was kept, how to load it."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ def describe(model: Model, target: Target, *, dtype: str | None, scores: Mapping
     """README.md, with the licence and the base model of the card that the model came with."""
     declared = provenance(model.files.get(CARD))
     entries = declared | ({"library_name": target.library} if target.library else {})
-    parts = [heading(model, declared), kept(model), measured(scores), loading(model, target, dtype)]
+    still = target.written(model)
+    parts = [heading(still, declared), kept(model, still), measured(scores), loading(model, target, dtype)]
     return card(entries, "\n\n".join(part for part in parts if part) + "\n")
 
 
@@ -33,21 +35,30 @@ def heading(model: Model, declared: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def kept(model: Model) -> str:
-    """What became of the kernels, and what that was decided by."""
+def kept(model: Model, written: Model) -> str:
+    """What became of the kernels, those that have factors in what is written and the others, and what decided that."""
     ranks, section = low_rank(model.config), model.config.get("low_rank") or {}
     if not ranks:
         return "No kernel was factorised."
     shapes = {path: shape for path, shape in kernel_shapes(model.module).items() if path in ranks}
-    before = sum(m * n for m, n in shapes.values())
-    after = sum(ranks[path] * sum(shape) for path, shape in shapes.items())
+    still = [path for path in shapes if path in low_rank(written.config)]
+    told = [f"{len(shapes)} kernels were replaced by products of two factors, of the ranks below."]
+    if still:
+        before = sum(math.prod(shapes[path]) for path in still)
+        after = sum(ranks[path] * sum(shapes[path]) for path in still)
+        told.append(
+            f"The factors of {len(still)} are here, {after:,} numbers in place of {before:,} ({after / before:.0%})."
+        )
+    if len(still) < len(shapes):
+        which = f"Those of the other {len(shapes) - len(still)}" if still else "They"
+        told.append(f"{which} are multiplied out, to as many numbers as before.")
     told = [
-        f"{len(ranks)} kernels are products of two factors, which hold {after:,} numbers in place of {before:,} "
-        f"({after / before:.0%}). All other parameters are those of the base model.",
+        " ".join(told),
         "",
         *([f"* Signal, which says how much an error counts: {section['signal']}"] if "signal" in section else []),
         *([f"* Method: {section['method']}"] if "method" in section else []),
         *calibrated(section.get("calibration")),
+        *healed(section.get("healed")),
         "",
         "| kernel | inputs | outputs | rank |",
         "|---|---|---|---|",
@@ -61,6 +72,14 @@ def calibrated(calibration: Mapping[str, Any] | None) -> list[str]:
     if not calibration:
         return []
     return [f"* Calibration: {calibration['texts']} texts, of the fingerprint {calibration['fingerprint']}"]
+
+
+def healed(section: Mapping[str, Any] | None) -> list[str]:
+    """What training to the dense model's outputs gained."""
+    if not section or not section["kept"]:
+        return []
+    losses = f"from {section['before']:.4g} to {section['after']:.4g}"
+    return [f"* Healed on {section['texts']:,} texts: the distance from the dense model's outputs fell {losses}"]
 
 
 def read_scores(file: Path) -> dict[str, float]:

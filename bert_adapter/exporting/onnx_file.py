@@ -19,7 +19,7 @@ from bert_adapter.families import family_name, family_of
 from bert_adapter.model import Model
 
 FILE = "model.onnx"
-OPSET, FORMAT = 17, 8  # of onnxruntime 1.12 and later
+OPSET, FORMAT = 17, 8  # which onnxruntime has had since 1.12
 LARGEST = 2 * 10**9  # bytes of numbers in one file, which cannot be longer than 2 GB; more lie beside it
 
 
@@ -126,7 +126,7 @@ print([(output.name, array.shape) for output, array in zip(session.get_outputs()
 
 
 ONNX = Target(
-    about=f"one graph of ONNX, opset {OPSET}, for onnxruntime 1.12 and later",
+    about=f"one graph of ONNX, opset {OPSET}, for onnxruntime 1.17 and later",
     write=write_onnx,
     load=load,
     check=check_quantiser,

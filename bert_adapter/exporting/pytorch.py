@@ -14,7 +14,7 @@ from bert_adapter.exporting.target import Target
 from bert_adapter.factorisation import merge
 from bert_adapter.families import architecture_of, family_name, family_of
 from bert_adapter.families.sentence import MODULES, declared_stages
-from bert_adapter.families.stages import Projection
+from bert_adapter.families.stages import Pooling, Projection
 from bert_adapter.json_files import parsed
 from bert_adapter.model import Model
 from bert_adapter.vocabulary import tokenizer_of
@@ -80,10 +80,15 @@ def check_sentences(model: Model, dtype: str | None) -> None:
 
 def write_dense(model: Model, directory: Path, dtype: str | None = None) -> None:
     """What transformers itself writes: factors are multiplied out."""
+    dense = merged(model)
+    write(dense, directory, by_file(dense, checked(dense)))
+
+
+def merged(model: Model) -> Model:
+    """The dense model, its factors multiplied out."""
     config = {name: value for name, value in model.config.items() if name != "low_rank"}
     config |= {"model_type": family_name(config), "architectures": [architecture_of(config).names[0]]}
-    dense = model._replace(params=merge(model.params), config=config)
-    write(dense, directory, by_file(dense, checked(dense)))
+    return model._replace(params=merge(model.params), config=config)
 
 
 def write_factorised(model: Model, directory: Path, dtype: str | None = None) -> None:
@@ -166,7 +171,9 @@ def with_tokenizer_class(model: Model) -> dict[str, bytes]:
 
 def declarations(model: Model) -> dict[str, bytes]:
     """modules.json and the pooling's config, with all that sentence-transformers needs there."""
-    place, kinds = "1_Pooling/config.json", [("", "Transformer"), ("1_Pooling", "Pooling")]
+    stages = getattr(model.module, "stages", ())
+    folder = next((stage.name for stage in stages if isinstance(stage, Pooling)), Pooling().name)
+    place, kinds = f"{folder}/config.json", [("", "Transformer"), (folder, "Pooling")]
     undeclared = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in kinds]
     modules = parsed(model.files[MODULES], MODULES, list) if MODULES in model.files else undeclared
     modules = [{"idx": number, "name": str(number)} | entry for number, entry in enumerate(modules)]
@@ -199,6 +206,7 @@ DENSE = Target(
     about="factors multiplied out; AutoModel.from_pretrained loads it",
     write=write_dense,
     load=lambda model: load_with_transformers(model, code=False),
+    written=merged,
     check=check_stock,
     library="transformers",
 )
@@ -206,6 +214,7 @@ FACTORISED = Target(
     about="factorised; AutoModel.from_pretrained loads it with trust_remote_code=True",
     write=write_factorised,
     load=lambda model: load_with_transformers(model, code=True),
+    written=behind_merged,
     check=check_factorised,
     library="transformers",
 )
@@ -213,6 +222,7 @@ SENTENCES = Target(
     about="as it is, with what follows the encoder; SentenceTransformer loads it with trust_remote_code=True",
     write=write_sentences,
     load=load_with_sentence_transformers,
+    written=behind_merged,
     check=check_sentences,
     library="sentence-transformers",
 )

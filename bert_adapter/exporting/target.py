@@ -11,12 +11,18 @@ def any_model(model: Model, dtype: str | None) -> None:
     """Nothing is refused."""
 
 
+def as_it_is(model: Model) -> Model:
+    """Nothing is changed."""
+    return model
+
+
 class Target(NamedTuple):
     """A kind of directory that another library loads.
 
     about: what it is, in a line.
     write: (model, directory, dtype) -> None; the directory is empty, and vanishes if it fails.
     load: Python that loads it from the directory "OUT", for the model's card.
+    written: (model) -> the model that is written, if other kernels have factors there.
     check: (model, dtype) -> None, or a ValueError for a model that cannot go there.
     dtypes: the numbers that it can compute with, its own first; none if these are the model's.
     packages: what has to be importable.
@@ -26,6 +32,7 @@ class Target(NamedTuple):
     about: str
     write: Callable[[Model, Path, str | None], None]
     load: Callable[[Model], str]
+    written: Callable[[Model], Model] = as_it_is
     check: Callable[[Model, str | None], None] = any_model
     dtypes: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()

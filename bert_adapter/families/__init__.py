@@ -29,7 +29,7 @@ FAMILIES: dict[str, Family] = {  # a config that names none is of the first
 }
 
 REFUSED = {  # by "model_type", why no family here can be theirs
-    "albert": "its layers share one set of kernels, and no importance is measured of a kernel that runs several times",
+    "albert": "its layers share one set of kernels, which no family here has; (module, params) of your own may",
 }
 
 

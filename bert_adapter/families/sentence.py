@@ -8,6 +8,9 @@ from bert_adapter.families.stages import MODES, PROJECTED, Normalise, Pooling, P
 from bert_adapter.json_files import parsed, shown
 
 MODULES, SETTINGS, PROMPTS = "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"
+OLDER_SETTINGS = tuple(  # read where the first is not there
+    f"sentence_{name}_config.json" for name in ("roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
 FLAGS = {  # the entries that ask for a mode, in the order of their vectors
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
@@ -17,6 +20,10 @@ FLAGS = {  # the entries that ask for a mode, in the order of their vectors
     "pooling_mode_lasttoken": "lasttoken",
 }
 TASKS = ("feature-extraction", "sequence-classification")
+UNSUPPORTED = (  # arguments for what loads the encoder, its tokenizer and its config
+    *("model_args", "tokenizer_args", "config_args"),
+    *("model_kwargs", "processor_kwargs", "config_kwargs", "processing_kwargs"),
+)
 Files = Mapping[str, bytes]
 
 
@@ -88,7 +95,7 @@ def pooling(path: str, files: Files) -> Pooling:
     if not config.get("include_prompt", True) and settings(files).prompt:
         raise ValueError(f"{name}: got include_prompt false beside a default prompt, supported: true")
     width = config.get("embedding_dimension", config.get("word_embedding_dimension"))
-    return Pooling(tuple(modes), width)
+    return Pooling(tuple(modes), width, path)
 
 
 def projection(path: str, files: Files) -> Projection:
@@ -101,18 +108,29 @@ def projection(path: str, files: Files) -> Projection:
     for entry in ("in_features", "out_features"):
         if type(config.get(entry)) is not int or config[entry] < 1:
             raise ValueError(f"{name}: got {entry} {shown(config.get(entry))}, wanted a positive integer")
-    for entry in ("module_input_name", "module_output_name"):
-        if config.get(entry) not in (None, "sentence_embedding"):
-            raise ValueError(f"{name}: got {entry} {shown(config[entry])}, supported: 'sentence_embedding'")
+    if config.get("use_residual"):
+        raise ValueError(f"{name}: got use_residual {shown(config['use_residual'])}, supported: false")
+    check_on_embedding(name, config)
     sizes = {"inputs": config["in_features"], "features": config["out_features"]}
     return Projection(path, **sizes, use_bias=bool(config.get("bias", True)), activation=kind)
 
 
-KINDS: dict[str, Any] = {
-    "Pooling": pooling,
-    "Dense": projection,
-    "Normalize": lambda path, files: Normalise(path),
-}
+def normalise(path: str, files: Files) -> Normalise:
+    """Embeddings of length 1. There need not be a config."""
+    name = f"{path}/config.json"
+    if name in files:
+        check_on_embedding(name, parsed(files[name], name))
+    return Normalise(path)
+
+
+def check_on_embedding(name: str, config: Mapping[str, Any]) -> None:
+    """A ValueError if the module reads or writes something else than the embedding."""
+    for entry in ("module_input_name", "module_output_name"):
+        if config.get(entry) not in (None, "sentence_embedding"):
+            raise ValueError(f"{name}: got {entry} {shown(config[entry])}, supported: 'sentence_embedding'")
+
+
+KINDS: dict[str, Any] = {"Pooling": pooling, "Dense": projection, "Normalize": normalise}
 
 
 def settings(files: Files) -> Settings:
@@ -121,7 +139,7 @@ def settings(files: Files) -> Settings:
     longest = own.get("max_seq_length")
     if longest is not None and (type(longest) is not int or longest < 1):
         raise ValueError(f"{SETTINGS}: got max_seq_length {shown(longest)}, wanted a positive integer")
-    for entry in ("model_args", "tokenizer_args", "config_args", "processing_kwargs"):
+    for entry in UNSUPPORTED:
         if own.get(entry):
             raise ValueError(f"{SETTINGS}: got {entry} {shown(own[entry])}, supported: none")
     tasks = TASKS[:1] if MODULES in files else TASKS
@@ -130,8 +148,22 @@ def settings(files: Files) -> Settings:
     if own.get("module_output_name", "token_embeddings") not in ("token_embeddings", "scores"):
         raise ValueError(f"{SETTINGS}: got module_output_name {shown(own['module_output_name'])}, supported: none")
     more = parsed(files[PROMPTS], PROMPTS) if PROMPTS in files else {}
+    if more.get("truncate_dim") is not None:
+        raise ValueError(f"{PROMPTS}: got truncate_dim {shown(more['truncate_dim'])}, supported: none")
     similarity = more.get("similarity_fn_name") or "cosine"
     return Settings(longest, bool(own.get("do_lower_case")), default_prompt(more), similarity)
+
+
+def prompt_named(files: Files, name: str) -> str:
+    """What is put before every text in place of the default prompt; a ValueError if the files have no such prompt."""
+    prompts = (parsed(files[PROMPTS], PROMPTS) if PROMPTS in files else {}).get("prompts") or {}
+    if not isinstance(prompts.get(name), str):
+        known = f"one of {', '.join(map(repr, prompts))}" if prompts else f"none: {PROMPTS} has no prompts"
+        raise ValueError(f"prompt_name: got {name!r}, wanted {known}; other words may stand in the texts themselves")
+    for path in stage_paths(files.get(MODULES)):
+        if not parsed(files.get(f"{path}/config.json", b"{}"), path).get("include_prompt", True):
+            raise ValueError(f"prompt_name: got {name!r}, and {path}/config.json has include_prompt false: wanted none")
+    return prompts[name]
 
 
 def default_prompt(config: Mapping[str, Any]) -> str:

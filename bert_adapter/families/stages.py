@@ -19,10 +19,12 @@ class Pooling(NamedTuple):
     """One vector from the states of a text's tokens: those of all modes side by side.
 
     width: of the states, if that is declared.
+    name: of the folder that declares it.
     """
 
     modes: tuple[str, ...] = ("mean",)
     width: int | None = None
+    name: str = "1_Pooling"
 
 
 class Projection(NamedTuple):
@@ -109,7 +111,7 @@ MODES: dict[str, Callable[[Hidden, Visible], Rows]] = {
 def pooled(stage: Pooling, hidden: Hidden, mask: Any) -> Float[Array, "batch width"]:
     """A row for each text. One without visible tokens is zeros, with zero gradients, unless its first token counts."""
     if stage.width not in (None, hidden.shape[-1]):
-        raise ValueError(f"1_Pooling/config.json: got states of {stage.width} numbers, wanted {hidden.shape[-1]}")
+        raise ValueError(f"{stage.name}/config.json: got states of {stage.width} numbers, wanted {hidden.shape[-1]}")
     visible = jnp.ones(hidden.shape[:2], hidden.dtype) if mask is None else jnp.asarray(mask, hidden.dtype)
     return jnp.concatenate([MODES[mode](hidden, visible) for mode in stage.modes], axis=1)
 

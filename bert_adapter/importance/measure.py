@@ -37,9 +37,9 @@ from bert_adapter.layers.capture import Batch, Forward, Lookup
 from bert_adapter.memory import give_back
 from bert_adapter.model import check_batch
 from bert_adapter.progress import track
+from bert_adapter.steps import SAVE_EVERY
 from bert_adapter.values import check_finite
 
-SAVE_EVERY = 60.0  # seconds between two states of a file that is measured into
 CAUSES = "batches differ in their texts, order, labels, batch_size or max_length"
 OTHER_FILE = ": name another file, or delete this one to measure anew"
 
@@ -123,7 +123,8 @@ def measure_importance(
             check_text(total, number, text, file)
             continue
         parts = pieces(arrays, jax.random.fold_in(key, number), count)
-        finite = add_batch(total.sums, ((run(there, *part), part[0]) for part in parts), total.examples)
+        seen = round(total.examples)
+        finite = add_batch(total.sums, ((run(there, *part), part[0]) for part in parts), seen)
         check_sums(finite, number, lambda arrays=arrays: forward(params, arrays))
         total = counted(total, batch, text)
         give_back()
@@ -174,18 +175,23 @@ def counted(total: Importance, batch: Batch, text: str) -> Importance:
     examples, tokens = counts(batch)
     return replace(
         total,
-        examples=total.examples + examples,
-        tokens=total.tokens + tokens,
+        examples=whole_if_it_is(total.examples + examples),
+        tokens=whole_if_it_is(total.tokens + tokens),
         batches=total.batches + 1,
         texts=(*total.texts, text),
     )
 
 
-def counts(batch: Batch) -> tuple[int, int]:
-    """How many examples a batch holds, and how many tokens that are no padding."""
+def whole_if_it_is(number: float) -> int | float:
+    """The number, as an integer where it is one up to rounding."""
+    return round(number) if abs(number - round(number)) < 1e-6 else number
+
+
+def counts(batch: Batch) -> tuple[float, float]:
+    """How many examples a batch holds, and how many tokens that are no padding; of weights, their sums."""
     weights = check_weights(batch)
     mask = np.asarray(batch.get("attention_mask", np.ones((len(weights), 1))), float).reshape(len(weights), -1)
-    return round(weights.sum()), round(float(weights @ mask.sum(axis=1)))
+    return float(weights.sum()), float(weights @ mask.sum(axis=1))
 
 
 def continued(fresh: Importance, text: str, file: str | Path | None) -> Importance:

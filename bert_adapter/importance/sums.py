@@ -85,8 +85,8 @@ class Importance:
     """
 
     sums: dict[str, Sums]
-    examples: int
-    tokens: int
+    examples: int | float
+    tokens: int | float
     batches: int
     gradients: str
     seed: int

@@ -52,15 +52,21 @@ def as_pairs(texts: Any, place: Place) -> list[tuple[str, str]]:
     return pairs
 
 
+def listed(part: Any) -> list[Any]:
+    """A list, a tuple or an array as a list; else one of nothing, which fits no answer."""
+    return list(part) if isinstance(part, list | tuple | np.ndarray) else [None]
+
+
 def as_answers(labels: Any, texts: list[tuple[str, str]], place: Place) -> list[list[tuple[int, str]]]:
     """For each row, where its answers start in the text, and the answers; none if there is none."""
-    found = list(labels)
+    found = list(labels) if hasattr(labels, "__len__") else []
     if len(found) != len(texts):
-        raise ValueError(f"labels: got {len(found)}, wanted the answers to each of {len(texts)} questions")
+        got = len(found) if hasattr(labels, "__len__") else f"{labels!r:.80}"
+        raise ValueError(f"labels: got {got}, wanted the answers to each of {len(texts)} questions")
     result = []
     for row, (answers, (_, text)) in enumerate(zip(found, texts, strict=True)):
         given = answers if isinstance(answers, dict) else {}
-        starts, said = (list(given.get(name, [None])) for name in ("answer_start", "text"))
+        starts, said = (listed(given.get(name)) for name in ("answer_start", "text"))
         fits = len(starts) == len(said) and all(
             isinstance(start, int | np.integer) and isinstance(one, str) and one and text[start:].startswith(one)
             for start, one in zip(starts, said, strict=False)

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bert_adapter.distributions.categorical import IGNORED
 from bert_adapter.rows import LabelledTexts, Place
 
-IGNORED = -100  # the label of what does not count, as in PyTorch
 Arrays = dict[str, np.ndarray]
 
 

@@ -14,7 +14,7 @@ class Evidence(NamedTuple):
     """What was measured of one kernel (in, out)."""
 
     sums: Sums
-    examples: int
+    examples: int | float
     shape: tuple[int, int]
 
 
