@@ -1,8 +1,9 @@
 """What does a compression cost in time and memory, from the files of a model to the new ones, and beside its floors?
 
-Every part runs in a process of its own, which says what memory it held at most. *all-MiniLM-L6-v2*: 512 texts, all
-kernels, half kept, from `load` to `save`, compiling included; and the same again with what was compiled the first time
-kept on the disk. *BERT-base's shape*: the same with 12 layers of width 768, random and seeded, or a directory given by
+Every part runs in a process of its own, which says what memory it held at most; its rows are kept when it ends, and a
+run that was killed goes on with the parts that are missing. *all-MiniLM-L6-v2*: 512 texts, all kernels, half kept, from
+`load` to `save`, compiling included; and the same again with what was compiled the first time kept on the disk.
+*BERT-base's shape*: the same with 12 layers of width 768, random and seeded, or a directory given by
 `--model`; texts are cut at 64 tokens. Seconds of CPU count all threads: where other work shares the machine they tell
 more than those of the clock, though threads that wait spin, and count.
 
@@ -32,7 +33,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.tables import Row, arguments, at_most, markdown, number, row, write
+from benchmarks.study import read
+from benchmarks.tables import Row, arguments, at_most, markdown, number, row, write_page
+from benchmarks.timing import environment
 
 PARTS = ("MiniLM", "MiniLM again", "base", "base again", "gradients", "eigh", "operations")
 STAGES = ("load", "importance", "plan", "solve", "save")
@@ -189,7 +192,7 @@ def gradients(part: str, options: argparse.Namespace) -> list[Row]:
 
     rows: list[Row] = []
     found: Any = None
-    for turn in range(2 if options.quick else 4):
+    for turn in range(2 if options.quick else 3):
         for name, call in {"plain gradients": plain, "importance": measured}.items():
             began = now()
             found = call() or found
@@ -286,18 +289,28 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     if options.part:
         return run_part(options)
-    rows: list[Row] = []
+    name = "compression-quick" if options.quick else "compression"
+    options.output.mkdir(parents=True, exist_ok=True)
+    file = options.output / f"{name}.jsonl"
+    done, where = {line["part"] for line in read(file)}, environment()
     with compiled_programs() as environments:
         for part in PARTS:
+            if done.issuperset({part, f"{part} again"} & set(PARTS)):  # what is compiled for the one serves the other
+                continue
             command = [sys.executable, "-m", "benchmarks.compression", "--part", part]
             command += ["--quick"] * options.quick + (["--model", options.model] if options.model else [])
-            environment = environments["MiniLM" if part.startswith("MiniLM") else "base"]
-            done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-            rows += [json.loads(line[4:]) for line in done.stdout.splitlines() if line.startswith("ROW ")]
+            there = environments["MiniLM" if part.startswith("MiniLM") else "base"]
+            ran = subprocess.run(command, env=there, stdout=subprocess.PIPE, text=True, check=True)
+            found = [json.loads(line[4:]) for line in ran.stdout.splitlines() if line.startswith("ROW ")]
+            kept = [line for line in read(file) if line["part"] != part]
+            kept += [line | where | {"part": part} for line in found]
+            file.write_text("".join(json.dumps(line) + "\n" for line in kept))
             print(f"  {part}: done", flush=True)
+    rows: list[Any] = read(file)
     text = report(rows)
     print("\n" + text)
-    return write(options, "compression", rows, draw, doc=__doc__, text=text)
+    draw(rows, options.output / f"{name}.png")
+    return write_page(options.output / f"{name}.md", __doc__, text)
 
 
 def of_part(rows: list[Row], part: str) -> dict[str, Row]:

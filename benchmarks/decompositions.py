@@ -17,11 +17,12 @@ from threadpoolctl import threadpool_limits
 
 import bert_adapter
 import wlra
-from benchmarks.tables import arguments, markdown
+from benchmarks.tables import Row, arguments, at_most, markdown, row, write
 from wlra.components import congruent
 
 SIZES = ((64, 64), (384, 384), (384, 1536), (768, 768), (3072, 768))
 FORMS = ("svd", "fwsvd", "separable", "kronecker")
+STEPS, TIMED = "plan and solve", ("first call", "later", "LAPACK")
 
 
 class Spent(NamedTuple):
@@ -81,16 +82,19 @@ def seeded(layers: int, width: int = 768) -> tuple[Any, bert_adapter.Importance,
     rng = np.random.default_rng(0)
     names = {"query": (1, 1), "key": (1, 1), "value": (1, 1), "out": (1, 1), "up": (1, 4), "down": (4, 1)}
     shapes = {f"{i}/{name}": (m * width, n * width) for i in range(layers) for name, (m, n) in names.items()}
-    grams = {}
-    for size in (width, 4 * width):
+
+    def gram(size: int) -> Any:
         factor = rng.normal(size=(size, width)) * rng.lognormal(0, 1, (size, 1))
-        grams[size] = (factor @ factor.T + np.eye(size)).astype(np.float32)
+        return (factor @ factor.T + np.eye(size)).astype(np.float32)
+
+    grams, inputs = ({size: gram(size) for size in (width, 4 * width)} for _ in range(2))
     params: dict[str, Any] = {str(i): {} for i in range(layers)}
     for path, shape in shapes.items():
         layer, name = path.split("/")
         params[layer][name] = {"kernel": rng.normal(size=shape).astype(np.float32)}
     sums = {
-        path: Sums(row_gram=grams[m], col_gram=grams[n], gram_squares=jnp.float32(0)) for path, (m, n) in shapes.items()
+        path: Sums(inputs=inputs[m], row_gram=grams[m], col_gram=grams[n], gram_squares=jnp.float32(0))
+        for path, (m, n) in shapes.items()
     }
     importance = bert_adapter.Importance(sums, width, width, 1, gradients="labels", seed=0)
     return params, importance, shapes
@@ -121,7 +125,7 @@ def lapack(target: np.ndarray, weights: Any) -> None:
     return None
 
 
-def closed_forms(sizes: tuple[tuple[int, int], ...] = SIZES, runs: int = 3) -> list[dict[str, Any]]:
+def closed_forms(sizes: tuple[tuple[int, int], ...] = SIZES, runs: int = 3) -> list[Row]:
     """By form and size: the first call, the median of later ones, and LAPACK's share in the same run."""
     rows = []
     for form in FORMS:
@@ -135,32 +139,47 @@ def closed_forms(sizes: tuple[tuple[int, int], ...] = SIZES, runs: int = 3) -> l
             first = spent(solve)
             later = sorted(spent(solve) for _ in range(runs))[runs // 2]
             alone = sorted(spent(lambda t=target, w=weights: lapack(t, w)) for _ in range(runs))[runs // 2]
-            rows.append({"form": form, "size": f"{m} x {n}", "first": first, "later": later, "LAPACK": alone})
+            spent_on = dict(zip(TIMED, map(list, (first, later, alone)), strict=True))
+            rows.append(row(f"{m} x {n}", form, None, "") | spent_on)
     return rows
 
 
-def report(steps: dict[str, Spent], forms: list[dict[str, Any]]) -> str:
-    """Both tables, in Markdown."""
+def report(rows: list[Row]) -> str:
+    """Both tables, in Markdown, and the bars."""
+    steps = {line["method"]: Spent(*line["spent"]) for line in rows if line["problem"] == STEPS}
+    forms = [line for line in rows if line["problem"] != STEPS]
     upper = [[name, f"{each.wall:.2f}", f"{each.cpu:.2f}"] for name, each in steps.items()]
     lower = [
-        [line["form"], line["size"]]
-        + [f"{each:.4f}" for name in ("first", "later", "LAPACK") for each in line[name]]
-        + [f"{line['first'].wall / line['LAPACK'].wall:.1f}", f"{line['later'].wall / line['LAPACK'].wall:.1f}"]
+        [line["method"], line["problem"]]
+        + [f"{each:.4f}" for name in TIMED for each in line[name]]
+        + [f"{line[name][0] / line['LAPACK'][0]:.1f}" for name in TIMED[:2]]
         for line in forms
     ]
-    columns = [f"{name}, {kind} s" for name in ("first call", "later", "LAPACK") for kind in ("wall", "CPU")]
-    return "\n\n".join(
-        [
-            markdown(["step", "wall s", "CPU s"], upper),
-            markdown(["form", "size", *columns, "first over LAPACK", "later over LAPACK"], lower),
-        ]
-    )
+    columns = [f"{name}, {kind} s" for name in TIMED for kind in ("wall", "CPU")]
+    head = ["form", "size", *columns, "first over LAPACK", "later over LAPACK"]
+    tables = [markdown(["step", "wall s", "CPU s"], upper), markdown(head, lower)]
+    return "\n\n".join([*tables, "\n".join(verdicts(steps, forms))])
+
+
+def verdicts(steps: Mapping[str, Spent], forms: list[Row]) -> list[str]:
+    """The lines of the bars, by the clock."""
+    ours = steps["decompose"].wall + sum(each.wall for name, each in steps.items() if name.startswith("plan"))
+    alone = min(steps["NumPy's eigh"].wall, steps["NumPy's eigh, one thread"].wall)
+    worst = max(line[name][0] / line["LAPACK"][0] for line in forms for name in TIMED[:2])
+    return [
+        at_most("decomposing, planning and cutting, in times of NumPy's eigh,", ours / alone, 2),
+        at_most("a closed form, in times of its LAPACK decomposition,", worst, 1.3),
+    ]
 
 
 def main(argv: list[str] | None = None) -> None:
     options = arguments("decompositions", __doc__).parse_args(argv)
     steps = beside_eigh(*(seeded(1, 48) if options.quick else seeded(12)))
-    print(report(steps, closed_forms(((24, 16),), runs=1) if options.quick else closed_forms()))
+    forms = closed_forms(((24, 16),), runs=1) if options.quick else closed_forms()
+    rows = [row(STEPS, name, None, "", spent=list(each)) for name, each in steps.items()] + forms
+    text = report(rows)
+    print(text)
+    write(options, "decompositions", rows, None, doc=__doc__, text=text)
 
 
 if __name__ == "__main__":

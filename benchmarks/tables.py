@@ -75,7 +75,7 @@ def write(
     options: argparse.Namespace,
     name: str,
     rows: list[Row],
-    draw: Callable[[list[Row], Path], None],
+    draw: Callable[[list[Row], Path], None] | None,
     doc: str | None = None,
     text: str = "",
 ) -> None:
@@ -88,7 +88,8 @@ def write(
     where = environment()
     lines = [json.dumps(line | where) + "\n" for line in rows]
     (options.output / f"{name}.jsonl").write_text("".join(lines))
-    draw(rows, options.output / f"{name}.png")
+    if draw is not None:
+        draw(rows, options.output / f"{name}.png")
     write_page(options.output / f"{name}.md", doc, text)
 
 
