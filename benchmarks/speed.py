@@ -34,6 +34,7 @@ BUDGETS = (0.5, 0.25)
 WANTED = {0.5: (1.5, 1.3), 0.25: (2.4, 2.0)}  # speeds at 8 x 128, and at every other size
 AGAINST = 1.1  # the most that the dense model may take in JAX, in times of the best other engine
 PLANS, NEAR = 10, 0.1
+ROUNDS = 5
 
 
 def operations(model: Model, length: int) -> float:
@@ -53,7 +54,7 @@ def timed(options: argparse.Namespace, models: dict[str, Model]) -> list[Row]:
         for name, model in models.items():
             bert_adapter.save(model, Path(folder) / name)
         names = {str(Path(folder) / name): name for name in models}
-        found = bert_adapter.bench(list(names), cells=cells, rounds=2 if options.quick else 9)
+        found = bert_adapter.bench(list(names), cells=cells, rounds=2 if options.quick else ROUNDS)
     rows = []
     for each in found.timings:
         name, dense = names[each.model], models["dense"]
@@ -91,7 +92,7 @@ def planned(options: argparse.Namespace, dense: Model, known: Any) -> list[Row]:
             continue
         share = bert_adapter.plan(dense.params, known, budget, of=latency).share
         both = {name: jax.device_put(model.params) for name, model in {"dense": dense, "small": small}.items()}
-        seconds = in_turns({name: lambda params=params: run(params, inputs) for name, params in both.items()}, 9)
+        seconds = in_turns({name: lambda params=params: run(params, inputs) for name, params in both.items()}, ROUNDS)
         found = median(one / other for one, other in zip(seconds["small"], seconds["dense"], strict=True))
         rows.append(row("plan", f"{budget:.0%}", None, "", budget=budget, predicted=share, measured=found))
         print(f"  predicted {share:.3f} of the dense model's time, measured {found:.3f}", flush=True)

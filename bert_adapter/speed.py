@@ -21,6 +21,7 @@ from wlra.checks import check_count, check_name
 
 CELLS = ((1, 16), (1, 32), (1, 128), (8, 128), (32, 128))  # texts by tokens
 ROUNDS = 9
+SETTLE = 0.2  # seconds in which threads of another library stop to spin
 PEAK = "import sys, bert_adapter.speed as b; print(b.peak_bytes(*sys.argv[1:3], *map(int, sys.argv[3:])))"
 
 
@@ -107,7 +108,7 @@ def bench(
     timings: list[Timing] = []
     for batch, length in track(cells, "time", progress):
         calls = {key: partial(step, batch_for(loaded[key[0]], batch, length)) for key, step in steps.items()}
-        seconds = in_turns(calls, rounds)
+        seconds = in_turns(calls, rounds, settle=SETTLE)
         timings += [timing(key, seconds, first=names[0], cell=(batch, length)) for key in steps]
     most = max(cells, key=lambda cell: cell[0] * cell[1])
     peaks = {key: peak_apart(*key, *most) for key in track(list(steps), "memory", progress)}

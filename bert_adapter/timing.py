@@ -136,10 +136,11 @@ def in_a_row(x: Float[Array, "rows m"], kernels: list[list[Any]]) -> Any:
     return found
 
 
-def in_turns(calls: Mapping[Key, Callable[[], Any]], rounds: int) -> dict[Key, list[float]]:
+def in_turns(calls: Mapping[Key, Callable[[], Any]], rounds: int, *, settle: float = 0.0) -> dict[Key, list[float]]:
     """Seconds of each call in each round. In a round all take their turns, short ones several at once.
 
-    The first call of a turn does not count: threads of the library before may still spin, and hold the processors.
+    Calls in the first `settle` seconds of a turn do not count: threads of the library before spin on for a while, and
+    hold the processors.
     """
     often = {}
     for key, call in calls.items():
@@ -147,8 +148,11 @@ def in_turns(calls: Mapping[Key, Callable[[], Any]], rounds: int) -> dict[Key, l
         often[key] = max(1, round(LEAST / timed(call, 1)))
 
     def turn(key: Key) -> float:
-        jax.block_until_ready(calls[key]())
-        return timed(calls[key], often[key])
+        begun = time.perf_counter()
+        while True:
+            jax.block_until_ready(calls[key]())
+            if time.perf_counter() - begun > settle:
+                return timed(calls[key], often[key])
 
     found = [[turn(key) for key in calls] for _ in range(rounds)]
     return {key: list(seconds) for key, seconds in zip(calls, zip(*found, strict=True), strict=True)}
