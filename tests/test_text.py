@@ -3,6 +3,7 @@
 import codecs
 import functools
 from collections import UserList
+from typing import Any
 
 import numpy as np
 import pytest
@@ -121,7 +122,8 @@ def test_lengths_that_leave_no_room_for_a_token_are_refused():
         tokenizer(tiny.model(), 2)
     with pytest.raises(ValueError, match="max_length: got 4, wanted at least 5 for a pair of texts: 3 tokens"):
         tokenizer(tiny.model(), 4)([("a dog", "it")])
-    for options in ({"max_length": 0}, {"batch_size": 0}):
+    numbers: list[dict[str, Any]] = [{"max_length": 0}, {"batch_size": 0}]
+    for options in numbers:
         with pytest.raises(ValueError, match="must be"):
             text_batches(tiny.model(), TEXTS, **options)
 
