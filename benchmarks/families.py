@@ -1,9 +1,10 @@
 """What does each family do with each head and each pooling, and how near are its outputs to PyTorch's?
 
-Random models of every family, two layers of width 16, made by transformers' PyTorch classes and saved by them. Each is
-loaded, run on padded rows beside PyTorch, compressed to half by the default signal, saved, loaded again, compared bit
-for bit, and trained for a step. An embedding is compared with what sentence-transformers makes of PyTorch's states.
-transformers and PyTorch are needed, and sentence-transformers for poolings.
+Random models of every family, two layers of width 16, made by transformers' PyTorch classes and saved by them. Each
+is loaded, run on padded rows beside PyTorch, compressed to half by the default signal, saved, loaded again, compared
+bit for bit, and trained for a step. A run that was killed goes on where it stopped. An embedding is compared with
+what sentence-transformers makes of PyTorch's states. transformers and PyTorch are needed, and sentence-transformers
+for poolings.
 """
 
 import argparse
@@ -20,7 +21,8 @@ import jax
 import numpy as np
 
 import bert_adapter
-from benchmarks.tables import Row, arguments, at_most, markdown, row, write
+from benchmarks.study import keep, read
+from benchmarks.tables import Row, arguments, at_most, markdown, row, write_page
 from bert_adapter.checkpoint.names import by_path
 from bert_adapter.families import architectures_of, module_for
 from bert_adapter.families.stages import MODES
@@ -130,7 +132,7 @@ def tried(name: str, head: str, mode: str) -> Row:
     apart = float(np.max(np.abs(got - wanted)))
     return row(
         name,
-        head if head != "embedding" else f"embedding, {mode}",
+        titled(head, mode),
         None,
         "",
         apart=apart,
@@ -150,18 +152,16 @@ def refusal(name: str, head: str) -> str:
     return "not refused"
 
 
-def outcomes(name: str) -> list[Row]:
-    """The rows of a family; what is refused has the sentence."""
-    heads = architectures_of(bert_adapter.FAMILIES[name])
-    known = [*(("embedding", mode) for mode in MODES), *((head, "") for head in LABELS)]
-    rows = []
-    for head, mode in known:
-        if head in heads:
-            rows.append(tried(name, head, mode))
-        else:
-            rows.append(row(name, head, None, "", refused=refusal(name, head)))
-        print(f"  {name}, {head} {mode}: {rows[-1].get('apart', 'refused')}", flush=True)
-    return rows
+def outcome(name: str, head: str, mode: str) -> Row:
+    """The row of a family and an output; what is refused has the sentence."""
+    if head in architectures_of(bert_adapter.FAMILIES[name]):
+        return tried(name, head, mode)
+    return row(name, titled(head, mode), None, "", refused=refusal(name, head))
+
+
+def titled(head: str, mode: str) -> str:
+    """An output's name in the table."""
+    return f"{head}, {mode}" if mode else head
 
 
 def report(rows: list[Row]) -> str:
@@ -182,12 +182,20 @@ def report(rows: list[Row]) -> str:
 def main(argv: list[str] | None = None) -> None:
     options: argparse.Namespace = arguments("families", __doc__).parse_args(argv)
     names = list(bert_adapter.FAMILIES)[:1] if options.quick else list(bert_adapter.FAMILIES)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that the loss of random kernels rises
-        rows = list(itertools.chain.from_iterable(map(outcomes, names)))
+    options.output.mkdir(parents=True, exist_ok=True)
+    file = options.output / ("families-quick.jsonl" if options.quick else "families.jsonl")
+    done = {(line["problem"], line["method"]) for line in read(file)}
+    known = [*(("embedding", mode) for mode in MODES), *((head, "") for head in LABELS)]
+    for name, (head, mode) in itertools.product(names, known):
+        if (name, titled(head, mode)) not in done:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that the loss of random kernels rises
+                keep(file, line := outcome(name, head, mode))
+            print(f"  {name}, {titled(head, mode)}: {line.get('apart', 'refused')}", flush=True)
+    rows: list[Any] = read(file)
     text = report(rows)
     print("\n" + text)
-    write(options, "families", rows, None, doc=__doc__, text=text)
+    write_page(file.with_suffix(".md"), __doc__, text)
 
 
 if __name__ == "__main__":
