@@ -18,14 +18,13 @@ import time
 from collections.abc import Callable, Iterable
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 import bert_adapter
 from benchmarks.candidates import Context, compressed, separate, with_leaves
-from benchmarks.study import chosen, keep, read, rows_of
-from benchmarks.tables import Row, arguments, bar, markdown, row, write_page
+from benchmarks.study import chosen, rows_of
+from benchmarks.tables import Row, arguments, bar, conclude, keep, kept_in, markdown, read, row
 from benchmarks.timing import Measured
 from bert_adapter.decompositions import Decompositions
 from bert_adapter.importance.sums import Importance
@@ -143,9 +142,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--budgets", type=float, nargs="+", default=BUDGETS, help="shares kept (0.5 0.25 0.15 0.1)")
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no model after that many")
     options = parser.parse_args(argv)
-    name, began = "base-quick" if options.quick else "base", time.monotonic()
-    options.output.mkdir(parents=True, exist_ok=True)
-    file, context = options.output / f"{name}.jsonl", prepared(options)
+    file, began, context = kept_in(options, "base"), time.monotonic(), prepared(options)
     done = {(line["method"], line["budget"]) for line in read(file)}
     for way, budget, make in models(context, options.budgets):
         if (way, budget) in done or time.monotonic() - began > 60 * options.minutes:
@@ -153,11 +150,7 @@ def main(argv: list[str] | None = None) -> None:
         line = scored(context, way, budget, make)
         keep(file, line)
         print(f"  {way}, {budget:.0%}: {line['spearman']:.4f}, {line['loss']:.4f}", flush=True)
-    rows: list[Any] = read(file)
-    text = report(rows)
-    print("\n" + text)
-    draw(rows, options.output / f"{name}.png")
-    write_page(options.output / f"{name}.md", __doc__, text)
+    conclude(file, report, draw, __doc__)
 
 
 if __name__ == "__main__":

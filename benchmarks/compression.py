@@ -33,9 +33,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.study import read
-from benchmarks.tables import Row, arguments, at_most, markdown, number, row, write_page
-from benchmarks.timing import environment
+from benchmarks.tables import Row, arguments, at_most, conclude, keep, kept_in, markdown, number, read, row
 
 PARTS = ("MiniLM", "MiniLM again", "base", "base again", "gradients", "eigh", "operations")
 STAGES = ("load", "importance", "plan", "solve", "save")
@@ -289,28 +287,19 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     if options.part:
         return run_part(options)
-    name = "compression-quick" if options.quick else "compression"
-    options.output.mkdir(parents=True, exist_ok=True)
-    file = options.output / f"{name}.jsonl"
-    done, where = {line["part"] for line in read(file)}, environment()
+    file = kept_in(options, "compression")
+    done = {line["problem"] for line in read(file)}
     with compiled_programs() as environments:
         for part in PARTS:
             if done.issuperset({part, f"{part} again"} & set(PARTS)):  # what is compiled for the one serves the other
                 continue
             command = [sys.executable, "-m", "benchmarks.compression", "--part", part]
             command += ["--quick"] * options.quick + (["--model", options.model] if options.model else [])
-            there = environments["MiniLM" if part.startswith("MiniLM") else "base"]
-            ran = subprocess.run(command, env=there, stdout=subprocess.PIPE, text=True, check=True)
-            found = [json.loads(line[4:]) for line in ran.stdout.splitlines() if line.startswith("ROW ")]
-            kept = [line for line in read(file) if line["part"] != part]
-            kept += [line | where | {"part": part} for line in found]
-            file.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            environment = environments["MiniLM" if part.startswith("MiniLM") else "base"]
+            ran = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+            keep(file, *(json.loads(line[4:]) for line in ran.stdout.splitlines() if line.startswith("ROW ")))
             print(f"  {part}: done", flush=True)
-    rows: list[Any] = read(file)
-    text = report(rows)
-    print("\n" + text)
-    draw(rows, options.output / f"{name}.png")
-    return write_page(options.output / f"{name}.md", __doc__, text)
+    return conclude(file, report, draw, __doc__)
 
 
 def of_part(rows: list[Row], part: str) -> dict[str, Row]:

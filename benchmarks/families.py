@@ -21,8 +21,7 @@ import jax
 import numpy as np
 
 import bert_adapter
-from benchmarks.study import keep, read
-from benchmarks.tables import Row, arguments, at_most, markdown, row, write_page
+from benchmarks.tables import Row, arguments, at_most, conclude, keep, kept_in, markdown, read, row
 from bert_adapter.checkpoint.names import by_path
 from bert_adapter.families import architectures_of, module_for
 from bert_adapter.families.stages import MODES
@@ -182,8 +181,7 @@ def report(rows: list[Row]) -> str:
 def main(argv: list[str] | None = None) -> None:
     options: argparse.Namespace = arguments("families", __doc__).parse_args(argv)
     names = list(bert_adapter.FAMILIES)[:1] if options.quick else list(bert_adapter.FAMILIES)
-    options.output.mkdir(parents=True, exist_ok=True)
-    file = options.output / ("families-quick.jsonl" if options.quick else "families.jsonl")
+    file = kept_in(options, "families")
     done = {(line["problem"], line["method"]) for line in read(file)}
     known = [*(("embedding", mode) for mode in MODES), *((head, "") for head in LABELS)]
     for name, (head, mode) in itertools.product(names, known):
@@ -192,10 +190,7 @@ def main(argv: list[str] | None = None) -> None:
                 warnings.simplefilter("ignore")  # that the loss of random kernels rises
                 keep(file, line := outcome(name, head, mode))
             print(f"  {name}, {titled(head, mode)}: {line.get('apart', 'refused')}", flush=True)
-    rows: list[Any] = read(file)
-    text = report(rows)
-    print("\n" + text)
-    write_page(file.with_suffix(".md"), __doc__, text)
+    conclude(file, report, None, __doc__)
 
 
 if __name__ == "__main__":

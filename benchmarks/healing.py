@@ -20,8 +20,8 @@ import numpy as np
 
 import bert_adapter
 from benchmarks.candidates import measured, separate
-from benchmarks.study import chosen, keep, read, rows_of
-from benchmarks.tables import Row, arguments, at_most, bar, markdown, row, write_page
+from benchmarks.study import chosen, rows_of
+from benchmarks.tables import Row, arguments, at_most, bar, conclude, keep, kept_in, markdown, read, row
 from benchmarks.timing import Measured
 from bert_adapter.evaluate import compare, embed
 from bert_adapter.model import Model
@@ -163,18 +163,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--budgets", type=float, nargs="+", default=tuple(BARS), help="shares kept (0.5 0.25 0.1)")
     parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2), help="(0 1 2)")
     options: argparse.Namespace = parser.parse_args(argv)
-    name = "healing-quick" if options.quick else "healing"
-    options.output.mkdir(parents=True, exist_ok=True)
-    file = options.output / f"{name}.jsonl"
+    file = kept_in(options, "healing")
     done = {(line["method"], line["budget"], line["seed"]) for line in read(file)}
     for line in lines(Texts(options.data, options.quick), options.seeds, options.budgets, done):
         keep(file, line)
         print(f"  {line['method']}, {line['budget']:.0%}: {line['spearman']:.4f}, {line['cosine']:.4f}", flush=True)
-    rows: list[Any] = read(file)
-    text = report(rows)
-    print("\n" + text)
-    draw(rows, options.output / f"{name}.png")
-    write_page(options.output / f"{name}.md", __doc__, text)
+    conclude(file, report, draw, __doc__)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ has been run; the rest of the cells are empty.
 
 import argparse
 import itertools
-import json
 import math
 import time
 from collections.abc import Iterable, Mapping
@@ -36,11 +35,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import bert_adapter
-from benchmarks.tables import arguments, bar, markdown, number, write_page
-from benchmarks.timing import environment
+from benchmarks.tables import arguments, bar, conclude, keep, kept_in, markdown, number, read
 from bert_adapter.checkpoint.names import by_path
 from bert_adapter.families import predictive
-from bert_adapter.files import writing
 from bert_adapter.importance.measure import measure_importance
 from bert_adapter.importance.storage import load_importance, save_importance
 from bert_adapter.importance.sums import Importance, Sums
@@ -485,10 +482,8 @@ def main(argv: list[str] | None = None) -> None:
         parser().error(
             "wanted --data DIR, or Hugging Face's datasets: uv run --extra online python -m benchmarks.study"
         )
-    name = "study-quick" if options.quick else "study"
-    options.cache = options.cache / name
-    options.output.mkdir(parents=True, exist_ok=True)
-    file, began = options.output / f"{name}.jsonl", time.monotonic()
+    file, began = kept_in(options, "study"), time.monotonic()
+    options.cache = options.cache / file.stem
     cells = [] if options.report else grid(options.tasks, options.seeds, options.epochs)
     if options.quick:
         cells = [
@@ -509,24 +504,7 @@ def main(argv: list[str] | None = None) -> None:
         append(file, scored(bench, cell, measured(bench, METHODS[cell.method].measured, cell.seed)))
         if (len(done) + 1) % FORGET == 0:
             jax.clear_caches()
-    lines = read(file)
-    text = report(lines)
-    print("\n" + text)
-    draw(lines, options.output / f"{name}.png")
-    write_page(options.output / f"{name}.md", __doc__, text)
-
-
-def read(file: Path) -> list[dict[str, Any]]:
-    """The lines of results so far; half a line, from a run that was killed, counts for nothing."""
-    whole = file.read_text().rpartition("\n")[0].splitlines() if file.exists() else []
-    return [json.loads(line) for line in whole]
-
-
-def keep(file: Path, line: dict[str, Any]) -> None:
-    """The file has one line more, after whole ones."""
-    before = "".join(json.dumps(old) + "\n" for old in read(file))
-    with writing(file) as temporary:
-        temporary.write_text(before + json.dumps(line | environment()) + "\n")
+    conclude(file, report, draw, __doc__)
 
 
 def append(file: Path, line: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.timing import Measured, environment
+from bert_adapter.files import writing
 
 Row = dict[str, Any]
 
@@ -91,6 +92,40 @@ def write(
     if draw is not None:
         draw(rows, options.output / f"{name}.png")
     write_page(options.output / f"{name}.md", doc, text)
+
+
+def kept_in(options: argparse.Namespace, name: str) -> Path:
+    """The file of a script that keeps every row when it is there, so that a run which was killed goes on."""
+    options.output.mkdir(parents=True, exist_ok=True)
+    return options.output / f"{name}{'-quick' * options.quick}.jsonl"
+
+
+def read(file: Path) -> list[Row]:
+    """The rows so far; half a line, from a run that was killed, counts for nothing."""
+    whole = file.read_text().rpartition("\n")[0].splitlines() if file.exists() else []
+    return [json.loads(line) for line in whole]
+
+
+def keep(file: Path, *rows: Row) -> None:
+    """The file has these rows too, after whole ones."""
+    lines = [*read(file), *(line | environment() for line in rows)]
+    with writing(file) as temporary:
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def conclude(
+    file: Path,
+    report: Callable[[list[Row]], str],
+    draw: Callable[[list[Row], Path], None] | None,
+    doc: str | None,
+) -> None:
+    """What the rows that were kept say is printed, drawn and written to a page."""
+    rows = read(file)
+    text = report(rows)
+    print("\n" + text)
+    if draw is not None:
+        draw(rows, file.with_suffix(".png"))
+    write_page(file.with_suffix(".md"), doc, text)
 
 
 def write_page(path: Path, doc: str | None, text: str) -> None:

@@ -22,8 +22,8 @@ import numpy as np
 
 import bert_adapter
 from benchmarks.candidates import separate
-from benchmarks.study import chosen, keep, read, rows_of
-from benchmarks.tables import Row, arguments, bar, markdown, row, write_page
+from benchmarks.study import chosen, rows_of
+from benchmarks.tables import Row, arguments, bar, conclude, keep, kept_in, markdown, read, row
 from benchmarks.timing import Measured
 from bert_adapter.demo import minilm
 from bert_adapter.evaluate import compare, embed
@@ -161,9 +161,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = arguments("whole", __doc__, data="GLUE: STS-B/train.tsv and dev.tsv")
     parser.add_argument("--file", type=Path, metavar="FILE", help="keep what is measured, and go on from it")
     options = parser.parse_args(argv)
-    name = "whole-quick" if options.quick else "whole"
-    options.output.mkdir(parents=True, exist_ok=True)
-    file, context = options.output / f"{name}.jsonl", prepared(options)
+    file, context = kept_in(options, "whole"), prepared(options)
     done = {(line["method"], line["setting"]) for line in read(file)}
     for kind, setting, dtype, made in models(context):
         if (kind, setting) in done:
@@ -171,11 +169,7 @@ def main(argv: list[str] | None = None) -> None:
         line = scored(context, kind, setting, dtype, made)
         keep(file, line)
         print(f"  {kind}, {setting}: {line['share']:.1%}, {line['spearman']:.4f}, {line['cosine']:.4f}", flush=True)
-    rows: list[Any] = read(file)
-    text = report(rows)
-    print("\n" + text)
-    draw(rows, options.output / f"{name}.png")
-    write_page(options.output / f"{name}.md", __doc__, text)
+    conclude(file, report, draw, __doc__)
 
 
 if __name__ == "__main__":

@@ -133,7 +133,8 @@ def timing(
 def slower_and_faster(models: Iterable[Model], rows: int) -> list[Kernel]:
     """The kernels that have factors, with seconds on so many rows; those of one shape and rank are timed once."""
     found = list(dict.fromkeys(kernel for model in models for kernel in kernels_of(model)))
-    seconds = {each: seconds_of(each[0], rows, each[1]) for each in {(one.shape, one.rank): one for one in found}}
+    kinds = dict.fromkeys((kernel.shape, kernel.rank) for kernel in found)
+    seconds = {(shape, rank): seconds_of(shape, rows, rank) for shape, rank in kinds}
     return [kernel._replace(seconds=seconds[kernel.shape, kernel.rank]) for kernel in found]
 
 

@@ -468,6 +468,9 @@ def test_a_prompt_is_put_before_every_text_by_its_name():
         tokenizer(model, prompt_name="passage")
     with pytest.raises(ValueError, match=r"prompt_name: got 'query', wanted none: .*\.json has no prompts"):
         tokenizer(tiny.model(), prompt_name="query")
+    odd = with_files(**{"config_sentence_transformers.json": as_json({"prompts": ["query"]})})
+    with pytest.raises(ValueError, match="prompt_name: got 'query', wanted one of"):
+        tokenizer(odd, prompt_name="query")
 
 
 def test_default_prompt_leaves_room_for_the_texts():

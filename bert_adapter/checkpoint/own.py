@@ -15,7 +15,7 @@ from bert_adapter.checkpoint.directory import CONFIG, PARAMETERS, read_config, r
 from bert_adapter.checkpoint.names import SCHEMA, by_path, check, dtypes_of, low_rank, with_dtypes
 from bert_adapter.layers.marker import Factorised
 from bert_adapter.layers.places import kernel_path
-from bert_adapter.model import Model
+from bert_adapter.model import Model, on
 
 
 def save_own(model: Model, directory: str | Path, dtype: str | Mapping[str, str] | None = None) -> None:
@@ -24,8 +24,7 @@ def save_own(model: Model, directory: str | Path, dtype: str | Mapping[str, str]
     ranks = {path.removesuffix("/left"): leaf.shape[-1] for path, leaf in params.items() if path.endswith("/left")}
     section = {"schema": SCHEMA} | model.config.get("low_rank", {}) | {"ranks": ranks}
     dtypes = chosen_dtypes(dtype, params, dtypes_of(model.config))
-    others = {name: value for name, value in model.config.items() if name != "low_rank"}
-    config = with_dtypes(others | ({"low_rank": section} if ranks else {}), dtypes)
+    config = with_dtypes(on(model, model.params).config | ({"low_rank": section} if ranks else {}), dtypes)
     arrays = encoded(params, dtypes, factorised_tables(model.params))
     with replacing(Path(directory)) as fresh:
         write_texts(model._replace(config=config), fresh)

@@ -18,16 +18,16 @@ def describe(model: Model, target: Target, *, dtype: str | None, scores: Mapping
     """README.md, with the licence and the base model of the card that the model came with."""
     declared = provenance(model.files.get(CARD))
     entries = declared | ({"library_name": target.library} if target.library else {})
-    still = target.written(model)
-    parts = [heading(still, declared), kept(model, still), measured(scores), loading(model, target, dtype)]
+    still = target.ranks(model)
+    parts = [heading(model, declared, still), kept(model, still), measured(scores), loading(model, target, dtype)]
     return card(entries, "\n\n".join(part for part in parts if part) + "\n")
 
 
-def heading(model: Model, declared: Mapping[str, Any]) -> str:
+def heading(model: Model, declared: Mapping[str, Any], written: Mapping[str, int]) -> str:
     """What it is, and of what it was made."""
     base, name = declared.get("base_model"), architecture_of(model.config).names[0]
     bases = [base] if isinstance(base, str) else base or []
-    lines = [f"# {', '.join(bases) or name}, {'low-rank' if low_rank(model.config) else 'dense'}", ""]
+    lines = [f"# {', '.join(bases) or name}, {'low-rank' if written else 'dense'}", ""]
     made = ", ".join(f"`{each}`" for each in bases)
     lines += [f"A `{name}`, {f'made from {made}' if made else 'whose base model is not recorded'}."]
     if "license" not in declared:
@@ -35,13 +35,13 @@ def heading(model: Model, declared: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def kept(model: Model, written: Model) -> str:
+def kept(model: Model, written: Mapping[str, int]) -> str:
     """What became of the kernels, those that have factors in what is written and the others, and what decided that."""
     ranks, section = low_rank(model.config), model.config.get("low_rank") or {}
     if not ranks:
         return "No kernel was factorised."
     shapes = {path: shape for path, shape in kernel_shapes(model.module).items() if path in ranks}
-    still = [path for path in shapes if path in low_rank(written.config)]
+    still = [path for path in shapes if path in written]
     told = [f"{len(shapes)} kernels were replaced by products of two factors, of the ranks below."]
     if still:
         before = sum(math.prod(shapes[path]) for path in still)

@@ -16,7 +16,7 @@ from bert_adapter.families import architecture_of, family_name, family_of
 from bert_adapter.families.sentence import MODULES, declared_stages
 from bert_adapter.families.stages import Pooling, Projection
 from bert_adapter.json_files import parsed
-from bert_adapter.model import Model
+from bert_adapter.model import Model, on
 from bert_adapter.vocabulary import tokenizer_of
 
 CODE = Path(__file__).with_name("modeling_low_rank.py")
@@ -52,7 +52,7 @@ def check_stock(model: Model, dtype: str | None) -> None:
 def check_factorised(model: Model, dtype: str | None) -> None:
     """A ValueError if nothing would be low-rank, or a kernel is that transformers has no linear layer for."""
     check_stock(model, dtype)
-    if not low_rank(behind_merged(model).config):
+    if not ranks_before(model):
         raise ValueError("to: got 'transformers' for a model without factors, wanted 'transformers-dense'")
     check_matrices(model)
 
@@ -80,15 +80,10 @@ def check_sentences(model: Model, dtype: str | None) -> None:
 
 def write_dense(model: Model, directory: Path, dtype: str | None = None) -> None:
     """What transformers itself writes: factors are multiplied out."""
-    dense = merged(model)
-    write(dense, directory, by_file(dense, checked(dense)))
-
-
-def merged(model: Model) -> Model:
-    """The dense model, its factors multiplied out."""
-    config = {name: value for name, value in model.config.items() if name != "low_rank"}
+    dense = on(model, merge(model.params))
+    config = dense.config
     config |= {"model_type": family_name(config), "architectures": [architecture_of(config).names[0]]}
-    return model._replace(params=merge(model.params), config=config)
+    write(dense, directory, by_file(dense, checked(dense)))
 
 
 def write_factorised(model: Model, directory: Path, dtype: str | None = None) -> None:
@@ -117,18 +112,28 @@ def write_sentences(model: Model, directory: Path, dtype: str | None = None) -> 
     files = model.files | declarations(model)
     module: Any = model.module
     declared = model._replace(module=module.clone(stages=declared_stages(files)), files=files)
-    (write_factorised if low_rank(behind_merged(model).config) else write_dense)(declared, directory)
+    (write_factorised if ranks_before(model) else write_dense)(declared, directory)
 
 
 def behind_merged(model: Model) -> Model:
     """The model with dense stages behind the encoder: sentence-transformers has no others."""
-    stages = [stage.name for stage in getattr(model.module, "stages", ()) if isinstance(stage, Projection)]
-    if not (ranks := low_rank(model.config)):
+    if not low_rank(model.config):
         return model
-    kept = {path: rank for path, rank in ranks.items() if path.split("/")[0] not in stages}
-    config = model.config | {"low_rank": model.config["low_rank"] | {"ranks": kept}}
+    stages = stages_behind(model)
+    config = model.config | {"low_rank": model.config["low_rank"] | {"ranks": ranks_before(model)}}
     params = {name: merge(leaf) if name in stages else leaf for name, leaf in model.params.items()}
     return model._replace(params=params, config=config)
+
+
+def stages_behind(model: Model) -> list[str]:
+    """The names of the dense stages behind the encoder."""
+    return [stage.name for stage in getattr(model.module, "stages", ()) if isinstance(stage, Projection)]
+
+
+def ranks_before(model: Model) -> dict[str, int]:
+    """The ranks, but for those of the dense stages behind the encoder."""
+    stages = stages_behind(model)
+    return {path: rank for path, rank in low_rank(model.config).items() if path.split("/")[0] not in stages}
 
 
 def torch_name(model: Model, path: str) -> str:
@@ -195,7 +200,7 @@ print(model(**tokenizer("A sentence.", return_tensors="pt")))"""
 
 def load_with_sentence_transformers(model: Model) -> str:
     """How to load it."""
-    trust = ", trust_remote_code=True" if low_rank(behind_merged(model).config) else ""
+    trust = ", trust_remote_code=True" if ranks_before(model) else ""
     return f"""from sentence_transformers import SentenceTransformer
 
 model = SentenceTransformer("OUT"{trust})
@@ -206,7 +211,7 @@ DENSE = Target(
     about="factors multiplied out; AutoModel.from_pretrained loads it",
     write=write_dense,
     load=lambda model: load_with_transformers(model, code=False),
-    written=merged,
+    ranks=lambda model: {},
     check=check_stock,
     library="transformers",
 )
@@ -214,7 +219,7 @@ FACTORISED = Target(
     about="factorised; AutoModel.from_pretrained loads it with trust_remote_code=True",
     write=write_factorised,
     load=lambda model: load_with_transformers(model, code=True),
-    written=behind_merged,
+    ranks=ranks_before,
     check=check_factorised,
     library="transformers",
 )
@@ -222,7 +227,7 @@ SENTENCES = Target(
     about="as it is, with what follows the encoder; SentenceTransformer loads it with trust_remote_code=True",
     write=write_sentences,
     load=load_with_sentence_transformers,
-    written=behind_merged,
+    ranks=ranks_before,
     check=check_sentences,
     library="sentence-transformers",
 )

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from bert_adapter.checkpoint.names import low_rank
 from bert_adapter.model import Model
 
 
@@ -11,9 +12,9 @@ def any_model(model: Model, dtype: str | None) -> None:
     """Nothing is refused."""
 
 
-def as_it_is(model: Model) -> Model:
-    """Nothing is changed."""
-    return model
+def all_ranks(model: Model) -> dict[str, int]:
+    """Every factor is written."""
+    return low_rank(model.config)
 
 
 class Target(NamedTuple):
@@ -22,7 +23,7 @@ class Target(NamedTuple):
     about: what it is, in a line.
     write: (model, directory, dtype) -> None; the directory is empty, and vanishes if it fails.
     load: Python that loads it from the directory "OUT", for the model's card.
-    written: (model) -> the model that is written, if other kernels have factors there.
+    ranks: (model) -> by path, the ranks of the kernels that have factors in what is written.
     check: (model, dtype) -> None, or a ValueError for a model that cannot go there.
     dtypes: the numbers that it can compute with, its own first; none if these are the model's.
     packages: what has to be importable.
@@ -32,7 +33,7 @@ class Target(NamedTuple):
     about: str
     write: Callable[[Model, Path, str | None], None]
     load: Callable[[Model], str]
-    written: Callable[[Model], Model] = as_it_is
+    ranks: Callable[[Model], dict[str, int]] = all_ranks
     check: Callable[[Model, str | None], None] = any_model
     dtypes: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()

@@ -157,7 +157,7 @@ def settings(files: Files) -> Settings:
 def prompt_named(files: Files, name: str) -> str:
     """What is put before every text in place of the default prompt; a ValueError if the files have no such prompt."""
     prompts = (parsed(files[PROMPTS], PROMPTS) if PROMPTS in files else {}).get("prompts") or {}
-    if not isinstance(prompts.get(name), str):
+    if not isinstance(prompts, dict) or not isinstance(prompts.get(name), str):
         known = f"one of {', '.join(map(repr, prompts))}" if prompts else f"none: {PROMPTS} has no prompts"
         raise ValueError(f"prompt_name: got {name!r}, wanted {known}; other words may stand in the texts themselves")
     for path in stage_paths(files.get(MODULES)):

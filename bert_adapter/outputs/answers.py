@@ -19,6 +19,7 @@ from bert_adapter.outputs.definition import (
     check_fast,
     check_no_prompt,
     check_room,
+    one_for_each,
     padded,
     tokenized,
 )
@@ -59,10 +60,7 @@ def listed(part: Any) -> list[Any]:
 
 def as_answers(labels: Any, texts: list[tuple[str, str]], place: Place) -> list[list[tuple[int, str]]]:
     """For each row, where its answers start in the text, and the answers; none if there is none."""
-    found = list(labels) if hasattr(labels, "__len__") else []
-    if len(found) != len(texts):
-        got = len(found) if hasattr(labels, "__len__") else f"{labels!r:.80}"
-        raise ValueError(f"labels: got {got}, wanted the answers to each of {len(texts)} questions")
+    found = one_for_each(labels, len(texts), f"the answers to each of {len(texts)} questions")
     result = []
     for row, (answers, (_, text)) in enumerate(zip(found, texts, strict=True)):
         given = answers if isinstance(answers, dict) else {}

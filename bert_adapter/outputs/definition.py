@@ -143,6 +143,14 @@ def check_room(reader: Reader, pair: bool) -> None:
         raise ValueError(f"max_length: got {limit}, wanted at least {least} for {texts}: {taken}")
 
 
+def one_for_each(labels: Any, count: int, wanted: str) -> list[Any]:
+    """The labels of so many rows as a list; a ValueError says what was wanted."""
+    found = list(labels) if hasattr(labels, "__len__") else None
+    if found is None or len(found) != count:
+        raise ValueError(f"labels: got {f'{labels!r:.80}' if found is None else len(found)}, wanted {wanted}")
+    return found
+
+
 def check_no_prompt(reader: Reader, about: str) -> None:
     """A ValueError for a default prompt, which is for texts that are embedded or labelled as a whole."""
     if reader.prompt:

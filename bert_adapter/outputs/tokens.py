@@ -19,6 +19,7 @@ from bert_adapter.outputs.definition import (
     check_fast,
     check_no_prompt,
     check_room,
+    one_for_each,
     padded,
     tokenized,
 )
@@ -51,10 +52,7 @@ def as_words(texts: Any, place: Place) -> list[list[str]]:
 
 def as_tags(head: Head, labels: Any, words: list[list[str]], place: Place) -> list[list[int]]:
     """A class for each word, or -100 where there is none."""
-    found = list(labels) if hasattr(labels, "__len__") else []
-    if len(found) != len(words):
-        got = len(found) if hasattr(labels, "__len__") else f"{labels!r:.80}"
-        raise ValueError(f"labels: got {got}, wanted a list for each of {len(words)} texts")
+    found = one_for_each(labels, len(words), f"a list for each of {len(words)} texts")
     result = []
     for row, (tags, text) in enumerate(zip(found, words, strict=True)):
         tags = [] if isinstance(tags, str) or not hasattr(tags, "__len__") else list(tags)
