@@ -40,8 +40,8 @@ from bert_adapter.values import check_finite
 HELD_OUT = (16, 512)  # one of so many rows is held out, and no more than that many
 LOOKS = 12  # how often the held-out loss is measured in a run
 PATIENCE = 3  # so many looks without a lower one end the run
-SEEN, MOST_EPOCHS = 40_000, 20  # texts that are seen in all, with those that are repeated; and how often at most
-MANY = 2048  # texts from which on batches are large
+SEEN, MOST_EPOCHS = 30_000, 20  # texts that are seen in all, with those that are repeated; and how often at most
+BATCH = 16  # as many texts in a second as at 64, and each of them brings half as much again
 WARMUP = 0.1  # the share of the steps in which the rate rises
 KEPT_BYTES = 2**28  # outputs of the dense model that are kept rather than computed in each epoch
 FROZEN = "embedding"  # the name of tables, dense or factorised, most of whose rows the texts do not touch
@@ -143,10 +143,10 @@ def heal(
         in every epoch into batches of rows of one shape; "labels" do not matter, "weights" weigh rows.
       heldout: other batches, to be held out. By default one of 16 rows, 512 at most, chosen by what they hold.
       forward, output: of a model of your own, as for `compress`.
-      epochs: passes at most; by default so many that 40,000 texts are seen, 1 to 20.
+      epochs: passes at most; by default so many that 30,000 texts are seen, 1 to 20.
       learning_rate: the highest; by default 1e-3. At 3e-3 and a quarter of all-MiniLM-L6-v2 the held-out loss rises on
         the way.
-      batch_size: by default 64 from 2,048 texts on, else 16.
+      batch_size: by default 16.
       seed: of the order of the rows.
       file: holds the state once a minute and whenever the held-out loss is measured; if it is there already, healing
         goes on from it. Delete it once the result is saved.
@@ -233,7 +233,7 @@ def healing_plan(
 def defaults(texts: int) -> dict[str, Any]:
     """The epochs, the highest rate and the size of a batch for so many texts."""
     epochs = min(max(1, round(SEEN / max(texts, 1))), MOST_EPOCHS)
-    return {"epochs": epochs, "learning_rate": 1e-3, "batch_size": 64 if texts >= MANY else 16}
+    return {"epochs": epochs, "learning_rate": 1e-3, "batch_size": BATCH}
 
 
 def check_tables(model: Model, teacher: Model) -> None:

@@ -6,7 +6,7 @@ Imported when such a model is met, for flax.nnx takes a second to import; `LAYER
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -17,26 +17,44 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from bert_adapter.layers import LAYERS
 from bert_adapter.layers.capture import PROBE, Batch
 from bert_adapter.layers.dense import summed_last
+from bert_adapter.layers.embed import attend, look_up
 from bert_adapter.layers.layer import Layer
 from bert_adapter.layers.marker import Factorised
 from bert_adapter.layers.observing import TOUCH, Site, layer_input, layer_of, run_layer
+from bert_adapter.layers.places import kernel_names
 from bert_adapter.own import arguments
 
 
 def refused(module: Any) -> str | None:
-    """Why a Linear, or a LinearGeneral, is no product with one matrix."""
-    if next(kind for kind in type(module).__mro__ if "__call__" in vars(kind) and "of" not in vars(kind)) not in PLAIN:
-        return "its class has a call of its own"
+    """Why a Linear, or a LinearGeneral, is no product with one matrix, or an Embed no lookup in one table."""
+    for name in ("__call__", "attend"):
+        kinds = [kind for kind in type(module).__mro__ if name in vars(kind) and "of" not in vars(kind)]
+        if kinds and kinds[0] not in PLAIN:
+            return "its class has a call of its own" if name == "__call__" else f"its class has its own {name}"
     if getattr(module, "batch_axis", None):
         return "it has a kernel for each index of its batch axes"
     own = getattr(module, "dot_general", None) not in (None, jax.lax.dot_general)
     return "it was given a dot_general of its own" if own or getattr(module, "dot_general_cls", None) else None
 
 
-PLAIN = (nnx.Linear, nnx.LinearGeneral)
+def promoted(module: Any, *arrays: Any) -> Any:
+    """The arrays in the dtype that a table computes in; its function takes them in a tuple."""
+    return module.promote_dtype(arrays, dtype=module.dtype)
+
+
+PLAIN = (nnx.Linear, nnx.LinearGeneral, nnx.Embed)
 LAYERS["nnx_linear"] = Layer(nnx.Linear, input_axes=lambda module: 1, refuses=refused)
 LAYERS["nnx_linear_general"] = Layer(
     nnx.LinearGeneral, input_axes=lambda module: len(module.axis), order=summed_last, refuses=refused
+)
+LAYERS["nnx_embed"] = Layer(
+    nnx.Embed,
+    input_axes=lambda module: 1,
+    run=partial(look_up, promoted=promoted),
+    refuses=refused,
+    kernel="embedding",
+    looked_up=True,
+    methods={"attend": partial(attend, promoted=promoted)},
 )
 
 
@@ -51,15 +69,29 @@ def value_of(variable: Any) -> Any:
 def on_factors(kind: type) -> type:
     """The class of layers as this one's, whose kernel became the Params "left" (*in, k) and "right" (k, *out)."""
 
-    def call(self: Any, inputs: Any, out_sharding: Any = None) -> Any:
-        """inputs @ left @ right + bias."""
+    def known(self: Any, out_sharding: Any) -> tuple[Layer, tuple[Any, Any]]:
+        """The kind of layer, and the factors."""
         if out_sharding is not None:
             raise ValueError(f"out_sharding: got {out_sharding}, wanted none: a factorised layer has two products")
-        layer, factors = layer_of(self), (value_of(self.left), value_of(self.right))
+        layer = layer_of(self)
         assert layer is not None
+        return layer, (value_of(self.left), value_of(self.right))
+
+    def call(self: Any, inputs: Any, out_sharding: Any = None) -> Any:
+        """inputs @ left @ right + bias, or what is looked up."""
+        layer, factors = known(self, out_sharding)
         return run_layer(layer, self, jnp.asarray(inputs), factors, bias=value_of(getattr(self, "bias", None)))
 
-    return type(f"LowRank{kind.__name__}", (kind,), {"__call__": call, "of": kind, "__module__": __name__})
+    def method(name: str) -> Callable[..., Any]:
+        def other(self: Any, inputs: Any, out_sharding: Any = None) -> Any:
+            layer, factors = known(self, out_sharding)
+            return layer.methods[name](self, jnp.asarray(inputs), factors)
+
+        return other
+
+    names = {name for layer in LAYERS.values() if issubclass(kind, layer.module) for name in layer.methods}
+    calls = {"__call__": call} | {name: method(name) for name in names}
+    return type(f"LowRank{kind.__name__}", (kind,), calls | {"of": kind, "__module__": __name__})
 
 
 @lru_cache(maxsize=256)
@@ -125,17 +157,21 @@ def marks(path: str, leaf: Any) -> bool:
 def gone(path: str, flat: dict[str, Any]) -> bool:
     """Whether a Param of the model has nothing in its place: no kernel for factors, no factors for a kernel."""
     layer, _, name = path.rpartition("/")
-    instead = {"kernel": "left", "left": "kernel", "right": "kernel"}.get(name)
-    return instead is None or f"{layer}/{instead}" not in flat
+    kernels = kernel_names()
+    instead = ["left"] if name in kernels else kernels if name in ("left", "right") else []
+    return not any(f"{layer}/{other}" in flat for other in instead)
 
 
 def changed(module: Any, path: str, flat: dict[str, Any]) -> list[str]:
     """The names of the factors, or of the kernel, that take the place of what the module had."""
+    layer = layer_of(module)
+    if layer is None:
+        return []
     if f"{path}/left" in flat and not hasattr(module, "left"):
-        old, new = ["kernel"], ["left", "right"]
+        old, new = [layer.kernel], ["left", "right"]
         module.__class__ = on_factors(type(module))
-    elif hasattr(module, "left") and f"{path}/kernel" in flat:
-        old, new = ["left", "right"], ["kernel"]
+    elif hasattr(module, "left") and f"{path}/{layer.kernel}" in flat:
+        old, new = ["left", "right"], [layer.kernel]
         module.__class__ = type(module).of
     else:
         return []
@@ -169,16 +205,16 @@ def taken_apart(model: Any, forward: Callable[[Any, Batch], Any] | None) -> tupl
     leaves = jax.tree_util.tree_leaves_with_path(state)
     paths = ["/".join(str(key.key) for key in path if hasattr(key, "key")) for path, _ in leaves]
     flat: dict[str, Any] = dict(zip(paths, (leaf for _, leaf in leaves), strict=True))
-    flat |= {f"{path}/kernel": marker_of(module) for path, module in modules(model) if hasattr(module, "left")}
+    flat |= dict(marked(path, module) for path, module in modules(model) if hasattr(module, "left"))
     skeleton = Skeleton(graph, jax.tree.structure(state), tuple(paths), rest=rest, forward=forward)
     return skeleton, unflatten_dict(flat, sep="/")
 
 
-def marker_of(module: Any) -> Factorised:
-    """What stands for the kernel of a layer that runs on factors."""
+def marked(path: str, module: Any) -> tuple[str, Factorised]:
+    """The path of the kernel of a layer that runs on factors, and what stands for it."""
     layer = layer_of(module)
     assert layer is not None
-    return Factorised(value_of(module.left).ndim - 1 - layer.input_axes(module))
+    return f"{path}/{layer.kernel}", Factorised(value_of(module.left).ndim - 1 - layer.input_axes(module))
 
 
 def with_params(model: Any, params: Any) -> Any:

@@ -194,10 +194,65 @@ def test_parameters_that_are_missing_or_left_over_are_named():
         bert_adapter.with_params(net(), params | {"last": {"kernel": params["last"]["kernel"]}, "other": np.ones(3)})
 
 
-@pytest.mark.parametrize(("path", "why"), [("table", "Embed: its table is looked up"), ("norm", "select none of")])
-def test_what_cannot_be_factorised_is_refused_by_name(path, why):
-    with pytest.raises(ValueError, match=why):
-        compress(net(), [BATCH], rank=2, signal="svd", include=path)
+class Words(nnx.Module):
+    """A table that what is found in it is compared with."""
+
+    def __init__(self, rngs, table=nnx.Embed):
+        self.table, self.layer = table(11, 8, rngs=rngs), nnx.Linear(8, 8, rngs=rngs)
+
+    def __call__(self, ids):
+        return self.table.attend(self.layer(self.table(ids))).mean(axis=1)
+
+
+def words(**how):
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        return Words(nnx.Rngs(0), **how)
+
+
+def test_table_runs_on_factors_and_stays_tied():
+    ids = {"ids": IDS}
+    model = words()
+    made, report = compress(model, [ids], rank=2, signal="svd", include="table")
+    assert [kernel.path for kernel in report.kernels] == ["table"]
+    assert isinstance(made.table, nnx.Embed)
+    assert {name: leaf.shape for name, leaf in nnx.to_pure_dict(nnx.state(made, nnx.Param))["table"].items()} == {
+        "left": (11, 2),
+        "right": (2, 8),
+    }
+    merged = bert_adapter.with_params(made, bert_adapter.merge(bert_adapter.as_model(made).params))
+    assert type(merged.table) is nnx.Embed
+    assert_near(run(made, ids), run(merged, ids))
+    assert not np.allclose(run(made, ids), run(model, ids))
+
+
+def test_a_table_is_measured_by_its_lookups():
+    model = bert_adapter.as_model(words())
+    shapes = bert_adapter.select_kernels(model, include="table", batch={"ids": IDS})
+    importance = bert_adapter.measure_importance(
+        bert_adapter.forward(model),
+        model.params,
+        [{"ids": IDS}],
+        shapes,
+        statistics=("inputs",),
+        progress=False,
+    )
+    counts: Any = importance["table"].token_counts  # of every other example, and of the rest
+    np.testing.assert_array_equal(counts.sum(axis=0), np.bincount(IDS.ravel(), minlength=11))
+
+
+class Doubled(nnx.Embed):
+    def attend(self, query):
+        return 2 * super().attend(query)
+
+
+def test_table_with_an_attend_of_its_own_is_refused():
+    with pytest.raises(ValueError, match="Doubled: its class has its own attend"):
+        compress(words(table=Doubled), [{"ids": IDS}], rank=2, signal="svd", include="table")
+
+
+def test_what_cannot_be_factorised_is_refused_by_name():
+    with pytest.raises(ValueError, match="select none of"):
+        compress(net(), [BATCH], rank=2, signal="svd", include="norm")
 
 
 def test_what_is_compressed_already_is_refused():

@@ -15,6 +15,7 @@ from wlra.problem import Kronecker
 T = TypeVar("T")
 U = TypeVar("U")
 Side = Float[np.ndarray, "..."]  # the weights of rows or columns: a vector, or a positive semi-definite matrix
+BLOCK = 384  # columns that are read or multiplied together
 
 
 class Decomposed(NamedTuple):
@@ -91,9 +92,9 @@ def wide_components(target: Float[np.ndarray, "m n"], row: Side, col: Side, rank
 
 def in_units(array: Any) -> tuple[Float[np.ndarray, "..."], int]:
     """The array in float64 over 2**power, a multiple of four that brings the largest entry near 1, and the power."""
-    power = int(np.frexp(np.max(np.abs(array)).astype(np.float64))[1])
+    power = int(np.frexp(np.float64(max(np.max(array), -np.min(array))))[1])
     power -= power % 4
-    return np.asarray(array, np.float64) * np.ldexp(1.0, -power), power
+    return np.multiply(array, np.ldexp(1.0, -power), dtype=np.float64), power
 
 
 def without(side: Side, rows: Float[np.ndarray, "m r"]) -> Float[np.ndarray, "m r"]:
@@ -107,7 +108,8 @@ def usable(side: Side) -> bool:
     if side.ndim == 1:
         return bool(least >= 0 and most < np.inf)
     slack = 16 * len(side) * float(np.finfo(np.float32).eps) * max(most, -least)
-    return bool(np.isfinite(slack) and np.max(np.abs(side - side.T)) <= slack)
+    blocks = ((side[i : i + BLOCK, i:], side[i:, i : i + BLOCK].T) for i in range(0, len(side), BLOCK))
+    return bool(np.isfinite(slack)) and all(np.max(np.abs(upper - lower)) <= slack for upper, lower in blocks)
 
 
 def check_sides(target: Any, row: Side, col: Side) -> None:
@@ -131,9 +133,6 @@ def lost(decomposed: Decomposed, rank: int) -> float:
     """The loss of those factors, relative to that of zero; 0 if there is nothing to lose."""
     whole = float(np.sum(decomposed.squares))
     return float(np.sum(decomposed.squares[rank:])) / whole if whole > 0 else 0.0
-
-
-BLOCK = 384  # columns that are multiplied together
 
 
 def side_by_side(one: Callable[[T], U], items: Iterable[T], counted: Callable = lambda futures: futures) -> list[U]:

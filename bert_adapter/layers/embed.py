@@ -1,5 +1,6 @@
 """`flax.linen.Embed`, whose table (vocabulary, width) is looked up: a product with rows of the identity."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -10,7 +11,14 @@ from jaxtyping import Array
 from bert_adapter.layers.layer import Layer
 
 
-def look_up(module: Any, ids: Any, factors: tuple[Any, Any], bias: Any) -> Array:
+def promoted(module: Any, *arrays: Any) -> Any:
+    """The arrays in the dtype that the module computes in."""
+    return getattr(module, "promote_dtype", promote_dtype)(*arrays, dtype=module.dtype)
+
+
+def look_up(
+    module: Any, ids: Any, factors: tuple[Any, Any], bias: Any, promoted: Callable[..., Any] = promoted
+) -> Array:
     """Rows of left @ right: those of `left`, multiplied by `right`. No table is made."""
     if not jnp.issubdtype(jnp.result_type(ids), jnp.integer):
         raise ValueError(f"ids: got {jnp.result_type(ids)}, wanted integers, the numbers of rows of a table")
@@ -18,15 +26,10 @@ def look_up(module: Any, ids: Any, factors: tuple[Any, Any], bias: Any) -> Array
     return jnp.take(left, ids, axis=0) @ right
 
 
-def attend(module: Any, query: Any, factors: tuple[Any, Any]) -> Array:
+def attend(module: Any, query: Any, factors: tuple[Any, Any], promoted: Callable[..., Any] = promoted) -> Array:
     """query @ (left @ right).T, without a table."""
     query, left, right = promoted(module, query, *factors)
     return query @ right.T @ left.T
-
-
-def promoted(module: Any, *arrays: Any) -> Any:
-    """The arrays in the dtype that the module computes in."""
-    return getattr(module, "promote_dtype", promote_dtype)(*arrays, dtype=module.dtype)
 
 
 def refused(module: Any) -> str | None:

@@ -9,7 +9,7 @@ NO_LAYER = {  # by the names of the classes, Linen's and NNX's alike
     "Conv": SLIDES,
     "ConvTranspose": SLIDES,
     "ConvLocal": "it has a kernel for each place",
-    "Embed": "its table is looked up, and of those tables only nn.Embed's run on factors",
+    "Embed": "its table is looked up, and of those tables only those of nn.Embed and nnx.Embed run on factors",
 }
 
 
