@@ -250,6 +250,26 @@ def test_table_with_an_attend_of_its_own_is_refused():
         compress(words(table=Doubled), [{"ids": IDS}], rank=2, signal="svd", include="table")
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the package's
+def test_vision_encoder_of_a_public_package_is_compressed():
+    """SigLIP of google-tunix, with random parameters."""
+    vision = pytest.importorskip("tunix.models.gemma3.vision", exc_type=ImportError)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        size = {"patch_size": (8, 8), "image_height": 32, "image_width": 32, "width": 48, "depth": 2, "mlp_dim": 96}
+        encoder = vision.ViTModel(**size, num_heads=4, rngs=nnx.Rngs(0))
+        image = {"image": np.random.default_rng(0).normal(size=(4, 32, 32, 3)).astype(np.float32)}
+        made, report = compress(encoder, [image], budget=0.5)
+        assert {kernel.path for kernel in report.kernels} == {
+            f"transformer/blocks/{i}/{name}"
+            for i in (0, 1)
+            for name in ("mlp/fc1", "mlp/fc2", *(f"attn/{one}_proj" for one in ("query", "key", "value", "out")))
+        }
+        assert type(made) is vision.ViTModel
+        merged = bert_adapter.with_params(made, bert_adapter.merge(bert_adapter.as_model(made).params))
+        assert_near(made(**image), merged(**image))
+
+
 def test_what_cannot_be_factorised_is_refused_by_name():
     with pytest.raises(ValueError, match="select none of"):
         compress(net(), [BATCH], rank=2, signal="svd", include="norm")
