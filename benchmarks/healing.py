@@ -116,7 +116,7 @@ def report(rows: list[Row]) -> str:
 
     def cells_of(name: str, budget: float) -> list[Any]:
         scores = [values(rows, name, budget, what) for what in ("spearman", "cosine")]
-        costs = [values(rows, name, budget, what) if name == HEALED else [] for what in ("steps", "seconds")]
+        costs = [values(rows, name, budget, what) if name == HEALED else [] for what in ("steps", "run_seconds")]
         return [
             f"{budget:.0%}",
             name,
@@ -136,7 +136,7 @@ def verdicts(rows: list[Row], budget: float) -> Iterator[str]:
         found = values(rows, HEALED, budget, what)
         mean = float(np.mean(found)) if found else math.nan
         yield bar(f"{budget:.0%}, healed: {what} at least {least}", mean, mean >= least)
-    seconds = values(rows, HEALED, budget, "seconds")
+    seconds = values(rows, HEALED, budget, "run_seconds")
     yield at_most(f"{budget:.0%}: seconds of healing", max(seconds, default=None), SECONDS)
 
 

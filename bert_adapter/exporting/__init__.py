@@ -66,7 +66,8 @@ def export(
     check_scores(numbers)
     check_out(model, Path(out))
     found = as_model(model)
-    found = found._replace(config=with_dtypes(found.config, {}))  # the target has dtypes of its own
+    if not target.keeps_bits:
+        found = found._replace(config=with_dtypes(found.config, {}))  # the target has dtypes of its own
     check_family(found, "is not exported: jax.export takes your own function of it")
     checked(found)
     target.check(found, dtype)

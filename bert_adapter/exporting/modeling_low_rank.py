@@ -1,6 +1,7 @@
 """A model of transformers, 4.57 or 5, of whose linear layers and tables some are low-rank; written by bert_adapter.
 
-The layers that config.json's "low_rank" names with their ranks are two layers each before weights are loaded.
+The layers that config.json's "low_rank" names with their ranks are two layers each before weights are loaded. Those
+that it names under "int8" hold integers beside scales, in memory and in files; they are not trained.
 """
 
 import torch
@@ -51,21 +52,42 @@ class LowRankEmbedding(nn.Module):
         return self.right(self.left(ids))
 
 
+class Int8(nn.Module):
+    """Integers in place of a layer's weight, with a scale for each output of a linear layer and each row of a table."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.looked_up, self.bias = isinstance(layer, nn.Embedding), getattr(layer, "bias", None)
+        self.register_buffer("weight", torch.zeros(layer.weight.shape, dtype=torch.int8))
+        self.register_buffer("scale", torch.ones(len(layer.weight), 1))
+
+    def forward(self, x):
+        if self.looked_up:
+            return self.weight[x] * self.scale[x]
+        return nn.functional.linear(x, self.weight * self.scale, self.bias)
+
+
 class LowRank:
-    """What is put before a stock class: it makes layers low-rank."""
+    """What is put before a stock class: it makes layers low-rank, and weights integers."""
 
     config_class = LowRankConfig
 
     def __init__(self, config, *args, **kwargs):
         super().__init__(config, *args, **kwargs)
         names = {name.removeprefix(f"{self.base_model_prefix}."): name for name, _ in self.named_modules()}
-        for layer, rank in config.low_rank["ranks"].items():
-            if layer in names:  # those of a head are not where there is no head
-                parent, _, child = names[layer].rpartition(".")
-                parent = self.get_submodule(parent)
-                stock = getattr(parent, child)
-                kind = LowRankEmbedding if isinstance(stock, nn.Embedding) else LowRankLinear
-                setattr(parent, child, kind(stock, rank))
+        ranks, integers = config.low_rank["ranks"], config.low_rank.get("int8", [])
+        for layer in {**ranks, **dict.fromkeys(integers)}:
+            if layer not in names:  # those of a head are not where there is no head
+                continue
+            place, _, child = names[layer].rpartition(".")
+            made = stock = self.get_submodule(names[layer])
+            if layer in ranks:
+                made = (LowRankEmbedding if isinstance(stock, nn.Embedding) else LowRankLinear)(stock, ranks[layer])
+            if layer in integers and layer in ranks:
+                made.left, made.right = Int8(made.left), Int8(made.right)
+            elif layer in integers:
+                made = Int8(stock)
+            setattr(self.get_submodule(place), child, made)
 
 
 for task, mapping in TASKS.items():  # LowRankModel, LowRankModelForSequenceClassification, ...

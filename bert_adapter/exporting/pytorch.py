@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from bert_adapter.checkpoint import by_file, checked, write
-from bert_adapter.checkpoint.bits import factorised_tables
+from bert_adapter.checkpoint.bits import INT8, SCALE, encoded, factorised_tables
 from bert_adapter.checkpoint.directory import FACTORS, TOKENIZER, WEIGHTS
-from bert_adapter.checkpoint.names import by_path, low_rank, markers, stored
+from bert_adapter.checkpoint.names import by_path, dtypes_of, low_rank, markers, stored
 from bert_adapter.exporting.target import Target
 from bert_adapter.factorisation import merge
 from bert_adapter.families import architecture_of, family_name, family_of
@@ -50,9 +50,9 @@ def check_stock(model: Model, dtype: str | None) -> None:
 
 
 def check_factorised(model: Model, dtype: str | None) -> None:
-    """A ValueError if nothing would be low-rank, or a kernel is that transformers has no linear layer for."""
+    """A ValueError if nothing would be smaller, or a kernel is that transformers has no linear layer for."""
     check_stock(model, dtype)
-    if not ranks_before(model):
+    if not needs_code(model):
         raise ValueError("to: got 'transformers' for a model without factors, wanted 'transformers-dense'")
     check_matrices(model)
 
@@ -87,20 +87,20 @@ def write_dense(model: Model, directory: Path, dtype: str | None = None) -> None
 
 
 def write_factorised(model: Model, directory: Path, dtype: str | None = None) -> None:
-    """Factors as linear layers, and the code that puts these into transformers' model."""
-    model = behind_merged(model)
-    family, kind = family_of(model.config), family_name(model.config)
-    ranks, prefix = low_rank(model.config), family.prefix.replace("/", ".")
-    layers = {path: torch_name(model, path) for path in ranks}
-    files = by_file(model, checked(model))
-    tables = {layers[path] for path in factorised_tables(model.params)}
-    files[WEIGHTS] = as_linear(files.pop(FACTORS), set(layers.values()), tables)
-    named = {layers[path].removeprefix(prefix): rank for path, rank in ranks.items()}
+    """Factors as linear layers, integers beside scales, and the code that puts these into transformers' model."""
+    model, kind = behind_merged(model), family_name(model.config)
+    ranks, prefix = low_rank(model.config), family_of(model.config).prefix.replace("/", ".")
+    layers, tables = {path: torch_name(model, path) for path in ranks}, factorised_tables(model.params)
+    numbers = encoded(checked(model), dict.fromkeys(integers(model), INT8), tables)
+    files = by_file(model, numbers)
+    files[WEIGHTS] = as_linear(files.pop(FACTORS), set(layers.values()), {layers[path] for path in tables})
     config = stored(model.config, kind) | {
         "architectures": [f"LowRank{task_of(model)}"],
         "auto_map": {"AutoConfig": f"{CODE.stem}.LowRankConfig"}
         | {f"Auto{task}": f"{CODE.stem}.LowRank{task}" for task in TASKS},
-        "low_rank": model.config["low_rank"] | {"ranks": named},
+        "low_rank": {name: value for name, value in model.config["low_rank"].items() if name != "dtypes"}
+        | {"ranks": {layers[path].removeprefix(prefix): rank for path, rank in ranks.items()}}
+        | {"int8": [torch_name(model, path).removeprefix(prefix) for path in integers(model)]},
     }
     write(model._replace(config=config, files=with_tokenizer_class(model)), directory, files)
     code = CODE.read_text("utf-8").replace('STOCK = "bert"', f'STOCK = "{kind}"')
@@ -112,7 +112,7 @@ def write_sentences(model: Model, directory: Path, dtype: str | None = None) -> 
     files = model.files | declarations(model)
     module: Any = model.module
     declared = model._replace(module=module.clone(stages=declared_stages(files)), files=files)
-    (write_factorised if ranks_before(model) else write_dense)(declared, directory)
+    (write_factorised if needs_code(model) else write_dense)(declared, directory)
 
 
 def behind_merged(model: Model) -> Model:
@@ -136,6 +136,17 @@ def ranks_before(model: Model) -> dict[str, int]:
     return {path: rank for path, rank in low_rank(model.config).items() if path.split("/")[0] not in stages}
 
 
+def integers(model: Model) -> list[str]:
+    """The layers whose matrices stay integers; a table that a decoder is tied to has other readers, and is floats."""
+    tied = {path.rpartition("/")[0] for path in architecture_of(model.config).tied.values()}
+    return [path for path, dtype in dtypes_of(model.config).items() if dtype == INT8 and path not in tied]
+
+
+def needs_code(model: Model) -> bool:
+    """Whether transformers' own classes cannot hold it."""
+    return bool(ranks_before(model) or integers(model))
+
+
 def torch_name(model: Model, path: str) -> str:
     """The name of PyTorch's module for a kernel or a table."""
     place = next(iter(markers(model.module, {path: 1})))
@@ -146,19 +157,20 @@ def torch_name(model: Model, path: str) -> str:
 def as_linear(tensors: dict[str, np.ndarray], layers: set[str], tables: set[str]) -> dict[str, np.ndarray]:
     """The tensors with the factors of these layers as weights of linear layers, which are (out, in).
 
-    The left factor of a table is one that is looked up, as it lies.
+    The left factor of a table is one that is looked up, as it lies. Scales are beside the weights.
     """
     found = {}
     for name, tensor in tensors.items():
         layer, _, leaf = name.rpartition(".")
+        base, what = (leaf.removesuffix(SCALE), "scale") if leaf.endswith(SCALE) else (leaf, "weight")
         if layer not in layers:
-            found[name] = tensor
+            found[f"{layer}.scale" if what == "scale" else name] = tensor
         elif leaf == "bias":
             found[f"{layer}.right.bias"] = tensor
         else:
-            is_looked_up = layer in tables and leaf == "left"
-            found[f"{layer}.{leaf}.weight"] = tensor if is_looked_up else np.ascontiguousarray(tensor.T)
-            found[f"{layer}.weight"] = np.zeros(0, tensor.dtype)  # see the code
+            is_looked_up = layer in tables and base == "left"
+            found[f"{layer}.{base}.{what}"] = tensor if is_looked_up else np.ascontiguousarray(tensor.T)
+            found[f"{layer}.weight"] = np.zeros(0, np.float32)  # see the code
     return found
 
 
@@ -200,7 +212,7 @@ print(model(**tokenizer("A sentence.", return_tensors="pt")))"""
 
 def load_with_sentence_transformers(model: Model) -> str:
     """How to load it."""
-    trust = ", trust_remote_code=True" if ranks_before(model) else ""
+    trust = ", trust_remote_code=True" if needs_code(model) else ""
     return f"""from sentence_transformers import SentenceTransformer
 
 model = SentenceTransformer("OUT"{trust})
@@ -216,10 +228,11 @@ DENSE = Target(
     library="transformers",
 )
 FACTORISED = Target(
-    about="factorised; AutoModel.from_pretrained loads it with trust_remote_code=True",
+    about="factorised, in as few bits; AutoModel.from_pretrained loads it with trust_remote_code=True",
     write=write_factorised,
     load=lambda model: load_with_transformers(model, code=True),
     ranks=ranks_before,
+    keeps_bits=True,
     check=check_factorised,
     library="transformers",
 )
@@ -228,6 +241,7 @@ SENTENCES = Target(
     write=write_sentences,
     load=load_with_sentence_transformers,
     ranks=ranks_before,
+    keeps_bits=True,
     check=check_sentences,
     library="sentence-transformers",
 )

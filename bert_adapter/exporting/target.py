@@ -24,6 +24,7 @@ class Target(NamedTuple):
     write: (model, directory, dtype) -> None; the directory is empty, and vanishes if it fails.
     load: Python that loads it from the directory "OUT", for the model's card.
     ranks: (model) -> by path, the ranks of the kernels that have factors in what is written.
+    keeps_bits: whether matrices that the config has in 8 bits stay so.
     check: (model, dtype) -> None, or a ValueError for a model that cannot go there.
     dtypes: the numbers that it can compute with, its own first; none if these are the model's.
     packages: what has to be importable.
@@ -34,6 +35,7 @@ class Target(NamedTuple):
     write: Callable[[Model, Path, str | None], None]
     load: Callable[[Model], str]
     ranks: Callable[[Model], dict[str, int]] = all_ranks
+    keeps_bits: bool = False
     check: Callable[[Model, str | None], None] = any_model
     dtypes: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
