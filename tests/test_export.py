@@ -96,6 +96,36 @@ def test_what_is_written_for_pytorch_has_its_names_and_layout(to, tmp_path):
         assert 'STOCK = "bert"' in (tmp_path / "out/modeling_low_rank.py").read_text("utf-8")
 
 
+def in_int8(chosen: bert_adapter.Model, directory: Any) -> bert_adapter.Model:
+    """The model as it is read again once its matrices were stored in 8 bits."""
+    save(chosen, directory, dtype="int8")
+    return bert_adapter.load(directory)
+
+
+def test_integers_stay_integers_beside_their_scales(tmp_path):
+    rounded = in_int8(model(), tmp_path / "int8")
+    bert_adapter.export(rounded, tmp_path / "out", to="transformers")
+    tensors, layer = load_file(tmp_path / "out/model.safetensors"), QUERY.replace("/", ".")
+    ours = tiny.at(rounded.params, QUERY)
+    for side in ("left", "right"):
+        numbers, scale = (tensors[f"{layer}.{side}.{what}"] for what in ("weight", "scale"))
+        assert numbers.dtype == np.int8
+        np.testing.assert_array_equal((numbers * scale).T, ours[side])
+    words = "embeddings.word_embeddings"
+    table = tensors[f"{words}.weight"] * tensors[f"{words}.scale"]
+    np.testing.assert_array_equal(table, tiny.at(rounded.params, "embeddings/word_embeddings")["embedding"])
+    assert re.search(r"\d+ layers hold integers of 8 bits", (tmp_path / "out" / CARD).read_text("utf-8"))
+    named = json.loads((tmp_path / "out/config.json").read_text("utf-8"))["low_rank"]["int8"]
+    assert {layer, words} <= set(named)
+    assert not [
+        name
+        for name, tensor in tensors.items()
+        if tensor.dtype == np.float32 and tensor.ndim == 2 and ("scale" not in name)
+    ]
+    bert_adapter.export(rounded, tmp_path / "dense", to="transformers-dense")
+    assert {tensor.dtype for tensor in load_file(tmp_path / "dense/model.safetensors").values()} == {np.dtype("f4")}
+
+
 def test_merged_model_is_loaded_here_too(tmp_path):
     bert_adapter.export(model(), tmp_path / "out", to="transformers-dense")
     again = bert_adapter.load(tmp_path / "out")
@@ -163,7 +193,10 @@ REFUSED = [
     ({"to": "torch"}, "to: got 'torch', wanted one of|to.*'torch'"),
     ({"dtype": "int8"}, "dtype: got 'int8' with to='transformers', wanted none"),
     ({"to": "onnx", "dtype": "bfloat16"}, "dtype: got 'bfloat16' with to='onnx', wanted one of 'float32', 'float16'"),
-    ({"model": tiny.model}, "to: got 'transformers' for a model without factors, wanted 'transformers-dense'"),
+    (
+        {"model": tiny.model},
+        "to: got 'transformers' for a model without factors or integers, wanted 'transformers-dense'",
+    ),
     (
         {"model": lambda: model(CLASSIFIER), "to": "sentence-transformers"},
         "for BertForSequenceClassification, wanted an",
@@ -408,6 +441,25 @@ def test_transformers_computes_what_our_module_does(to, torch, tmp_path):
     auto = transformers.AutoModelForSequenceClassification
     got = run_in_torch(torch, auto.from_pretrained(tmp_path / "classifies", **trust))
     np.testing.assert_allclose(got.logits, ours("classifies"), atol=1e-5)
+
+
+@slow
+@pytest.mark.parametrize("factors", [True, False])
+def test_integers_compute_in_transformers_and_are_kept(factors, torch, tmp_path):
+    transformers: Any = pytest.importorskip("transformers")
+    chosen = model(CLASSIFIER, num_labels=3)
+    chosen = chosen if factors else bert_adapter.with_params(chosen, bert_adapter.merge(chosen.params))
+    rounded = in_int8(chosen, tmp_path / "int8")
+    bert_adapter.export(rounded, tmp_path / "out", to="transformers")
+    auto = transformers.AutoModelForSequenceClassification
+    loaded = auto.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    logits = run_in_torch(torch, loaded).logits
+    np.testing.assert_allclose(logits, bert_adapter.apply(rounded.module, rounded.params, **BATCH), atol=1e-5)
+    loaded.save_pretrained(tmp_path / "again")
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("out", "again")]
+    assert sizes[1] < 1.1 * sizes[0]
+    again = auto.from_pretrained(tmp_path / "again", trust_remote_code=True)
+    np.testing.assert_array_equal(run_in_torch(torch, again).logits, logits)
 
 
 @slow

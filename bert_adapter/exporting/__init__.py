@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bert_adapter.checkpoint import checked
+from bert_adapter.checkpoint.bits import INT8
 from bert_adapter.checkpoint.card_file import CARD
 from bert_adapter.checkpoint.directory import check_target, replacing
 from bert_adapter.checkpoint.names import with_dtypes
@@ -42,7 +43,8 @@ def export(
       model: a `Model`, dense or factorised, or a directory or a name on the Hub that `load` reads.
       out: a new or empty directory, or one of `export` or `save`, which is replaced.
       to: a name in `TARGETS`. "transformers-dense": factors are multiplied out, and every Auto class loads it.
-        "transformers": factorised, with a small file of code that `trust_remote_code=True` runs.
+        "transformers": factorised, and in 8 bits where the model is, with a small file of code that
+        `trust_remote_code=True` runs.
         "sentence-transformers": the same, with what follows the encoder. "onnx": one graph for onnxruntime.
         "stablehlo": a program for `jax.export`.
       dtype: for "onnx", what the graph computes in: "float32", the default, "float16" or "int8".
@@ -66,9 +68,8 @@ def export(
     check_scores(numbers)
     check_out(model, Path(out))
     found = as_model(model)
-    if not target.keeps_bits:
-        found = found._replace(config=with_dtypes(found.config, {}))  # the target has dtypes of its own
     check_family(found, "is not exported: jax.export takes your own function of it")
+    found = found._replace(config=with_dtypes(found.config, dict.fromkeys(target.integers(found), INT8)))
     checked(found)
     target.check(found, dtype)
     chosen = dtype or next(iter(target.dtypes), None)

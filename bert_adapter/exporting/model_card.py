@@ -19,7 +19,8 @@ def describe(model: Model, target: Target, *, dtype: str | None, scores: Mapping
     declared = provenance(model.files.get(CARD))
     entries = declared | ({"library_name": target.library} if target.library else {})
     still = target.ranks(model)
-    parts = [heading(model, declared, still), kept(model, still), measured(scores), loading(model, target, dtype)]
+    about = [heading(model, declared, still), kept(model, still), bits(target.integers(model))]
+    parts = [*about, measured(scores), loading(model, target, dtype)]
     return card(entries, "\n\n".join(part for part in parts if part) + "\n")
 
 
@@ -65,6 +66,12 @@ def kept(model: Model, written: Mapping[str, int]) -> str:
         *(f"| {path} | {m} | {n} | {ranks[path]} |" for path, (m, n) in shapes.items()),
     ]
     return "\n".join(told)
+
+
+def bits(integers: list[str]) -> str:
+    """How many layers hold integers."""
+    many = f"{len(integers)} layers hold" if len(integers) > 1 else "One layer holds"
+    return f"{many} integers of 8 bits beside scales, which are not trained." if integers else ""
 
 
 def calibrated(calibration: Mapping[str, Any] | None) -> list[str]:

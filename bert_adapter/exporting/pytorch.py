@@ -53,7 +53,7 @@ def check_factorised(model: Model, dtype: str | None) -> None:
     """A ValueError if nothing would be smaller, or a kernel is that transformers has no linear layer for."""
     check_stock(model, dtype)
     if not needs_code(model):
-        raise ValueError("to: got 'transformers' for a model without factors, wanted 'transformers-dense'")
+        raise ValueError("to: got 'transformers' for a model without factors or integers, wanted 'transformers-dense'")
     check_matrices(model)
 
 
@@ -232,7 +232,7 @@ FACTORISED = Target(
     write=write_factorised,
     load=lambda model: load_with_transformers(model, code=True),
     ranks=ranks_before,
-    keeps_bits=True,
+    integers=integers,
     check=check_factorised,
     library="transformers",
 )
@@ -241,7 +241,7 @@ SENTENCES = Target(
     write=write_sentences,
     load=load_with_sentence_transformers,
     ranks=ranks_before,
-    keeps_bits=True,
+    integers=integers,
     check=check_sentences,
     library="sentence-transformers",
 )
