@@ -108,11 +108,11 @@ def test_integers_stay_integers_beside_their_scales(tmp_path):
     tensors, layer = load_file(tmp_path / "out/model.safetensors"), QUERY.replace("/", ".")
     ours = tiny.at(rounded.params, QUERY)
     for side in ("left", "right"):
-        numbers, scale = (tensors[f"{layer}.{side}.{what}"] for what in ("weight", "scale"))
+        numbers, scale = (tensors[f"{layer}.{side}.{what}"] for what in ("integers", "scale"))
         assert numbers.dtype == np.int8
         np.testing.assert_array_equal((numbers * scale).T, ours[side])
     words = "embeddings.word_embeddings"
-    table = tensors[f"{words}.weight"] * tensors[f"{words}.scale"]
+    table = tensors[f"{words}.integers"] * tensors[f"{words}.scale"]
     np.testing.assert_array_equal(table, tiny.at(rounded.params, "embeddings/word_embeddings")["embedding"])
     assert re.search(r"\d+ layers hold integers of 8 bits", (tmp_path / "out" / CARD).read_text("utf-8"))
     named = json.loads((tmp_path / "out/config.json").read_text("utf-8"))["low_rank"]["int8"]
@@ -490,8 +490,11 @@ def test_no_class_of_transformers_draws_random_kernels(torch, tmp_path):
     save(model(), tmp_path / "own")
     with pytest.raises(ValueError, match="trust_remote_code"):
         transformers.AutoModel.from_pretrained(tmp_path / "out", trust_remote_code=False)
-    with pytest.raises(RuntimeError):  # of a size that does not fit
-        transformers.BertModel.from_pretrained(tmp_path / "out")
+    dense = bert_adapter.with_params(model(), bert_adapter.merge(model().params))
+    bert_adapter.export(in_int8(dense, tmp_path / "int8"), tmp_path / "integers", to="transformers")
+    for name in ("out", "integers"):
+        with pytest.raises(RuntimeError):  # of a size that does not fit
+            transformers.BertModel.from_pretrained(tmp_path / name)
     with pytest.raises(ValueError, match="does not recognize"):
         transformers.AutoModel.from_pretrained(tmp_path / "own")
     with pytest.raises(OSError, match=r"model\.safetensors"):

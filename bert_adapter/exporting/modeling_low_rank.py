@@ -58,13 +58,14 @@ class Int8(nn.Module):
     def __init__(self, layer):
         super().__init__()
         self.looked_up, self.bias = isinstance(layer, nn.Embedding), getattr(layer, "bias", None)
-        self.register_buffer("weight", torch.zeros(layer.weight.shape, dtype=torch.int8))
+        self.register_buffer("integers", torch.zeros(layer.weight.shape, dtype=torch.int8))
         self.register_buffer("scale", torch.ones(len(layer.weight), 1))
+        self.register_buffer("weight", torch.empty(0))  # as above
 
     def forward(self, x):
         if self.looked_up:
-            return self.weight[x] * self.scale[x]
-        return nn.functional.linear(x, self.weight * self.scale, self.bias)
+            return self.integers[x] * self.scale[x]
+        return nn.functional.linear(x, self.integers * self.scale, self.bias)
 
 
 class LowRank:

@@ -20,6 +20,7 @@ from bert_adapter.model import Model, on
 from bert_adapter.vocabulary import tokenizer_of
 
 CODE = Path(__file__).with_name("modeling_low_rank.py")
+NOTHING = np.zeros(0, np.float32)  # a weight of a size at which a stock model refuses the file
 TASKS = (  # of transformers' Auto classes; that of the bare model last
     "ModelForSequenceClassification",
     "ModelForTokenClassification",
@@ -93,7 +94,8 @@ def write_factorised(model: Model, directory: Path, dtype: str | None = None) ->
     layers, tables = {path: torch_name(model, path) for path in ranks}, factorised_tables(model.params)
     numbers = encoded(checked(model), dict.fromkeys(integers(model), INT8), tables)
     files = by_file(model, numbers)
-    files[WEIGHTS] = as_linear(files.pop(FACTORS), set(layers.values()), {layers[path] for path in tables})
+    linear = as_linear(files.pop(FACTORS), set(layers.values()), {layers[path] for path in tables})
+    files[WEIGHTS] = with_integers(linear)
     config = stored(model.config, kind) | {
         "architectures": [f"LowRank{task_of(model)}"],
         "auto_map": {"AutoConfig": f"{CODE.stem}.LowRankConfig"}
@@ -157,20 +159,33 @@ def torch_name(model: Model, path: str) -> str:
 def as_linear(tensors: dict[str, np.ndarray], layers: set[str], tables: set[str]) -> dict[str, np.ndarray]:
     """The tensors with the factors of these layers as weights of linear layers, which are (out, in).
 
-    The left factor of a table is one that is looked up, as it lies. Scales are beside the weights.
+    The left factor of a table is one that is looked up, as it lies.
     """
     found = {}
     for name, tensor in tensors.items():
         layer, _, leaf = name.rpartition(".")
-        base, what = (leaf.removesuffix(SCALE), "scale") if leaf.endswith(SCALE) else (leaf, "weight")
+        side = leaf.removesuffix(SCALE)
         if layer not in layers:
-            found[f"{layer}.scale" if what == "scale" else name] = tensor
+            found[name] = tensor
         elif leaf == "bias":
             found[f"{layer}.right.bias"] = tensor
         else:
-            is_looked_up = layer in tables and base == "left"
-            found[f"{layer}.{base}.{what}"] = tensor if is_looked_up else np.ascontiguousarray(tensor.T)
-            found[f"{layer}.weight"] = np.zeros(0, np.float32)  # see the code
+            is_looked_up = layer in tables and side == "left"
+            weight = f"{layer}.{side}.weight{leaf.removeprefix(side)}"
+            found[weight] = tensor if is_looked_up else np.ascontiguousarray(tensor.T)
+            found[f"{layer}.weight"] = NOTHING
+    return found
+
+
+def with_integers(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The tensors with integers and scales under names of their own: a stock layer would take integers for weights."""
+    found = {}
+    for name, tensor in tensors.items():
+        layer, weight = name.removesuffix(SCALE).rpartition(".")[::2]
+        if tensor.dtype == np.int8:
+            found |= {f"{layer}.integers": tensor, f"{layer}.{weight}": NOTHING}
+        else:
+            found[f"{layer}.scale" if name.endswith(SCALE) else name] = tensor
     return found
 
 
