@@ -224,6 +224,7 @@ def test_a_run_ends_when_the_loss_falls_no_longer_or_is_not_finite():
 def test_few_texts_are_seen_more_often_than_many():
     chosen = {count: healing.defaults(count) for count in (0, 30, 1000, 10_000, 10**6)}
     assert [each["epochs"] for each in chosen.values()] == [20, 20, 20, 3, 1]
+    assert {each["batch_size"] for each in chosen.values()} == {16}
 
 
 def test_predictions_of_classes_are_followed():

@@ -81,13 +81,13 @@ class LowRank:
             if layer not in names:  # those of a head are not where there is no head
                 continue
             place, _, child = names[layer].rpartition(".")
-            made = stock = self.get_submodule(names[layer])
-            if layer in ranks:
-                made = (LowRankEmbedding if isinstance(stock, nn.Embedding) else LowRankLinear)(stock, ranks[layer])
-            if layer in integers and layer in ranks:
-                made.left, made.right = Int8(made.left), Int8(made.right)
-            elif layer in integers:
-                made = Int8(stock)
+            made = self.get_submodule(names[layer])
+            if layer not in ranks:
+                made = Int8(made)
+            else:
+                made = (LowRankEmbedding if isinstance(made, nn.Embedding) else LowRankLinear)(made, ranks[layer])
+                if layer in integers:
+                    made.left, made.right = Int8(made.left), Int8(made.right)
             setattr(self.get_submodule(place), child, made)
 
 
