@@ -1,6 +1,10 @@
-"""Seeded problems whose weights are known: like Fisher information, and the six families of the table of columns."""
+"""Seeded problems whose weights are known: like Fisher information, and the six families of the table of columns.
+
+And encoders of any size.
+"""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -42,3 +46,23 @@ def families(n: int, seed: int = 0) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         "uniform": lambda: rng.uniform(size=(n, n)),
     }
     return W, {name: make() for name, make in kinds.items()}
+
+
+def random_encoder(**sizes: int) -> Any:
+    """A `Model` of BERT's kind, with the words of all-MiniLM-L6-v2, mean pooling, and entries of its config in place of
+    others; its weights are normal, of 0.02."""
+    import jax
+
+    import bert_adapter
+    from bert_adapter.demo import minilm
+    from bert_adapter.families import module_for
+    from bert_adapter.layers.running import parameter_shapes
+
+    like = bert_adapter.load(minilm())
+    config = like.config | sizes
+    files = {name: data for name, data in like.files.items() if name != "1_Pooling/config.json"}
+    files["1_Pooling/config.json"] = b'{"pooling_mode_mean_tokens": true}'
+    module, rng = module_for(config, files), np.random.default_rng(0)
+    shapes, _ = parameter_shapes(module)
+    params = jax.tree.map(lambda leaf: rng.normal(0, 0.02, leaf.shape).astype(np.float32), shapes)
+    return bert_adapter.Model(module, params, config, files)

@@ -469,11 +469,16 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="(all)")
     result.add_argument("--seeds", type=int, default=3, help="of the headline cells (%(default)s)")
     result.add_argument("--epochs", type=int, nargs="*", default=[1, 3], help="of fine-tuning afterwards (1 3)")
-    cache = Path.home() / ".cache" / "wlra-study"
-    result.add_argument("--cache", type=Path, default=cache, help="for models and measurements (%(default)s)")
+    add_cache(result)
     result.add_argument("--minutes", type=float, default=math.inf, help="begin no model after that many")
     result.add_argument("--report", action="store_true", help="only print the results so far")
     return result
+
+
+def add_cache(parser: argparse.ArgumentParser) -> None:
+    """The option that says where models are that were fine-tuned."""
+    cache = Path.home() / ".cache" / "wlra-study"
+    parser.add_argument("--cache", type=Path, default=cache, help="for models and measurements (%(default)s)")
 
 
 def main(argv: list[str] | None = None) -> None:

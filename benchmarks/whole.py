@@ -1,91 +1,135 @@
 """How small does a whole checkpoint get, table of words, kernels and bits together, before its use suffers?
 
-all-MiniLM-L6-v2 as it comes, importance from 512 pairs of STS-B's train rows, without labels, nothing fine-tuned. Every
-model is saved, and what is scored is what was loaded again: the size is that of the weights' file beside that of the
-dense one in float32. Spearman's correlation is on the whole of dev, once each, so that differences below 0.003 are
-noise; the cosine is the mean over dev's first 500 texts of the embeddings to the dense ones. "Predicted" and "loss" are
-half the squared distance of embeddings of 64 of dev's pairs, as the plan of bytes predicts it and as it is measured.
-Every score is a line of JSON when it is there: a run that was killed goes on where it stopped.
+all-MiniLM-L6-v2, nothing fine-tuned afterwards, importance from 1,024 texts of train rows, without labels: as it comes,
+an embedder of sentences, scored by Spearman's correlation on STS-B's dev rows; and with a head, fine-tuned on each of
+three tasks as [study](study.md) does it. Every model is saved, and what is scored, on the whole of dev, is what was
+loaded again. "bytes" are those of the weights' files beside the dense ones in float32; "operations" those of the
+encoder's kernels for a token, beside dense ones. Differences of Spearman below 0.003 are noise. The cosine is the mean
+over 500 of dev's texts of the embeddings to the dense ones. "Predicted" and "loss" are the rise of the mean loss on 128
+of dev's texts, as the plan of bytes predicts it and as it is measured. ± is the standard error over seeds, which draw
+the train rows and the directions of the importance. Every score is a line of JSON when it is there: a run that was
+killed goes on where it stopped.
 
-DIR holds STS-B's train.tsv and dev.tsv, as GLUE has them.
+DIR holds GLUE as `STS-B/train.tsv` and so on.
 """
 
 import argparse
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 import bert_adapter
+from benchmarks import study
 from benchmarks.candidates import separate
-from benchmarks.study import chosen, rows_of
-from benchmarks.tables import Row, arguments, bar, conclude, keep, kept_in, markdown, read, row
+from benchmarks.study import TASKS, chosen, rows_of
+from benchmarks.tables import Row, arguments, at_most, bar, conclude, keep, kept_in, markdown, number, read, row
 from benchmarks.timing import Measured
+from bert_adapter.compressing import Report
+from bert_adapter.decompositions import Decompositions
 from bert_adapter.demo import minilm
 from bert_adapter.evaluate import compare, embed
+from bert_adapter.families import predictive
+from bert_adapter.importance.sums import Importance
+from bert_adapter.layers.capture import Batch
 from bert_adapter.model import Model
 from bert_adapter.rows import LabelledTexts
 from bert_adapter.signals import DEFAULT
 
 DENSE, FWSVD, KERNELS, TABLE, ALL = "bits alone", "kernels, FWSVD", "kernels", "table of words", "everything"
 BUDGETS = (0.75, 0.5, 0.35, 0.25, 0.2, 0.16, 0.125, 0.1, 0.08, 0.065, 0.05, 0.04)  # of the bytes
+WANTED = (0.25, 0.125, 0.08)  # of them, those with bars
 KERNEL_BUDGETS = (0.75, 0.5, 0.25)
 RANKS = (288, 192, 128, 96)  # of 384
 BITS = ("float32", "bfloat16", "float16", "int8")
-Made = tuple[Model, float | None]  # and the loss that is predicted
+EMBEDDER = "STS-B, as it comes"
+SENTENCES, SEEN, UNSEEN = "SST-2's sentences", "all tokens seen", "some unseen"
+METRICS = {EMBEDDER: "spearman"} | {task: about.metric for task, about in TASKS.items()}
+LEAST = {EMBEDDER: 0.99, "STS-B": 0.99, "SST-2": 0.99, "CoLA": 0.95}  # of dense, at 12.5 % of the bytes
 
 
-class Context(NamedTuple):
-    """The model, the rows that it is scored on, the batches of its loss, and texts with their dense embeddings."""
+class Use(NamedTuple):
+    """A dense model, where its files are, and the rows of what it is used for."""
 
+    name: str
     dense: Model
-    importance: Any
+    files: Path
+    train: LabelledTexts
     dev: LabelledTexts
-    held: list[Any]
-    texts: list[str]
-    rows: np.ndarray  # the dense embeddings of the texts
+
+    def batches(self, rows: LabelledTexts) -> list[Batch]:
+        """Of an embedder, each text on its own."""
+        if self.name == EMBEDDER:
+            return list(bert_adapter.text_batches(self.dense, separate(rows)))
+        return list(bert_adapter.labelled_batches(self.dense, rows))
 
 
-def prepared(options: argparse.Namespace) -> Context:
-    """The model and what is measured of it, which is kept in a file."""
-    dense = bert_adapter.load(minilm())
-    pairs = chosen(rows_of("STS-B", "train", options.data), 8 if options.quick else 512, 0)
+Made = tuple[Model, Report | None]
+Models = Iterator[tuple[str, str, str | None, Callable[[], Made]]]
+
+
+def use_of(name: str, options: argparse.Namespace) -> Use:
+    """The model as it comes, or fine-tuned on a task, which is trained or read from where an earlier run left it."""
+    if name != EMBEDDER:
+        bench = study.prepared(name, options)
+        return Use(name, bench.dense, bench.folder / "dense", bench.train, bench.dev)
     dev = chosen(rows_of("STS-B", "dev", options.data), 64 if options.quick else None, 0)
-    batches = list(bert_adapter.text_batches(dense, separate(pairs)))
+    return Use(name, bert_adapter.load(minilm()), minilm(), rows_of("STS-B", "train", options.data), dev)
+
+
+def calibration(use: Use, seed: int, quick: bool) -> list[Batch]:
+    """1,024 texts, of an embedder those of half as many pairs."""
+    count = 1024 if use.name != EMBEDDER else 512
+    return use.batches(chosen(use.train, 8 if quick else count, seed))
+
+
+def models(use: Use, seed: int, importance: Callable[[], Importance], known: Callable[[], Decompositions]) -> Models:
+    """By kind and setting: what it is stored as, None for as its config says, and a call that makes it.
+
+    Of all kinds for the embedder and the first seed. What is measured is asked for when a model needs it.
+    """
+    dense, whole = use.dense, use.name == EMBEDDER
+
+    def small(measured: Callable[[], Any], **options: Any) -> Made:
+        return bert_adapter.compress(dense, (), importance=measured(), progress=False, **options)
+
+    if seed == 0:
+        for dtype in BITS if whole else ("float32", "int8"):
+            yield DENSE, dtype, dtype, lambda: (dense, None)
+    for budget in BUDGETS if whole else WANTED:
+        yield ALL, f"{budget:.1%}", None, partial(small, known, budget=budget, of="bytes")
+    if seed > 0 or not whole:
+        return
+    for rank in RANKS:
+        yield TABLE, str(rank), None, partial(small, known, rank=rank, include="word_embeddings")
+    for budget in KERNEL_BUDGETS:
+        yield KERNELS, f"{budget:.0%}", None, partial(small, known, budget=budget)
+    for budget in KERNEL_BUDGETS:
+        yield FWSVD, f"{budget:.0%}", None, partial(small, importance, signal="fwsvd", uniform=True, budget=budget)
+
+
+def measuring(use: Use, seed: int, quick: bool) -> tuple[Callable[[], Importance], Callable[[], Decompositions]]:
+    """Calls for what is measured of a model, and for its matrices decomposed for every budget; each works once."""
+    dense = use.dense
     shapes = bert_adapter.select_kernels(dense, embeddings=True)
     statistics = {name for signal in (DEFAULT, "fwsvd") for name in bert_adapter.SIGNALS[signal].statistics}
-    how: dict[str, Any] = {"statistics": statistics, "file": options.file, "progress": False}
-    importance = bert_adapter.measure_importance(bert_adapter.forward(dense), dense.params, batches, shapes, **how)
-    held = bert_adapter.text_batches(dense, separate(chosen(dev, 64, 0)))
-    texts = separate(chosen(dev, 250, 0))
-    return Context(dense, importance, dev, list(held), texts, embed(dense, texts, progress=False))
 
+    @cache
+    def importance() -> Importance:
+        how: dict[str, Any] = {"gradients": predictive(dense.module), "statistics": statistics, "seed": seed}
+        run, batches = bert_adapter.forward(dense), calibration(use, seed, quick)
+        return bert_adapter.measure_importance(run, dense.params, batches, shapes, **how, progress=False)
 
-def models(context: Context) -> Iterator[tuple[str, str, str | None, Callable[[], Made]]]:
-    """By kind and setting: what it is stored as, None for as its config says, and a call that makes it."""
-    dense = context.dense
-    for dtype in BITS:
-        yield DENSE, dtype, dtype, lambda: (dense, None)
-    shapes = bert_adapter.select_kernels(dense, embeddings=True)
-    known = bert_adapter.decompose(dense.params, context.importance, kernels=shapes, bits=True, progress=False)
+    @cache
+    def known() -> Decompositions:
+        return bert_adapter.decompose(dense.params, importance(), kernels=shapes, bits=True, progress=False)
 
-    def small(**options: Any) -> Made:
-        model, report = bert_adapter.compress(dense, (), progress=False, **options)
-        return model, report.predicted
-
-    for budget in BUDGETS:
-        yield ALL, f"{budget:.1%}", None, partial(small, importance=known, budget=budget, of="bytes")
-    for rank in RANKS:
-        yield TABLE, str(rank), None, partial(small, importance=known, rank=rank, include="word_embeddings")
-    for budget in KERNEL_BUDGETS:
-        yield KERNELS, f"{budget:.0%}", None, partial(small, importance=known, budget=budget)
-    fwsvd = {"signal": "fwsvd", "importance": context.importance, "uniform": True}
-    for budget in KERNEL_BUDGETS:
-        yield FWSVD, f"{budget:.0%}", None, partial(small, **fwsvd, budget=budget)
+    return importance, known
 
 
 def bytes_of(directory: Path) -> int:
@@ -93,20 +137,49 @@ def bytes_of(directory: Path) -> int:
     return sum(file.stat().st_size for file in directory.rglob("*.safetensors"))
 
 
-def scored(context: Context, kind: str, setting: str, dtype: str | None, made: Callable[[], Made]) -> Row:
+def operations(report: Report | None) -> float:
+    """Those of the encoder's kernels, beside dense ones: a lookup has none."""
+    kernels = [] if report is None else [each for each in report.kernels if "embeddings" not in each.path]
+    before = sum(kernel.parameters_before for kernel in kernels)
+    return sum(kernel.parameters_after for kernel in kernels) / before if before else 1.0
+
+
+def scored(use: Use, seed: int, kind: str, setting: str, dtype: str | None, made: Callable[[], Made]) -> Row:
     """The row of a model, saved and loaded."""
-    began, whole = time.perf_counter(), bytes_of(minilm())
-    model, predicted = made()
+    began = time.perf_counter()
+    model, report = made()
     cost = Measured(None, None, time.perf_counter() - began, None)
     with tempfile.TemporaryDirectory() as folder:
         bert_adapter.save(model, folder, dtype=dtype)
-        share, model = bytes_of(Path(folder)) / whole, bert_adapter.load(folder)
+        share, model = bytes_of(Path(folder)) / bytes_of(use.files), bert_adapter.load(folder)
     model = model._replace(params=bert_adapter.merge(model.params))  # all run by one program
-    cosine = compare(context.rows, embed(model, context.texts, progress=False)).cosine
-    score = bert_adapter.score(model, context.dev)["spearman"]
-    loss = bert_adapter.loss_increase(context.dense, model, context.held)
-    more = {"setting": setting, "share": share, "spearman": score, "cosine": cosine, "predicted": predicted}
-    return row("STS-B", kind, loss, "", cost, **more)
+    more: dict[str, Any] = {"setting": setting, "seed": seed, "share": share, "operations": operations(report)}
+    more["predicted"] = None if report is None or kind == FWSVD else report.predicted
+    more["score"] = bert_adapter.score(model, use.dev, progress=False)[METRICS[use.name]]
+    if use.name == EMBEDDER:
+        texts = separate(chosen(use.dev, 250, 0))
+        more["cosine"] = compare(*(embed(one, texts, progress=False) for one in (use.dense, model))).cosine
+    held = use.batches(chosen(use.dev, 64 if use.name == EMBEDDER else 128, 0))
+    loss = bert_adapter.loss_increase(use.dense, model, held, progress=False)
+    return row(use.name, kind, loss, "", cost, **more)
+
+
+def unseen(use: Use, options: argparse.Namespace, known: Callable[[], Decompositions], budget: float) -> list[Row]:
+    """The loss on SST-2's sentences, of those with tokens that the calibration did not have, and of the others."""
+    seen = np.unique(np.concatenate([batch["input_ids"].ravel() for batch in calibration(use, 0, options.quick)]))
+    sentences = chosen(rows_of("SST-2", "train", options.data), 64 if options.quick else 2000, 0).texts
+    batches = list(bert_adapter.text_batches(use.dense, sentences))
+    small, _ = bert_adapter.compress(use.dense, (), importance=known(), budget=budget, of="bytes", progress=False)
+    small = small._replace(params=bert_adapter.merge(small.params))
+    strange = [(~np.isin(batch["input_ids"], seen) & (batch["attention_mask"] > 0)).any(axis=1) for batch in batches]
+    rows = []
+    for name, flip in ((SEEN, True), (UNSEEN, False)):
+        weights = [(one ^ flip).astype(np.float32) for one in strange]
+        weighted = [batch | {"weights": weight} for batch, weight in zip(batches, weights, strict=True)]
+        loss = bert_adapter.loss_increase(use.dense, small, weighted, progress=False)
+        texts = int(sum(weight.sum() for weight in weights))
+        rows.append(row(SENTENCES, name, loss, "", setting=f"{budget:.1%}", seed=0, texts=texts))
+    return rows
 
 
 def draw(rows: list[Row], path: Path) -> None:
@@ -118,58 +191,125 @@ def draw(rows: list[Row], path: Path) -> None:
 
     figure, ax = plt.subplots(figsize=(6, 4), layout="constrained")
     for kind in (ALL, DENSE, TABLE, KERNELS, FWSVD):
-        lines = sorted((line["share"], line["spearman"]) for line in rows if line["method"] == kind)
+        groups = grouped([line for line in rows if (line["problem"], line["method"]) == (EMBEDDER, kind)]).values()
+        lines = sorted((mean(group, "share"), mean(group, "score")) for group in groups)
         ax.plot(*np.reshape(lines, (-1, 2)).T, marker="o", linewidth=2.5 if kind == ALL else 1.2, label=kind)
     ax.set(xlabel="share of the bytes", ylabel="Spearman on STS-B's dev rows", xscale="log")
     ax.legend(fontsize=8)
     figure.savefig(path, dpi=120)
 
 
+def grouped(rows: list[Row]) -> dict[tuple[str, str, str], list[Row]]:
+    """By use, kind and setting, the rows of all seeds."""
+    found: dict[tuple[str, str, str], list[Row]] = {}
+    for line in rows:
+        found.setdefault((line["problem"], line["method"], line["setting"]), []).append(line)
+    return found
+
+
+def mean(group: list[Row], what: str) -> float:
+    """Over seeds; NaN where nothing is known."""
+    values = [line[what] for line in group if line.get(what) is not None]
+    return float(np.mean(values)) if values else math.nan
+
+
+def with_error(group: list[Row], what: str) -> str:
+    """The mean over seeds, with its standard error where there are several."""
+    values = [line[what] for line in group if line.get(what) is not None]
+    error = f" ± {np.std(values, ddof=1) / math.sqrt(len(values)):.4f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.4f}{error}" if values else ""
+
+
 def report(rows: list[Row]) -> str:
-    """The table, the bars, and how well losses were predicted."""
-
-    def text(line: Row) -> list[str]:
-        predicted = "" if line["predicted"] is None or line["method"] == FWSVD else f"{line['predicted']:.4g}"
-        numbers = [f"{line['share']:.1%}", f"{line['spearman']:.4f}", f"{line['cosine']:.4f}"]
-        return [line["method"], line["setting"], *numbers, predicted, f"{line['loss']:.4g}"]
-
-    heading = ["what is smaller", "budget, rank or bits", "bytes", "Spearman", "cosine", "predicted", "loss"]
-    dense = next((line["spearman"] for line in rows if (line["method"], line["setting"]) == (DENSE, "float32")), 1.0)
-    found = {line["setting"]: line for line in rows if line["method"] == ALL}
-    bars = [(name, share, found[name]["spearman"] / dense) for name, share in WANTED.items() if name in found]
-    verdicts = [
-        bar(f"{name} of the bytes keep {share:.1%} of Spearman", got, got >= share) for name, share, got in bars
+    """The table of the embedder, those of the tasks, that of unseen tokens, and the bars."""
+    groups = grouped(rows)
+    parts = [table(groups, use) for use in METRICS if any(key[0] == use for key in groups)]
+    strange = {budget: both for budget in BUDGETS if (both := losses(groups, budget))}
+    cells = [
+        [f"{budget:.1%}", *(f"{one['loss']:.4g} ({one['texts']})" for one in both)] for budget, both in strange.items()
     ]
-    return "\n".join([markdown(heading, map(text, rows)), "", *verdicts, correlated(rows)])
+    parts += [markdown(["loss on SST-2's sentences (their number), bytes", SEEN, UNSEEN], cells)] * bool(cells)
+    bars = [*verdicts(groups, strange), *(correlated(rows, use) for use in METRICS)]
+    return "\n\n".join([*parts, "\n".join(bars)])
 
 
-WANTED = {"25.0%": 1 - 0.002 / 0.867, "12.5%": 0.99, "8.0%": 0.96}
+def table(groups: dict[Any, list[Row]], use: str) -> str:
+    """What has been run of a use, kind by kind."""
+    embedder = use == EMBEDDER
+    scores = {"score": METRICS[use]} | ({"cosine": "cosine"} if embedder else {})
+    heading = ["what is smaller", "budget, rank or bits", "bytes", "operations", *scores.values(), "predicted", "loss"]
+    cells = []
+    for kind in (DENSE, ALL, TABLE, KERNELS, FWSVD):
+        for key, group in groups.items():
+            if key[:2] == (use, kind):
+                shares = [f"{mean(group, what):.1%}" for what in ("share", "operations")]
+                losses = [number(mean(group, what), ".4g").replace("nan", "") for what in ("predicted", "loss")]
+                cells.append([*key[1:], *shares, *(with_error(group, what) for what in scores), *losses, len(group)])
+    title = "" if embedder else f"**{use}**, fine-tuned before\n\n"
+    return title + markdown([*heading, "seeds"], cells)
 
 
-def correlated(rows: list[Row]) -> str:
+def losses(groups: dict[Any, list[Row]], budget: float) -> list[Row]:
+    """The row of sentences whose tokens were all seen, and that of the others, if both are there."""
+    found = [groups.get((SENTENCES, name, f"{budget:.1%}")) for name in (SEEN, UNSEEN)]
+    return [group[0] for group in found if group] if all(found) else []
+
+
+def verdicts(groups: dict[Any, list[Row]], strange: dict[float, list[Row]]) -> Iterator[str]:
+    """The bars, for what has been run."""
+    dense = {use: mean(groups.get((use, DENSE, "float32"), []), "score") for use in METRICS}
+    quarter, eighth, least = (groups.get((EMBEDDER, ALL, f"{share:.1%}"), []) for share in WANTED)
+    drop, cosine = dense[EMBEDDER] - mean(quarter, "score"), mean(quarter, "cosine")
+    yield at_most(f"{EMBEDDER}, 25 % of the bytes: Spearman below dense by", drop, 0.002)
+    yield bar("the same: cosine at least 0.999", cosine, cosine >= 0.999)
+    yield at_most(f"{EMBEDDER}, 12.5 % of the bytes: operations of the encoder", mean(eighth, "operations"), 0.5)
+    for use, wanted in LEAST.items():
+        found = mean(groups.get((use, ALL, "12.5%"), []), "score") / dense[use]
+        if found == found:
+            yield bar(f"{use}, 12.5 % of the bytes: at least {wanted:.0%} of dense", found, found >= wanted)
+    kept = mean(least, "score") / dense[EMBEDDER]
+    yield bar(f"{EMBEDDER}, 8 % of the bytes: at least 96% of dense", kept, kept >= 0.96)
+    for budget, (seen, others) in strange.items():
+        ratio = others["loss"] / seen["loss"]
+        yield at_most(f"{budget:.1%} of the bytes: loss of sentences with unseen tokens over that of others,", ratio, 2)
+
+
+def correlated(rows: list[Row], use: str) -> str:
     """How well the logarithms of the losses that plans of everything predict go with those that are measured."""
-    pairs = [(line["predicted"], line["loss"]) for line in rows if line["method"] == ALL and line["loss"] > 0]
-    value = float(np.corrcoef(np.log(np.array(pairs).T))[0, 1]) if len(pairs) > 2 else None
-    return bar(
-        f"logarithms of predicted and measured loss, {len(pairs)} plans, correlate at least 0.97",
-        value,
-        (value or 0) >= 0.97,
-    )
+    lines = [line for line in rows if (line["problem"], line["method"]) == (use, ALL)]
+    pairs = [(line["predicted"], line["loss"]) for line in lines if line["loss"] > 0]
+    value = float(np.corrcoef(np.log(np.array(pairs).T))[0, 1]) if len(pairs) > 2 else math.nan
+    text = f"{use}: logarithms of predicted and measured loss, {len(pairs)} plans, correlate at least 0.97"
+    return bar(text, value, value >= 0.97)
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = arguments("whole", __doc__, data="GLUE: STS-B/train.tsv and dev.tsv")
-    parser.add_argument("--file", type=Path, metavar="FILE", help="keep what is measured, and go on from it")
+    parser = arguments("whole", __doc__, data="GLUE, as TASK/train.tsv and dev.tsv")
+    parser.add_argument("--uses", nargs="+", choices=METRICS, default=list(METRICS), help="(all)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2), help="(0 1 2)")
+    study.add_cache(parser)
     options = parser.parse_args(argv)
-    file, context = kept_in(options, "whole"), prepared(options)
-    done = {(line["method"], line["setting"]) for line in read(file)}
-    for kind, setting, dtype, made in models(context):
-        if (kind, setting) in done:
-            continue
-        line = scored(context, kind, setting, dtype, made)
-        keep(file, line)
-        print(f"  {kind}, {setting}: {line['share']:.1%}, {line['spearman']:.4f}, {line['cosine']:.4f}", flush=True)
+    file = kept_in(options, "whole")
+    options.cache /= "study-quick" if options.quick else "study"
+    for name in options.uses:
+        use = use_of(name, options)
+        for seed in options.seeds:
+            run(use, seed, options, file)
     conclude(file, report, draw, __doc__)
+
+
+def run(use: Use, seed: int, options: argparse.Namespace, file: Path) -> None:
+    """The rows of a use and a seed that are not there yet."""
+    importance, known = measuring(use, seed, options.quick)
+    done = {(line["problem"], line["method"], line["setting"], line["seed"]) for line in read(file)}
+    for kind, setting, dtype, made in models(use, seed, importance, known):
+        if (use.name, kind, setting, seed) not in done:
+            line = scored(use, seed, kind, setting, dtype, made)
+            keep(file, line)
+            print(f"  {use.name}, {kind}, {setting}: {line['share']:.1%}, {line['score']:.4f}", flush=True)
+    for budget in WANTED if (use.name, seed) == (EMBEDDER, 0) else ():
+        if (SENTENCES, UNSEEN, f"{budget:.1%}", seed) not in done:
+            keep(file, *unseen(use, options, known, budget))
 
 
 if __name__ == "__main__":

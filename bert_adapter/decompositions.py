@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,8 +18,8 @@ from bert_adapter.layers.stacks import unstacked
 from bert_adapter.progress import track
 from bert_adapter.rounding import Rounding, rounding
 from bert_adapter.signals import DEFAULT, as_signal
-from bert_adapter.signals.definition import Signal, TableWeights
-from bert_adapter.signals.weights import reliabilities, solver_weights, table_weights
+from bert_adapter.signals.definition import Evidence, Signal, TableWeights
+from bert_adapter.signals.weights import check_measured, evidence_of, table_weights
 from bert_adapter.tables import Tokens, decompose_table
 from wlra import components
 from wlra.components import Decomposed, Side
@@ -123,57 +124,62 @@ def decompositions(
 
     consume: the sums of kernels that need them no more are taken out of the importance.
     """
-    reliability, examples = reliabilities(importance, signal, shapes), per_example(importance, signal)
     known = {} if importance is None else importance.sums
     flat = by_path(unstacked(params, shapes))
     planning = signal if signal.ranks is None else signal._replace(weights=signal.ranks)
+    for path in shapes:
+        check_measured(importance, signal, path)
 
-    def of(path: str, by: Signal, method: wlra.Method | None, bits: bool) -> One:
+    def one(path: str) -> One:
         place = kernel_path(flat, path)
-        kernel = np.asarray(flat[place]).reshape(shapes[path])
-        how: dict[str, Any] = {"table": is_table(place), "shrink": shrink, "method": method, "bits": bits}
-        return one_matrix(path, kernel, importance, by, **how)
-
-    def one(path: str) -> tuple[One, Any]:
-        if method is None or planning is signal or is_table(kernel_path(flat, path)):
-            found = ranked = of(path, planning, method, bits)
-        else:
-            ranked = of(path, planning, None, bits)
-            found = of(path, signal, method, False)._replace(rounding=ranked.rounding)
+        kernel, evidence = np.asarray(flat[place]).reshape(shapes[path]), evidence_of(importance, path, shapes[path])
+        of = partial(one_matrix, path, kernel, evidence, table=is_table(place), shrink=shrink)
+        twice = method is not None and planning is not signal and not is_table(place)
+        found = of(planning, method=None if twice else method, bits=bits)
+        if twice:
+            found = found._replace(decomposed=of(signal, method=method, bits=False).decomposed)
         if consume and found.decomposed.left is not None:
             known.pop(path, None)
-        return found, ranked.decomposed.squares
+        return found if signal.reliability is None else found._replace(reliability=signal.reliability(evidence))
 
     model = of_params(params) if importance is None else importance.model  # checked
     largest = sorted(shapes, key=lambda path: -math.prod(shapes[path]))
     done = components.side_by_side(one, largest, lambda futures: track(futures, "decompose", progress))
     by_name = dict(zip(largest, done, strict=True))
-    found = {path: by_name[path][0] for path in shapes}
-    about = {"examples": examples, "model": model, "reliability": reliability, "calibration": calibration(importance)}
+    found = {path: by_name[path] for path in shapes}
     return Decompositions(
         {path: each.decomposed for path, each in found.items()},
-        {path: by_name[path][1] for path in shapes},
+        {path: each.squares for path, each in found.items()},
         shapes,
         signal=signal,
         shrink=shrink,
+        examples=per_example(importance, signal),
+        model=model,
+        reliability={path: each.reliability for path, each in found.items() if each.reliability is not None},
+        calibration=calibration(importance),
         tokens={path: each.tokens for path, each in found.items() if each.tokens is not None},
         roundings={path: each.rounding for path, each in found.items() if each.rounding is not None},
-        **about,
     )
 
 
 class One(NamedTuple):
-    """What is known of one matrix; tokens of a table, and rounding where that was asked for."""
+    """What is known of one matrix.
+
+    squares: what ranks are planned by. tokens: of a table. rounding: where that was asked for. reliability: where the
+      signal can tell.
+    """
 
     decomposed: Decomposed
+    squares: Float[np.ndarray, " components"]
     tokens: Tokens | None = None
     rounding: Rounding | None = None
+    reliability: float | None = None
 
 
 def one_matrix(
     path: str,
     kernel: Any,
-    importance: Importance | None,
+    evidence: Evidence,
     signal: Signal,
     *,
     table: bool,
@@ -183,12 +189,10 @@ def one_matrix(
 ) -> One:
     """That of a kernel or a table; an error says whose it is."""
     try:
-        if table:
-            weighted = table_weights(importance, signal, path, shape=kernel.shape, shrink=shrink)
-            found = one_table(kernel, weighted, method, prior=shrink, bits=bits)
-            return found if signal.statistics else found._replace(tokens=None)
-        weights = solver_weights(importance, signal, {path: kernel.shape}, shrink)[path]
-        return one_kernel(kernel, weights, method, bits=bits)
+        if not table:
+            return one_kernel(kernel, signal.weights(evidence, shrink), method, bits=bits)
+        found = one_table(kernel, table_weights(evidence, signal, path, shrink), method, prior=shrink, bits=bits)
+        return found if signal.statistics else found._replace(tokens=None)
     except ValueError as error:
         raise ValueError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
 
@@ -197,21 +201,22 @@ def one_kernel(kernel: Any, weights: Any, method: wlra.Method | None, *, bits: b
     """That of a kernel. Rounding is of the components also where the method does not cut them."""
     found = whole = decompose_one(kernel, weights, method)
     if not bits:
-        return One(found)
+        return One(found, found.squares)
     if whole.left is None:
         whole = components.decompose(kernel, *sides(kernel, weights), most_components(kernel))
-    return One(found, rounding=rounding(kernel, whole, sides(kernel, weights), by_rows=False))
+    lost = rounding(kernel, whole, sides(kernel, weights), by_rows=False)
+    return One(found, found.squares, rounding=lost)
 
 
 def one_table(table: Any, weights: TableWeights, method: wlra.Method | None, *, prior: float | None, bits: bool) -> One:
     """That of a table; without a method, the squares alone."""
     most = 0 if method is None and not bits else most_components(table)
     found, tokens = decompose_table(table, weights, most, prior)
-    kept = Decomposed(found.squares) if method is None else found
+    kept = One(Decomposed(found.squares) if method is None else found, found.squares, tokens)
     if not bits:
-        return One(kept, tokens)
+        return kept
     weighted = np.asarray(weights.rows, np.float64).sum(axis=0), np.asarray(weights.columns, np.float64)
-    return One(kept, tokens, rounding(table, found, weighted, by_rows=True))
+    return kept._replace(rounding=rounding(table, found, weighted, by_rows=True))
 
 
 def calibration(importance: Importance | None) -> dict[str, Any]:

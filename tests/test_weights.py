@@ -4,13 +4,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import bert_adapter
 import wlra
 from bert_adapter.importance.sums import Importance, Sums
 from bert_adapter.signals import SIGNALS
 from bert_adapter.signals.definition import Evidence
 from bert_adapter.signals.diagonal import separable_fit
 from bert_adapter.signals.reliability import gram_reliability, reliability
-from bert_adapter.signals.weights import reliabilities, solver_weights
+from bert_adapter.signals.weights import solver_weights
 
 RNG = np.random.default_rng(0)
 SHAPE = (30, 20)
@@ -188,7 +189,8 @@ def test_a_signal_may_be_passed_as_itself():
 
 
 def test_reliability_is_known_where_the_signal_can_tell():
-    known = {name: reliabilities(importance(), name, {"a": SHAPE}) for name in SIGNALS}
+    params = {"a": {"kernel": np.ones(SHAPE, np.float32)}}
+    known = {name: bert_adapter.decompose(params, importance(), signal=name).reliability for name in SIGNALS}
     assert known["combined"] == known["shampoo"] == {"a": min(gram_reliability(Evidence(SUMS, 10, SHAPE)))}
     assert known["exact"] == known["fisher"] == {"a": reliability(HALVES)}
     assert {name for name, found in known.items() if not found} == {"kfac", "activation", "fwsvd", "svd"}

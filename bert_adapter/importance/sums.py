@@ -193,22 +193,25 @@ def zeros(*shape: int) -> Array:
     return jnp.asarray(np.zeros(shape, np.float32))
 
 
-def whole(matrix: Any) -> Float[Array, "n n"]:
-    """The symmetric matrix of which that is the `upper`."""
-    return assembled(matrix) if isinstance(matrix, Upper) else matrix
+def whole(matrix: Any) -> Float[Any, "n n"]:
+    """The symmetric matrix of which that is the `upper`; an `Upper` is put together on the host."""
+    if not isinstance(matrix, Upper):
+        return matrix
+    joined = np.empty(shape_of(matrix), matrix.across.dtype)
+    put_together(matrix, joined)
+    return joined
 
 
-@jax.jit
-def assembled(matrix: Upper) -> Float[Array, "n n"]:
-    """The matrix of its parts."""
-
-    def joined(part: Any) -> Any:
-        if not isinstance(part, Upper):
-            return part
-        above = jnp.concatenate([joined(part.first), part.across], axis=1)
-        return jnp.concatenate([above, jnp.concatenate([part.across.T, joined(part.last)], axis=1)])
-
-    return joined(matrix)
+def put_together(part: Any, out: Float[np.ndarray, "n n"]) -> None:
+    """The view becomes the matrix of which the part is the `upper`; each entry is written once."""
+    if not isinstance(part, Upper):
+        out[...] = part
+        return
+    half, across = len(part.across), np.asarray(part.across)
+    out[:half, half:] = across
+    out[half:, :half] = across.T
+    put_together(part.first, out[:half, :half])
+    put_together(part.last, out[half:, half:])
 
 
 def corners(matrix: Any) -> list[Any]:

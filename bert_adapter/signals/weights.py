@@ -30,18 +30,15 @@ def solver_weights(
     return Made(shapes, lambda path: chosen.weights(evidence_of(importance, path, shapes[path]), shrink))
 
 
-def table_weights(
-    importance: Importance | None, signal: Signal, path: str, *, shape: tuple[int, int], shrink: float | None
-) -> TableWeights:
-    """What the signal weighs errors in a table by.
+def table_weights(evidence: Evidence, signal: Signal, path: str, shrink: float | None) -> TableWeights:
+    """What the signal weighs errors in a table by, of which it has what the signal needs.
 
     Raises:
-      ValueError: the signal has no weights for tables, or needs what was not measured.
+      ValueError: the signal has no weights for tables.
     """
     if signal.tables is None:
         raise ValueError(no_tables(signal, path))
-    check_measured(importance, signal, path)
-    return signal.tables(evidence_of(importance, path, shape), shrink)
+    return signal.tables(evidence, shrink)
 
 
 def no_tables(signal: Signal, path: str) -> str:
@@ -84,13 +81,3 @@ def evidence_of(importance: Importance | None, path: str, shape: tuple[int, int]
     if importance is None:
         return Evidence(Sums(), 0, shape)
     return Evidence(importance[path] if path in importance.sums else Sums(), importance.examples, shape)
-
-
-def reliabilities(
-    importance: Importance | None, signal: str | Signal, shapes: Mapping[str, tuple[int, int]]
-) -> dict[str, float]:
-    """By path, how reliable the signal is; empty where it cannot tell."""
-    reliability = as_signal(signal).reliability
-    if reliability is None:
-        return {}
-    return {path: reliability(evidence_of(importance, path, shape)) for path, shape in shapes.items()}

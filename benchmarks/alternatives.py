@@ -1,0 +1,345 @@
+"""What would a user pick instead, and what does each keep at the same number of operations?
+
+all-MiniLM-L6-v2 as it comes, an embedder scored by Spearman's correlation on STS-B's dev rows; and with a head,
+fine-tuned on each of three tasks as [study](study.md) does it. Cells are scores on the whole of dev; nothing was
+trained afterwards, but for "then an epoch", on the train rows with their labels. Differences of 0.003 are noise for
+Spearman, of 0.01 for the other two. Columns are the share of the multiplications with the encoder's kernels that may be
+left; no method exceeds it. All see the same 1,024 texts of train rows. "labels" says who sees their labels too, of the
+tasks; the embedder has none.
+
+"layers": the first that the share allows, or that many from the first to the last, without training. "pruned heads and
+neurons": Kwon et al. 2022, masks tuned by least squares, written from the paper ([pruning.py](../pruning.py)).
+"activation": each layer's own outputs kept (DRONE; SVD-LLM's whitening), equal shares; "on its own inputs": layer after
+layer, with what the compressed layers below make of the texts (SVD-LLM's update). "kfac": Kronecker factors, equal
+shares. "int8": the default's factors, or all dense kernels, as integers of 8 bits beside scales; dense int8 has all
+operations, so it stands apart. "no encoder": every kernel zero. "bytes" are those of the whole file beside the dense
+one's in float32, at half of the operations; of layers and pruned units, those that would be left.
+
+Milliseconds are those of the embedder in JAX, 8 texts of 128 tokens, beside dense ones by turns. Models with pruned
+units are not timed: they run as masks here. Every score is a line of JSON when it is there: a run that was killed goes
+on where it stopped.
+
+DIR holds GLUE as `STS-B/train.tsv` and so on.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import bert_adapter
+from benchmarks import study
+from benchmarks.base import without_kernels
+from benchmarks.pruning import pruned
+from benchmarks.tables import Row, arguments, bar, conclude, keep, kept_in, markdown, number, read, row
+from benchmarks.timing import Measured
+from benchmarks.whole import EMBEDDER, METRICS, Use, calibration, use_of
+from bert_adapter.distributions.draw import Draw
+from bert_adapter.distributions.gaussian import gaussian
+from bert_adapter.engines import batch_for
+from bert_adapter.families import module_for, predictive
+from bert_adapter.losses import task_loss
+from bert_adapter.model import Model
+from bert_adapter.timing import in_turns
+
+SIZES = (0.75, 0.5, 0.25, 0.125)
+OURS, DENSE, FLOOR = "the default", "dense", "no encoder"
+FIRST, SPREAD = "the first layers", "layers, evenly spaced"
+LABELLED = ("fwsvd", "pruned heads and neurons")
+NAMES = (
+    FIRST,
+    SPREAD,
+    "pruned heads and neurons",
+    "svd",
+    "fwsvd",
+    "activation",
+    "activation, on its own inputs",
+    "kfac",
+    OURS,
+    f"{OURS}, int8",
+)
+TIMED = (FIRST, OURS)
+TRAINED, AFTER = (FIRST, SPREAD, "svd", "fwsvd", "activation", "kfac", OURS), "then an epoch"
+BATCH, LENGTH, ROUNDS = 8, 128, 15
+
+
+class Small(NamedTuple):
+    """A model that runs as it is, and the shares of operations with kernels and of bytes that it stands for."""
+
+    model: Model
+    operations: float
+    bytes: float
+
+
+class Bench:
+    """What the ways to compress a use share, each measured once."""
+
+    def __init__(self, use: Use, quick: bool) -> None:
+        self.use, self.dense = use, use.dense
+        self.batches = calibration(use, 0, quick)
+        self.size = sum(leaf.nbytes for leaf in jax.tree.leaves(self.dense.params))
+        shapes = bert_adapter.select_kernels(self.dense)
+        self.kernels = sum(m * n for m, n in shapes.values())
+        self.importance = cache(self.measured)
+        self.known = cache(
+            lambda signal: bert_adapter.decompose(self.dense.params, self.importance(signal), signal=signal)
+        )
+
+    def measured(self, signal: str) -> Any:
+        """What the signal needs of the encoder's kernels; fwsvd's gradients are those of labels where there are any."""
+        if signal == "svd":
+            return None
+        labels = signal == "fwsvd" and self.use.name != EMBEDDER
+        gradients: Any = task_loss(self.dense.module) if labels else predictive(self.dense.module)
+        run, paths = bert_adapter.forward(self.dense), bert_adapter.select_kernels(self.dense)
+        how: dict[str, Any] = {"gradients": gradients, "progress": False}
+        return bert_adapter.measure_signal(run, self.dense.params, self.batches, paths, signal=signal, **how)
+
+    def factorised(self, signal: str, size: float, uniform: bool = True) -> Small:
+        """By a signal's weights."""
+        how: dict[str, Any] = {"signal": signal, "budget": size, "uniform": uniform, "progress": False}
+        small, report = bert_adapter.compress(self.dense, (), importance=self.known(signal), **how)
+        return self.of(small, report.parameters_after)
+
+    def in_turn(self, size: float) -> Small:
+        """Layer after layer, from the bottom, by what enters it when those below are compressed."""
+        small, left = self.dense, 0
+        for layer in range(self.dense.module.config.num_hidden_layers):
+            how: dict[str, Any] = {"signal": "activation", "budget": size, "uniform": True, "progress": False}
+            small, report = bert_adapter.compress(small, self.batches, include=f"encoder/layer/{layer}/", **how)
+            left += report.parameters_after
+        return self.of(small, left)
+
+    def of(self, small: Model, left: int, itemsize: float = 4.0) -> Small:
+        """The model with so many parameters of the encoder's kernels left."""
+        return Small(small, left / self.kernels, 1 - itemsize * (self.kernels - left) / self.size)
+
+    def layers(self, size: float, spread: bool) -> Small | None:
+        """A model of the layers that the share allows; None where that is none."""
+        count = self.dense.module.config.num_hidden_layers
+        kept = int(size * count + 1e-9)
+        if not kept:
+            return None
+        chosen = np.unique(np.round(np.linspace(0, count - 1, kept)).astype(int)) if spread else np.arange(kept)
+        small = with_layers(self.dense, chosen.tolist())
+        left = sum(leaf.nbytes for leaf in jax.tree.leaves(small.params)) / self.size
+        return Small(small, kept / count, left)
+
+    def masked(self, size: float) -> Small:
+        """By masks of heads and neurons."""
+        found = pruned(self.dense, self.batches, size, self.gradient)
+        return self.of(found.model, round(found.operations * self.kernels))
+
+    def gradient(self, output: Any, batch: Any, key: Any) -> Any:
+        """Of the labels' loss, or, of an embedding, along a random direction."""
+        if self.use.name == EMBEDDER:
+            return gaussian(output, Draw(key, 0))[0]
+        loss = task_loss(self.dense.module)
+        return jax.grad(lambda output: loss(output, batch).sum())(output)
+
+    def stored(self, model: Model, operations: float) -> Small:
+        """As integers of 8 bits, read back."""
+        with tempfile.TemporaryDirectory() as folder:
+            bert_adapter.save(model, folder, dtype="int8")
+            written = sum(file.stat().st_size for file in Path(folder).rglob("*.safetensors"))
+            return Small(bert_adapter.load(folder), operations, written / self.size)
+
+    def make(self, name: str, size: float) -> Small | None:
+        """What a name in NAMES stands for."""
+        if name in (FIRST, SPREAD):
+            return self.layers(size, name == SPREAD)
+        if name == f"{OURS}, int8":
+            small = self.factorised("combined", size, uniform=False)
+            return self.stored(small.model, small.operations)
+        calls: dict[str, Callable[[float], Small]] = {
+            "pruned heads and neurons": self.masked,
+            "activation, on its own inputs": self.in_turn,
+            OURS: partial(self.factorised, "combined", uniform=False),
+        }
+        return calls[name](size) if name in calls else self.factorised(name, size)
+
+
+def with_layers(dense: Model, chosen: list[int]) -> Model:
+    """The model of these of its layers."""
+
+    def cut(params: Any) -> Any:
+        if not isinstance(params, dict):
+            return params
+        if set(params) == {"layer"}:
+            return {"layer": {str(place): params["layer"][str(layer)] for place, layer in enumerate(chosen)}}
+        return {name: cut(value) for name, value in params.items()}
+
+    config = dense.config | {"num_hidden_layers": len(chosen)}
+    return dense._replace(module=module_for(config, dense.files), params=cut(dense.params), config=config)
+
+
+def cells_of(bench: Bench) -> Iterator[tuple[str, float, Callable[[], Small | None]]]:
+    """By name and size, a call that makes the model."""
+    dense = bench.dense
+    yield DENSE, 1.0, lambda: Small(dense, 1.0, 1.0)
+    yield f"{DENSE}, int8", 1.0, lambda: bench.stored(dense, 1.0)
+    yield FLOOR, 0.0, lambda: bench.of(without_kernels(dense), 0)
+    for size in SIZES:
+        for name in NAMES:
+            yield name, size, partial(bench.make, name, size)
+
+
+def scored(use: Use, name: str, size: float, make: Callable[[], Small | None]) -> Row:
+    """The row of a model; without a score where there is none of that size."""
+    began = time.perf_counter()
+    small = make()
+    cost = Measured(None, None, time.perf_counter() - began, None)
+    if small is None:
+        return row(use.name, name, None, "none of that size", cost, size=size, score=None)
+    model = small.model._replace(params=bert_adapter.merge(small.model.params))  # all run by one program
+    score = bert_adapter.score(model, use.dev, progress=False)[METRICS[use.name]]
+    return row(use.name, name, None, "", cost, size=size, score=score, operations=small.operations, bytes=small.bytes)
+
+
+def timed(bench: Bench) -> list[Row]:
+    """Milliseconds of the dense model and of those of TIMED, by turns."""
+    models = {(DENSE, 1.0): bench.dense}
+    for name in TIMED:
+        models |= {(name, size): small.model for size in SIZES if (small := bench.make(name, size)) is not None}
+    batch, calls = batch_for(bench.dense, BATCH, LENGTH), {}
+    for key, model in models.items():
+        run, params = jax.jit(bert_adapter.forward(model)), jax.device_put(model.params)
+        calls[key] = lambda run=run, params=params: jax.block_until_ready(run(params, batch))
+    seconds = in_turns(calls, ROUNDS)
+    return [
+        row("milliseconds", name, None, "", size=size, score=None, run_seconds=float(np.median(seconds[name, size])))
+        for name, size in models
+    ]
+
+
+def trained(bench: Bench, name: str, size: float) -> Small | None:
+    """The model after an epoch on the train rows with their labels."""
+    small = bench.make(name, size)
+    if small is None:
+        return None
+    batches = bert_adapter.labelled_batches(bench.dense, bench.use.train)
+    model, _ = bert_adapter.finetune(small.model, batches, epochs=1, learning_rate=study.RATE, progress=False)
+    return small._replace(model=model)
+
+
+def table(rows: list[Row], use: str) -> str:
+    """Scores by name and size, with the labels that each has seen and the bytes at half of the operations."""
+    found = {(line["method"], line["size"]): line for line in rows if line["problem"] == use}
+    ends = {DENSE: 1.0, f"{DENSE}, int8": 1.0, FLOOR: 0.0}
+    names = [name for name in dict.fromkeys(name for name, _ in found) if name not in ends]
+    cells = []
+    for name in [*ends, *names]:
+        lines = [found.get((name, ends.get(name, size))) for size in SIZES]
+        half = lines[SIZES.index(0.5)]
+        labels = "yes" if use != EMBEDDER and (AFTER in name or name in LABELLED) else "no"
+        kept = "" if half is None or half["score"] is None else f"{half['bytes']:.1%}"
+        cells.append([name, labels, kept, *("" if line is None else number(line["score"], ".4f") for line in lines)])
+    heading = [f"{use}: {METRICS[use]}", "labels", "bytes at 50 %", *(f"{size:.1%}" for size in SIZES)]
+    return markdown(heading, cells)
+
+
+def verdicts(rows: list[Row], use: str) -> Iterator[str]:
+    """Whether the default keeps most of all that were not trained, at each size."""
+    for size in SIZES:
+        lines = [line for line in rows if (line["problem"], line["size"]) == (use, size) and line["score"] is not None]
+        scores = {line["method"]: line["score"] for line in lines if AFTER not in line["method"]}
+        others = {name: score for name, score in scores.items() if OURS not in name}
+        if OURS in scores and others:
+            best = max(others, key=lambda name: others[name])
+            gap = scores[OURS] - others[best]
+            yield bar(f"{use}, {size:.1%}: the default above the best other, {best}, by", gap, gap > 0)
+
+
+def report(rows: list[Row]) -> str:
+    """A table for each use, the times, and who keeps most."""
+    uses = [use for use in METRICS if any(line["problem"] == use for line in rows)]
+    parts = [table(rows, use) for use in uses]
+    times = {(line["method"], line["size"]): line["run_seconds"] for line in rows if line["problem"] == "milliseconds"}
+    if times:
+        dense = times[DENSE, 1.0]
+        cells = [
+            [name, f"{size:.1%}", f"{1000 * seconds:.1f}", f"{dense / seconds:.2f}"]
+            for (name, size), seconds in times.items()
+        ]
+        parts.append(
+            markdown([f"{BATCH} texts of {LENGTH} tokens", "operations", "milliseconds", "times as fast"], cells)
+        )
+    return "\n\n".join([*parts, "\n".join(verdict for use in uses for verdict in verdicts(rows, use))])
+
+
+def draw(rows: list[Row], path: Path) -> None:
+    """A panel for each use, scores against operations, and one of the embedder's scores against milliseconds."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    uses = [use for use in METRICS if any(line["problem"] == use for line in rows)]
+    times = {
+        (line["method"], line["size"]): 1000 * line["run_seconds"] for line in rows if line["problem"] == "milliseconds"
+    }
+    figure, axes = plt.subplots(
+        1, len(uses) + bool(times), figsize=(4 * (len(uses) + 1), 4), squeeze=False, layout="constrained"
+    )
+
+    def panel(ax: Any, use: str, place: Callable[[Row], float | None], label: str) -> None:
+        for color, name in enumerate(NAMES):
+            lines = [
+                line for line in rows if (line["problem"], line["method"]) == (use, name) and line["score"] is not None
+            ]
+            points = sorted((x, line["score"]) for line in lines if (x := place(line)) is not None)
+            style = {"marker": "o", "markersize": 3, "linewidth": 2.5 if name == OURS else 1.2, "color": f"C{color}"}
+            if points:
+                ax.plot(*np.array(points).T, label=name, **style)
+        for line in rows:
+            if (line["problem"], line["method"]) in ((use, DENSE), (use, FLOOR)):
+                ax.axhline(line["score"], color="black", linewidth=0.8, linestyle="-" if line["size"] else ":")
+        ax.set(title=use, xlabel=label, ylabel=METRICS[use])
+
+    for ax, use in zip(axes[0], uses, strict=False):
+        panel(ax, use, lambda line: line["operations"], "share of the encoder kernels' operations")
+    if times:
+        panel(axes[0][-1], EMBEDDER, lambda line: times.get((line["method"], line["size"])), "milliseconds")
+    axes[0][0].legend(fontsize=6)
+    figure.savefig(path, dpi=120)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = arguments("alternatives", __doc__, data="GLUE, as TASK/train.tsv and dev.tsv")
+    parser.add_argument("--uses", nargs="+", choices=METRICS, default=list(METRICS), help="(all)")
+    parser.add_argument("--sizes", type=float, nargs="+", default=SIZES, help="shares of the operations")
+    parser.add_argument("--trained", type=float, nargs="*", default=[], help="sizes at which to train an epoch too")
+    parser.add_argument("--times", action="store_true", help="time the embedder too, on a machine that is quiet")
+    study.add_cache(parser)
+    options = parser.parse_args(argv)
+    file = kept_in(options, "alternatives")
+    options.cache /= "study-quick" if options.quick else "study"
+    for name in options.uses:
+        run(Bench(use_of(name, options), options.quick), options, file)
+    if options.times and not any(line["problem"] == "milliseconds" for line in read(file)):
+        keep(file, *timed(Bench(use_of(EMBEDDER, options), options.quick)))
+    conclude(file, report, draw, __doc__)
+
+
+def run(bench: Bench, options: argparse.Namespace, file: Path) -> None:
+    """The rows of a use that are not there yet."""
+    use, done = bench.use, {(line["problem"], line["method"], line["size"]) for line in read(file)}
+    cells = [cell for cell in cells_of(bench) if cell[1] in (0.0, 1.0, *options.sizes)]
+    if use.name != EMBEDDER:
+        after = [(name, size) for size in options.trained for name in TRAINED]
+        cells += [(f"{name}, {AFTER}", size, partial(trained, bench, name, size)) for name, size in after]
+    for name, size, make in cells:
+        if (use.name, name, size) not in done:
+            line = scored(use, name, size, make)
+            keep(file, line)
+            print(f"  {use.name}, {name}, {size:.1%}: {number(line['score'], '.4f')}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
