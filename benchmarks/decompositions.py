@@ -77,7 +77,7 @@ def beside_eigh(
 
 def seeded(layers: int, width: int = 768) -> tuple[Any, bert_adapter.Importance, dict[str, tuple[int, int]]]:
     """Kernels of BERT's shapes with Gram matrices of `width` examples, which are shared by those of one shape."""
-    from bert_adapter.importance.sums import Sums
+    from bert_adapter.importance.sums import Sums, halved
 
     rng = np.random.default_rng(0)
     names = {"query": (1, 1), "key": (1, 1), "value": (1, 1), "out": (1, 1), "up": (1, 4), "down": (4, 1)}
@@ -93,7 +93,7 @@ def seeded(layers: int, width: int = 768) -> tuple[Any, bert_adapter.Importance,
         layer, name = path.split("/")
         params[layer][name] = {"kernel": rng.normal(size=shape).astype(np.float32)}
     sums = {
-        path: Sums(inputs=inputs[m], row_gram=grams[m], col_gram=grams[n], gram_squares=jnp.float32(0))
+        path: halved(Sums(inputs=inputs[m], row_gram=grams[m], col_gram=grams[n], gram_squares=jnp.float32(0)))
         for path, (m, n) in shapes.items()
     }
     importance = bert_adapter.Importance(sums, width, width, 1, gradients="labels", seed=0)

@@ -67,7 +67,7 @@ def drawn(model: Any, count: int) -> Iterator[dict[str, np.ndarray]]:
     texts = np.resize(np.array(sentences("calibration"), object), count).tolist()
     for batch in bert_adapter.text_batches(model, texts, max_length=LENGTH):
         ids = rng.choice(vocabulary, size=batch["input_ids"].shape, p=chances / chances.sum())
-        yield batch | {"input_ids": ids.astype(batch["input_ids"].dtype)}
+        yield {**batch, "input_ids": ids.astype(batch["input_ids"].dtype)}
 
 
 def report(rows: list[Row]) -> str:

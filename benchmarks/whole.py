@@ -175,7 +175,7 @@ def unseen(use: Use, options: argparse.Namespace, known: Callable[[], Decomposit
     rows = []
     for name, flip in ((SEEN, True), (UNSEEN, False)):
         weights = [(one ^ flip).astype(np.float32) for one in strange]
-        weighted = [batch | {"weights": weight} for batch, weight in zip(batches, weights, strict=True)]
+        weighted = [{**batch, "weights": weight} for batch, weight in zip(batches, weights, strict=True)]
         loss = bert_adapter.loss_increase(use.dense, small, weighted, progress=False)
         texts = int(sum(weight.sum() for weight in weights))
         rows.append(row(SENTENCES, name, loss, "", setting=f"{budget:.1%}", seed=0, texts=texts))

@@ -1,6 +1,5 @@
 """Inputs and output gradients, taken for independent."""
 
-import jax.numpy as jnp
 import numpy as np
 
 import wlra
@@ -22,7 +21,7 @@ def kfac(evidence: Evidence, shrink: float | None) -> wlra.Kronecker:
 def activation(evidence: Evidence, shrink: float | None) -> wlra.Kronecker:
     """The error of the layer's output (Chen et al. 2021, DRONE)."""
     assert evidence.sums.inputs is not None
-    eye = jnp.eye(evidence.shape[1], dtype=jnp.float32)
+    eye = np.eye(evidence.shape[1], dtype=np.float32)
     return wlra.Kronecker(towards_identity(evidence.sums.inputs, shrink or 0.0), eye)
 
 

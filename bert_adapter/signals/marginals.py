@@ -5,9 +5,8 @@ The default gives ranks by them, and makes factors by them and by what enters a 
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Float
 
 import wlra
 from bert_adapter.signals.definition import Evidence, Signal, TableWeights
@@ -46,25 +45,33 @@ def combined(evidence: Evidence, shrink: float | None) -> wlra.Kronecker:
     return weights._replace(row=halfway(weights.row, inputs))
 
 
-@jax.jit
-def halfway(gram: Float[Array, "n n"], other: Float[Array, "n n"]) -> Float[Array, "n n"]:
+def halfway(gram: Float[np.ndarray, "n n"], other: Any) -> Float[np.ndarray, "n n"]:
     """The mean of a matrix and another one, scaled to the same trace."""
-    trace, its = (jnp.sum(jnp.diagonal(one)) for one in (gram, other))
-    return (gram + other * jnp.where(its > 0, trace / jnp.where(its > 0, its, 1), 0)) / 2
+    other = np.asarray(other)
+    trace, its = (float(np.trace(one, dtype=np.float64)) for one in (gram, other))
+    found = np.multiply(other, trace / its if its > 0 else 0.0)
+    found += gram
+    found *= 0.5
+    return found
 
 
-@jax.jit
-def marginals(grams: list[Any], shares: list[Any]) -> list[Float[Array, "_ _"]]:
+def marginals(grams: list[Any], shares: list[float]) -> list[Float[np.ndarray, "_ _"]]:
     """Both shrunk towards the identity; the second is divided by the trace, which they have in common."""
     row, col = (towards_identity(gram, share) for gram, share in zip(grams, shares, strict=True))
-    trace = jnp.sum(jnp.diagonal(row))
-    return [row, col / jnp.where(trace > 0, trace, 1)]
+    trace = np.trace(row)
+    col /= trace if trace > 0 else 1
+    return [row, col]
 
 
-def towards_identity(gram: Float[Array, "n n"], share: Any) -> Float[Array, "n n"]:
-    """Shrunk towards the multiple of the identity that has the same trace (Ledoit & Wolf 2004, sec. 2)."""
-    eye = jnp.eye(len(gram), dtype=gram.dtype)
-    return (1 - share) * gram + share * jnp.mean(jnp.diagonal(gram)) * eye
+def towards_identity(gram: Any, share: float) -> Float[np.ndarray, "n n"]:
+    """Shrunk towards the multiple of the identity that has the same trace (Ledoit & Wolf 2004, sec. 2).
+
+    On the host, where symmetric matrices are put together: a few passes over memory, and no program for every shape.
+    """
+    gram = np.asarray(gram)
+    found = np.multiply(gram, 1 - share)
+    found.reshape(-1)[:: len(gram) + 1] += share * float(np.mean(np.diagonal(gram), dtype=np.float64))
+    return found
 
 
 SHAMPOO = Signal(

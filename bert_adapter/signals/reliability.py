@@ -1,9 +1,12 @@
 """How much of what was measured is no noise."""
 
-import jax
+from typing import Any
+
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
+from bert_adapter.importance.sums import BLOCK
 from bert_adapter.signals.definition import Evidence
 
 
@@ -43,17 +46,20 @@ def gram_reliability(evidence: Evidence) -> tuple[float, ...]:
     assert sums.gram_squares is not None
     found = []
     for gram in [gram for gram in (sums.row_gram, sums.col_gram) if gram is not None]:
-        whole, simple = map(float, squared_norms(gram))
+        whole, simple = squared_norms(gram)
         noise = max(float(sums.gram_squares) - whole / examples, 0) * examples / max(examples - 1, 1)
         real = examples > 1 and whole > simple
         found.append(min(max(1 - noise / (whole - simple), 0.0), 1.0) if real else 0.0)
     return tuple(found)
 
 
-@jax.jit
-def squared_norms(gram: Float[Array, "n n"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+def squared_norms(gram: Any) -> tuple[float, float]:
     """Of the matrix, and of the multiple of the identity with its trace."""
-    return jnp.sum(gram**2), jnp.sum(jnp.diagonal(gram)) ** 2 / len(gram)  # jnp.trace reads the whole matrix
+    gram = np.asarray(gram)
+    whole = sum(
+        float(np.sum(np.square(rows, dtype=np.float64))) for rows in np.array_split(gram, -(-len(gram) // BLOCK))
+    )
+    return whole, float(np.trace(gram, dtype=np.float64)) ** 2 / len(gram)
 
 
 def separable_fit(fisher: Float[Array, "in out"]) -> Float[Array, "in out"]:
