@@ -41,7 +41,8 @@ from bert_adapter.model import Model
 from bert_adapter.rows import LabelledTexts
 from bert_adapter.signals import DEFAULT
 
-DENSE, FWSVD, KERNELS, TABLE, ALL = "bits alone", "kernels, FWSVD", "kernels", "table of words", "everything"
+DENSE, FWSVD, KERNELS, ALL = "bits alone", "kernels, FWSVD", "kernels", "everything"
+TABLE, BY_GRADIENTS = "table of words", "table of words, by squared gradients"
 BUDGETS = (0.75, 0.5, 0.35, 0.25, 0.2, 0.16, 0.125, 0.1, 0.08, 0.065, 0.05, 0.04)  # of the bytes
 WANTED = (0.25, 0.125, 0.08)  # of them, those with bars
 KERNEL_BUDGETS = (0.75, 0.5, 0.25)
@@ -106,7 +107,9 @@ def models(use: Use, seed: int, importance: Callable[[], Importance], known: Cal
     if seed > 0 or not whole:
         return
     for rank in RANKS:
-        yield TABLE, str(rank), None, partial(small, known, rank=rank, include="word_embeddings")
+        table: dict[str, Any] = {"rank": rank, "include": "word_embeddings"}
+        yield TABLE, str(rank), None, partial(small, known, **table)
+        yield BY_GRADIENTS, str(rank), None, partial(small, importance, **table, signal="shampoo")
     for budget in KERNEL_BUDGETS:
         yield KERNELS, f"{budget:.0%}", None, partial(small, known, budget=budget)
     for budget in KERNEL_BUDGETS:
@@ -239,7 +242,7 @@ def table(groups: dict[Any, list[Row]], use: str) -> str:
     scores = {"score": METRICS[use]} | ({"cosine": "cosine"} if embedder else {})
     heading = ["what is smaller", "budget, rank or bits", "bytes", "operations", *scores.values(), "predicted", "loss"]
     cells = []
-    for kind in (DENSE, ALL, TABLE, KERNELS, FWSVD):
+    for kind in (DENSE, ALL, TABLE, BY_GRADIENTS, KERNELS, FWSVD):
         for key, group in groups.items():
             if key[:2] == (use, kind):
                 shares = [f"{mean(group, what):.1%}" for what in ("share", "operations")]

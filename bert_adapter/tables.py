@@ -36,14 +36,15 @@ def decompose_table(
 
     A row's weight is what was measured of it, and its share of the prior: the one for which factors that half of the
     texts lead to lose least on the other half, over all ranks, unless it is given. So much for the directions; the
-    squares are those of what was measured, as other matrices' are. Memory: the table twice, and a few matrices (width,
+    squares are those of what ranks are planned by, as it was measured. Memory: the table twice, and a few matrices (width,
     width).
 
     Raises:
       ValueError: values that are not finite, or weights that cannot be.
     """
     halves, col = np.asarray(weights.rows, np.float64), np.asarray(weights.columns, np.float64)
-    check(table, halves, col)
+    for rows in (halves, weights.ranks):
+        check(table, halves if rows is None else np.asarray(rows, np.float64), col)
     root, total = square_root(col), halves.sum(axis=0)
     every, by_half = tall.gram(table), [tall.gram(table, half) for half in halves]
     if prior is None:
@@ -56,7 +57,8 @@ def decompose_table(
     few = 2 * np.sum(seen) <= len(table)
     part = tall.gram(table, np.asarray(seen if few else ~seen, np.float64))
     unseen = every - part if few else part
-    squares, others = (tall.squares_along(along, each) for each in (measured, unseen))
+    planned = measured if weights.ranks is None else tall.gram(table, np.asarray(weights.ranks, np.float64).sum(axis=0))
+    squares, others = (tall.squares_along(along, each) for each in (planned, unseen))
     known = Tokens(
         seen=int(np.sum(seen)),
         rows=len(table),

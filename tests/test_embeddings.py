@@ -22,11 +22,11 @@ from bert_adapter.checkpoint.names import by_path
 from bert_adapter.cli import main
 from bert_adapter.families import architectures_of, module_for
 from bert_adapter.importance.measure import measure_importance
-from bert_adapter.importance.sums import STATISTICS
+from bert_adapter.importance.sums import STATISTICS, Sums
 from bert_adapter.model import Model
 from bert_adapter.report import summary
 from bert_adapter.signals import DEFAULT, SIGNALS
-from bert_adapter.signals.definition import TableWeights
+from bert_adapter.signals.definition import Evidence, TableWeights
 from bert_adapter.tables import PRIORS, decompose_table
 from wlra import components, tall
 
@@ -242,6 +242,27 @@ def test_rows_that_were_never_seen_are_fitted_along_the_same_directions():
     np.testing.assert_allclose(left @ right, table, atol=1e-4)
     assert (tokens.seen, tokens.rows) == (20, 40)
     assert tokens.lost_unseen[4] < 1e-9 < tokens.lost_unseen[3] < 1
+
+
+def test_ranks_may_be_planned_by_other_rows_than_those_that_factors_are_made_by():
+    """What is planned is then what these factors lose in the weights of those."""
+    table, col = some_table()
+    rows, planned = RNG.uniform(0.1, 5, (2, 2, len(table)))
+    factors, _ = decompose_table(table, TableWeights(rows, col), rank=6, prior=0.0)
+    found, _ = decompose_table(table, TableWeights(rows, col, planned), rank=6, prior=0.0)
+    np.testing.assert_array_equal(found.left, factors.left)
+    for rank in (1, 3, 6):
+        left, right = components.cut(found, rank)
+        error = table - left.astype(np.float64) @ right
+        wanted = np.einsum("i,ij,jk,ik->", planned.sum(axis=0), error, col, error)
+        np.testing.assert_allclose(found.squares[rank:].sum(), wanted, rtol=1e-4)  # factors are of float32
+
+
+def test_the_default_makes_a_tables_factors_by_how_often_words_occur_and_plans_by_gradients():
+    sums = Sums(token_counts=np.ones((2, 5)), token_squares=2 * np.ones((2, 5)), col_gram=np.eye(3), gram_squares=1.0)
+    weights = SIGNALS["combined"].tables(Evidence(sums, 10, (5, 3)), None)
+    np.testing.assert_array_equal(weights.rows, sums.token_counts)
+    np.testing.assert_array_equal(weights.ranks, sums.token_squares)
 
 
 def test_the_prior_is_the_one_that_loses_least_on_the_other_half():

@@ -23,10 +23,12 @@ class TableWeights(NamedTuple):
 
     rows: of each row, from every other example and from the rest, which add up.
     columns: a weight for each column, or a matrix (width, width).
+    ranks: the same as `rows`, of what ranks and bits are planned by where that is something else.
     """
 
     rows: Float[Array | np.ndarray, "2 vocabulary"]
     columns: Float[Array | np.ndarray, "..."]
+    ranks: Float[Array | np.ndarray, "2 vocabulary"] | None = None
 
 
 UNITS = ("loss", "own")

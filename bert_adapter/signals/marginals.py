@@ -45,6 +45,17 @@ def combined(evidence: Evidence, shrink: float | None) -> wlra.Kronecker:
     return weights._replace(row=halfway(weights.row, inputs))
 
 
+def combined_of_table(evidence: Evidence, shrink: float | None) -> TableWeights:
+    """Factors by how often each row is looked up, E[xx'] of rows of the identity; ranks by the squared gradients.
+
+    Errors of the words of one text add up, which squares of single rows do not see: factors by these lose nearly twice
+    as much (benchmarks/whole.py).
+    """
+    weights = shampoo_of_table(evidence, shrink)
+    assert evidence.sums.token_counts is not None
+    return weights._replace(rows=evidence.sums.token_counts, ranks=weights.rows)
+
+
 def halfway(gram: Float[np.ndarray, "n n"], other: Any) -> Float[np.ndarray, "n n"]:
     """The mean of a matrix and another one, scaled to the same trace."""
     other = np.asarray(other)
@@ -89,5 +100,6 @@ COMBINED = SHAMPOO._replace(
     about="ranks by E[GG'] and E[G'G]; factors by the same, with half of E[GG'] replaced by E[xx'] of inputs",
     weights=combined,
     statistics=("inputs", *SHAMPOO.statistics),
+    tables=combined_of_table,
     ranks=shampoo,
 )
