@@ -36,8 +36,8 @@ def decompose_table(
 
     A row's weight is what was measured of it, and its share of the prior: the one for which factors that half of the
     texts lead to lose least on the other half, over all ranks, unless it is given. So much for the directions; the
-    squares are those of what ranks are planned by, as it was measured. Memory: the table twice, and a few matrices (width,
-    width).
+    squares are those of what ranks are planned by, as it was measured. Memory: the table twice, and a few matrices
+    (width, width).
 
     Raises:
       ValueError: values that are not finite, or weights that cannot be.
