@@ -50,7 +50,7 @@ def stages(budget: float, quick: bool) -> Iterator[Row]:
         small, report = bert_adapter.compress(model, batches, budget=budget, of="bytes", progress=False)
         yield done("compress", stages=report.seconds)
         bert_adapter.save(small, Path(folder) / "small")
-        size = (Path(folder) / "small" / "model.safetensors").stat().st_size
+        size = sum(file.stat().st_size for file in Path(folder).rglob("*.safetensors"))
         yield done("save", file_bytes=size)
         bert_adapter.load(Path(folder) / "small")
         yield done("load")

@@ -1,5 +1,6 @@
 """What storing matrices in fewer bits is predicted to lose, from their values as they are after rounding."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,7 +44,7 @@ def rounding(kernel: Float[np.ndarray, "m n"], found: Decomposed, sides: tuple[S
     ranks = np.unique(np.ceil(len(found.right) * np.array(SHARES)).astype(int))
     factors, dense = {}, {}
     for dtype in narrower(kernel):
-        dense[dtype] = weighted_square(kernel - rounded(kernel, dtype, by_rows), None, sides)
+        dense[dtype] = weighted_square(gram_of(kernel, dtype, sides[0], by_rows, errors), None, sides[1])
         pairs = [(found.left[:, :rank], found.right[:rank]) for rank in ranks]
         factors[dtype] = np.array([of_factors(*pair, dtype, by_rows=by_rows, sides=sides) for pair in pairs])
     return Rounding(ranks, factors, dense)
@@ -56,15 +57,31 @@ def of_factors(left: Any, right: Any, dtype: str, *, by_rows: bool, sides: tuple
     """
     if FLOATS.get(dtype) == np.float16 and max(np.max(np.abs(left)), np.max(np.abs(right))) > np.finfo(np.float16).max:
         return np.inf
-    less, fewer = rounded(left, dtype, by_rows), rounded(right, dtype, False)
-    both = np.concatenate([left - less, less], axis=1), np.concatenate([right, right - fewer])
-    return weighted_square(*both, sides)
+    both = np.concatenate([right, right - rounded(right, dtype, False)])
+    return weighted_square(gram_of(left, dtype, sides[0], by_rows, beside), both, sides[1])
 
 
-def weighted_square(left: Any, right: Any | None, sides: tuple[Side, Side]) -> float:
-    """Half of trace(row E col E') for E = left @ right, without E; for `left` alone without `right`."""
-    row, col = sides
-    along = tall.gram(left, row) if row.ndim == 1 else congruent(np.asarray(left.T, np.float64), row)
+def errors(part: Float[np.ndarray, "m n"], less: Float[np.ndarray, "m n"]) -> Float[np.ndarray, "m n"]:
+    """What rounding takes away."""
+    return part - less
+
+
+def beside(part: Float[np.ndarray, "m n"], less: Float[np.ndarray, "m n"]) -> Float[np.ndarray, "m 2*n"]:
+    """That, and what it leaves."""
+    return np.concatenate([part - less, less], axis=1)
+
+
+def gram_of(left: Any, dtype: str, row: Side, by_rows: bool, of: Callable[[Any, Any], Any]) -> Any:
+    """X' row X of X = of(left, what it is rounded to). A table is rounded piece by piece, as its scales are of rows."""
+    if row.ndim == 2:
+        return congruent(np.asarray(of(left, rounded(left, dtype, by_rows)).T, np.float64), row)
+    step = tall.BLOCK if by_rows else len(left)
+    pieces = ((left[i : i + step], row[i : i + step]) for i in range(0, len(left), step))
+    return sum(tall.gram(of(piece, rounded(piece, dtype, by_rows)), weights) for piece, weights in pieces)
+
+
+def weighted_square(along: Float[np.ndarray, "k k"], right: Any | None, col: Side) -> float:
+    """Half of trace(row E col E') for E = left @ right, along = left' row left; without `right`, E = left."""
     if right is None:
         return float(np.sum(np.diag(along) * col if col.ndim == 1 else along * col)) / 2
     return float(np.sum(along * congruent(np.asarray(right, np.float64), col))) / 2
