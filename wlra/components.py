@@ -126,6 +126,8 @@ def cut(decomposed: Decomposed, rank: int) -> tuple[np.ndarray, np.ndarray]:
     assert decomposed.right is not None
     left, right = decomposed.left[:, :rank], decomposed.right[:rank]
     missing = rank - len(right)
+    if not missing:
+        return left, right
     return np.pad(left, ((0, 0), (0, missing))), np.pad(right, ((0, missing), (0, 0)))
 
 

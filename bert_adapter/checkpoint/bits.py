@@ -18,6 +18,7 @@ from wlra.checks import check_name
 
 FLOATS: dict[str, Any] = {"float32": np.float32, "bfloat16": bfloat16, "float16": np.float16}
 INT8 = "int8"
+BLOCK = 4096  # rows of a table that are rounded together
 DTYPES = (*FLOATS, INT8)
 FEWER = ("bfloat16", "float16", INT8)  # what is read again as float32, where config.json names it
 SCALE = "_scale"  # ends the name of what an array of integers is to be multiplied by
@@ -61,23 +62,32 @@ def quantised(
       ([[127, 127], [-64, 0]], (1, 2))
     """
     wide = np.asarray(array, np.float64 if array.dtype == np.float64 else np.float32)
-    scale = np.max(np.abs(wide), axis=-1 if by_rows else -2, keepdims=True) / wide.dtype.type(LARGEST)
+    how: dict[str, Any] = {"axis": -1 if by_rows else -2, "keepdims": True}
+    scale = np.maximum(np.max(wide, **how), -np.min(wide, **how)) / wide.dtype.type(LARGEST)  # no copy of the array
     for _ in range(2):  # until 127 times the scale, over 127, is the scale
         scale = (scale * LARGEST) / wide.dtype.type(LARGEST)
-    numbers = np.rint(np.divide(wide, scale, out=np.zeros_like(wide), where=scale > 0))
-    return np.clip(numbers, -LARGEST, LARGEST).astype(np.int8), scale
+    numbers = np.divide(wide, scale, out=np.zeros_like(wide), where=scale > 0)
+    np.clip(np.rint(numbers, out=numbers), -LARGEST, LARGEST, out=numbers)
+    return numbers.astype(np.int8), scale
 
 
 def dequantised(numbers: Int[np.ndarray, "..."], scale: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
     """What integers and their scales multiply out to."""
-    return numbers.astype(scale.dtype) * scale
+    found = numbers.astype(scale.dtype)
+    found *= scale
+    return found
 
 
 def rounded(array: Any, dtype: str, by_rows: bool) -> np.ndarray:
     """What is left of a matrix once it was stored so, in its own dtype."""
     array = np.asarray(array)
-    kept = dequantised(*quantised(array, by_rows)) if dtype == INT8 else array.astype(FLOATS[dtype])
-    return kept.astype(array.dtype)
+    kept = np.empty_like(array)
+    step = BLOCK if by_rows else max(1, len(array))  # of a table piece by piece: nothing else of its size is held
+    for begin in range(0, len(array), step):
+        part = array[begin : begin + step]
+        less = dequantised(*quantised(part, by_rows)) if dtype == INT8 else part.astype(FLOATS[dtype])
+        kept[begin : begin + step] = less
+    return kept
 
 
 def size(shape: tuple[int, int], dtype: str, by_rows: bool) -> int:
