@@ -8,7 +8,7 @@ left; no method exceeds it. All see the same 1,024 texts of train rows. "labels"
 tasks; the embedder has none.
 
 "layers": the first that the share allows, or that many from the first to the last, without training. "pruned heads and
-neurons": Kwon et al. 2022, masks tuned by least squares, written from the paper ([pruning.py](../pruning.py)).
+neurons": Kwon et al. 2022, masks tuned by least squares, written from the paper (benchmarks/pruning.py).
 "activation": each layer's own outputs kept (DRONE; SVD-LLM's whitening), equal shares; "on its own inputs": layer after
 layer, with what the compressed layers below make of the texts (SVD-LLM's update). "kfac": Kronecker factors, equal
 shares. "int8": the default's factors, or all dense kernels, as integers of 8 bits beside scales; dense int8 has all

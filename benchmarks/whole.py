@@ -198,6 +198,8 @@ def draw(rows: list[Row], path: Path) -> None:
         lines = sorted((mean(group, "share"), mean(group, "score")) for group in groups)
         ax.plot(*np.reshape(lines, (-1, 2)).T, marker="o", linewidth=2.5 if kind == ALL else 1.2, label=kind)
     ax.set(xlabel="share of the bytes", ylabel="Spearman on STS-B's dev rows", xscale="log")
+    ax.set_xticks(shares := [0.04, 0.08, 0.125, 0.25, 0.5, 1], [f"{share:.3g}".lstrip("0") or "1" for share in shares])
+    ax.minorticks_off()
     ax.legend(fontsize=8)
     figure.savefig(path, dpi=120)
 
@@ -232,7 +234,10 @@ def report(rows: list[Row]) -> str:
         [f"{budget:.1%}", *(f"{one['loss']:.4g} ({one['texts']})" for one in both)] for budget, both in strange.items()
     ]
     parts += [markdown(["loss on SST-2's sentences (their number), bytes", SEEN, UNSEEN], cells)] * bool(cells)
-    bars = [*verdicts(groups, strange), *(correlated(rows, use) for use in METRICS)]
+    bars = [
+        *verdicts(groups, strange),
+        *(correlated(rows, use) for use in METRICS if any(key[:2] == (use, ALL) for key in groups)),
+    ]
     return "\n\n".join([*parts, "\n".join(bars)])
 
 
