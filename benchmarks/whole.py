@@ -147,7 +147,7 @@ def operations(report: Report | None) -> float:
     return sum(kernel.parameters_after for kernel in kernels) / before if before else 1.0
 
 
-def scored(use: Use, seed: int, kind: str, setting: str, dtype: str | None, made: Callable[[], Made]) -> Row:
+def scored(use: Use, seed: int, kind: str, setting: str, *, dtype: str | None, made: Callable[[], Made]) -> Row:
     """The row of a model, saved and loaded."""
     began = time.perf_counter()
     model, report = made()
@@ -312,7 +312,7 @@ def run(use: Use, seed: int, options: argparse.Namespace, file: Path) -> None:
     done = {(line["problem"], line["method"], line["setting"], line["seed"]) for line in read(file)}
     for kind, setting, dtype, made in models(use, seed, importance, known):
         if (use.name, kind, setting, seed) not in done:
-            line = scored(use, seed, kind, setting, dtype, made)
+            line = scored(use, seed, kind, setting, dtype=dtype, made=made)
             keep(file, line)
             print(f"  {use.name}, {kind}, {setting}: {line['share']:.1%}, {line['score']:.4f}", flush=True)
     for budget in WANTED if (use.name, seed) == (EMBEDDER, 0) else ():

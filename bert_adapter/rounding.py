@@ -44,7 +44,7 @@ def rounding(kernel: Float[np.ndarray, "m n"], found: Decomposed, sides: tuple[S
     ranks = np.unique(np.ceil(len(found.right) * np.array(SHARES)).astype(int))
     factors, dense = {}, {}
     for dtype in narrower(kernel):
-        dense[dtype] = weighted_square(gram_of(kernel, dtype, sides[0], by_rows, errors), None, sides[1])
+        dense[dtype] = weighted_square(gram_of(kernel, dtype, sides[0], by_rows=by_rows, of=errors), None, sides[1])
         pairs = [(found.left[:, :rank], found.right[:rank]) for rank in ranks]
         factors[dtype] = np.array([of_factors(*pair, dtype, by_rows=by_rows, sides=sides) for pair in pairs])
     return Rounding(ranks, factors, dense)
@@ -58,7 +58,7 @@ def of_factors(left: Any, right: Any, dtype: str, *, by_rows: bool, sides: tuple
     if FLOATS.get(dtype) == np.float16 and max(np.max(np.abs(left)), np.max(np.abs(right))) > np.finfo(np.float16).max:
         return np.inf
     both = np.concatenate([right, right - rounded(right, dtype, False)])
-    return weighted_square(gram_of(left, dtype, sides[0], by_rows, beside), both, sides[1])
+    return weighted_square(gram_of(left, dtype, sides[0], by_rows=by_rows, of=beside), both, sides[1])
 
 
 def errors(part: Float[np.ndarray, "m n"], less: Float[np.ndarray, "m n"]) -> Float[np.ndarray, "m n"]:
@@ -71,7 +71,7 @@ def beside(part: Float[np.ndarray, "m n"], less: Float[np.ndarray, "m n"]) -> Fl
     return np.concatenate([part - less, less], axis=1)
 
 
-def gram_of(left: Any, dtype: str, row: Side, by_rows: bool, of: Callable[[Any, Any], Any]) -> Any:
+def gram_of(left: Any, dtype: str, row: Side, *, by_rows: bool, of: Callable[[Any, Any], Any]) -> Any:
     """X' row X of X = of(left, what it is rounded to). A table is rounded piece by piece, as its scales are of rows."""
     if row.ndim == 2:
         return congruent(np.asarray(of(left, rounded(left, dtype, by_rows)).T, np.float64), row)

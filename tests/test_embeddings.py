@@ -27,6 +27,7 @@ from bert_adapter.model import Model
 from bert_adapter.report import summary
 from bert_adapter.signals import DEFAULT, SIGNALS
 from bert_adapter.signals.definition import Evidence, TableWeights
+from bert_adapter.signals.weights import table_weights
 from bert_adapter.tables import PRIORS, decompose_table
 from wlra import components, tall
 
@@ -259,10 +260,11 @@ def test_ranks_may_be_planned_by_other_rows_than_those_that_factors_are_made_by(
 
 
 def test_the_default_makes_a_tables_factors_by_how_often_words_occur_and_plans_by_gradients():
-    sums = Sums(token_counts=np.ones((2, 5)), token_squares=2 * np.ones((2, 5)), col_gram=np.eye(3), gram_squares=1.0)
-    weights = SIGNALS["combined"].tables(Evidence(sums, 10, (5, 3)), None)
-    np.testing.assert_array_equal(weights.rows, sums.token_counts)
-    np.testing.assert_array_equal(weights.ranks, sums.token_squares)
+    counts, squares, eye = jnp.ones((2, 5)), jnp.full((2, 5), 2.0), jnp.eye(3)
+    sums = Sums(token_counts=counts, token_squares=squares, col_gram=eye, gram_squares=jnp.float32(1))
+    weights = table_weights(Evidence(sums, 10, (5, 3)), SIGNALS["combined"], "words", None)
+    np.testing.assert_array_equal(weights.rows, counts)
+    np.testing.assert_array_equal(np.asarray(weights.ranks), squares)
 
 
 def test_the_prior_is_the_one_that_loses_least_on_the_other_half():
