@@ -116,9 +116,9 @@ class Bench:
             left += report.parameters_after
         return self.of(small, left)
 
-    def of(self, small: Model, left: int, itemsize: float = 4.0) -> Small:
+    def of(self, small: Model, left: int) -> Small:
         """The model with so many parameters of the encoder's kernels left."""
-        return Small(small, left / self.kernels, 1 - itemsize * (self.kernels - left) / self.size)
+        return Small(small, left / self.kernels, 1 - 4 * (self.kernels - left) / self.size)
 
     def layers(self, size: float, spread: bool) -> Small | None:
         """A model of the layers that the share allows; None where that is none."""
@@ -319,7 +319,6 @@ def main(argv: list[str] | None = None) -> None:
     study.add_cache(parser)
     options = parser.parse_args(argv)
     file = kept_in(options, "alternatives")
-    options.cache /= "study-quick" if options.quick else "study"
     for name in options.uses:
         run(Bench(use_of(name, options), options.quick), options, file)
     if options.times and not any(line["problem"] == "milliseconds" for line in read(file)):

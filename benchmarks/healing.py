@@ -21,7 +21,7 @@ import numpy as np
 import bert_adapter
 from benchmarks.candidates import measured, separate
 from benchmarks.study import chosen, rows_of
-from benchmarks.tables import Row, arguments, at_most, bar, conclude, keep, kept_in, markdown, read, row
+from benchmarks.tables import Row, arguments, at_most, bar, conclude, keep, kept_in, markdown, read, row, with_error
 from benchmarks.timing import Measured
 from bert_adapter.evaluate import compare, embed
 from bert_adapter.model import Model
@@ -100,14 +100,6 @@ def lines(texts: Texts, seeds: Iterable[int], budgets: Iterable[float], done: se
 def values(rows: list[Row], name: str, budget: float, what: str) -> list[float]:
     """One for each seed."""
     return [line[what] for line in rows if (line["method"], line["budget"]) == (name, budget)]
-
-
-def with_error(found: list[float], digits: int = 4) -> str:
-    """The mean, and its standard error if there are several."""
-    if not found:
-        return ""
-    error = f" ± {np.std(found, ddof=1) / math.sqrt(len(found)):.{digits}f}" if len(found) > 1 else ""
-    return f"{np.mean(found):.{digits}f}{error}"
 
 
 def report(rows: list[Row]) -> str:

@@ -179,7 +179,7 @@ def prepared(task: str, options: argparse.Namespace) -> Bench:
     wanted = TASKS[task]
     train = chosen(rows_of(task, "train", options.data), 64 if options.quick else wanted.rows, 0)
     dev = chosen(rows_of(task, "dev", options.data), 64 if options.quick else None, 0)
-    folder = options.cache / task
+    folder = options.cache / ("study-quick" if options.quick else "study") / task
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "dense").exists():
         model = bert_adapter.with_head(bert_adapter.load(minilm()), wanted.labels)
@@ -488,7 +488,6 @@ def main(argv: list[str] | None = None) -> None:
             "wanted --data DIR, or Hugging Face's datasets: uv run --extra online python -m benchmarks.study"
         )
     file, began = kept_in(options, "study"), time.monotonic()
-    options.cache = options.cache / file.stem
     cells = [] if options.report else grid(options.tasks, options.seeds, options.epochs)
     if options.quick:
         cells = [

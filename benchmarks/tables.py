@@ -3,10 +3,13 @@
 import argparse
 import importlib
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from benchmarks.timing import Measured, environment
 from bert_adapter.files import writing
@@ -49,6 +52,14 @@ def markdown(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
 def number(value: float | None, form: str = ".3g") -> str:
     """The value with a few digits; nothing for None."""
     return "" if value is None else format(value, form)
+
+
+def with_error(found: list[float], digits: int = 4) -> str:
+    """The mean, and its standard error if there are several."""
+    if not found:
+        return ""
+    error = f" ± {np.std(found, ddof=1) / math.sqrt(len(found)):.{digits}f}" if len(found) > 1 else ""
+    return f"{np.mean(found):.{digits}f}{error}"
 
 
 def bar(text: str, value: float | None, met: bool) -> str:

@@ -8,7 +8,7 @@ encoder's kernels for a token, beside dense ones. Differences of Spearman below 
 over 500 of dev's texts of the embeddings to the dense ones. "Predicted" and "loss" are the rise of the mean loss on 128
 of dev's texts, as the plan of bytes predicts it and as it is measured. ± is the standard error over seeds, which draw
 the train rows and the directions of the importance. Every score is a line of JSON when it is there: a run that was
-killed goes on where it stopped.
+killed goes on where it stopped. What has not been run has no row.
 
 DIR holds GLUE as `STS-B/train.tsv` and so on.
 """
@@ -28,7 +28,20 @@ import bert_adapter
 from benchmarks import study
 from benchmarks.candidates import separate
 from benchmarks.study import TASKS, chosen, rows_of
-from benchmarks.tables import Row, arguments, at_most, bar, conclude, keep, kept_in, markdown, number, read, row
+from benchmarks.tables import (
+    Row,
+    arguments,
+    at_most,
+    bar,
+    conclude,
+    keep,
+    kept_in,
+    markdown,
+    number,
+    read,
+    row,
+    with_error,
+)
 from benchmarks.timing import Measured
 from bert_adapter.compressing import Report
 from bert_adapter.decompositions import Decompositions
@@ -212,17 +225,15 @@ def grouped(rows: list[Row]) -> dict[tuple[str, str, str], list[Row]]:
     return found
 
 
+def values(group: list[Row], what: str) -> list[float]:
+    """One for each seed, of what is known."""
+    return [line[what] for line in group if line.get(what) is not None]
+
+
 def mean(group: list[Row], what: str) -> float:
     """Over seeds; NaN where nothing is known."""
-    values = [line[what] for line in group if line.get(what) is not None]
-    return float(np.mean(values)) if values else math.nan
-
-
-def with_error(group: list[Row], what: str) -> str:
-    """The mean over seeds, with its standard error where there are several."""
-    values = [line[what] for line in group if line.get(what) is not None]
-    error = f" ± {np.std(values, ddof=1) / math.sqrt(len(values)):.4f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.4f}{error}" if values else ""
+    found = values(group, what)
+    return float(np.mean(found)) if found else math.nan
 
 
 def report(rows: list[Row]) -> str:
@@ -252,7 +263,9 @@ def table(groups: dict[Any, list[Row]], use: str) -> str:
             if key[:2] == (use, kind):
                 shares = [f"{mean(group, what):.1%}" for what in ("share", "operations")]
                 losses = [number(mean(group, what), ".4g").replace("nan", "") for what in ("predicted", "loss")]
-                cells.append([*key[1:], *shares, *(with_error(group, what) for what in scores), *losses, len(group)])
+                cells.append(
+                    [*key[1:], *shares, *(with_error(values(group, what)) for what in scores), *losses, len(group)]
+                )
     title = "" if embedder else f"**{use}**, fine-tuned before\n\n"
     return title + markdown([*heading, "seeds"], cells)
 
@@ -298,7 +311,6 @@ def main(argv: list[str] | None = None) -> None:
     study.add_cache(parser)
     options = parser.parse_args(argv)
     file = kept_in(options, "whole")
-    options.cache /= "study-quick" if options.quick else "study"
     for name in options.uses:
         use = use_of(name, options)
         for seed in options.seeds:

@@ -215,8 +215,7 @@ def one_table(table: Any, weights: TableWeights, method: wlra.Method | None, *, 
     kept = One(Decomposed(found.squares) if method is None else found, found.squares, tokens)
     if not bits:
         return kept
-    rows = weights.rows if weights.ranks is None else weights.ranks
-    weighted = np.asarray(rows, np.float64).sum(axis=0), np.asarray(weights.columns, np.float64)
+    weighted = np.asarray(weights.planned, np.float64).sum(axis=0), np.asarray(weights.columns, np.float64)
     return kept._replace(rounding=rounding(table, found, weighted, by_rows=True))
 
 

@@ -42,9 +42,8 @@ def decompose_table(
     Raises:
       ValueError: values that are not finite, or weights that cannot be.
     """
-    halves, col = np.asarray(weights.rows, np.float64), np.asarray(weights.columns, np.float64)
-    for rows in (halves, weights.ranks):
-        check(table, halves if rows is None else np.asarray(rows, np.float64), col)
+    halves, planned, col = (np.asarray(each, np.float64) for each in (weights.rows, weights.planned, weights.columns))
+    check(table, halves, planned, col)
     root, total = square_root(col), halves.sum(axis=0)
     every, by_half = tall.gram(table), [tall.gram(table, half) for half in halves]
     if prior is None:
@@ -57,8 +56,8 @@ def decompose_table(
     few = 2 * np.sum(seen) <= len(table)
     part = tall.gram(table, np.asarray(seen if few else ~seen, np.float64))
     unseen = every - part if few else part
-    planned = measured if weights.ranks is None else tall.gram(table, np.asarray(weights.ranks, np.float64).sum(axis=0))
-    squares, others = (tall.squares_along(along, each) for each in (planned, unseen))
+    told = measured if weights.ranks is None else tall.gram(table, planned.sum(axis=0))
+    squares, others = (tall.squares_along(along, each) for each in (told, unseen))
     known = Tokens(
         seen=int(np.sum(seen)),
         rows=len(table),
@@ -104,11 +103,11 @@ def lost_by_rank(squares: Float[np.ndarray, " n"]) -> Float[np.ndarray, " ranks"
     return beyond / beyond[0] if beyond[0] > 0 else beyond
 
 
-def check(table: Any, halves: Any, col: Any) -> None:
+def check(table: Any, halves: Any, planned: Any, col: Any) -> None:
     """A ValueError for what cannot be a table's values and weights."""
     if not np.isfinite(table).all():
         raise ValueError("the table has values that are NaN or infinite, wanted finite ones")
-    if not (np.isfinite(halves).all() and (halves >= 0).all() and halves.any()):
+    if not all(np.isfinite(rows).all() and (rows >= 0).all() and rows.any() for rows in (halves, planned)):
         raise ValueError("the weights of the table's rows must be finite, not negative, and not all 0")
     if not usable(col) or not col.any():
         raise ValueError("the weights of the table's columns must be finite, symmetric if a matrix, and not all 0")

@@ -15,10 +15,10 @@ from ml_dtypes import bfloat16
 from bert_adapter.layers.marker import Factorised
 from bert_adapter.layers.places import is_table, kernel_names
 from wlra.checks import check_name
+from wlra.tall import BLOCK
 
 FLOATS: dict[str, Any] = {"float32": np.float32, "bfloat16": bfloat16, "float16": np.float16}
 INT8 = "int8"
-BLOCK = 4096  # rows of a table that are rounded together
 DTYPES = (*FLOATS, INT8)
 FEWER = ("bfloat16", "float16", INT8)  # what is read again as float32, where config.json names it
 SCALE = "_scale"  # ends the name of what an array of integers is to be multiplied by

@@ -30,6 +30,11 @@ class TableWeights(NamedTuple):
     columns: Float[Array | np.ndarray, "..."]
     ranks: Float[Array | np.ndarray, "2 vocabulary"] | None = None
 
+    @property
+    def planned(self) -> Float[Array | np.ndarray, "2 vocabulary"]:
+        """What ranks and bits are planned by."""
+        return self.rows if self.ranks is None else self.ranks
+
 
 UNITS = ("loss", "own")
 
