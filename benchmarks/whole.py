@@ -4,7 +4,8 @@ all-MiniLM-L6-v2, nothing fine-tuned afterwards, importance from 1,024 texts of 
 an embedder of sentences, scored by Spearman's correlation on STS-B's dev rows; and with a head, fine-tuned on each of
 three tasks as [study](study.md) does it. Every model is saved, and what is scored, on the whole of dev, is what was
 loaded again. "bytes" are those of the weights' files beside the dense ones in float32; "operations" those of the
-encoder's kernels for a token, beside dense ones. Differences of Spearman below 0.003 are noise. The cosine is the mean
+encoder's kernels for a token, beside dense ones; "half of the operations" is what that is limited to besides
+(`flops=`). Differences of Spearman below 0.003 are noise. The cosine is the mean
 over 500 of dev's texts of the embeddings to the dense ones. "Predicted" and "loss" are the rise of the mean loss on 128
 of dev's texts, as the plan of bytes predicts it and as it is measured. ± is the standard error over seeds, which draw
 the train rows and the directions of the importance. Every score is a line of JSON when it is there: a run that was
@@ -55,9 +56,11 @@ from bert_adapter.rows import LabelledTexts
 from bert_adapter.signals import DEFAULT
 
 DENSE, FWSVD, KERNELS, ALL = "bits alone", "kernels, FWSVD", "kernels", "everything"
+FASTER = "everything, half of the operations"
 TABLE, BY_GRADIENTS = "table of words", "table of words, by squared gradients"
 BUDGETS = (0.75, 0.5, 0.35, 0.25, 0.2, 0.16, 0.125, 0.1, 0.08, 0.065, 0.05, 0.04)  # of the bytes
 WANTED = (0.25, 0.125, 0.08)  # of them, those with bars
+EIGHTH = "12.5%"
 KERNEL_BUDGETS = (0.75, 0.5, 0.25)
 RANKS = (288, 192, 128, 96)  # of 384
 BITS = ("float32", "bfloat16", "float16", "int8")
@@ -117,6 +120,7 @@ def models(use: Use, seed: int, importance: Callable[[], Importance], known: Cal
             yield DENSE, dtype, dtype, lambda: (dense, None)
     for budget in BUDGETS if whole else WANTED:
         yield ALL, f"{budget:.1%}", None, partial(small, known, budget=budget, of="bytes")
+    yield FASTER, EIGHTH, None, partial(small, known, budget=0.125, of="bytes", flops=0.5)
     if seed > 0 or not whole:
         return
     for rank in RANKS:
@@ -206,7 +210,7 @@ def draw(rows: list[Row], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, ax = plt.subplots(figsize=(6, 4), layout="constrained")
-    for kind in (ALL, DENSE, TABLE, KERNELS, FWSVD):
+    for kind in (ALL, FASTER, DENSE, TABLE, KERNELS, FWSVD):
         groups = grouped([line for line in rows if (line["problem"], line["method"]) == (EMBEDDER, kind)]).values()
         lines = sorted((mean(group, "share"), mean(group, "score")) for group in groups)
         ax.plot(*np.reshape(lines, (-1, 2)).T, marker="o", linewidth=2.5 if kind == ALL else 1.2, label=kind)
@@ -258,7 +262,7 @@ def table(groups: dict[Any, list[Row]], use: str) -> str:
     scores = {"score": METRICS[use]} | ({"cosine": "cosine"} if embedder else {})
     heading = ["what is smaller", "budget, rank or bits", "bytes", "operations", *scores.values(), "predicted", "loss"]
     cells = []
-    for kind in (DENSE, ALL, TABLE, BY_GRADIENTS, KERNELS, FWSVD):
+    for kind in (DENSE, ALL, FASTER, TABLE, BY_GRADIENTS, KERNELS, FWSVD):
         for key, group in groups.items():
             if key[:2] == (use, kind):
                 shares = [f"{mean(group, what):.1%}" for what in ("share", "operations")]
@@ -279,15 +283,16 @@ def losses(groups: dict[Any, list[Row]], budget: float) -> list[Row]:
 def verdicts(groups: dict[Any, list[Row]], strange: dict[float, list[Row]]) -> Iterator[str]:
     """The bars, for what has been run."""
     dense = {use: mean(groups.get((use, DENSE, "float32"), []), "score") for use in METRICS}
-    quarter, eighth, least = (groups.get((EMBEDDER, ALL, f"{share:.1%}"), []) for share in WANTED)
+    quarter, _, least = (groups.get((EMBEDDER, ALL, f"{share:.1%}"), []) for share in WANTED)
     drop, cosine = dense[EMBEDDER] - mean(quarter, "score"), mean(quarter, "cosine")
     yield at_most(f"{EMBEDDER}, 25 % of the bytes: Spearman below dense by", drop, 0.002)
     yield bar("the same: cosine at least 0.999", cosine, cosine >= 0.999)
-    yield at_most(f"{EMBEDDER}, 12.5 % of the bytes: operations of the encoder", mean(eighth, "operations"), 0.5)
     for use, wanted in LEAST.items():
-        found = mean(groups.get((use, ALL, "12.5%"), []), "score") / dense[use]
-        if found == found:
-            yield bar(f"{use}, 12.5 % of the bytes: at least {wanted:.0%} of dense", found, found >= wanted)
+        group = groups.get((use, FASTER, EIGHTH), [])
+        if group:
+            found, spent = mean(group, "score") / dense[use], mean(group, "operations")
+            yield at_most(f"{use}, 12.5 % of the bytes, half of the operations: of the encoder's", spent, 0.5)
+            yield bar(f"the same: at least {wanted:.0%} of dense", found, found >= wanted)
     kept = mean(least, "score") / dense[EMBEDDER]
     yield bar(f"{EMBEDDER}, 8 % of the bytes: at least 96% of dense", kept, kept >= 0.96)
     for budget, (seen, others) in strange.items():

@@ -163,11 +163,23 @@ def add_size(group: Any) -> None:
         "its bytes, the operations of its dense layers for a token, or its time on this machine, which is measured. Of "
         "bytes, the table of words is factorised too, and each matrix has 32, 16 or 8 bits, whatever loses least",
     )
+    group.add_argument(
+        "--flops",
+        type=float,
+        metavar="SHARE",
+        help="the share of the operations for a token that may be left besides, in (0, 1]: --of bytes alone spends on "
+        "ranks what it saves by bits",
+    )
     group.add_argument("--cell", type=cell, metavar="BxL", help="of --of latency: texts by tokens of each (8x128)")
     group.add_argument(
         "--uniform", action="store_true", help="keep the same share of every kernel, not more where it matters more"
     )
     group.add_argument("--multiple-of", type=int, default=1, metavar="N", help="ranks are multiples of N")
+    add_selection(group)
+
+
+def add_selection(group: Any) -> None:
+    """Which matrices become smaller, which words stay, and in how many bits."""
     group.add_argument("--include", metavar="REGEX", help="which kernels, by their paths (all of the encoder)")
     group.add_argument(
         "--embeddings",

@@ -18,6 +18,7 @@ class Curve(NamedTuple):
     option: of the kernel's `Choices`, the number that is.
     share, predicted: of what is budgeted, after each step, and the loss predicted. The first len(paths) steps give
     every kernel its smallest rank. A rank of break-even or more is a dense kernel.
+    flops: the operations for a token after each step, with all that is selected.
     """
 
     paths: tuple[str, ...]
@@ -26,30 +27,40 @@ class Curve(NamedTuple):
     share: Float[np.ndarray, " steps"]
     predicted: Float[np.ndarray, " steps"]
     option: Int[np.ndarray, " steps"]
+    flops: Float[np.ndarray, " steps"]
 
 
 class Choices(NamedTuple):
     """What one kernel can be: its ranks, their costs, the losses predicted. The last is to stay dense.
 
     bits: numbers of dtypes, 0 for that of the kernel itself.
+    flops: the operations for a token.
     """
 
     rank: Int[np.ndarray, " options"]
     cost: Float[np.ndarray, " options"]
     loss: Float[np.ndarray, " options"]
     bits: Int[np.ndarray, " options"]
+    flops: Float[np.ndarray, " options"]
 
 
 def choices_of(shape: tuple[int, int], price: int, losses: Float[np.ndarray, " ranks"], ranks: range) -> Choices:
     """The ranks below break-even that are allowed, and dense; `price` is that of a number, losses begin at rank 0."""
     dense = math.ceil(break_even(shape))
     allowed = np.array(ranks[: len(range(ranks.start, dense, ranks.step))], int)
+    numbers = np.append(allowed * float(sum(shape)), float(shape[0] * shape[1]))
     return Choices(
         np.append(allowed, dense),
-        price * np.append(allowed * float(sum(shape)), float(shape[0] * shape[1])),
+        price * numbers,
         np.append(losses[allowed], 0.0),
         np.zeros(len(allowed) + 1, int),
+        flops=2 * numbers,
     )
+
+
+def looked_up(choices: Choices, width: int) -> Choices:
+    """What a table can be: a row of a dense one takes no operations, one of factors a product with `right`."""
+    return choices._replace(flops=np.append(2.0 * width * choices.rank[:-1], 0.0))
 
 
 def with_bits(choices: Choices, rounding: Rounding, shape: tuple[int, int], *, by_rows: bool, unit: float) -> Choices:
@@ -60,7 +71,7 @@ def with_bits(choices: Choices, rounding: Rounding, shape: tuple[int, int], *, b
         cost = np.append(factors, float(size(shape, dtype, by_rows)))
         lost = np.append(rounding.at(ranks, dtype), rounding.dense[dtype])
         bits = np.full(len(choices.rank), DTYPES.index(dtype) + 1)
-        found.append(Choices(choices.rank, cost, choices.loss + unit * lost, bits))
+        found.append(choices._replace(cost=cost, loss=choices.loss + unit * lost, bits=bits))
     return Choices(*(np.concatenate(arrays) for arrays in zip(*found, strict=True)))
 
 
@@ -78,31 +89,33 @@ def dtype_named(number: int) -> str | None:
     return DTYPES[number - 1] if number else None
 
 
-def useful(choices: Choices) -> Choices:
-    """Those that lose less than all that cost no more, in the order of their costs."""
-    order = np.lexsort((choices.loss, choices.cost))
+def useful(choices: Choices, price: float = 0.0) -> Choices:
+    """Those that lose less than all that cost no more, in the order of their costs, at this price of an operation."""
+    cost = choices.cost + price * choices.flops
+    order = np.lexsort((choices.loss, cost))
     loss = choices.loss[order]
     least = np.append(np.inf, np.minimum.accumulate(loss)[:-1])
     kept = order[(loss < least) | (order == len(order) - 1)] if len(set(choices.bits)) > 1 else order
     return Choices(*(array[kept] for array in choices))
 
 
-def all_plans(choices: dict[str, Choices], fixed: float, total: float) -> Curve:
+def all_plans(choices: dict[str, Choices], fixed: float, total: float, price: float = 0.0) -> Curve:
     """The steps of all kernels, each kernel's in their order, those that save most for their cost first."""
     first, steps = [], []
     for number, choice in enumerate(choices.values()):
-        corners = lower_hull(choice.cost, choice.loss)
-        rank, cost, loss, _ = (array[corners] for array in choice)
-        first.append((number, rank[0], cost[0], 0.0, corners[0]))
-        number = np.full(len(rank) - 1, number)
-        steps.append(np.stack([number, rank[1:], np.diff(cost), -np.diff(loss), corners[1:]]))
+        priced = choice.cost + price * choice.flops
+        corners = lower_hull(priced, choice.loss)
+        rank, cost, loss, _, flops = (array[corners] for array in choice)
+        first.append((number, rank[0], cost[0], 0.0, corners[0], flops[0], 0.0))
+        number, rate = np.full(len(rank) - 1, number), -np.diff(loss) / np.diff(priced[corners])
+        steps.append(np.stack([number, rank[1:], np.diff(cost), -np.diff(loss), corners[1:], np.diff(flops), rate]))
     later = np.concatenate(steps, axis=1)
-    later = later[:, np.lexsort((later[4], later[0], -later[3] / later[2]))]
-    kernel, rank, cost, saved, option = np.concatenate([np.array(first).T, later], axis=1)
+    later = later[:, np.lexsort((later[4], later[0], -later[6]))]
+    kernel, rank, cost, saved, option, flops, _ = np.concatenate([np.array(first).T, later], axis=1)
     worst = sum(float(choice.loss[0]) for choice in choices.values())
     share, predicted = (fixed + np.cumsum(cost)) / total, np.maximum(worst - np.cumsum(saved), 0)
     kernel, rank, option = (array.astype(int) for array in (kernel, rank, option))
-    return Curve(tuple(choices), kernel, rank, share=share, predicted=predicted, option=option)
+    return Curve(tuple(choices), kernel, rank, share=share, predicted=predicted, option=option, flops=np.cumsum(flops))
 
 
 def lower_hull(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> list[int]:
@@ -120,17 +133,54 @@ def above(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]
     return (b[1] - a[1]) * (c[0] - a[0]) >= (c[1] - a[1]) * (b[0] - a[0])
 
 
-def cheapest(choices: dict[str, Choices], curve: Curve, budget: float, total: float) -> dict[str, int]:
-    """By path, the option that the steps within the budget lead to; the next step is gone as far as the rest allows."""
-    limit = budget * (1 + 1e-12)
-    count = int(np.searchsorted(curve.share, limit, side="right"))
+def cheapest(
+    choices: dict[str, Choices], curve: Curve, budget: float, total: float, *, flops: float = math.inf
+) -> dict[str, int]:
+    """By path, the option that the steps within the budget lead to; the next step is gone as far as the rest allows.
+
+    flops: the most operations for a token, if those are limited too.
+    """
+    share, flops = budget * (1 + 1e-12), flops * (1 + 1e-12)
+    over = np.append((curve.share > share) | (curve.flops > flops), True)
+    count = int(np.argmax(over))
     options = dict(zip(curve.kernel[:count], curve.option[:count], strict=True))
     chosen = {path: int(options[number]) for number, path in enumerate(choices)}
     if count < len(curve.share):
         path = curve.paths[curve.kernel[count]]
-        left = (limit - curve.share[count - 1]) * total + choices[path].cost[chosen[path]]
-        chosen[path] = int(np.searchsorted(choices[path].cost, left, side="right")) - 1
+        choice, begun = choices[path], chosen[path]
+        cost = choice.cost[begun] + (share - curve.share[count - 1]) * total
+        spent = choice.flops[begun] + flops - curve.flops[count - 1]
+        fits = (choice.cost <= cost) & (choice.flops <= spent)
+        chosen[path] = begun + int(np.flatnonzero(fits[begun : curve.option[count]])[-1])
     return chosen
+
+
+def within_both(
+    choices: dict[str, Choices], fixed: float, total: float, *, budget: float, flops: float
+) -> tuple[dict[str, Choices], dict[str, int]]:
+    """The useful choices and the option of each, for a budget and a limit of operations for a token.
+
+    An operation has a price in units of the budget. At the right one, steps use up both (Everett 1963, Generalized
+    Lagrange multiplier method); it is found by bisection, and the best plan of all that were tried is returned.
+    """
+    unit = total / max(sum(float(choice.flops.max()) for choice in choices.values()), 1.0)
+    price, low, high, best = 0.0, 1e-4, 1e4, (math.inf, choices, {})
+    for _ in range(17):
+        priced = {path: useful(choice, price * unit) for path, choice in choices.items()}
+        curve = all_plans(priced, fixed, total, price * unit)
+        many, large = curve.flops > flops * (1 + 1e-12), curve.share > budget * (1 + 1e-12)
+        ends = [int(np.argmax(np.append(over, True))) for over in (many, large)]
+        if min(ends) >= len(choices):
+            chosen = cheapest(priced, curve, budget, total, flops=flops)
+            lost = sum(float(priced[path].loss[option]) for path, option in chosen.items())
+            best = min(best, (lost, priced, chosen), key=lambda found: found[0])
+        if price == 0.0 and not many[: ends[1]].any():
+            break
+        low, high = (price or low, high) if ends[0] < ends[1] else (low, price or high)
+        price = math.sqrt(low * high)
+    if not best[2]:
+        raise ValueError("budget and flops: the smallest ranks within either exceed the other; wanted more of both")
+    return best[1:]
 
 
 def even(choices: dict[str, Choices], affordable: float) -> dict[str, int]:

@@ -42,9 +42,9 @@ def run_demo(options: argparse.Namespace) -> None:
     from bert_adapter.checkpoint.directory import check_target
     from bert_adapter.demo import demo
     from bert_adapter.files import check_parent, check_writable
-    from bert_adapter.ranks import check_budget
+    from bert_adapter.ranks import budget_of
 
-    check_budget(options.budget, "kernels", None)
+    budget_of(options.budget)
     check_target(options.output / "checkpoint")
     check_parent(options.output / "checkpoint")
     for name in ("report.html", "report.json"):
@@ -53,7 +53,7 @@ def run_demo(options: argparse.Namespace) -> None:
 
 
 # Options of the command that are those of `compress`, under the same names.
-SIZE = ("rank", "budget", "of", "uniform", "multiple_of")
+SIZE = ("rank", "budget", "of", "flops", "uniform", "multiple_of")
 PASSED_ON = (*SIZE, "include", "exclude", "embeddings", "signal", "gradients", "shrink", "method", "seed", "file")
 
 

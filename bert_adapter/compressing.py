@@ -12,7 +12,14 @@ import wlra
 from bert_adapter.batches import labelled
 from bert_adapter.checkpoint.bits import as_stored
 from bert_adapter.checkpoint.names import SCHEMA, WITH_DTYPES, dtypes_of, low_rank
-from bert_adapter.decompositions import Decompositions, check_of, chosen_signal, decompositions, restricted
+from bert_adapter.decompositions import (
+    Decompositions,
+    check_of,
+    check_shrink,
+    chosen_signal,
+    decompositions,
+    restricted,
+)
 from bert_adapter.factorisation import KernelReport, factorise
 from bert_adapter.families import predictive
 from bert_adapter.files import check_writable
@@ -28,7 +35,7 @@ from bert_adapter.losses import TaskLoss
 from bert_adapter.model import Model, is_own
 from bert_adapter.model import forward as function_of
 from bert_adapter.own import as_rows
-from bert_adapter.ranks import allowed_ranks, check_affordable, check_budget, needs_bits, plan_for
+from bert_adapter.ranks import Budget, budget_of, check_affordable, needs_bits, plan_for
 from bert_adapter.signals import SIGNALS, as_signal
 from bert_adapter.signals.definition import Signal
 from bert_adapter.signals.measure import measure_signal
@@ -91,6 +98,7 @@ def compress(
     budget: float | None = None,
     rank: int | Mapping[str, int] | None = None,
     of: str | Latency = "kernels",
+    flops: float | None = None,
     uniform: bool = False,
     multiple_of: int = 1,
     signal: str | Signal | None = None,
@@ -125,6 +133,7 @@ def compress(
       rank: instead of a budget, of every selected kernel, or by path.
       of: what the budget is a share of; see `plan`. "bytes" selects the table of words too, and chooses in how many
         bits each matrix is stored: the parameters are what is left after that rounding, and `save` stores them so.
+      flops: the share of the operations that may be left besides; see `plan`.
       uniform: each kernel keeps the same share, not more where it matters more.
       multiple_of: ranks are multiples of it.
       signal: what an error is weighted by, a name in `SIGNALS` or a `Signal` of your own. The default, "combined",
@@ -169,7 +178,8 @@ def compress(
     gradients = check_one_loss(gradients, loss)
     signal, given = chosen_signal(signal, shrink, importance), importance
     chosen, solved_by = check_signal(signal, gradients, method=method, solver=solver, measured=given is not None)
-    allowed = check_size(rank=rank, budget=budget, of=of, uniform=uniform, multiple_of=multiple_of, shrink=shrink)
+    size: dict[str, Any] = {"of": of, "flops": flops, "uniform": uniform, "multiple_of": multiple_of, "shrink": shrink}
+    wanted = check_size(rank=rank, budget=budget, **size)
     check_given(given, None if heal is not None else file, gradients)  # healing has a state of its own
     clock = [time.perf_counter()]
     dense = as_model(model, forward=forward, output=output)
@@ -181,18 +191,17 @@ def compress(
     shapes = select_kernels(dense, include, exclude, embeddings=embeddings or of == "bytes", batch=first)
     check_tables(chosen, solved_by, tables_of(dense, shapes))
     ranks, predicted, dtypes = None if rank is None else choose_ranks(shapes, rank), None, {}
-    if budget is not None:
-        check_affordable(dense.params, shapes, budget, of=of, allowed=allowed)
+    check_affordable(dense.params, shapes, wanted)
     clock.append(time.perf_counter())
     if given is None and chosen.statistics:
         kept: dict[str, Any] = {"seed": seed, "file": file, "progress": progress}
         importance = measured(dense, batches, shapes, signal=chosen, gradients=gradients, **kept)
     clock.append(time.perf_counter())
-    how: dict[str, Any] = {"signal": chosen, "shrink": shrink, "method": solved_by, "bits": needs_bits(of, budget)}
+    how: dict[str, Any] = {"signal": chosen, "shrink": shrink, "method": solved_by, "bits": needs_bits(wanted)}
     known = decomposed(dense.params, importance, shapes, **how, progress=progress, consume=given is None)
     if ranks is None:
-        assert budget is not None
-        planned = plan_for(dense.params, known, budget, of=of, uniform=uniform, allowed=allowed)
+        assert wanted is not None
+        planned = plan_for(dense.params, known, wanted)
         ranks, dtypes = planned.ranks, planned.dtypes
         predicted = planned.predicted if chosen.units == "loss" else None
     clock.append(time.perf_counter())
@@ -312,14 +321,23 @@ def check_signal(
 
 
 def check_size(
-    *, rank: Any, budget: float | None, of: str | Latency, uniform: bool, multiple_of: int, shrink: float | None
-) -> range:
-    """The ranks that a budget may give, once it is known that all of these can be, together."""
+    *,
+    rank: Any,
+    budget: float | None,
+    of: str | Latency,
+    flops: float | None,
+    uniform: bool,
+    multiple_of: int,
+    shrink: float | None,
+) -> Budget | None:
+    """The budget, if there is one, once it is known that all of these can be, together."""
     check_one_size(rank, budget)
-    if rank is not None and (uniform or multiple_of != 1 or of != "kernels"):
-        raise ValueError("uniform, multiple_of and of say how a budget is spent; got a rank: leave them out")
-    check_budget(budget, of, shrink)
-    return allowed_ranks(1, None, multiple_of)
+    check_shrink(shrink)
+    if budget is not None:
+        return budget_of(budget, of, flops=flops, uniform=uniform, multiple_of=multiple_of)
+    if uniform or multiple_of != 1 or of != "kernels" or flops is not None:
+        raise ValueError("uniform, multiple_of, of and flops say how a budget is spent; got a rank: leave them out")
+    return None
 
 
 def method_for(signal: Signal, method: str | wlra.Method | None, solver: Mapping[str, Any] | None) -> wlra.Method:

@@ -19,8 +19,10 @@ from bert_adapter.choices import (
     dtype_named,
     even,
     in_seconds,
+    looked_up,
     useful,
     with_bits,
+    within_both,
 )
 from bert_adapter.decompositions import (
     Decompositions,
@@ -46,6 +48,16 @@ Unit = str | Latency
 # Of the loss predicted for kernels of zero. There a model of 12 layers scored no more than its last layer alone, of 8 %
 # of the kernels (docs/choosing-a-signal.md); one of 6 layers was still ahead at twice that.
 FAR = 0.075
+
+
+class Budget(NamedTuple):
+    """What may be kept: a share of something, and of the operations, in these ranks or dense; see `plan`."""
+
+    share: float
+    of: Unit = "kernels"
+    flops: float | None = None
+    uniform: bool = False
+    allowed: range = range(1, 10**9)
 
 
 class Plan(NamedTuple):
@@ -79,6 +91,7 @@ def plan(
     *,
     signal: str | Signal | None = None,
     of: Unit = "kernels",
+    flops: float | None = None,
     shrink: float | None = None,
     uniform: bool = False,
     minimum: int = 1,
@@ -103,6 +116,8 @@ def plan(
         size on the disk, where each matrix is stored in its own dtype, in 16 bits, or as integers of 8 with their
         scales, whatever loses least; "flops", the operations for a token in all dense layers,
         attention's own products aside; or what `measure_latency` returned, the dense model's time on this machine.
+      flops: the share of those operations that may be left besides, in (0, 1], where the budget is of something else:
+        few bits leave a model small and slow.
       signal, shrink: as `compress` takes them.
       uniform: the same share of every kernel, for comparison.
       minimum, maximum, multiple_of: of the ranks of kernels that do not stay dense.
@@ -119,35 +134,45 @@ def plan(
       {'easy': 2, 'hard': 4}
     """
     chosen = chosen_signal(signal, shrink, importance)
-    check_budget(budget, of, shrink)
-    allowed = allowed_ranks(minimum, maximum, multiple_of)
+    ranks: dict[str, Any] = {"minimum": minimum, "maximum": maximum, "multiple_of": multiple_of}
+    wanted = budget_of(budget, of, flops=flops, uniform=uniform, **ranks)
+    check_shrink(shrink)
     check_of(importance, params)
     if isinstance(importance, Decompositions):
         known = restricted(importance, kernels)
     else:
         shapes = selected_shapes(params, importance, kernels)
         how: dict[str, Any] = {"signal": chosen, "shrink": shrink, "method": None}
-        known = decompositions(params, importance, shapes, **how, bits=needs_bits(of, budget))
-    return plan_for(params, known, budget, of=of, uniform=uniform, allowed=allowed)
+        known = decompositions(params, importance, shapes, **how, bits=needs_bits(wanted))
+    return plan_for(params, known, wanted)
 
 
-def plan_for(params: Any, known: Decompositions, budget: float, *, of: Unit, uniform: bool, allowed: range) -> Plan:
+def plan_for(params: Any, known: Decompositions, budget: Budget) -> Plan:
     """The plan for kernels that are decomposed; see `plan`."""
     shapes = known.shapes
     flat = by_path(unstacked(params, shapes))
     kernels = {path: flat[kernel_path(flat, path)] for path in shapes}
-    check_affordable(params, shapes, budget, of=of, allowed=allowed)
-    bits, choices = needs_bits(of, budget), all_choices(known, flat, budget, of=of, allowed=allowed)
-    fixed = fixed_cost(params, flat, shapes, of)
+    check_affordable(params, shapes, budget)
+    every = all_choices(known, flat, budget)
+    choices = {path: useful(choice) for path, choice in every.items()}
+    fixed = fixed_cost(params, flat, shapes, budget.of)
     total = fixed + sum(float(choice.cost[-1]) for choice in choices.values())
-    others = unselected(params, kernels) if bits else {}
+    others = unselected(params, kernels) if needs_bits(budget) else {}
     fixed -= sum(flat[path].nbytes // 2 for path in others)
     curve = all_plans(choices, fixed, total)
-    chosen = even(choices, budget * total - fixed) if uniform else cheapest(choices, curve, budget, total)
+    if budget.uniform:
+        chosen = even(choices, budget.share * total - fixed)
+    elif budget.flops is None:
+        chosen = cheapest(choices, curve, budget.share, total)
+    else:
+        flops = budget.flops * total_flops(params, flat, shapes) - fixed_cost(params, flat, shapes, "flops")
+        choices, chosen = within_both(every, fixed, total, budget=budget.share, flops=flops)
     cost = sum(float(choice.cost[chosen[path]]) for path, choice in choices.items())
     predicted = sum(float(choice.loss[chosen[path]]) for path, choice in choices.items())
-    if known.signal.units == "loss" and not uniform:
-        warn_if_far(budget, predicted, sum(float(each.sum()) / 2 for each in known.squares.values()) / known.examples)
+    if known.signal.units == "loss" and not budget.uniform:
+        warn_if_far(
+            budget.share, predicted, sum(float(each.sum()) / 2 for each in known.squares.values()) / known.examples
+        )
     return Plan(
         ranks={path: int(choices[whole(path)].rank[chosen[whole(path)]]) for path in shapes},
         share=(fixed + cost) / total,
@@ -157,23 +182,23 @@ def plan_for(params: Any, known: Decompositions, budget: float, *, of: Unit, uni
     )
 
 
-def all_choices(
-    known: Decompositions, flat: dict[str, Any], budget: float, *, of: Unit, allowed: range
-) -> dict[str, Choices]:
+def all_choices(known: Decompositions, flat: dict[str, Any], budget: Budget) -> dict[str, Choices]:
     """By path, what each kernel can be, those of a stack together."""
-    units, shapes, choices = units_of(known), known.shapes, {}
+    units, shapes, of, choices = units_of(known), known.shapes, budget.of, {}
     for path, shape in shapes.items():
         place = kernel_path(flat, path)
         losses = units[path] * predicted_losses(known.squares[path])
-        choices[path] = choices_of(shape, price(flat[place], of), losses, allowed)
+        choices[path] = choices_of(shape, price(flat[place], of), losses, budget.allowed)
+        if is_table(place):
+            choices[path] = looked_up(choices[path], shape[1])
         if is_table(place) and (of == "flops" or isinstance(of, Latency)):
-            choices[path] = looked_up(choices[path])
+            choices[path] = dense_alone(choices[path])
         elif isinstance(of, Latency):
             choices[path] = in_seconds(choices[path], costs_in(of, path, shape))
-        if needs_bits(of, budget):
+        if needs_bits(budget):
             how: dict[str, Any] = {"by_rows": is_table(place), "unit": units[path]}
             choices[path] = with_bits(choices[path], rounding_of(known, path), shape, **how)
-    return {path: useful(choice) for path, choice in together(choices).items()}
+    return together(choices)
 
 
 def dtypes_in(choices: Mapping[str, Choices], chosen: Mapping[str, int]) -> dict[str, str]:
@@ -182,9 +207,9 @@ def dtypes_in(choices: Mapping[str, Choices], chosen: Mapping[str, int]) -> dict
     return {path: dtype for path, dtype in found.items() if dtype is not None}
 
 
-def looked_up(choices: Choices) -> Choices:
+def dense_alone(choices: Choices) -> Choices:
     """What a table can be where operations or time count: a row of a dense one takes none, so that is what it stays."""
-    return Choices(choices.rank[-1:], np.zeros(1), np.zeros(1), np.zeros(1, int))
+    return Choices(choices.rank[-1:], np.zeros(1), np.zeros(1), np.zeros(1, int), flops=np.zeros(1))
 
 
 def warn_if_far(budget: float, predicted: float, worst: float) -> None:
@@ -204,7 +229,8 @@ def together(choices: dict[str, Choices]) -> dict[str, Choices]:
     for path, choice in choices.items():
         known = found.get(whole(path))
         if known is not None:
-            choice = choice._replace(cost=known.cost + choice.cost, loss=known.loss + choice.loss)
+            more = {name: getattr(known, name) + getattr(choice, name) for name in ("cost", "loss", "flops")}
+            choice = choice._replace(**more)
         found[whole(path)] = choice
     return found
 
@@ -231,9 +257,9 @@ def costs_in(latency: Latency, path: str, shape: tuple[int, int]) -> Costs:
     return latency.kernels[shape]
 
 
-def needs_bits(of: Unit, budget: float | None) -> bool:
+def needs_bits(budget: Budget | None) -> bool:
     """Whether a plan chooses bits; where all bytes may be kept, all are."""
-    return of == "bytes" and budget is not None and budget < 1
+    return budget is not None and budget.of == "bytes" and budget.share < 1
 
 
 def rounding_of(known: Decompositions, path: str) -> Rounding:
@@ -274,9 +300,19 @@ def price(kernel: Any, of: Unit) -> int:
     return {"bytes": kernel.dtype.itemsize, "flops": 2}.get(str(of), 1)
 
 
-def check_affordable(params: Any, shapes: Shapes, budget: float, *, of: Unit, allowed: range) -> None:
+def total_flops(params: Any, flat: dict[str, Any], shapes: Shapes) -> float:
+    """The operations for a token with all that is selected dense."""
+    kernels = [shape for path, shape in shapes.items() if not is_table(kernel_path(flat, path))]
+    return fixed_cost(params, flat, shapes, "flops") + 2.0 * sum(math.prod(shape) for shape in kernels)
+
+
+def check_affordable(params: Any, shapes: Shapes, budget: Budget | None) -> None:
     """A ValueError if the smallest ranks cost more than the budget, which is known before anything is measured."""
-    flat = by_path(unstacked(params, shapes))
+    if budget is None:
+        return
+    if budget.flops is not None:
+        check_affordable(params, shapes, budget._replace(share=budget.flops, of="flops", flops=None))
+    of, allowed, flat = budget.of, budget.allowed, by_path(unstacked(params, shapes))
     kernels = {path: flat[kernel_path(flat, path)] for path in shapes}
     fixed, least, most = fixed_cost(params, flat, shapes, of), 0.0, 0.0
     for path, kernel in kernels.items():
@@ -287,25 +323,44 @@ def check_affordable(params: Any, shapes: Shapes, budget: float, *, of: Unit, al
             cost = np.zeros(1)
         elif isinstance(of, Latency):
             cost = in_seconds(choices_of(shapes[path], 1, nothing, allowed), costs_in(of, path, shapes[path])).cost
-        if needs_bits(of, budget):
+        if needs_bits(budget):
             cost = np.append(cheapest_bits(shapes[path], allowed, table), cost)
         least, most = least + float(cost[0]), most + float(cost[-1])
-    whole, others = fixed + most, unselected(params, kernels) if needs_bits(of, budget) else {}
+    whole, others = fixed + most, unselected(params, kernels) if needs_bits(budget) else {}
     fixed -= sum(flat[path].nbytes // 2 for path in others)
     share = (fixed + least) / whole
-    if budget * (1 + 1e-12) < share:
-        raise ValueError(f"budget: the smallest ranks take {share:.4g} of the {of}; got {budget}")
+    if budget.share * (1 + 1e-12) < share:
+        raise ValueError(f"budget: the smallest ranks take {share:.4g} of the {of}; got {budget.share}")
 
 
-def check_budget(budget: float | None, of: Unit, shrink: float | None) -> None:
-    """One ValueError for what cannot be, before anything is measured."""
+def budget_of(
+    share: float,
+    of: Unit = "kernels",
+    *,
+    flops: float | None = None,
+    uniform: bool = False,
+    minimum: int = 1,
+    maximum: int | None = None,
+    multiple_of: int = 1,
+) -> Budget:
+    """The budget, or one ValueError for what cannot be, before anything is measured."""
+    check_unit(of)
+    if not 0 < share <= 1:
+        raise ValueError(f"budget is the share of the {of} to keep, in (0, 1]; got {share}")
+    if flops is not None and (uniform or of == "flops"):
+        other = "uniform" if uniform else "of='flops'"
+        raise ValueError(f"flops: got {flops} with {other}, wanted it beside a budget of something else, not uniform")
+    if flops is not None and not 0 < flops <= 1:
+        raise ValueError(f"flops is the share of the operations that may be left, in (0, 1]; got {flops}")
+    return Budget(share, of, flops, uniform, allowed=allowed_ranks(minimum, maximum, multiple_of))
+
+
+def check_unit(of: Unit) -> None:
+    """A ValueError for what no budget is of."""
     if of == "latency":
         raise ValueError("of: got 'latency', wanted times of this machine: of=bert_adapter.measure_latency(model)")
     if not isinstance(of, Latency):
         check_name("of", of, UNITS)
-    if budget is not None and not 0 < budget <= 1:
-        raise ValueError(f"budget is the share of the {of} to keep, in (0, 1]; got {budget}")
-    check_shrink(shrink)
 
 
 def allowed_ranks(minimum: int, maximum: int | None, multiple_of: int) -> range:

@@ -25,6 +25,7 @@ from bert_adapter.checkpoint.bits import (
 )
 from bert_adapter.checkpoint.names import by_path, dtypes_of
 from bert_adapter.cli import main
+from bert_adapter.ranks import Budget, all_choices
 from bert_adapter.report import summary
 
 RNG = np.random.default_rng(0)
@@ -124,6 +125,49 @@ def test_a_plan_of_bytes_loses_less_than_one_of_ranks_alone():
         bits = bert_adapter.plan(params, known, budget, of="bytes")
         ranks = bert_adapter.plan(params, known, budget, of="parameters")
         assert bits.predicted < 0.5 * ranks.predicted
+
+
+def operations(ranks):
+    """For a token: of a kernel its numbers, or those of its factors, twice; of a table of factors, those of `right`."""
+    factors = {"wide": 42, "square": 32, "table": 10}
+    dense = {"wide": 360, "square": 256, "table": 0}
+    wide = {path: m * n / (m + n) for path, (m, n) in SHAPES.items()}
+    spent = [factors[path] * rank if rank < wide[path] else dense[path] for path, rank in ranks.items()]
+    return 2 * (sum(spent) + 30)  # and of the head
+
+
+@pytest.mark.parametrize("budget", [0.15, 0.25, 0.5])
+@pytest.mark.parametrize("flops", [0.3, 0.5, 0.8, 1.0])
+def test_a_plan_of_bytes_keeps_to_a_share_of_the_operations_too(budget, flops):
+    params, known = planned_for()
+    free = bert_adapter.plan(params, known, budget, of="bytes")
+    both = bert_adapter.plan(params, known, budget, of="bytes", flops=flops)
+    whole = operations(dict.fromkeys(SHAPES, 100))
+    assert both.share <= budget
+    assert operations(both.ranks) <= flops * whole
+    assert both.predicted >= free.predicted * (1 - 1e-9)
+    if operations(free.ranks) <= flops * whole:
+        assert (both.ranks, both.dtypes) == (free.ranks, free.dtypes)
+    small, _ = bert_adapter.factorise(params, known.kernels, both.ranks, method="svd", progress=False)
+    assert stored_bytes(small, both.dtypes) == pytest.approx(both.share * stored_bytes(params, {}))
+
+
+@pytest.mark.parametrize(("budget", "flops"), [(0.15, 0.3), (0.25, 0.5), (0.3, 0.3)])
+def test_no_plan_within_both_budgets_predicts_much_less(budget, flops):
+    """All options of three matrices, which are so small that the steps of one are large."""
+    params, known = planned_for()
+    limit = flops * operations(dict.fromkeys(SHAPES, 100)) - 60
+    flat = by_path(params)
+    every = list(all_choices(known, flat, Budget(budget, "bytes")).values())
+    whole = stored_bytes(params, {})
+    fixed = whole - sum(choice.cost.max() for choice in every) - 60  # of the head, at 16 bits
+    cost, spent, loss = (
+        functools.reduce(np.add.outer, [getattr(choice, name) for choice in every])
+        for name in ("cost", "flops", "loss")
+    )
+    least = np.min(loss[(fixed + cost <= budget * whole) & (spent <= limit)])
+    found = bert_adapter.plan(params, known, budget, of="bytes", flops=flops).predicted
+    assert least * (1 - 1e-6) <= found <= 1.1 * least
 
 
 def test_all_bytes_are_kept_as_they_are():
