@@ -5,11 +5,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from wlra import checks
 from wlra.convert import check_aligned, in_jax
+from wlra.narrowing import narrowed
 from wlra.problem import Kronecker
 from wlra.sparse import is_sparse, like, values
 from wlra.units import Units, exponents, shift
@@ -56,8 +56,10 @@ def enter(W: Any, weights: Any, solve: Callable[[Given], T], *, batched: bool = 
         return solve(given)
     check_held(given, "float64")
     with jax.ensure_compile_time_eval(), enable_x64(True):  # under a caller's jit, whose programs are of float32
-        values_64 = np.asarray(values(given.weights)).astype(np.float64)
-        return jax.tree.map(narrow, solve(given._replace(weights=like(given.weights, values_64))))
+        target, weights = (
+            like(matrix, np.asarray(values(matrix)).astype(np.float64)) for matrix in (given.target, given.weights)
+        )
+        return narrowed(solve(given._replace(target=target, weights=weights)), target, weights)
 
 
 def check_problem(W: Any, weights: Any, batched: bool = False) -> Given:
@@ -103,9 +105,8 @@ def check_held(given: Given, dtype: str) -> None:
         found = given.survey or known_weights(given)
         assert found is not None  # else it is held
         places = f"from {np.min(found.lightest):.3g} to {np.max(found.heaviest):.3g}"
-        raise ValueError(
-            f"weights are too far apart for {dtype}, {places}: give W and weights in other units, or {X64}"
-        )
+        way = "give W and weights in other units" + ("" if dtype == "float64" else f", or {X64}")
+        raise ValueError(f"weights are too far apart for {dtype}, {places}: {way}")
 
 
 def known_weights(given: Given) -> checks.Survey | None:
@@ -154,12 +155,6 @@ def largest(array: Any) -> np.ndarray | None:
         return None
     entries = np.asarray(array)
     return np.asarray(np.max(np.where(np.isfinite(entries), np.abs(entries), 0), axis=(-2, -1)[-entries.ndim :]))
-
-
-def narrow(leaf: Any) -> Any:
-    """A float64 array of JAX in float32."""
-    double = isinstance(leaf, jax.Array) and leaf.dtype == jnp.float64
-    return leaf.astype(jnp.float32) if double else leaf
 
 
 def in_units(given: Given) -> tuple[Any, Any, Units]:

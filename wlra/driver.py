@@ -176,8 +176,13 @@ def assess(problem: Problem, state: State, limits: Limits) -> State:
     slack = 1 + 4 * eps
     better = now <= state.loss * jnp.where(stationary, 1 + 64 * eps, slack)
     idle = jnp.where(now < state.loss / slack, 0, state.idle + 1)
+    overflowed = ~(jnp.isfinite(now) & jnp.isfinite(remaining))
     outcomes = [
-        (~(jnp.isfinite(now) & jnp.isfinite(remaining)), Status.NONFINITE),
+        (
+            overflowed & (state.loss <= 64 * rounding(state.best)),
+            Status.STALLED,
+        ),  # steps are of rounding errors by then
+        (overflowed, Status.NONFINITE),
         (stationary & better, Status.CONVERGED),
         (idle >= limits.patience, Status.STALLED),
         (state.iteration >= limits.max_iters, Status.MAX_ITERS),

@@ -125,11 +125,12 @@ def named_faults(target_bad: Bool[Array, ""], weights_bad: Bool[Array, ""]) -> I
 def with_hidden(standard: Standard) -> Problem:
     """The problem with the target's entries of weight 0 too, which svd and fwsvd look at.
 
-    Those 1000 times larger than all that count are taken for what NaN is there, a way to say that nothing is known.
+    Those 1000 times larger than all that count are taken for what NaN is there, a way to say that nothing is known. So
+    are all of them where what counts is zero.
     """
-    target = values(standard.hidden)
-    problem = standard.problem
-    return problem._replace(target=like(problem.target, jnp.where(jnp.abs(target) <= 1024, target, 0)))
+    target, problem = values(standard.hidden), standard.problem
+    known = (jnp.abs(target) <= 1024) & jnp.any(values(problem.target) != 0)
+    return problem._replace(target=like(problem.target, jnp.where(known, target, 0)))
 
 
 def iterate(standard: Standard, inputs: Inputs, options: Options) -> tuple[Outcome, Float[Array, ""]]:

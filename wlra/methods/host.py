@@ -59,9 +59,9 @@ def of_entries(equalise: Equalise, sees_hidden: bool) -> OnHost:
 
 
 def with_hidden(known: Float[np.ndarray, "m n"], seen: Float[np.ndarray, "m n"]) -> Float[np.ndarray, "m n"]:
-    """The target with its entries of weight 0, but for those 1000 times larger than all that count."""
-    largest = np.ldexp(1024.0, np.frexp(np.max(np.abs(seen)))[1])
-    return np.where(np.abs(known) <= largest, known, 0)
+    """The target with its entries of weight 0, but for those 1000 times larger than what counts: see the pipeline."""
+    largest = np.max(np.abs(seen))
+    return np.where(np.abs(known) <= np.ldexp(1024.0 * (largest > 0), np.frexp(largest)[1]), known, 0)
 
 
 def evaluated(

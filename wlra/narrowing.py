@@ -1,0 +1,59 @@
+"""Results that were computed in float64 and go back in float32."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from wlra.certificate import WITHIN
+from wlra.result import Result, Status
+from wlra.sparse import is_sparse, values
+
+EXACT = 1e-10  # a loss that counts for nothing in float32
+SOUND = (Status.CONVERGED, Status.CLOSED_FORM)
+
+
+def narrowed(found: Any, target: Any, weights: Any) -> Any:
+    """What was found in float32. The loss of a result is that of the factors as they are returned.
+
+    Where rounding them has raised it, nothing is said to have converged; where it is above that of zero then, and was
+    not before, zero is returned.
+    """
+    rounded = jax.tree.map(narrow, found)
+    if not isinstance(found, Result):
+        return rounded
+    lost = loss_of(rounded, target, weights) - loss_of(found, target, weights)
+    before, loss = np.asarray(found.loss), np.maximum(np.asarray(found.loss) + lost, 0)
+    nothing = (loss > 1) & (before <= 1)
+    raised = (loss > (1 + WITHIN) * before + EXACT) & np.isin(np.asarray(found.status), SOUND)
+    left, right = (jnp.where(nothing[..., None, None], 0, factor) for factor in rounded[:2])
+    return rounded._replace(
+        left=left,
+        right=right,
+        loss=jnp.asarray(np.where(nothing, 1, loss), np.float32),
+        status=jnp.where(raised, jnp.int32(Status.STALLED.value), rounded.status),
+    )
+
+
+def narrow(leaf: Any) -> Any:
+    """A float64 array of JAX in float32."""
+    double = isinstance(leaf, jax.Array) and leaf.dtype == jnp.float64
+    return leaf.astype(jnp.float32) if double else leaf
+
+
+def loss_of(result: Result, target: Any, weights: Any) -> Float[np.ndarray, "*b"]:
+    """The weighted squared error over that of zero, in float64, in units in which no square overflows."""
+    entries, weight = (np.asarray(values(matrix)).astype(np.float64) for matrix in (target, weights))
+    left, right = (np.asarray(factor).astype(np.float64) for factor in result[:2])
+    entries = np.where(weight > 0, entries, 0)
+    shares, size = weight / weight.max(), np.abs(entries).max() or 1.0
+    left, right, entries = left / np.sqrt(size), right / np.sqrt(size), entries / size
+    if is_sparse(target):
+        rows, cols = np.asarray(target.rows), np.asarray(target.cols)
+        fit, axes = np.sum(left[..., rows, :] * np.swapaxes(right, -1, -2)[..., cols, :], axis=-1), (-1,)
+    else:
+        fit, axes = left @ right, (-2, -1)
+    error, zero = (np.sum(shares * square, axis=axes) for square in ((entries - fit) ** 2, entries**2))
+    return np.asarray(error / np.where(zero > 0, zero, 1))
