@@ -35,7 +35,7 @@ import numpy as np
 
 import bert_adapter
 from benchmarks import study
-from benchmarks.base import without_kernels
+from benchmarks.base import FIRST, SPREAD, with_layers, without_kernels
 from benchmarks.pruning import pruned
 from benchmarks.tables import Row, arguments, bar, conclude, keep, kept_in, markdown, number, read, row
 from benchmarks.timing import Measured
@@ -43,14 +43,13 @@ from benchmarks.whole import EMBEDDER, METRICS, Use, calibration, use_of
 from bert_adapter.distributions.draw import Draw
 from bert_adapter.distributions.gaussian import gaussian
 from bert_adapter.engines import batch_for
-from bert_adapter.families import module_for, predictive
+from bert_adapter.families import predictive
 from bert_adapter.losses import task_loss
 from bert_adapter.model import Model
 from bert_adapter.timing import in_turns
 
 SIZES = (0.75, 0.5, 0.25, 0.125)
 OURS, DENSE, FLOOR = "the default", "dense", "no encoder"
-FIRST, SPREAD = "the first layers", "layers, evenly spaced"
 LABELLED = ("fwsvd", "pruned heads and neurons")
 NAMES = (
     FIRST,
@@ -122,12 +121,10 @@ class Bench:
 
     def layers(self, size: float, spread: bool) -> Small | None:
         """A model of the layers that the share allows; None where that is none."""
-        count = self.dense.module.config.num_hidden_layers
-        kept = int(size * count + 1e-9)
-        if not kept:
+        small = with_layers(self.dense, size, spread)
+        if small is None:
             return None
-        chosen = np.unique(np.round(np.linspace(0, count - 1, kept)).astype(int)) if spread else np.arange(kept)
-        small = with_layers(self.dense, chosen.tolist())
+        kept, count = (model.module.config.num_hidden_layers for model in (small, self.dense))
         left = sum(leaf.nbytes for leaf in jax.tree.leaves(small.params)) / self.size
         return Small(small, kept / count, left)
 
@@ -163,20 +160,6 @@ class Bench:
             OURS: partial(self.factorised, "combined", uniform=False),
         }
         return calls[name](size) if name in calls else self.factorised(name, size)
-
-
-def with_layers(dense: Model, chosen: list[int]) -> Model:
-    """The model of these of its layers."""
-
-    def cut(params: Any) -> Any:
-        if not isinstance(params, dict):
-            return params
-        if set(params) == {"layer"}:
-            return {"layer": {str(place): params["layer"][str(layer)] for place, layer in enumerate(chosen)}}
-        return {name: cut(value) for name, value in params.items()}
-
-    config = dense.config | {"num_hidden_layers": len(chosen)}
-    return dense._replace(module=module_for(config, dense.files), params=cut(dense.params), config=config)
 
 
 def cells_of(bench: Bench) -> Iterator[tuple[str, float, Callable[[], Small | None]]]:

@@ -3,7 +3,8 @@
 all-mpnet-base-v2 as it comes (12 layers, 768 wide), all kernels of its encoder, importance from 512 texts of STS-B's
 train rows, without labels; Spearman's correlation on the whole of dev, once each, so that differences below 0.003 are
 noise, and half the squared distance to the dense embeddings of some of dev's texts. "Equal ranks": every kernel keeps
-the same share. "activation" weighs the inputs of a layer (DRONE, SVD-LLM), "fwsvd" has a weight for each input. The
+the same share. "activation" weighs the inputs of a layer (DRONE, SVD-LLM), "fwsvd" has a weight for each input;
+"layers" are as many as the share allows, as they are, the first or from the first to the last. The
 floor is the model with every kernel of the encoder zero: what its embeddings of tokens are worth alone.
 A compression needs some 8 GB. Every score is a line of JSON when it is there: a run that was killed goes on where it
 stopped.
@@ -18,6 +19,7 @@ import time
 from collections.abc import Callable, Iterable
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +29,7 @@ from benchmarks.study import chosen, rows_of
 from benchmarks.tables import Row, arguments, bar, conclude, keep, kept_in, markdown, read, row
 from benchmarks.timing import Measured
 from bert_adapter.decompositions import Decompositions
+from bert_adapter.families import module_for
 from bert_adapter.importance.sums import Importance
 from bert_adapter.model import Model
 
@@ -41,6 +44,8 @@ WAYS = {  # by name, the signal and whether ranks are equal
     "fwsvd, equal ranks": ("fwsvd", True),
 }
 DENSE, FLOOR = "dense", "floor"
+FIRST, SPREAD = "the first layers", "layers, evenly spaced"
+SHOWN = (*WAYS, FIRST, SPREAD)
 
 
 def prepared(options: argparse.Namespace) -> Context:
@@ -56,6 +61,26 @@ def without_kernels(dense: Model) -> Model:
     """The model with every kernel of the encoder zero."""
     shapes = bert_adapter.select_kernels(dense)
     return with_leaves(dense, {f"{path}/kernel": np.zeros(shape, np.float32) for path, shape in shapes.items()})
+
+
+def with_layers(dense: Model, share: float, spread: bool) -> Model | None:
+    """The model of so many of its layers, the first or from the first to the last; None where that is none."""
+    count = dense.module.config.num_hidden_layers
+    kept = int(share * count + 1e-9)
+    if not kept:
+        return None
+    chosen = np.round(np.linspace(0, count - 1, kept)).astype(int) if spread else np.arange(kept)
+
+    def cut(params: Any) -> Any:
+        if not isinstance(params, dict):
+            return params
+        found = {name: cut(value) for name, value in params.items() if name != "layer"}
+        if "layer" in params:
+            found["layer"] = {str(place): params["layer"][str(layer)] for place, layer in enumerate(chosen)}
+        return found
+
+    config = dense.config | {"num_hidden_layers": kept}
+    return dense._replace(module=module_for(config, dense.files), params=cut(dense.params), config=config)
 
 
 def models(context: Context, budgets: Iterable[float]) -> Iterable[tuple[str, float, Callable[[], Model]]]:
@@ -82,6 +107,9 @@ def models(context: Context, budgets: Iterable[float]) -> Iterable[tuple[str, fl
     for budget in budgets:
         for name, (signal, uniform) in WAYS.items():
             yield name, budget, partial(small, signal, budget, uniform)
+        for name, spread in ((FIRST, False), (SPREAD, True)):
+            if (model := with_layers(dense, budget, spread)) is not None:
+                yield name, budget, lambda model=model: model
 
 
 def scored(context: Context, name: str, budget: float, make: Callable[[], Model]) -> Row:
@@ -102,7 +130,7 @@ def draw(rows: list[Row], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, ax = plt.subplots(figsize=(6, 4), layout="constrained")
-    for name in WAYS:
+    for name in SHOWN:
         lines = sorted((line["budget"], line["spearman"]) for line in rows if line["method"] == name)
         ax.plot(*np.reshape(lines, (-1, 2)).T, marker="o", linewidth=2.5 if name == OURS else 1.2, label=name)
     for line in rows:
@@ -122,7 +150,7 @@ def report(rows: list[Row]) -> str:
         line = found.get((name, budget))
         return "" if line is None else f"{line['spearman']:.4f} ({line['loss']:.3f})"
 
-    cells = [[name, *(text(name, budget) for budget in budgets)] for name in WAYS]
+    cells = [[name, *(text(name, budget) for budget in budgets)] for name in SHOWN]
     cells += [[name, *[text(name, share)] * len(budgets)] for name, share in ((DENSE, 1.0), (FLOOR, 0.0))]
     table = markdown(["Spearman (loss)", *(f"{budget:.0%} kept" for budget in budgets)], cells)
     return "\n".join([table, "", *(verdict(found, budget) for budget in budgets)])
@@ -130,7 +158,7 @@ def report(rows: list[Row]) -> str:
 
 def verdict(found: dict[tuple[str, float], Row], budget: float) -> str:
     """Whether the default keeps most."""
-    scores = {name: found[name, budget]["spearman"] for name in WAYS if (name, budget) in found}
+    scores = {name: found[name, budget]["spearman"] for name in SHOWN if (name, budget) in found}
     others = max((score for name, score in scores.items() if name != OURS), default=math.nan)
     gap = scores.get(OURS, math.nan) - others
     return bar(f"{budget:.0%}: the default, planned, above all other ways, by", gap, gap > 0)

@@ -1,13 +1,15 @@
 """Is a compressed model faster, in which engine, and at what price? Does it take the time that its plan says?
 
-all-MiniLM-L6-v2 at 50 and 25 % of its encoder kernels' parameters, planned by the default signal on 512 pairs of
-STS-B's train rows. Every engine that is installed takes its turn in every round: JAX, onnxruntime (float32 and int8)
-and PyTorch, on as many threads. A speed is that beside the dense model in the same engine, the median over rounds.
-"Limit" is what the operations allow: those of the dense model over those of the compressed one, attention's own
-products with them. Scores are Spearman's on dev and the mean cosine to the dense embeddings, of the models timed.
+all-MiniLM-L6-v2, or the embedder in the directory after `--model`, at 50 and 25 % of its encoder kernels' parameters,
+planned by the default signal on 512 pairs of STS-B's train rows; beside it models of half of its layers, the first ones
+or as many from the first to the last, as they are. Every engine that is installed takes its turn in every round: JAX,
+onnxruntime (float32 and int8) and PyTorch, on as many threads. A speed is that beside the dense model in the same
+engine, the median over rounds. "Of" is followed by what the operations allow: those of the dense model over those of
+the smaller one, attention's own products with them. Scores are Spearman's on dev and the mean cosine to the dense
+embeddings in float32, of the models timed, of integers as onnxruntime computes them.
 
-Then ten plans for a budget of time, at 8 texts of 128 tokens: the share of the dense model's time that each was
-predicted to take, from times of single kernels, and the share that it takes.
+Then ten plans of all-MiniLM-L6-v2 for a budget of time, at 8 texts of 128 tokens: the share of the dense model's time
+that each was predicted to take, from times of single kernels, and the share that it takes.
 
 DIR holds STS-B's train.tsv and dev.tsv, as GLUE has them.
 """
@@ -19,12 +21,14 @@ from statistics import median
 from typing import Any
 
 import jax
+import numpy as np
 
 import bert_adapter
-from benchmarks.candidates import compressed, measured, prepared, separate
-from benchmarks.tables import Row, arguments, at_most, bar, markdown, row, write
-from bert_adapter.engines import batch_for
-from bert_adapter.evaluate import compare, embed
+from benchmarks.base import FIRST, SPREAD, with_layers
+from benchmarks.candidates import Context, compressed, measured, prepared, separate
+from benchmarks.tables import Row, arguments, at_most, bar, conclude, keep, kept_in, markdown, read, row
+from bert_adapter.engines import ENGINES, batch_for, missing, threads_here
+from bert_adapter.evaluate import compare, embed, spearman
 from bert_adapter.model import Model
 from bert_adapter.signals import DEFAULT
 from bert_adapter.speed import CELLS
@@ -35,6 +39,8 @@ WANTED = {0.5: (1.5, 1.3), 0.25: (2.4, 2.0)}  # speeds at 8 x 128, and at every 
 AGAINST = 1.1  # the most that the dense model may take in JAX, in times of the best other engine
 PLANS, NEAR = 10, 0.1
 ROUNDS = 5
+DENSE, INT8 = "dense", "onnxruntime-int8"
+OWN = "all-MiniLM-L6-v2"
 
 
 def operations(model: Model, length: int) -> float:
@@ -47,34 +53,58 @@ def operations(model: Model, length: int) -> float:
     )
 
 
-def timed(options: argparse.Namespace, models: dict[str, Model]) -> list[Row]:
+def models_of(context: Context, importance: Any) -> dict[str, Model]:
+    """The dense model and those that are smaller, by name."""
+    dense = context.dense
+    small = {f"{share:.0%}": compressed(context, importance, budget=share) for share in BUDGETS}
+    halves = {name: with_layers(dense, 0.5, spread) for name, spread in ((FIRST, False), (SPREAD, True))}
+    return {DENSE: dense} | small | {name: half for name, half in halves.items() if half is not None}
+
+
+def timed(options: argparse.Namespace, name: str, models: dict[str, Model]) -> list[Row]:
     """The rows of all models, engines and cells."""
     cells = [(1, 16)] if options.quick else CELLS
     with tempfile.TemporaryDirectory() as folder:
-        for name, model in models.items():
-            bert_adapter.save(model, Path(folder) / name)
-        names = {str(Path(folder) / name): name for name in models}
-        found = bert_adapter.bench(list(names), cells=cells, rounds=2 if options.quick else ROUNDS)
+        for kind, model in models.items():
+            bert_adapter.save(model, Path(folder) / kind)
+        names = {str(Path(folder) / kind): kind for kind in models}
+        found = bert_adapter.bench(list(names), cells=cells, rounds=2 if options.quick else options.rounds)
     rows = []
     for each in found.timings:
-        name, dense = names[each.model], models["dense"]
-        limit = operations(dense, each.length) / operations(models[name], each.length)
+        kind, dense = names[each.model], models[DENSE]
+        limit = operations(dense, each.length) / operations(models[kind], each.length)
         more = {"engine": each.engine, "batch": each.batch, "length": each.length, "speed": each.speed, "limit": limit}
         peak = found.peaks[each.model, each.engine]
         more |= {"run_seconds": each.seconds, "peak_bytes": peak, "threads": found.threads}
-        rows.append(row("speed", name, None, "", **more))
+        rows.append(row("speed", kind, None, "", model=name, **more))
     return rows
 
 
-def scored(models: dict[str, Model], dev: Any) -> list[Row]:
-    """Spearman and the mean cosine of each."""
-    texts = separate(dev)
-    wanted, rows = embed(models["dense"], texts), []
-    for name, model in models.items():
-        spearman = bert_adapter.score(model, dev)["spearman"]
-        cosine = compare(wanted[:2000], embed(model, texts)[:2000]).cosine
-        rows.append(row("score", name, None, "", spearman=spearman, cosine=cosine))
+def scored(name: str, models: dict[str, Model], dev: Any) -> list[Row]:
+    """Spearman and the mean cosine of each, in float32, and in integers where onnxruntime is installed."""
+    texts, rows, wanted = separate(dev), [], None
+    for kind, model in models.items():
+        found = {"float32": embed(model, texts)}
+        wanted = found["float32"] if wanted is None else wanted
+        if not missing(INT8):
+            found["int8"] = in_integers(model, texts)
+        for dtype, rows_of in found.items():
+            units = rows_of / np.linalg.norm(rows_of, axis=1, keepdims=True)
+            score = spearman(np.sum(units[::2] * units[1::2], axis=1), dev.labels)
+            cosine = compare(wanted[:2000], rows_of[:2000]).cosine
+            rows.append(row("score", kind, None, "", model=name, dtype=dtype, spearman=score, cosine=cosine))
+            print(f"  {kind}, {dtype}: {score:.4f}", flush=True)
     return rows
+
+
+def in_integers(model: Model, texts: list[str]) -> np.ndarray:
+    """The embeddings as onnxruntime computes them in 8 bits."""
+    encode = bert_adapter.tokenizer(model)
+    with tempfile.TemporaryDirectory() as folder:
+        step = ENGINES[INT8].start(model, Path(folder), threads_here())
+    taken = batch_for(model, 1, 1).keys()
+    batches = (encode(texts[i : i + 32]) for i in range(0, len(texts), 32))
+    return np.concatenate([step({name: batch[name] for name in taken})[-1] for batch in batches])
 
 
 def planned(options: argparse.Namespace, dense: Model, known: Any) -> list[Row]:
@@ -94,33 +124,54 @@ def planned(options: argparse.Namespace, dense: Model, known: Any) -> list[Row]:
         both = {name: jax.device_put(model.params) for name, model in {"dense": dense, "small": small}.items()}
         seconds = in_turns({name: lambda params=params: run(params, inputs) for name, params in both.items()}, ROUNDS)
         found = median(one / other for one, other in zip(seconds["small"], seconds["dense"], strict=True))
-        rows.append(row("plan", f"{budget:.0%}", None, "", budget=budget, predicted=share, measured=found))
+        rows.append(row("plan", f"{budget:.0%}", None, "", model=OWN, budget=budget, predicted=share, measured=found))
         print(f"  predicted {share:.3f} of the dense model's time, measured {found:.3f}", flush=True)
     return rows
 
 
 def report(rows: list[Row]) -> str:
-    """The tables, and the bars."""
-    speeds = [line for line in rows if line["problem"] == "speed"]
-    scores = {line["method"]: line for line in rows if line["problem"] == "score"}
-    plans = [line for line in rows if line["problem"] == "plan"]
-    cells = sorted({(line["batch"], line["length"]) for line in speeds})
-    by_key: dict[tuple[str, str], dict[tuple[int, int], Row]] = {}
-    for line in speeds:
-        by_key.setdefault((line["method"], line["engine"]), {})[line["batch"], line["length"]] = line
+    """The tables of each model, its bars, and those of plans."""
+    parts = []
+    for name in dict.fromkeys(line["model"] for line in rows):
+        of = [line for line in rows if line["model"] == name]
+        plans = [line for line in of if line["problem"] == "plan"]
+        parts += [f"**{name}**", table(of)]
+        if plans:
+            shares = [[line["method"], f"{line['predicted']:.3f}", f"{line['measured']:.3f}"] for line in plans]
+            parts.append(markdown(["budget of time", "predicted", "measured"], shares))
+        parts.append("\n".join(verdicts(by_engine(of), plans)))
+    return "\n\n".join(parts)
+
+
+def table(rows: list[Row]) -> str:
+    """A line for each way and engine."""
+    cells = sorted({(line["batch"], line["length"]) for line in rows if line["problem"] == "speed"})
     head = ["model", "engine", "Spearman", "cosine", *(f"{batch} x {length}" for batch, length in cells), "peak MB"]
     lines = []
-    for (name, engine), found in by_key.items():
-        score = scores[name]
+    for (kind, engine), found in by_engine(rows).items():
+        score = score_of(rows, kind, engine)
         texts = [
             f"{1e3 * found[cell]['run_seconds']:.1f} ms, {found[cell]['speed']:.2f} of {found[cell]['limit']:.2f}"
             for cell in cells
         ]
         peak = f"{found[cells[0]]['peak_bytes'] / 1e6:.0f}"
-        lines.append([name, engine, f"{score['spearman']:.4f}", f"{score['cosine']:.3f}", *texts, peak])
-    shares = [[line["method"], f"{line['predicted']:.3f}", f"{line['measured']:.3f}"] for line in plans]
-    table = markdown(["budget of time", "predicted", "measured"], shares)
-    return "\n\n".join([markdown(head, lines), table, "\n".join(verdicts(by_key, plans))])
+        lines.append([kind, engine, f"{score['spearman']:.4f}", f"{score['cosine']:.3f}", *texts, peak])
+    return markdown(head, lines)
+
+
+def by_engine(rows: list[Row]) -> dict[tuple[str, str], dict[tuple[int, int], Row]]:
+    """The times by way and engine, and by cell."""
+    found: dict[tuple[str, str], dict[tuple[int, int], Row]] = {}
+    for line in rows:
+        if line["problem"] == "speed":
+            found.setdefault((line["method"], line["engine"]), {})[line["batch"], line["length"]] = line
+    return found
+
+
+def score_of(rows: list[Row], kind: str, engine: str) -> Row:
+    """What the model scores in the numbers that the engine computes with."""
+    dtype = "int8" if engine == INT8 else "float32"
+    return next(line for line in rows if (line["problem"], line["method"], line.get("dtype")) == ("score", kind, dtype))
 
 
 def verdicts(by_key: dict[tuple[str, str], dict[tuple[int, int], Row]], plans: list[Row]) -> list[str]:
@@ -135,13 +186,13 @@ def verdicts(by_key: dict[tuple[str, str], dict[tuple[int, int], Row]], plans: l
             if speeds:
                 least = min(speeds.values())
                 found.append(bar(f"{budget:.0%} in {engine}, at least {every} everywhere", least, least >= every))
-    small, theirs = (by_key.get(key, {}).get((1, 32)) for key in (("25%", "onnxruntime-int8"), ("dense", "pytorch")))
+    small, theirs = (by_key.get(key, {}).get((1, 32)) for key in (("25%", INT8), (DENSE, "pytorch")))
     if small and theirs:
         speed = theirs["run_seconds"] / small["run_seconds"]
         found.append(bar("25 % in int8 at 1 x 32, at least 5 times as fast as dense PyTorch", speed, speed >= 5))
-    others = [by_key[key] for key in (("dense", "onnxruntime"), ("dense", "pytorch")) if key in by_key]
+    others = [by_key[key] for key in ((DENSE, "onnxruntime"), (DENSE, "pytorch")) if key in by_key]
     if others:
-        ours = by_key["dense", "jax"]
+        ours = by_key[DENSE, "jax"]
         worst = max(
             line["run_seconds"] / min(other[cell]["run_seconds"] for other in others) for cell, line in ours.items()
         )
@@ -153,38 +204,50 @@ def verdicts(by_key: dict[tuple[str, str], dict[tuple[int, int], Row]], plans: l
 
 
 def draw(rows: list[Row], path: Path) -> None:
-    """Spearman against the time of a text, at 8 texts of 128 tokens, a line for each engine."""
+    """For each model, Spearman against the time of a text in onnxruntime, 8 of 128 tokens at once."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    scores = {line["method"]: line["spearman"] for line in rows if line["problem"] == "score"}
-    figure, ax = plt.subplots(figsize=(6, 4), layout="constrained")
-    points: dict[str, list[tuple[float, float]]] = {}
-    for line in rows:
-        if line["problem"] == "speed" and (line["batch"], line["length"]) == (8, 128):
-            points.setdefault(line["engine"], []).append((1e3 * line["run_seconds"] / 8, scores[line["method"]]))
-    for engine, found in points.items():
-        ax.plot(*zip(*sorted(found), strict=True), marker="o", label=engine)
-    ax.set(xlabel="milliseconds for a text of 128 tokens, of 8 at once", ylabel="Spearman on STS-B's dev rows")
-    if points:
-        ax.legend()
+    names = list(dict.fromkeys(line["model"] for line in rows))
+    figure, axes = plt.subplots(1, len(names), figsize=(5.5 * len(names), 4), squeeze=False, layout="constrained")
+    ways = {"low rank": [DENSE, *(f"{share:.0%}" for share in BUDGETS)], FIRST: [DENSE, FIRST], SPREAD: [DENSE, SPREAD]}
+    for ax, name in zip(axes[0], names, strict=True):
+        of = [line for line in rows if line["model"] == name]
+        found = by_engine(of)
+        for color, (way, kinds) in enumerate(ways.items()):
+            for engine, style in (("onnxruntime", "-o"), (INT8, "--s")):
+                points = [
+                    (1e3 * found[kind, engine][8, 128]["run_seconds"] / 8, score_of(of, kind, engine)["spearman"])
+                    for kind in kinds
+                    if (8, 128) in found.get((kind, engine), {})
+                ]
+                label = way if engine != INT8 else f"{way}, int8"
+                ax.plot(*np.reshape(points, (-1, 2)).T, style, color=f"C{color}", markersize=4, label=label)
+        ax.set(title=name, xlabel="milliseconds for a text of 128 tokens", ylabel="Spearman on STS-B's dev rows")
+    axes[0][0].legend(fontsize=7)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
 
 def main(argv: list[str] | None = None) -> None:
-    options = arguments("speed", __doc__, data="GLUE: STS-B/train.tsv and dev.tsv").parse_args(argv)
+    parser = arguments("speed", __doc__, data="GLUE: STS-B/train.tsv and dev.tsv")
+    parser.add_argument("--model", type=Path, metavar="MODEL", help=f"the directory of an embedder ({OWN})")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="how often each is timed (%(default)s)")
+    options = parser.parse_args(argv)
     options.budget = max(BUDGETS)
+    file, name = kept_in(options, "speed"), OWN if options.model is None else options.model.resolve().name
+    if any(line["model"] == name for line in read(file)):
+        raise SystemExit(f"{file} has {name} already: delete its lines to time it again")
     context = prepared(options)
     dense, importance = context.dense, measured(context.dense, context.batches, DEFAULT)
-    models = {"dense": dense} | {f"{share:.0%}": compressed(context, importance, budget=share) for share in BUDGETS}
-    known = bert_adapter.decompose(dense.params, importance, progress=False)
-    rows = [*scored(models, context.dev), *timed(options, models), *planned(options, dense, known)]
-    text = report(rows)
-    print("\n" + text)
-    write(options, "speed", rows, draw, doc=__doc__, text=text)
+    models = models_of(context, importance)
+    rows = [*scored(name, models, context.dev), *timed(options, name, models)]
+    if options.model is None:
+        rows += planned(options, dense, bert_adapter.decompose(dense.params, importance, progress=False))
+    keep(file, *rows)
+    conclude(file, report, draw, __doc__)
 
 
 if __name__ == "__main__":

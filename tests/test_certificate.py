@@ -14,7 +14,7 @@ import wlra
 from wlra.certificate import WITHIN
 
 M, N, K = 12, 10, 2
-COUNT, FEWER = 300, 100  # problems: for the quick method, and for each of the others
+COUNT = 300  # problems
 
 
 def problem(seed):
@@ -52,10 +52,8 @@ def problems():
 
 @functools.cache
 def results(name):
-    count = COUNT if name == "anderson" else FEWER
-    W, weights = (array[:count] for array in problems())
     options: dict[str, Any] = {"max_iters": 100, **ITERATIONS[name]}
-    return jax.tree.map(np.asarray, wlra.solve_batch(W, weights, K, **options))
+    return jax.tree.map(np.asarray, wlra.solve_batch(*problems(), K, **options))
 
 
 @functools.lru_cache

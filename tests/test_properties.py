@@ -116,7 +116,7 @@ def rounded(W, weights, result):
     return 8 * float(np.finfo(W.dtype).eps) * np.sqrt(terms / zero) if zero > 0 else 0.0
 
 
-def check(name, problem, size, dtype=np.float32):
+def check(name, problem, size, dtype: Any = np.float32):
     seed, *kinds, shape = problem
     W, weights, rank = make(seed, kinds[0], kinds[1], shape, size=size, dtype=dtype)
     try:
@@ -133,7 +133,7 @@ def check(name, problem, size, dtype=np.float32):
     # The root of the loss is a relative distance, of which factors in float32 keep five digits.
     digits = (3e-5 if dtype == np.float32 else 1e-12) + rounded(W, weights, result)
     np.testing.assert_allclose(np.sqrt(result.loss), np.sqrt(loss), rtol=digits, atol=digits)
-    if result.status != wlra.Status.STALLED or wide(weights) <= 100:  # else rounding the factors has cost something
+    if dtype == np.float64 or wide(weights) <= 100:  # else factors of float64 were rounded, which may cost all
         assert np.sqrt(loss) <= np.sqrt(result.history.loss[0]) * (1 + digits) + digits
     if result.status == wlra.Status.CONVERGED:
         assert result.stationarity <= 1e-3 * (1 + 1e-3)  # computed once more at the end
