@@ -3,9 +3,11 @@
 all-MiniLM-L6-v2 as it comes, compressed by default with importance from 512 pairs of STS-B's train rows, then healed by
 default on 10,000 sentences of train rows, half of them STS-B's and half SST-2's. No label is used. Scores are
 Spearman's correlation on the whole of STS-B's dev rows, and the mean cosine to the dense embedding over 2,000 sentences
-of the dev rows of STS-B and of SST-2. A seed draws the rows, their order and the directions of the importance. Seconds
-are those of healing alone. Every score is a line of JSON when it is there: a run that was killed goes on where it
-stopped.
+of the dev rows of STS-B and of SST-2. Retrieval is what an index of dense embeddings is worth to queries that the
+smaller model embeds: all sentences of STS-B's dev rows are indexed; the first of each pair with a label of 4 or more
+asks, and what it is paired with so is to be found among the 10 nearest, itself left out. A seed draws the rows, their
+order and the directions of the importance. Seconds are those of healing alone. Every score is a line of JSON when it is
+there: a run that was killed goes on where it stopped.
 
 DIR holds STS-B's and SST-2's train.tsv and dev.tsv, as GLUE has them.
 """
@@ -23,14 +25,17 @@ from benchmarks.candidates import measured, separate
 from benchmarks.study import chosen, rows_of
 from benchmarks.tables import Row, arguments, at_most, bar, conclude, keep, kept_in, markdown, read, row, with_error
 from benchmarks.timing import Measured
-from bert_adapter.evaluate import compare, embed
+from bert_adapter.evaluate import compare, embed, unit_rows
 from bert_adapter.model import Model
 from bert_adapter.signals import DEFAULT
 from bert_adapter.text import LabelledTexts
 
 BARS = {0.5: (0.866, 0.97), 0.25: (0.860, 0.93), 0.1: (0.835, 0.85)}  # the least Spearman and cosine, healed
+FOUND = {0.5: 0.98, 0.25: 0.95}  # the least recall and nDCG, healed, of dense
+LIKE, NEAREST = 4.0, 10  # the label of a pair whose sentences are to find each other, and among how many
 SECONDS = 600.0
 SOURCES = ("STS-B", "SST-2")
+SCORES = {"spearman": "Spearman", "cosine": "mean cosine to dense", "recall": "recall", "ndcg": "nDCG"}
 DENSE, BEFORE, HEALED = "dense", "compressed", "healed"
 
 
@@ -65,12 +70,32 @@ class Texts:
         return chosen(self.rows["STS-B", "dev"], None if self.share == 1 else 64, 0)
 
 
+def retrieved(pairs: LabelledTexts, dense: Model, model: Model) -> dict[str, float]:
+    """Recall and nDCG (Järvelin & Kekäläinen 2002) among the nearest in the dense index, of the model's queries."""
+    index = sorted({text for pair in pairs.texts for text in pair})
+    place = {text: number for number, text in enumerate(index)}
+    wanted: dict[str, set[int]] = {}
+    for (one, other), label in zip(pairs.texts, pairs.labels, strict=True):
+        if label >= LIKE and one != other:
+            wanted.setdefault(one, set()).add(place[other])
+    units = [unit_rows(embed(each, texts)) for each, texts in ((model, list(wanted)), (dense, index))]
+    nearness = units[0] @ units[1].T
+    nearness[np.arange(len(wanted)), [place[text] for text in wanted]] = -np.inf
+    gains, found = 1 / np.log2(np.arange(NEAREST) + 2), []
+    for near, these in zip(np.argsort(-nearness, axis=1)[:, :NEAREST], wanted.values(), strict=True):
+        hits = np.isin(near, list(these))
+        found.append((hits.sum() / min(len(these), NEAREST), hits @ gains / gains[: len(these)].sum()))
+    recall, ndcg = np.mean(found, axis=0)
+    return {"recall": float(recall), "ndcg": float(ndcg)}
+
+
 def scored(texts: Texts, dense: Model, model: Model, name: str, **more: Any) -> Row:
     """The row of a model; `more` are its seed and budget, and what healing cost."""
     cost = Measured(None, None, more.pop("seconds", None), None)
     spearman = bert_adapter.score(model, texts.dev())["spearman"]
     cosine = compare(embed(dense, texts.held()), embed(model, texts.held())).cosine
-    return row("STS-B", name, None, "", cost, spearman=spearman, cosine=cosine, **more)
+    found = retrieved(texts.dev(), dense, model)
+    return row("STS-B", name, None, "", cost, spearman=spearman, cosine=cosine, **found, **more)
 
 
 def lines(texts: Texts, seeds: Iterable[int], budgets: Iterable[float], done: set[tuple]) -> Iterator[Row]:
@@ -107,7 +132,7 @@ def report(rows: list[Row]) -> str:
     budgets = sorted({line["budget"] for line in rows if line["method"] != DENSE}, reverse=True)
 
     def cells_of(name: str, budget: float) -> list[Any]:
-        scores = [values(rows, name, budget, what) for what in ("spearman", "cosine")]
+        scores = [values(rows, name, budget, what) for what in SCORES]
         costs = [values(rows, name, budget, what) if name == HEALED else [] for what in ("steps", "run_seconds")]
         return [
             f"{budget:.0%}",
@@ -118,7 +143,7 @@ def report(rows: list[Row]) -> str:
         ]
 
     cells = [cells_of(DENSE, 1.0), *(cells_of(name, budget) for budget in budgets for name in (BEFORE, HEALED))]
-    table = markdown(["kernels kept", "", "Spearman", "mean cosine to dense", "steps", "seconds", "seeds"], cells)
+    table = markdown(["kernels kept", "", *SCORES.values(), "steps", "seconds", "seeds"], cells)
     return "\n".join([table, "", *(verdict for budget in budgets for verdict in verdicts(rows, budget))])
 
 
@@ -128,6 +153,9 @@ def verdicts(rows: list[Row], budget: float) -> Iterator[str]:
         found = values(rows, HEALED, budget, what)
         mean = float(np.mean(found)) if found else math.nan
         yield bar(f"{budget:.0%}, healed: {what} at least {least}", mean, mean >= least)
+    for what in ("recall", "ndcg") if budget in FOUND else ():
+        share = float(np.mean(values(rows, HEALED, budget, what)) / np.mean(values(rows, DENSE, 1.0, what)))
+        yield bar(f"{budget:.0%}, healed: {what} at least {FOUND[budget]} of dense", share, share >= FOUND[budget])
     seconds = values(rows, HEALED, budget, "run_seconds")
     yield at_most(f"{budget:.0%}: seconds of healing", max(seconds, default=None), SECONDS)
 
