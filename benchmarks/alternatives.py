@@ -278,6 +278,7 @@ def draw(rows: list[Row], path: Path) -> None:
             ]
             points = sorted((x, line["score"]) for line in lines if (x := place(line)) is not None)
             style = {"marker": "o", "markersize": 3, "linewidth": 2.5 if name == OURS else 1.2, "color": f"C{color}"}
+            style["linestyle"] = ":" if "int8" in name else "-"
             if points:
                 ax.plot(*np.array(points).T, label=name, **style)
         for line in rows:
