@@ -150,7 +150,11 @@ def report(rows: list[Row]) -> str:
         line = found.get((name, budget))
         return "" if line is None else f"{line['spearman']:.4f} ({line['loss']:.3f})"
 
-    cells = [[name, *(text(name, budget) for budget in budgets)] for name in SHOWN]
+    cells = [
+        [name, *(text(name, budget) for budget in budgets)]
+        for name in SHOWN
+        if name in {line["method"] for line in rows}
+    ]
     cells += [[name, *[text(name, share)] * len(budgets)] for name, share in ((DENSE, 1.0), (FLOOR, 0.0))]
     table = markdown(["Spearman (loss)", *(f"{budget:.0%} kept" for budget in budgets)], cells)
     return "\n".join([table, "", *(verdict(found, budget) for budget in budgets)])
