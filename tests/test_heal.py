@@ -273,6 +273,25 @@ def test_a_module_of_ones_own_is_healed():
     assert bert_adapter.forward(got)(got.params, own[0]).shape == (16, 4)
 
 
+class Steep(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return jnp.exp(nn.Dense(4, name="last")(nn.Dense(16, name="first")(x)))
+
+
+def test_a_run_ends_where_the_loss_is_not_finite():
+    teacher = Steep(), Steep().init(jax.random.key(0), jnp.ones((1, 12)))["params"]
+    own = [{"x": np.random.default_rng(0).normal(size=(16, 12)).astype(np.float32)} for _ in range(8)]
+    follower, _ = bert_adapter.compress(teacher, own, rank=2, signal="svd", progress=False)
+    got, gained = heal(follower, teacher, own, learning_rate=1.0, epochs=40)
+    last = max(gained.losses)
+    assert np.isinf(gained.losses[last])
+    assert gained.steps == last < 40 * gained.texts // 16
+    assert np.isfinite(gained.after)
+    assert gained.after <= gained.before
+    assert np.isfinite(bert_adapter.forward(got)(got.params, own[0])).all()
+
+
 def cut(names):
     return [{name: batch[name][:, :1] if name in names else batch[name] for name in batch} for batch in batches()]
 
