@@ -46,11 +46,11 @@ class Context(NamedTuple):
     budget: float
 
 
-def prepared(options: argparse.Namespace) -> Context:
-    """The model and its batches."""
+def prepared(options: argparse.Namespace, model: Path | None = None) -> Context:
+    """The model in a directory, or all-MiniLM-L6-v2, and its batches."""
     from bert_adapter.demo import minilm
 
-    dense = bert_adapter.load(getattr(options, "model", None) or minilm())
+    dense = bert_adapter.load(model or minilm())
     pairs = chosen(rows_of("STS-B", "train", options.data), 8 if options.quick else 512, 0)
     dev = chosen(rows_of("STS-B", "dev", options.data), 64 if options.quick else None, 0)
     batches, held = (bert_adapter.text_batches(dense, separate(rows)) for rows in (pairs, chosen(dev, 256, 0)))

@@ -25,8 +25,9 @@ from benchmarks.candidates import measured, separate
 from benchmarks.study import chosen, rows_of
 from benchmarks.tables import Row, arguments, at_most, bar, conclude, keep, kept_in, markdown, read, row, with_error
 from benchmarks.timing import Measured
-from bert_adapter.evaluate import compare, embed, unit_rows
+from bert_adapter.evaluate import compare, embed
 from bert_adapter.model import Model
+from bert_adapter.outputs.sentences import unit_rows
 from bert_adapter.signals import DEFAULT
 from bert_adapter.text import LabelledTexts
 

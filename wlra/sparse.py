@@ -100,6 +100,14 @@ def entries(matrix: Matrix, left: Float[Array, "m k"], right: Float[Array, "k n"
     return jnp.sum(pick(left, matrix.rows) * pick(right.T, matrix.cols), axis=1)
 
 
+def entries_on_host(matrix: Any, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """The same in NumPy, of factors that may have leading axes."""
+    if not is_sparse(matrix):
+        return left @ right
+    rows, cols = np.asarray(matrix.rows), np.asarray(matrix.cols)
+    return np.sum(left[..., rows, :] * np.swapaxes(right, -1, -2)[..., cols, :], axis=-1)
+
+
 def by_row(matrix: Matrix, vector: Num[Array, " m"]) -> Num[Array, "..."]:
     """The vector's number for the row of each of the matrix's values, or what broadcasts to it."""
     return pick(vector, matrix.rows) if is_sparse(matrix) else vector[:, None]
