@@ -58,12 +58,12 @@ from bert_adapter.signals import DEFAULT
 DENSE, FWSVD, KERNELS, ALL = "bits alone", "kernels, FWSVD", "kernels", "everything"
 FASTER = "everything, half of the operations"
 TABLE, BY_GRADIENTS = "table of words", "table of words, by squared gradients"
-BUDGETS = (0.75, 0.5, 0.35, 0.25, 0.2, 0.16, 0.125, 0.1, 0.08, 0.065, 0.05, 0.04)  # of the bytes
+BUDGETS = (0.75, 0.5, 0.35, 0.25, 0.2, 0.16, 0.125, 0.1, 0.08, 0.065, 0.05, 0.04, 0.03)  # of the bytes
 WANTED = (0.25, 0.125, 0.08)  # of them, those with bars
 EIGHTH = "12.5%"
 KERNEL_BUDGETS = (0.75, 0.5, 0.25)
 RANKS = (288, 192, 128, 96)  # of 384
-BITS = ("float32", "bfloat16", "float16", "int8")
+BITS = ("float32", "bfloat16", "float16", "int8", "int4")
 EMBEDDER = "STS-B, as it comes"
 SENTENCES, SEEN, UNSEEN = "SST-2's sentences", "all tokens seen", "some unseen"
 METRICS = {EMBEDDER: "spearman"} | {task: about.metric for task, about in TASKS.items()}
@@ -116,7 +116,7 @@ def models(use: Use, seed: int, importance: Callable[[], Importance], known: Cal
         return bert_adapter.compress(dense, (), importance=measured(), progress=False, **options)
 
     if seed == 0:
-        for dtype in BITS if whole else ("float32", "int8"):
+        for dtype in BITS if whole else ("float32", "int8", "int4"):
             yield DENSE, dtype, dtype, lambda: (dense, None)
     for budget in BUDGETS if whole else WANTED:
         yield ALL, f"{budget:.1%}", None, partial(small, known, budget=budget, of="bytes")

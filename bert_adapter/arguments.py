@@ -161,7 +161,7 @@ def add_size(group: Any) -> None:
         default="kernels",
         help="what the budget is a share of: the parameters of the selected kernels (%(default)s), of the whole model, "
         "its bytes, the operations of its dense layers for a token, or its time on this machine, which is measured. Of "
-        "bytes, the table of words is factorised too, and each matrix has 32, 16 or 8 bits, whatever loses least",
+        "bytes, the table of words is factorised too, and each matrix has 32, 16, 8 or 4 bits, whatever loses least",
     )
     group.add_argument(
         "--flops",
@@ -196,8 +196,8 @@ def add_selection(group: Any) -> None:
     group.add_argument(
         "--dtype",
         choices=DTYPES,
-        help="what matrices are stored as; int8 has a scale for each row of a table and each column of a kernel "
-        "(as they are)",
+        help="what matrices are stored as; int8 has a scale for each row of a table and each column of a kernel, int4 "
+        "for each 64 there, rounded to the nearest: --of bytes loses less at so few bits (as they are)",
     )
     group.add_argument("--exclude", metavar="REGEX", help="which of these stay dense")
 

@@ -63,12 +63,18 @@ def looked_up(choices: Choices, width: int) -> Choices:
     return choices._replace(flops=np.append(2.0 * width * choices.rank[:-1], 0.0))
 
 
-def with_bits(choices: Choices, rounding: Rounding, shape: tuple[int, int], *, by_rows: bool, unit: float) -> Choices:
-    """The same at fewer bits too: what is lost by rank and by rounding adds up. `unit` is that of the losses."""
-    ranks, (m, n), found = choices.rank[:-1], shape, [choices]
+def with_bits(
+    choices: Choices, rounding: Rounding, axes: tuple[tuple[int, ...], ...], *, by_rows: bool, unit: float
+) -> Choices:
+    """The same at fewer bits too: what is lost by rank and by rounding adds up. `unit` is that of the losses.
+
+    axes: of the kernel's inputs, and of its outputs.
+    """
+    ranks, (inputs, outputs), found = choices.rank[:-1], axes, [choices]
     for dtype in rounding.dense:
-        factors = [size((m, int(rank)), dtype, by_rows) + size((int(rank), n), dtype, False) for rank in ranks]
-        cost = np.append(factors, float(size(shape, dtype, by_rows)))
+        left = [size((*inputs, int(rank)), dtype, by_rows) for rank in ranks]
+        right = [size((int(rank), *outputs), dtype, False) for rank in ranks]
+        cost = np.append(np.add(left, right), float(size((*inputs, *outputs), dtype, by_rows)))
         lost = np.append(rounding.at(ranks, dtype), rounding.dense[dtype])
         bits = np.full(len(choices.rank), DTYPES.index(dtype) + 1)
         found.append(choices._replace(cost=cost, loss=choices.loss + unit * lost, bits=bits))
@@ -136,7 +142,7 @@ def above(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]
 def cheapest(
     choices: dict[str, Choices], curve: Curve, budget: float, total: float, *, flops: float = math.inf
 ) -> dict[str, int]:
-    """By path, the option that the steps within the budget lead to; the next step is gone as far as the rest allows.
+    """By path, the option that the steps within the budget lead to, with what is left spent on whatever saves most.
 
     flops: the most operations for a token, if those are limited too.
     """
@@ -145,14 +151,31 @@ def cheapest(
     count = int(np.argmax(over))
     options = dict(zip(curve.kernel[:count], curve.option[:count], strict=True))
     chosen = {path: int(options[number]) for number, path in enumerate(choices)}
-    if count < len(curve.share):
-        path = curve.paths[curve.kernel[count]]
-        choice, begun = choices[path], chosen[path]
-        cost = choice.cost[begun] + (share - curve.share[count - 1]) * total
-        spent = choice.flops[begun] + flops - curve.flops[count - 1]
-        fits = (choice.cost <= cost) & (choice.flops <= spent)
-        chosen[path] = begun + int(np.flatnonzero(fits[begun : curve.option[count]])[-1])
-    return chosen
+    rest = (share - curve.share[count - 1]) * total, flops - curve.flops[count - 1]
+    return filled(choices, chosen, *rest)
+
+
+def filled(choices: dict[str, Choices], chosen: dict[str, int], rest: float, flops: float) -> dict[str, int]:
+    """The same with what is left spent too, of the budget and of the operations.
+
+    It goes to the option of any kernel that saves the most of all that it can pay for, until none saves anything.
+    """
+    chosen = dict(chosen)
+    while True:
+        best, gain = None, 0.0
+        for path, choice in choices.items():
+            has = chosen[path]
+            fits = (choice.cost - choice.cost[has] <= rest) & (choice.flops - choice.flops[has] <= flops)
+            loss = np.where(fits, choice.loss, np.inf)
+            option = int(np.argmin(loss))
+            if choice.loss[has] - loss[option] > gain:
+                best, gain = (path, option), float(choice.loss[has] - loss[option])
+        if best is None:
+            return chosen
+        path, option = best
+        rest -= choices[path].cost[option] - choices[path].cost[chosen[path]]
+        flops -= choices[path].flops[option] - choices[path].flops[chosen[path]]
+        chosen[path] = option
 
 
 def within_both(

@@ -213,7 +213,7 @@ def compress(
     config = dense.config | {"low_rank": section(dense, report, seed, known.calibration)}
     small = dense._replace(params=params, config=config)
     small, report = healed(small, dense, healing, report, seed=seed, file=beside(file), progress=progress)
-    return in_kind(model, small._replace(params=as_stored(small.params, dtypes))), report
+    return in_kind(model, small._replace(params=as_stored(small.params, dtypes, known.rows))), report
 
 
 def report_of(kernels: list[KernelReport], known: Decompositions, **done: Any) -> Report:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,6 +41,8 @@ class Decompositions(NamedTuple):
     calibration: how many texts were measured on, and their fingerprint; empty where nothing was measured.
     tokens: by path, of tables, what is known of their rows.
     roundings: by path, what fewer bits lose; empty where that was not asked for.
+    rows: by path, the Gram matrices of inputs that factors are made by, by which errors of 4 bits are made up for;
+      empty where bits were not asked for.
 
     Example:
       >>> import numpy as np, bert_adapter
@@ -62,6 +63,7 @@ class Decompositions(NamedTuple):
     calibration: Mapping[str, Any]
     tokens: Mapping[str, Tokens] = {}
     roundings: Mapping[str, Rounding] = {}
+    rows: Mapping[str, Float[np.ndarray, "in in"]] = {}
 
 
 def decompose(
@@ -76,7 +78,8 @@ def decompose(
 ) -> Decompositions:
     """The kernels decomposed, which `plan` and `compress` take in place of the importance, at any budget.
 
-    It takes as much memory as the kernels, and the importance is not needed any more.
+    It takes as much memory as the kernels, with bits a matrix (in, in) for each of them besides, and the importance is
+    not needed any more.
 
     Args:
       params: nested dicts, with dense kernels.
@@ -126,18 +129,14 @@ def decompositions(
     """
     known = {} if importance is None else importance.sums
     flat = by_path(unstacked(params, shapes))
-    planning = signal if signal.ranks is None else signal._replace(weights=signal.ranks)
     for path in shapes:
         check_measured(importance, signal, path)
 
     def one(path: str) -> One:
         place = kernel_path(flat, path)
-        kernel, evidence = np.asarray(flat[place]).reshape(shapes[path]), evidence_of(importance, path, shapes[path])
-        of = partial(one_matrix, path, kernel, evidence, table=is_table(place), shrink=shrink)
-        twice = method is not None and planning is not signal and not is_table(place)
-        found = of(planning, method=None if twice else method, bits=bits)
-        if twice:
-            found = found._replace(decomposed=of(signal, method=method, bits=False).decomposed)
+        kernel, evidence = flat[place], evidence_of(importance, path, shapes[path])
+        options: dict[str, Any] = {"shape": shapes[path], "table": is_table(place), "method": method, "bits": bits}
+        found = one_matrix(path, kernel, evidence, signal, shrink=shrink, **options)
         if consume and found.decomposed.left is not None:
             known.pop(path, None)
         return found if signal.reliability is None else found._replace(reliability=signal.reliability(evidence))
@@ -159,20 +158,22 @@ def decompositions(
         calibration=calibration(importance),
         tokens={path: each.tokens for path, each in found.items() if each.tokens is not None},
         roundings={path: each.rounding for path, each in found.items() if each.rounding is not None},
+        rows={path: each.row for path, each in found.items() if each.row is not None},
     )
 
 
 class One(NamedTuple):
     """What is known of one matrix.
 
-    squares: what ranks are planned by. tokens: of a table. rounding: where that was asked for. reliability: where the
-      signal can tell.
+    squares: what ranks are planned by. tokens: of a table. rounding, row: where bits were asked for. reliability: where
+      the signal can tell.
     """
 
     decomposed: Decomposed
     squares: Float[np.ndarray, " components"]
     tokens: Tokens | None = None
     rounding: Rounding | None = None
+    row: Float[np.ndarray, "in in"] | None = None
     reliability: float | None = None
 
 
@@ -182,30 +183,54 @@ def one_matrix(
     evidence: Evidence,
     signal: Signal,
     *,
+    shape: tuple[int, int],
     table: bool,
     shrink: float | None,
     method: wlra.Method | None,
     bits: bool,
 ) -> One:
     """That of a kernel or a table; an error says whose it is."""
+    plain, kernel = np.ndim(kernel) == 2, np.asarray(kernel).reshape(shape)
     try:
-        if not table:
-            return one_kernel(kernel, signal.weights(evidence, shrink), method, bits=bits)
-        found = one_table(kernel, table_weights(evidence, signal, path, shrink), method, prior=shrink, bits=bits)
-        return found if signal.statistics else found._replace(tokens=None)
+        if table:
+            found = one_table(kernel, table_weights(evidence, signal, path, shrink), method, prior=shrink, bits=bits)
+            return found if signal.statistics else found._replace(tokens=None)
+        return one_kernel(kernel, evidence, signal, shrink=shrink, method=method, bits=bits, plain=plain)
     except ValueError as error:
         raise ValueError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
 
 
-def one_kernel(kernel: Any, weights: Any, method: wlra.Method | None, *, bits: bool) -> One:
-    """That of a kernel. Rounding is of the components also where the method does not cut them."""
-    found = whole = decompose_one(kernel, weights, method)
+def one_kernel(
+    kernel: Any,
+    evidence: Evidence,
+    signal: Signal,
+    *,
+    shrink: float | None,
+    method: wlra.Method | None,
+    bits: bool,
+    plain: bool,
+) -> One:
+    """That of a kernel: its components by what factors are made by, its squares by what ranks are planned by.
+
+    Rounding is of the components also where the method does not cut them.
+    """
+    planned = squares = None
+    if signal.ranks is not None:
+        planned = signal.ranks(evidence, shrink)
+        squares = components.decompose(kernel, *sides(kernel, planned), 0).squares
+        if method is None and not bits:
+            return One(Decomposed(squares), squares)
+    planned = planned if bits else None  # no more than one pair of Gram matrices is held where that will do
+    made = signal.weights(evidence, shrink)
+    found = whole = decompose_one(kernel, made, method)
+    squares = found.squares if squares is None else squares
     if not bits:
-        return One(found, found.squares)
+        return One(found, squares)
+    row, by = sides(kernel, made)[0], made if signal.ranks is None else planned
     if whole.left is None:
-        whole = components.decompose(kernel, *sides(kernel, weights), most_components(kernel))
-    lost = rounding(kernel, whole, sides(kernel, weights), by_rows=False)
-    return One(found, found.squares, rounding=lost)
+        whole = components.decompose(kernel, *sides(kernel, made), most_components(kernel))
+    lost = rounding(kernel, whole, sides(kernel, by), by_rows=False, row=row, plain=plain)
+    return One(found, squares, rounding=lost, row=row if row.ndim == 2 and plain else None)
 
 
 def one_table(table: Any, weights: TableWeights, method: wlra.Method | None, *, prior: float | None, bits: bool) -> One:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from bert_adapter.checkpoint.bits import DTYPES, is_matrix, size
+from bert_adapter.checkpoint.bits import DTYPES, INT4, is_matrix, size
 from bert_adapter.checkpoint.names import by_path
 from bert_adapter.choices import (
     Choices,
@@ -35,7 +35,7 @@ from bert_adapter.decompositions import (
     selected_shapes,
 )
 from bert_adapter.importance.sums import Importance
-from bert_adapter.kernels import Shapes, break_even
+from bert_adapter.kernels import Shapes, break_even, split_axes
 from bert_adapter.latency import Costs, Latency
 from bert_adapter.layers.places import is_table, kernel_path, layer_path
 from bert_adapter.layers.stacks import unstacked, whole
@@ -113,8 +113,8 @@ def plan(
         that needs nothing. Or what `decompose` returned, for any number of budgets.
       budget: the share to keep, in (0, 1].
       of: "kernels", the parameters of the selected kernels; "parameters", those of the whole model; "bytes", their
-        size on the disk, where each matrix is stored in its own dtype, in 16 bits, or as integers of 8 with their
-        scales, whatever loses least; "flops", the operations for a token in all dense layers,
+        size on the disk, where each matrix is stored in its own dtype, in 16 bits, or as integers of 8 or 4 with
+        their scales, whatever loses least; "flops", the operations for a token in all dense layers,
         attention's own products aside; or what `measure_latency` returned, the dense model's time on this machine.
       flops: the share of those operations that may be left besides, in (0, 1], where the budget is of something else:
         few bits leave a model small and slow.
@@ -198,7 +198,8 @@ def all_choices(known: Decompositions, flat: dict[str, Any], budget: Budget) -> 
             choices[path] = in_seconds(choices[path], costs_in(of, path, shape))
         if needs_bits(budget):
             how: dict[str, Any] = {"by_rows": is_table(place), "unit": units[path]}
-            choices[path] = with_bits(choices[path], rounding_of(known, path), shape, **how)
+            axes = split_axes(path, np.shape(flat[place]), shape)
+            choices[path] = with_bits(choices[path], rounding_of(known, path), axes, **how)
     return together(choices)
 
 
@@ -288,12 +289,14 @@ def others_in(others: Mapping[str, str]) -> dict[str, str]:
     return {layer: "bfloat16" if "bfloat16" in dtypes else "float16" for layer, dtypes in layers.items()}
 
 
-def cheapest_bits(shape: tuple[int, int], ranks: range, by_rows: bool) -> int:
-    """The fewest bytes that a matrix can be stored in."""
-    (m, n), rank = shape, ranks.start
-    dense = [size(shape, dtype, by_rows) for dtype in DTYPES]
-    factors = [size((m, rank), dtype, by_rows) + size((rank, n), dtype, False) for dtype in DTYPES]
-    return min(dense + factors) if ranks and rank < break_even(shape) else min(dense)
+def cheapest_bits(axes: tuple[tuple[int, ...], tuple[int, ...]], ranks: range, by_rows: bool) -> int:
+    """The fewest bytes that a matrix of these inputs and outputs can be stored in."""
+    (inputs, outputs), rank = axes, ranks.start
+    dtypes = [dtype for dtype in DTYPES if dtype != INT4 or len(inputs) == len(outputs) == 1]
+    dense = [size((*inputs, *outputs), dtype, by_rows) for dtype in dtypes]
+    factors = [size((*inputs, rank), dtype, by_rows) + size((rank, *outputs), dtype, False) for dtype in dtypes]
+    few = ranks and rank < break_even((math.prod(inputs), math.prod(outputs)))
+    return min(dense + factors) if few else min(dense)
 
 
 def price(kernel: Any, of: Unit) -> int:
@@ -319,7 +322,8 @@ def check_affordable(params: Any, shapes: Shapes, budget: Budget | None) -> None
         elif isinstance(of, Latency):
             cost = in_seconds(choices_of(shapes[path], 1, nothing, allowed), costs_in(of, path, shapes[path])).cost
         if needs_bits(budget):
-            cost = np.append(cheapest_bits(shapes[path], allowed, table), cost)
+            axes = split_axes(path, np.shape(kernel), shapes[path])
+            cost = np.append(cheapest_bits(axes, allowed, table), cost)
         least, most = least + float(cost[0]), most + float(cost[-1])
     whole, others = fixed + most, unselected(params, kernels) if needs_bits(budget) else {}
     fixed -= sum(flat[path].nbytes // 2 for path in others)

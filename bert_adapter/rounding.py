@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from bert_adapter.checkpoint.bits import FLOATS, INT8, rounded
+from bert_adapter.checkpoint.bits import INT4, INT8, holds, rounded
+from bert_adapter.checkpoint.nibbles import feedback
 from wlra import tall
 from wlra.components import Decomposed, Side, congruent
 
@@ -32,33 +33,52 @@ class Rounding(NamedTuple):
 
 def narrower(kernel: Any) -> list[str]:
     """The dtypes of fewer bits than the matrix has, one of 16 bits that holds its numbers."""
-    fits = np.max(np.abs(kernel)) < float(np.finfo(np.float16).max)
-    half = ["float16" if fits else "bfloat16"] if kernel.dtype.itemsize > 2 else []
-    return [*half, INT8]
+    half = [next((dtype for dtype in ("float16", "bfloat16") if holds(dtype, kernel)), None)]
+    halves = [dtype for dtype in half if dtype is not None and kernel.dtype.itemsize > 2]
+    return [*halves, INT8, *([INT4] if holds(INT4, kernel) else [])]
 
 
-def rounding(kernel: Float[np.ndarray, "m n"], found: Decomposed, sides: tuple[Side, Side], by_rows: bool) -> Rounding:
-    """That of a matrix and of its components. A table's scales are of its rows, and so are those of its left factor."""
+def rounding(
+    kernel: Float[np.ndarray, "m n"],
+    found: Decomposed,
+    sides: tuple[Side, Side],
+    *,
+    by_rows: bool,
+    row: Side | None = None,
+    plain: bool = True,
+) -> Rounding:
+    """That of a matrix and of its components. A table's scales are of its rows, and so are those of its left factor.
+
+    sides: what errors are weighted by.
+    row: a Gram matrix of the inputs, by which errors of 4 bits are made up for.
+    plain: whether the matrix lies in memory as one; others are not stored in 4 bits.
+    """
     assert found.left is not None
     assert found.right is not None
     ranks = np.unique(np.ceil(len(found.right) * np.array(SHARES)).astype(int))
+    given = feedback(row) if row is not None and row.ndim == 2 and plain else None
+    how: dict[str, Any] = {"by_rows": by_rows, "given": given}
     factors, dense = {}, {}
     for dtype in narrower(kernel):
-        dense[dtype] = weighted_square(gram_of(kernel, dtype, sides[0], by_rows=by_rows, of=errors), None, sides[1])
+        if dtype == INT4 and not plain:
+            continue
+        dense[dtype] = weighted_square(gram_of(kernel, dtype, sides[0], of=errors, **how), None, sides[1])
         pairs = [(found.left[:, :rank], found.right[:rank]) for rank in ranks]
-        factors[dtype] = np.array([of_factors(*pair, dtype, by_rows=by_rows, sides=sides) for pair in pairs])
+        factors[dtype] = np.array([of_factors(*pair, dtype, sides=sides, **how) for pair in pairs])
     return Rounding(ranks, factors, dense)
 
 
-def of_factors(left: Any, right: Any, dtype: str, *, by_rows: bool, sides: tuple[Side, Side]) -> float:
+def of_factors(
+    left: Any, right: Any, dtype: str, *, by_rows: bool, sides: tuple[Side, Side], given: Any | None = None
+) -> float:
     """Half the weighted square of left @ right minus the product of what they are rounded to.
 
     That is [left - L, L] @ [right; right - R], of twice the rank.
     """
-    if FLOATS.get(dtype) == np.float16 and max(np.max(np.abs(left)), np.max(np.abs(right))) > np.finfo(np.float16).max:
+    if not (holds(dtype, left) and holds(dtype, right)):
         return np.inf
     both = np.concatenate([right, right - rounded(right, dtype, False)])
-    return weighted_square(gram_of(left, dtype, sides[0], by_rows=by_rows, of=beside), both, sides[1])
+    return weighted_square(gram_of(left, dtype, sides[0], by_rows=by_rows, of=beside, given=given), both, sides[1])
 
 
 def errors(part: Float[np.ndarray, "m n"], less: Float[np.ndarray, "m n"]) -> Float[np.ndarray, "m n"]:
@@ -71,13 +91,15 @@ def beside(part: Float[np.ndarray, "m n"], less: Float[np.ndarray, "m n"]) -> Fl
     return np.concatenate([part - less, less], axis=1)
 
 
-def gram_of(left: Any, dtype: str, row: Side, *, by_rows: bool, of: Callable[[Any, Any], Any]) -> Any:
+def gram_of(
+    left: Any, dtype: str, row: Side, *, by_rows: bool, of: Callable[[Any, Any], Any], given: Any | None = None
+) -> Any:
     """X' row X of X = of(left, what it is rounded to). A table is rounded piece by piece, as its scales are of rows."""
     if row.ndim == 2:
-        return congruent(np.asarray(of(left, rounded(left, dtype, by_rows)).T, np.float64), row)
+        return congruent(np.asarray(of(left, rounded(left, dtype, by_rows, given)).T, np.float64), row)
     step = tall.BLOCK if by_rows else len(left)
     pieces = ((left[i : i + step], row[i : i + step]) for i in range(0, len(left), step))
-    return sum(tall.gram(of(piece, rounded(piece, dtype, by_rows)), weights) for piece, weights in pieces)
+    return sum(tall.gram(of(piece, rounded(piece, dtype, by_rows, given)), weights) for piece, weights in pieces)
 
 
 def weighted_square(along: Float[np.ndarray, "k k"], right: Any | None, col: Side) -> float:

@@ -65,7 +65,27 @@ def decompose_table(
         lost_seen=lost_by_rank(squares),
         lost_unseen=lost_by_rank(others),
     )
+    if weights.normed:
+        squares = sized_up(squares, along, gram, told)
     return found._replace(squares=squares), known
+
+
+def sized_up(
+    squares: Float[np.ndarray, " n"], along: tall.Directions, gram: Any, told: Float[np.ndarray, "n n"]
+) -> Float[np.ndarray, " n"]:
+    """The squares of which more is lost at each rank, by how much shorter rows are left; no more than all is lost.
+
+    Rows are measured together, by the weighted mean of their squared lengths.
+
+    gram, told: of the table, weighted by what factors are made by, and by what `squares` are of.
+    """
+    basis = along.basis / np.sqrt(np.where(along.squares > 0, along.squares, np.inf))
+    right = basis.T @ gram
+    lengths = np.cumsum(np.cumsum((basis.T @ told @ basis) * (right @ right.T), axis=0), axis=1).diagonal()
+    beyond = np.append(np.cumsum(squares[::-1])[::-1], 0)
+    longer = np.append(1.0, np.trace(told) / np.maximum(lengths, np.finfo(np.float64).tiny))
+    lost = np.minimum(beyond * np.maximum(longer, 1), beyond[0])
+    return -np.diff(np.minimum.accumulate(lost))
 
 
 def chosen_prior(

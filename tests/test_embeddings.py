@@ -259,12 +259,30 @@ def test_ranks_may_be_planned_by_other_rows_than_those_that_factors_are_made_by(
         np.testing.assert_allclose(found.squares[rank:].sum(), wanted, rtol=1e-4)  # factors are of float32
 
 
+def test_of_rows_that_a_norm_sizes_up_again_ranks_lose_more_by_how_much_shorter_they_are():
+    table, col = some_table()
+    rows, planned = RNG.uniform(0.1, 5, (2, 2, len(table)))
+    found, _ = decompose_table(table, TableWeights(rows, col, planned, normed=True), rank=7, prior=0.0)
+    none, _ = decompose_table(table, TableWeights(rows, col, planned, normed=True), rank=0, prior=0.0)
+    np.testing.assert_array_equal(none.squares, found.squares)
+    weights, lost = planned.sum(axis=0), []
+    for rank in range(8):
+        left, right = components.cut(found, rank)
+        left, error = left.astype(np.float64), table - left.astype(np.float64) @ right
+        beyond = np.einsum("i,ij,jk,ik->", weights, error, col, error)
+        longer = (weights @ table**2).sum() / max((weights @ (left @ right) ** 2).sum(), 1e-30)
+        lost.append(min([beyond * max(longer, 1), *lost]) if rank else beyond)
+    np.testing.assert_allclose([found.squares[rank:].sum() for rank in range(8)], lost, rtol=1e-4)
+    assert lost[4] > 1.01 * decompose_table(table, TableWeights(rows, col, planned), 0, 0.0)[0].squares[4:].sum()
+
+
 def test_the_default_makes_a_tables_factors_by_how_often_words_occur_and_plans_by_gradients():
     counts, squares, eye = jnp.ones((2, 5)), jnp.full((2, 5), 2.0), jnp.eye(3)
     sums = Sums(token_counts=counts, token_squares=squares, col_gram=eye, gram_squares=jnp.float32(1))
     weights = table_weights(Evidence(sums, 10, (5, 3)), SIGNALS["combined"], "words", None)
     np.testing.assert_array_equal(weights.rows, counts)
     np.testing.assert_array_equal(np.asarray(weights.ranks), squares)
+    assert weights.normed
 
 
 def test_the_prior_is_the_one_that_loses_least_on_the_other_half():

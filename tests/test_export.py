@@ -96,14 +96,14 @@ def test_what_is_written_for_pytorch_has_its_names_and_layout(to, tmp_path):
         assert 'STOCK = "bert"' in (tmp_path / "out/modeling_low_rank.py").read_text("utf-8")
 
 
-def in_int8(chosen: bert_adapter.Model, directory: Any) -> bert_adapter.Model:
-    """The model as it is read again once its matrices were stored in 8 bits."""
-    save(chosen, directory, dtype="int8")
+def in_integers(chosen: bert_adapter.Model, directory: Any, dtype: str = "int8") -> bert_adapter.Model:
+    """The model as it is read again once its matrices were stored in 8 or 4 bits."""
+    save(chosen, directory, dtype=dtype)
     return bert_adapter.load(directory)
 
 
 def test_integers_stay_integers_beside_their_scales(tmp_path):
-    rounded = in_int8(model(), tmp_path / "int8")
+    rounded = in_integers(model(), tmp_path / "int8")
     bert_adapter.export(rounded, tmp_path / "out", to="transformers")
     tensors, layer = load_file(tmp_path / "out/model.safetensors"), QUERY.replace("/", ".")
     ours = tiny.at(rounded.params, QUERY)
@@ -115,7 +115,7 @@ def test_integers_stay_integers_beside_their_scales(tmp_path):
     table = tensors[f"{words}.integers"] * tensors[f"{words}.scale"]
     np.testing.assert_array_equal(table, tiny.at(rounded.params, "embeddings/word_embeddings")["embedding"])
     assert re.search(r"\d+ layers hold integers of 8 bits", (tmp_path / "out" / CARD).read_text("utf-8"))
-    named = json.loads((tmp_path / "out/config.json").read_text("utf-8"))["low_rank"]["int8"]
+    named = json.loads((tmp_path / "out/config.json").read_text("utf-8"))["low_rank"]["integers"]
     assert {layer, words} <= set(named)
     assert not [
         name
@@ -124,6 +124,19 @@ def test_integers_stay_integers_beside_their_scales(tmp_path):
     ]
     bert_adapter.export(rounded, tmp_path / "dense", to="transformers-dense")
     assert {tensor.dtype for tensor in load_file(tmp_path / "dense/model.safetensors").values()} == {np.dtype("f4")}
+
+
+def test_integers_of_four_bits_stay_two_in_a_byte(tmp_path):
+    rounded = in_integers(model(), tmp_path / "int4", "int4")
+    bert_adapter.export(rounded, tmp_path / "out", to="transformers")
+    tensors, layer = load_file(tmp_path / "out/model.safetensors"), QUERY.replace("/", ".")
+    assert tensors[f"{layer}.left.integers"].shape == (3, 8)
+    assert tensors[f"{layer}.right.integers"].shape == (16, 2)  # of three, and none
+    assert tensors[f"{layer}.right.scale"].shape == (16, 1)
+    assert not [name for name in tensors if name.endswith("_shape")]
+    assert re.search(r"\d+ layers hold integers of 4 bits", (tmp_path / "out" / CARD).read_text("utf-8"))
+    named = json.loads((tmp_path / "out/config.json").read_text("utf-8"))["low_rank"]["integers"]
+    assert set(named.values()) == {"int4"}
 
 
 def test_merged_model_is_loaded_here_too(tmp_path):
@@ -445,11 +458,12 @@ def test_transformers_computes_what_our_module_does(to, torch, tmp_path):
 
 @slow
 @pytest.mark.parametrize("factors", [True, False])
-def test_integers_compute_in_transformers_and_are_kept(factors, torch, tmp_path):
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_integers_compute_in_transformers_and_are_kept(factors, dtype, torch, tmp_path):
     transformers: Any = pytest.importorskip("transformers")
     chosen = model(CLASSIFIER, num_labels=3)
     chosen = chosen if factors else bert_adapter.with_params(chosen, bert_adapter.merge(chosen.params))
-    rounded = in_int8(chosen, tmp_path / "int8")
+    rounded = in_integers(chosen, tmp_path / "stored", dtype)
     bert_adapter.export(rounded, tmp_path / "out", to="transformers")
     auto = transformers.AutoModelForSequenceClassification
     loaded = auto.from_pretrained(tmp_path / "out", trust_remote_code=True)
@@ -491,7 +505,7 @@ def test_no_class_of_transformers_draws_random_kernels(torch, tmp_path):
     with pytest.raises(ValueError, match="trust_remote_code"):
         transformers.AutoModel.from_pretrained(tmp_path / "out", trust_remote_code=False)
     dense = bert_adapter.with_params(model(), bert_adapter.merge(model().params))
-    bert_adapter.export(in_int8(dense, tmp_path / "int8"), tmp_path / "integers", to="transformers")
+    bert_adapter.export(in_integers(dense, tmp_path / "int8"), tmp_path / "integers", to="transformers")
     for name in ("out", "integers"):
         with pytest.raises(RuntimeError):  # of a size that does not fit
             transformers.BertModel.from_pretrained(tmp_path / name)

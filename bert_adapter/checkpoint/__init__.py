@@ -14,7 +14,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 from safetensors.numpy import save_file
 
-from bert_adapter.checkpoint.bits import SCALE, base_of, chosen_dtypes, encoded, factorised_tables
+from bert_adapter.checkpoint.bits import base_of, chosen_dtypes, encoded, factorised_tables
 from bert_adapter.checkpoint.card_file import CARD, card, provenance
 from bert_adapter.checkpoint.directory import (
     CONFIG,
@@ -123,10 +123,11 @@ def save(model: Model, directory: str | Path, *, dtype: str | Mapping[str, str] 
     own it holds the parameters alone, for `load_into`.
 
     Args:
-      dtype: what matrices are stored as: "float32", "bfloat16", "float16" or "int8", or that for each path of a layer.
-        By default as the model's config says, or else as they are. "int8" is rounded to integers, with a scale for
-        each row of a table and each column of a kernel or factor; config.json names them, and `load` multiplies them
-        out. Norms, biases and the dense layers behind an encoder stay as they are.
+      dtype: what matrices are stored as: "float32", "bfloat16", "float16", "int8" or "int4", or that for each path of a
+        layer. By default as the model's config says, or else as they are. "int8" and "int4" are integers, rounded to
+        the nearest, with a scale for each row of a table and each column of a kernel or factor, of 4 bits for each 64
+        there; config.json names them, and `load` multiplies them out. Norms, biases and the dense layers behind an
+        encoder stay as they are.
 
     Raises:
       ValueError: a model that is not whole, an unknown dtype or path, or a place that may not be written.
@@ -192,7 +193,7 @@ def by_file(model: Model, params: dict[str, np.ndarray]) -> dict[str, dict[str, 
         stage, _, rest = path.partition("/")
         base = base_of(path, params)
         name, tensor = to_torch(rest, array) if stage in stages else rename(base or path, array)
-        name += SCALE if base else ""
+        name += path.removeprefix(base or path)  # the end that says what it is of those integers
         files.setdefault(f"{stage}/{WEIGHTS}" if stage in stages else main, {})[name] = tensor
     return files
 

@@ -1,9 +1,10 @@
-"""How matrices are stored: as floats of 32 or 16 bits, or as integers of 8 bits beside their scales.
+"""How matrices are stored: as floats of 32 or 16 bits, or as integers of 8 or 4 bits beside their scales.
 
-Norms and biases stay as they are. A scale is that of a row of a table, or of a column of a factor or kernel: the
-largest absolute value there over 127. Numbers are rounded to the nearest.
+Norms and biases stay as they are. A scale of 8 bits is that of a row of a table, or of a column of a factor or kernel:
+the largest absolute value there over 127. `nibbles` has those of 4 bits. Numbers are rounded to the nearest.
 """
 
+import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -12,16 +13,20 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Float, Int
 from ml_dtypes import bfloat16
 
+from bert_adapter.checkpoint.nibbles import GROUP, compensated, feedback, multiplied, packed, steps, unpacked
 from bert_adapter.layers.marker import Factorised
 from bert_adapter.layers.places import is_table, kernel_names
+from bert_adapter.layers.stacks import indexed
 from wlra.checks import check_name
 from wlra.tall import BLOCK
 
 FLOATS: dict[str, Any] = {"float32": np.float32, "bfloat16": bfloat16, "float16": np.float16}
-INT8 = "int8"
-DTYPES = (*FLOATS, INT8)
-FEWER = ("bfloat16", "float16", INT8)  # what is read again as float32, where config.json names it
+INT8, INT4 = "int8", "int4"
+INTEGERS = {INT8: np.int8, INT4: np.uint8}  # and what they lie in
+DTYPES = (*FLOATS, *INTEGERS)
+FEWER = ("bfloat16", "float16", *INTEGERS)  # what is read again as float32, where config.json names it
 SCALE = "_scale"  # ends the name of what an array of integers is to be multiplied by
+SHAPE = "_shape"  # ends that of the shape of a matrix of which two integers lie in a byte
 LARGEST = 127
 
 
@@ -78,22 +83,75 @@ def dequantised(numbers: Int[np.ndarray, "..."], scale: Float[np.ndarray, "..."]
     return found
 
 
-def rounded(array: Any, dtype: str, by_rows: bool) -> np.ndarray:
-    """What is left of a matrix once it was stored so, in its own dtype."""
+def rounded(array: Any, dtype: str, by_rows: bool, given: Any | None = None) -> np.ndarray:
+    """What is left of a matrix once it was stored so, in its own dtype.
+
+    given: what `feedback` makes of a Gram matrix of the inputs, by which errors of 4 bits are made up for.
+    """
     array = np.asarray(array)
+    if dtype == INT4 and given is not None:
+        return compensated(array, given).astype(array.dtype)
     kept = np.empty_like(array)
     step = BLOCK if by_rows else max(1, len(array))  # of a table piece by piece: nothing else of its size is held
     for begin in range(0, len(array), step):
         part = array[begin : begin + step]
-        less = dequantised(*quantised(part, by_rows)) if dtype == INT8 else part.astype(FLOATS[dtype])
-        kept[begin : begin + step] = less
+        integers = dtype in INTEGERS
+        kept[begin : begin + step] = joined(parts_of(part, dtype, by_rows)) if integers else part.astype(FLOATS[dtype])
     return kept
 
 
-def size(shape: tuple[int, int], dtype: str, by_rows: bool) -> int:
+def parts_of(array: Float[np.ndarray, "*stack m n"], dtype: str, by_rows: bool) -> dict[str, np.ndarray]:
+    """The arrays that a matrix is stored as, by the ends of their names."""
+    if dtype == INT8:
+        numbers, scale = quantised(array, by_rows)
+        return {"": numbers, SCALE: scale}
+    if dtype == INT4:
+        found, scale = steps(array, by_rows)
+        return {"": packed(found, by_rows), SCALE: np.ascontiguousarray(scale), SHAPE: np.array(array.shape, np.int32)}
+    return {"": array.astype(FLOATS[dtype])}
+
+
+def joined(parts: Mapping[str, np.ndarray]) -> Float[np.ndarray, "*stack m n"]:
+    """The matrix of integers that is stored so."""
+    if SHAPE not in parts:
+        return dequantised(parts[""], parts[SCALE])
+    by_rows = lies_by_rows(parts)
+    assert by_rows is not None  # `wrong_with` says so before
+    count = int(parts[SHAPE][-1 if by_rows else -2])
+    return multiplied(unpacked(parts[""], count, by_rows), parts[SCALE], by_rows)
+
+
+def lies_by_rows(parts: Mapping[str, np.ndarray]) -> bool | None:
+    """Whether two integers in a byte are of one row, or of one column; None if the three arrays fit neither."""
+    if (shape := parts[SHAPE]).ndim != 1 or len(shape) < 2 or shape.dtype.kind not in "iu" or np.min(shape) < 0:
+        return None
+    *stack, m, n = shape.tolist()
+    for by_rows in (True, False):
+        shapes = [(*stack, m, -(-n // each)) if by_rows else (*stack, -(-m // each), n) for each in (2, GROUP)]
+        if shapes == [parts[""].shape, parts[SCALE].shape]:
+            return by_rows
+    return None
+
+
+def size(shape: tuple[int, ...], dtype: str, by_rows: bool) -> int:
     """How many bytes such a matrix takes, with its scales."""
-    m, n = shape
-    return m * n + 4 * (m if by_rows else n) if dtype == INT8 else m * n * np.dtype(FLOATS[dtype]).itemsize
+    *stack, m, n = shape
+    each, along = (m, n) if by_rows else (n, m)
+    many = math.prod(stack) * each
+    if dtype == INT8:
+        return many * (along + 4)
+    if dtype == INT4:
+        return many * (-(-along // 2) + 2 * -(-along // GROUP)) + 4 * len(shape)
+    return many * along * np.dtype(FLOATS[dtype]).itemsize
+
+
+def holds(dtype: str, array: Any) -> bool:
+    """Whether the largest number is one of the dtype, or of its scales; an integer's scale of 8 bits may be any."""
+    if dtype == INT8:
+        return True
+    kind = np.finfo(np.float16 if dtype == "float16" else np.float32)
+    most = max(float(np.max(array)), -float(np.min(array))) if np.size(array) else 0.0
+    return most == 0 or float(kind.tiny) * (8 if dtype == INT4 else 1) <= most <= float(kind.max)
 
 
 def chosen_dtypes(
@@ -115,11 +173,17 @@ def chosen_dtypes(
         check_name(f"dtype of {path}", name, DTYPES)
     if odd := sorted(found.keys() - set(layers)):
         raise ValueError(f"dtype: got {odd}, which hold no matrix, wanted paths of {sorted(layers)}")
-    half = {path: array for path, array in params.items() if found.get(path.rpartition("/")[0]) == "float16"}
-    most = float(np.finfo(np.float16).max)
-    if large := [path for path, array in half.items() if is_matrix(path, array) and np.max(np.abs(array)) > most]:
-        raise ValueError(f"dtype: got float16, which ends at {most:.0f}, and {large[0]} holds more: wanted bfloat16")
+    for path, array in params.items():
+        stored = found.get(path.rpartition("/")[0])
+        if stored is not None and is_matrix(path, array) and not holds(stored, array):
+            most = float(np.max(np.abs(array)))
+            raise ValueError(f"dtype: got {stored}, which cannot hold {most:.4g} in {path}: wanted {wider(array)}")
     return found
+
+
+def wider(array: Any) -> str:
+    """The float of fewest bits that holds a matrix."""
+    return "bfloat16" if holds("bfloat16", array) else str(array.dtype)
 
 
 def encoded(
@@ -129,30 +193,41 @@ def encoded(
     found: dict[str, np.ndarray] = {}
     for path, array in params.items():
         dtype = dtypes.get(path.rpartition("/")[0]) if is_matrix(path, array) else None
-        if dtype == INT8:
-            found[path], found[f"{path}{SCALE}"] = quantised(array, has_row_scales(path, tables))
-        else:
-            found[path] = array if dtype is None else array.astype(FLOATS[dtype])
+        parts = {"": array} if dtype is None else parts_of(array, dtype, has_row_scales(path, tables))
+        found |= {f"{path}{end}": part for end, part in parts.items()}
     return found
 
 
-def as_stored(params: Any, dtypes: Mapping[str, str]) -> Any:
-    """Nested dicts of parameters as they are read again once they were stored so."""
+def as_stored(params: Any, dtypes: Mapping[str, str], rows: Mapping[str, Any] | None = None) -> Any:
+    """Nested dicts of parameters as they are read again once they were stored so.
+
+    rows: by path, Gram matrices of the inputs, where errors of 4 bits can be made up for.
+    """
     if not dtypes:
         return params
-    tables = factorised_tables(params)
+    tables, rows = factorised_tables(params), rows or {}
     flat: dict[str, Any] = dict(flatten_dict(params, keep_empty_nodes=True, sep="/"))
     for path, leaf in flat.items():
-        dtype = dtypes.get(path.rpartition("/")[0])
-        if dtype is not None and not isinstance(leaf, Factorised) and is_matrix(path, leaf):
-            flat[path] = rounded(leaf, dtype, has_row_scales(path, tables))
+        layer, _, name = path.rpartition("/")
+        dtype = dtypes.get(layer)
+        if dtype is None or isinstance(leaf, Factorised) or not is_matrix(path, leaf):
+            continue
+        by_rows, leaf = has_row_scales(path, tables), np.asarray(leaf)
+        names = () if by_rows or name == "right" else indexed(layer, leaf.shape[:-2])
+        grams = [rows[each] for each in names if each in rows]
+        if dtype == INT4 and grams:
+            each = zip(leaf.reshape(-1, *leaf.shape[-2:]), grams, strict=True)
+            less = [rounded(one, dtype, False, feedback(gram)) for one, gram in each]
+            flat[path] = np.stack(less).reshape(leaf.shape)
+        else:
+            flat[path] = rounded(leaf, dtype, by_rows)
     return unflatten_dict(flat, sep="/")
 
 
 def base_of(name: str, arrays: Mapping[str, Any]) -> str | None:
-    """The name of the integers whose scales have this name, or None."""
-    base = name.removesuffix(SCALE)
-    return base if base != name and base in arrays and arrays[base].dtype == np.int8 else None
+    """The name of the integers whose scales, or shape, have this name, or None."""
+    base = next((name.removesuffix(end) for end in (SCALE, SHAPE) if name.endswith(end)), name)
+    return base if base != name and base in arrays and arrays[base].dtype in INTEGERS.values() else None
 
 
 def decoded(arrays: dict[str, np.ndarray], dtypes: Mapping[str, str]) -> dict[str, np.ndarray]:
@@ -165,12 +240,12 @@ def decoded(arrays: dict[str, np.ndarray], dtypes: Mapping[str, str]) -> dict[st
     Raises:
       ValueError: lists integers without scales or that the config does not name, and scales that cannot be.
     """
-    integers = [path for path, array in arrays.items() if array.dtype == np.int8]
+    integers = [path for path, array in arrays.items() if array.dtype in INTEGERS.values()]
     if not dtypes and not any(f"{path}{SCALE}" in arrays for path in integers):
         return arrays  # where integers are no parameters
     matrices = {path: path.rpartition("/")[0] for path, array in arrays.items() if is_matrix(path, array)}
     wanted = {path: dtypes[layer] for path, layer in matrices.items() if layer in dtypes}
-    got = {path: str(arrays[path].dtype) for path in wanted}
+    got = {path: kind_of(arrays[path]) for path in wanted}
     problems = [wrong for path in integers if (wrong := wrong_with(path, arrays, dtypes))]
     problems += [f"{path}: got {got[path]}, wanted {dtype}" for path, dtype in wanted.items() if got[path] != dtype]
     empty = sorted(dtypes.keys() - set(matrices.values()))
@@ -178,21 +253,43 @@ def decoded(arrays: dict[str, np.ndarray], dtypes: Mapping[str, str]) -> dict[st
     if problems:
         raise ValueError("what is stored does not fit config.json's low_rank dtypes\n  " + "\n  ".join(problems))
     for path in integers:
-        arrays[path] = dequantised(arrays[path], arrays.pop(f"{path}{SCALE}"))
-    return arrays | {path: arrays[path].astype(np.float32) for path, dtype in wanted.items() if dtype != INT8}
+        arrays[path] = joined(
+            {end: arrays.pop(f"{path}{end}") for end in ("", SCALE, SHAPE) if f"{path}{end}" in arrays}
+        )
+    return arrays | {path: arrays[path].astype(np.float32) for path, dtype in wanted.items() if dtype not in INTEGERS}
+
+
+def kind_of(array: np.ndarray) -> str:
+    """What a matrix that is stored is one of."""
+    return next((name for name, kind in INTEGERS.items() if array.dtype == kind), str(array.dtype))
 
 
 def wrong_with(path: str, arrays: Mapping[str, np.ndarray], dtypes: Mapping[str, str]) -> str | None:
     """What is wrong with integers, if anything is."""
-    numbers, scale = arrays[path], arrays.get(f"{path}{SCALE}")
-    if dtypes.get(path.rpartition("/")[0]) != INT8:
-        return f"{path}: got int8, which config.json's low_rank dtypes do not name"
-    if scale is None:
-        return f"{path}: got int8 without {path}{SCALE}, wanted its scales too"
-    *stack, m, n = numbers.shape if numbers.ndim > 1 else (0, 0)
-    if scale.dtype.kind != "f" or scale.shape not in ((*stack, m, 1), (*stack, 1, n)):
-        wanted = f"floats of shape {(*stack, m, 1)} or {(*stack, 1, n)}"
-        return f"{path}{SCALE}: got {scale.dtype} {scale.shape}, wanted {wanted}"
-    if not (np.isfinite(scale).all() and (scale >= 0).all()):
-        return f"{path}{SCALE}: got values that are NaN, infinite or negative, wanted none"
+    kind, ends = kind_of(arrays[path]), {SCALE: "scales", SHAPE: "shape"}
+    if dtypes.get(path.rpartition("/")[0]) != kind:
+        return f"{path}: got {kind}, which config.json's low_rank dtypes do not name"
+    wanted = ends if kind == INT4 else [SCALE]
+    if missing := [end for end in wanted if f"{path}{end}" not in arrays]:
+        return f"{path}: got {kind} without {path}{missing[0]}, wanted its {ends[missing[0]]} too"
+    parts = {end: arrays[f"{path}{end}"] for end in ("", *wanted)}
+    scale, bits = parts[SCALE], (8 if kind == INT8 else 4)
+    if wrong := misfit(parts):
+        return f"{path}{SCALE}: got {scale.dtype} {scale.shape}, wanted {wrong}"
+    numbers = np.asarray(scale, np.float64)
+    if not (np.isfinite(numbers).all() and (bits == 4 or (numbers >= 0).all())):
+        what = "NaN, infinite or negative" if bits == 8 else "NaN or infinite"
+        return f"{path}{SCALE}: got values that are {what}, wanted none"
     return None
+
+
+def misfit(parts: Mapping[str, np.ndarray]) -> str | None:
+    """What scales are wanted in place of those that the integers, and the shape, do not go with."""
+    numbers, scale = parts[""], parts[SCALE]
+    if SHAPE in parts:
+        fit = scale.dtype == bfloat16 and lies_by_rows(parts) is not None
+        shape = f"{parts[SHAPE].dtype} {parts[SHAPE].tolist()}"
+        return None if fit else f"bfloat16 that go with bytes {numbers.shape} and {SHAPE} {shape}"
+    *stack, m, n = numbers.shape if numbers.ndim > 1 else (0, 0)
+    fit = scale.dtype.kind == "f" and scale.shape in ((*stack, m, 1), (*stack, 1, n))
+    return None if fit else f"floats of shape {(*stack, m, 1)} or {(*stack, 1, n)}"

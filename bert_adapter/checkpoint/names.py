@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bert_adapter.checkpoint.bits import FEWER, INT8
+from bert_adapter.checkpoint.bits import FEWER, INTEGERS
 from bert_adapter.layers.marker import FACTORISED, Factorised
 from bert_adapter.layers.places import kernel_path
 from bert_adapter.layers.running import parameter_shapes
@@ -52,7 +52,7 @@ def with_dtypes(config: dict[str, Any], dtypes: Mapping[str, str]) -> dict[str, 
     """
     ranks, fewer = low_rank(config), {path: dtype for path, dtype in dtypes.items() if dtype in FEWER}
     kept = {name: value for name, value in (config.get("low_rank") or {}).items() if name != "dtypes"}
-    if not ranks and INT8 not in fewer.values():
+    if not ranks and not set(INTEGERS) & set(fewer.values()):
         return {name: value for name, value in config.items() if name != "low_rank"}
     schema = {"schema": WITH_DTYPES if fewer else SCHEMA, "ranks": ranks}
     return config | {"low_rank": kept | schema | ({"dtypes": fewer} if fewer else {})}

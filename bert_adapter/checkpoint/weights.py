@@ -9,7 +9,7 @@ import numpy as np
 from flax.serialization import msgpack_restore
 from safetensors import safe_open
 
-from bert_adapter.checkpoint.bits import SCALE, base_of, decoded
+from bert_adapter.checkpoint.bits import base_of, decoded
 from bert_adapter.checkpoint.directory import FACTORS, INDEX, MSGPACK, WEIGHTS
 from bert_adapter.checkpoint.names import by_path, dtypes_of, is_apart
 from bert_adapter.families.family import Family
@@ -85,7 +85,7 @@ def renamed(tensors: dict[str, np.ndarray], from_torch: Callable) -> dict[str, n
     bases = {name: base for name in tensors if (base := base_of(name, tensors)) is not None}
     for name in list(tensors):
         path, array = from_torch(bases.get(name, name), tensors.pop(name))
-        path += SCALE if name in bases else ""
+        path += name.removeprefix(bases.get(name, name))  # the end that says what it is of those integers
         if path in found:
             raise ValueError(f"{name}: got a second array for {path}, wanted one")
         found[path] = aligned(array)

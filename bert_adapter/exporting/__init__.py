@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from bert_adapter.checkpoint import checked
-from bert_adapter.checkpoint.bits import INT8
 from bert_adapter.checkpoint.card_file import CARD
 from bert_adapter.checkpoint.directory import check_target, replacing
 from bert_adapter.checkpoint.names import with_dtypes
@@ -69,7 +68,7 @@ def export(
     check_out(model, Path(out))
     found = as_model(model)
     check_family(found, "is not exported: jax.export takes your own function of it")
-    found = found._replace(config=with_dtypes(found.config, dict.fromkeys(target.integers(found), INT8)))
+    found = found._replace(config=with_dtypes(found.config, target.integers(found)))
     checked(found)
     target.check(found, dtype)
     chosen = dtype or next(iter(target.dtypes), None)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bert_adapter.checkpoint.bits import INTEGERS
 from bert_adapter.checkpoint.card_file import CARD, card, provenance
 from bert_adapter.checkpoint.names import low_rank
 from bert_adapter.exporting.target import Target
@@ -68,10 +69,12 @@ def kept(model: Model, written: Mapping[str, int]) -> str:
     return "\n".join(told)
 
 
-def bits(integers: list[str]) -> str:
-    """How many layers hold integers."""
-    many = f"{len(integers)} layers hold" if len(integers) > 1 else "One layer holds"
-    return f"{many} integers of 8 bits beside scales, which are not trained." if integers else ""
+def bits(integers: Mapping[str, str]) -> str:
+    """How many layers hold integers, of how many bits."""
+    many = {dtype: list(integers.values()).count(dtype) for dtype in INTEGERS if dtype in integers.values()}
+    told = [f"{count} layers hold" if count > 1 else "One layer holds" for count in many.values()]
+    lines = [f"{holds} integers of {dtype.removeprefix('int')} bits" for holds, dtype in zip(told, many, strict=True)]
+    return f"{', '.join(lines)} beside scales, which are not trained." if lines else ""
 
 
 def calibrated(calibration: Mapping[str, Any] | None) -> list[str]:

@@ -1,7 +1,7 @@
 """A model of transformers, 4.57 or 5, of whose linear layers and tables some are low-rank; written by bert_adapter.
 
 The layers that config.json's "low_rank" names with their ranks are two layers each before weights are loaded. Those
-that it names under "int8" hold integers beside scales, in memory and in files; they are not trained.
+that it names under "integers" hold integers of 8 or 4 bits beside scales, in memory and in files; they are not trained.
 """
 
 import torch
@@ -68,6 +68,27 @@ class Int8(nn.Module):
         return nn.functional.linear(x, self.integers * self.scale, self.bias)
 
 
+class Int4(nn.Module):
+    """Two integers in a byte in place of a layer's weight, with a scale for each 64 of a row."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.looked_up, self.bias = isinstance(layer, nn.Embedding), getattr(layer, "bias", None)
+        rows, self.count = layer.weight.shape
+        self.register_buffer("integers", torch.zeros(rows, -(-self.count // 2), dtype=torch.uint8))
+        self.register_buffer("scale", torch.ones(rows, -(-self.count // 64), dtype=torch.bfloat16))
+        self.register_buffer("weight", torch.empty(0))  # as above
+
+    def forward(self, x):
+        both, scale = (self.integers[x], self.scale[x]) if self.looked_up else (self.integers, self.scale)
+        steps = torch.stack([both & 15, both >> 4], dim=-1).flatten(-2)[..., : self.count].float() - 8
+        weight = steps * scale.float().repeat_interleave(64, dim=-1)[..., : self.count]
+        return weight if self.looked_up else nn.functional.linear(x, weight, self.bias)
+
+
+INTEGERS = {"int8": Int8, "int4": Int4}
+
+
 class LowRank:
     """What is put before a stock class: it makes layers low-rank, and weights integers."""
 
@@ -76,18 +97,19 @@ class LowRank:
     def __init__(self, config, *args, **kwargs):
         super().__init__(config, *args, **kwargs)
         names = {name.removeprefix(f"{self.base_model_prefix}."): name for name, _ in self.named_modules()}
-        ranks, integers = config.low_rank["ranks"], config.low_rank.get("int8", [])
-        for layer in {**ranks, **dict.fromkeys(integers)}:
+        ranks, integers = config.low_rank["ranks"], config.low_rank.get("integers", {})
+        for layer in {**ranks, **integers}:
             if layer not in names:  # those of a head are not where there is no head
                 continue
             place, _, child = names[layer].rpartition(".")
             made = self.get_submodule(names[layer])
             if layer not in ranks:
-                made = Int8(made)
+                made = INTEGERS[integers[layer]](made)
             else:
                 made = (LowRankEmbedding if isinstance(made, nn.Embedding) else LowRankLinear)(made, ranks[layer])
                 if layer in integers:
-                    made.left, made.right = Int8(made.left), Int8(made.right)
+                    kind = INTEGERS[integers[layer]]
+                    made.left, made.right = kind(made.left), kind(made.right)
             setattr(self.get_submodule(place), child, made)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from bert_adapter.checkpoint import by_file, checked, write
-from bert_adapter.checkpoint.bits import INT8, SCALE, encoded, factorised_tables
+from bert_adapter.checkpoint.bits import INTEGERS, SCALE, SHAPE, encoded, factorised_tables
 from bert_adapter.checkpoint.directory import FACTORS, TOKENIZER, WEIGHTS
 from bert_adapter.checkpoint.names import by_path, dtypes_of, low_rank, markers, stored
 from bert_adapter.exporting.target import Target
@@ -92,7 +92,8 @@ def write_factorised(model: Model, directory: Path, dtype: str | None = None) ->
     model, kind = behind_merged(model), family_name(model.config)
     ranks, prefix = low_rank(model.config), family_of(model.config).prefix.replace("/", ".")
     layers, tables = {path: torch_name(model, path) for path in ranks}, factorised_tables(model.params)
-    numbers = encoded(checked(model), dict.fromkeys(integers(model), INT8), tables)
+    kept = integers(model)
+    numbers = encoded(checked(model), kept, tables)
     files = by_file(model, numbers)
     linear = as_linear(files.pop(FACTORS), set(layers.values()), {layers[path] for path in tables})
     files[WEIGHTS] = with_integers(linear)
@@ -102,7 +103,7 @@ def write_factorised(model: Model, directory: Path, dtype: str | None = None) ->
         | {f"Auto{task}": f"{CODE.stem}.LowRank{task}" for task in TASKS},
         "low_rank": {name: value for name, value in model.config["low_rank"].items() if name != "dtypes"}
         | {"ranks": {layers[path].removeprefix(prefix): rank for path, rank in ranks.items()}}
-        | {"int8": [torch_name(model, path).removeprefix(prefix) for path in integers(model)]},
+        | {"integers": {torch_name(model, path).removeprefix(prefix): dtype for path, dtype in kept.items()}},
     }
     write(model._replace(config=config, files=with_tokenizer_class(model)), directory, files)
     code = CODE.read_text("utf-8").replace('STOCK = "bert"', f'STOCK = "{kind}"')
@@ -138,10 +139,10 @@ def ranks_before(model: Model) -> dict[str, int]:
     return {path: rank for path, rank in low_rank(model.config).items() if path.split("/")[0] not in stages}
 
 
-def integers(model: Model) -> list[str]:
-    """The layers whose matrices stay integers; a table that a decoder is tied to has other readers, and is floats."""
+def integers(model: Model) -> dict[str, str]:
+    """As what matrices stay integers, by layer; a table that a decoder is tied to has other readers, and is floats."""
     tied = {path.rpartition("/")[0] for path in architecture_of(model.config).tied.values()}
-    return [path for path, dtype in dtypes_of(model.config).items() if dtype == INT8 and path not in tied]
+    return {path: dtype for path, dtype in dtypes_of(model.config).items() if dtype in INTEGERS and path not in tied}
 
 
 def needs_code(model: Model) -> bool:
@@ -164,7 +165,7 @@ def as_linear(tensors: dict[str, np.ndarray], layers: set[str], tables: set[str]
     found = {}
     for name, tensor in tensors.items():
         layer, _, leaf = name.rpartition(".")
-        side = leaf.removesuffix(SCALE)
+        side = leaf.removesuffix(SCALE).removesuffix(SHAPE)
         if layer not in layers:
             found[name] = tensor
         elif leaf == "bias":
@@ -182,7 +183,9 @@ def with_integers(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     found = {}
     for name, tensor in tensors.items():
         layer, weight = name.removesuffix(SCALE).rpartition(".")[::2]
-        if tensor.dtype == np.int8:
+        if name.endswith(SHAPE):
+            continue  # which the layer knows
+        if tensor.dtype in INTEGERS.values():
             found |= {f"{layer}.integers": tensor, f"{layer}.{weight}": NOTHING}
         else:
             found[f"{layer}.scale" if name.endswith(SCALE) else name] = tensor

@@ -17,9 +17,9 @@ def all_ranks(model: Model) -> dict[str, int]:
     return low_rank(model.config)
 
 
-def no_layers(model: Model) -> list[str]:
-    """None is written in fewer bits because the config says so."""
-    return []
+def no_layers(model: Model) -> dict[str, str]:
+    """None is written as integers because the config says so."""
+    return {}
 
 
 class Target(NamedTuple):
@@ -29,7 +29,7 @@ class Target(NamedTuple):
     write: (model, directory, dtype) -> None; the directory is empty, and vanishes if it fails.
     load: Python that loads it from the directory "OUT", for the model's card.
     ranks: (model) -> by path, the ranks of the kernels that have factors in what is written.
-    integers: (model) -> the paths of the layers that the config has in 8 bits, and that stay so.
+    integers: (model) -> by path, of the layers that the config has in 8 or 4 bits, which stay so, the dtype.
     check: (model, dtype) -> None, or a ValueError for a model that cannot go there.
     dtypes: the numbers that it can compute with, its own first; none if these are the model's.
     packages: what has to be importable.
@@ -40,7 +40,7 @@ class Target(NamedTuple):
     write: Callable[[Model, Path, str | None], None]
     load: Callable[[Model], str]
     ranks: Callable[[Model], dict[str, int]] = all_ranks
-    integers: Callable[[Model], list[str]] = no_layers
+    integers: Callable[[Model], dict[str, str]] = no_layers
     check: Callable[[Model, str | None], None] = any_model
     dtypes: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()

@@ -24,11 +24,14 @@ class TableWeights(NamedTuple):
     rows: of each row, from every other example and from the rest, which add up.
     columns: a weight for each column, or a matrix (width, width).
     ranks: the same as `rows`, of what ranks and bits are planned by where that is something else.
+    normed: whether what is looked up is brought to one size, by a norm: then errors count by how much shorter the rows
+      of factors are.
     """
 
     rows: Float[Array | np.ndarray, "2 vocabulary"]
     columns: Float[Array | np.ndarray, "..."]
     ranks: Float[Array | np.ndarray, "2 vocabulary"] | None = None
+    normed: bool = False
 
     @property
     def planned(self) -> Float[Array | np.ndarray, "2 vocabulary"]:

@@ -49,11 +49,12 @@ def combined_of_table(evidence: Evidence, shrink: float | None) -> TableWeights:
     """Factors by how often each row is looked up, E[xx'] of rows of the identity; ranks by the squared gradients.
 
     Errors of the words of one text add up, which squares of single rows do not see: factors by these lose nearly twice
-    as much (benchmarks/whole.py).
+    as much (benchmarks/whole.py). What the squares do not see either is that factors of low rank leave shorter rows,
+    which the norm behind the table sizes up again, with their errors.
     """
     weights = shampoo_of_table(evidence, shrink)
     assert evidence.sums.token_counts is not None
-    return weights._replace(rows=evidence.sums.token_counts, ranks=weights.rows)
+    return weights._replace(rows=evidence.sums.token_counts, ranks=weights.rows, normed=True)
 
 
 def halfway(gram: Float[np.ndarray, "n n"], other: Any) -> Float[np.ndarray, "n n"]:
