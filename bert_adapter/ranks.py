@@ -171,9 +171,9 @@ def plan_for(params: Any, known: Decompositions, budget: Budget) -> Plan:
     cost = sum(float(choice.cost[chosen[path]]) for path, choice in choices.items())
     predicted = sum(float(choice.loss[chosen[path]]) for path, choice in choices.items())
     if known.signal.units == "loss" and not budget.uniform:
-        warn_if_far(
-            budget.share, predicted, sum(float(each.sum()) / 2 for each in known.squares.values()) / known.examples
-        )
+        zero = {path: float(each.sum()) / 2 for path, each in known.squares.items()}
+        layers = [path for path in zero if not is_table(kernel_path(flat, path))]
+        warn_if_far(budget.share, predicted, sum(zero[path] for path in layers or zero) / known.examples)
     return Plan(
         ranks={path: int(choices[whole(path)].rank[chosen[whole(path)]]) for path in shapes},
         share=(fixed + cost) / total,

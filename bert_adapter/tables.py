@@ -73,9 +73,9 @@ def decompose_table(
 def sized_up(
     squares: Float[np.ndarray, " n"], along: tall.Directions, gram: Any, told: Float[np.ndarray, "n n"]
 ) -> Float[np.ndarray, " n"]:
-    """The squares of which more is lost at each rank, by how much shorter rows are left; no more than all is lost.
+    """The squares of which more is lost at each rank, by how much shorter rows are left.
 
-    Rows are measured together, by the weighted mean of their squared lengths.
+    At rank 0, where none is left, as much more as at rank 1. Rows are measured together, by the weighted mean of their squared lengths.
 
     gram, told: of the table, weighted by what factors are made by, and by what `squares` are of.
     """
@@ -83,9 +83,8 @@ def sized_up(
     right = basis.T @ gram
     lengths = np.cumsum(np.cumsum((basis.T @ told @ basis) * (right @ right.T), axis=0), axis=1).diagonal()
     beyond = np.append(np.cumsum(squares[::-1])[::-1], 0)
-    longer = np.append(1.0, np.trace(told) / np.maximum(lengths, np.finfo(np.float64).tiny))
-    lost = np.minimum(beyond * np.maximum(longer, 1), beyond[0])
-    return -np.diff(np.minimum.accumulate(lost))
+    longer = np.maximum(np.trace(told) / np.maximum(lengths, np.finfo(np.float64).tiny), 1)
+    return -np.diff(np.minimum.accumulate(beyond * np.append(longer[0], longer)))
 
 
 def chosen_prior(

@@ -270,8 +270,9 @@ def test_of_rows_that_a_norm_sizes_up_again_ranks_lose_more_by_how_much_shorter_
         left, right = components.cut(found, rank)
         left, error = left.astype(np.float64), table - left.astype(np.float64) @ right
         beyond = np.einsum("i,ij,jk,ik->", weights, error, col, error)
-        longer = (weights @ table**2).sum() / max((weights @ (left @ right) ** 2).sum(), 1e-30)
-        lost.append(min([beyond * max(longer, 1), *lost]) if rank else beyond)
+        left, right = components.cut(found, max(rank, 1))
+        longer = (weights @ table**2).sum() / (weights @ (left.astype(np.float64) @ right) ** 2).sum()
+        lost.append(min([beyond * max(longer, 1), *lost]))
     np.testing.assert_allclose([found.squares[rank:].sum() for rank in range(8)], lost, rtol=1e-4)
     assert lost[4] > 1.01 * decompose_table(table, TableWeights(rows, col, planned), 0, 0.0)[0].squares[4:].sum()
 
