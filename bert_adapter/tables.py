@@ -75,7 +75,8 @@ def sized_up(
 ) -> Float[np.ndarray, " n"]:
     """The squares of which more is lost at each rank, by how much shorter rows are left.
 
-    At rank 0, where none is left, as much more as at rank 1. Rows are measured together, by the weighted mean of their squared lengths.
+    At rank 0, where none is left, as much more as at rank 1. Rows are measured together, by the weighted mean of their
+    squared lengths.
 
     gram, told: of the table, weighted by what factors are made by, and by what `squares` are of.
     """
