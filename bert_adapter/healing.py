@@ -19,6 +19,7 @@ from bert_adapter.files import check_writable
 from bert_adapter.importance.fingerprint import of_arrays, of_function, of_params
 from bert_adapter.kinds import as_model, in_kind
 from bert_adapter.layers.capture import Batch, Forward
+from bert_adapter.layers.integers import check_floats
 from bert_adapter.layers.marker import Factorised
 from bert_adapter.losses import distillation
 from bert_adapter.model import Model, check_batch, is_own
@@ -173,6 +174,7 @@ def heal(
     if file is not None:
         check_writable(Path(file))
     model, teacher = (as_model(one, forward=forward, output=output) for one in (small, dense))
+    check_floats(model.params, "small")
     check_range("seed", seed, 0, 2**32 - 1)
     plan = healing_plan(
         model, teacher, batches, heldout, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size

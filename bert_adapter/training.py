@@ -16,6 +16,7 @@ from bert_adapter.families import predictive
 from bert_adapter.files import check_writable
 from bert_adapter.importance.fingerprint import of_arrays, of_function, of_params
 from bert_adapter.layers.capture import Batch, Forward
+from bert_adapter.layers.integers import check_floats
 from bert_adapter.losses import TaskLoss, distillation, task_loss
 from bert_adapter.model import Model, check_batch, forward, is_own, training_forward
 from bert_adapter.progress import track
@@ -117,6 +118,7 @@ def finetune(
     check_range("epochs", epochs, 1, 10**6)
     check_range("seed", seed, 0, 2**32 - 1)
     loss = loss_for(model) if loss is None else loss
+    check_floats(model.params, "model")
     check_batches(model, teacher, batches, loss)
     total = epochs * len(batches)
     recipe = recipe_for(model, teacher, loss=loss, distil=distil, weight_decay=weight_decay)

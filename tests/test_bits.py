@@ -33,6 +33,7 @@ from bert_adapter.checkpoint.names import by_path, dtypes_of
 from bert_adapter.checkpoint.nibbles import DAMPING, compensated, feedback, multiplied, scales, steps
 from bert_adapter.choices import dtype_named
 from bert_adapter.cli import main
+from bert_adapter.importance.fingerprint import of_params as fingerprint
 from bert_adapter.ranks import Budget, all_choices
 from bert_adapter.report import summary
 
@@ -343,6 +344,52 @@ def test_floats_of_sixteen_bits_are_what_other_libraries_read(dtype, tmp_path):
     kernel = tiny.at(tiny.model().params, QUERY)["kernel"]
     np.testing.assert_array_equal(tensors[TENSOR].T, kernel.astype(bfloat16 if dtype == "bfloat16" else dtype))
     assert load(tmp_path).config == tiny.model().config
+
+
+MASKED = "BertForMaskedLM"
+
+
+@functools.cache
+def with_decoder() -> Any:
+    """One whose decoder is tied to the table of words."""
+    return tiny.model(MASKED)
+
+
+@pytest.mark.parametrize("given", [tiny.model, factorised, with_decoder])
+@pytest.mark.parametrize("dtype", INTEGERS)
+def test_integers_may_stay_so_in_memory(given, dtype, tmp_path):
+    save(given(), tmp_path / "small", dtype=dtype)
+    floats, kept = load(tmp_path / "small"), load(tmp_path / "small", integers=True)
+    whole, part = (sum(leaf.nbytes for leaf in by_path(each.params).values()) for each in (floats, kept))
+    assert part < {"int8": 0.55, "int4": 0.5}[dtype] * whole  # of matrices so small that scales and biases count
+    run = jax.jit(bert_adapter.forward(kept))
+    np.testing.assert_allclose(run(kept.params, BATCH), run(floats.params, BATCH), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(output(kept), output(floats), rtol=1e-5, atol=1e-6)
+    assert fingerprint(kept.params) == fingerprint(floats.params)
+    save(kept, tmp_path / "again")
+    assert (tmp_path / "again" / FILE).read_bytes() == (tmp_path / "small" / FILE).read_bytes()
+    save(merge(kept), tmp_path / "merged")
+    np.testing.assert_allclose(output(load(tmp_path / "merged")), output(floats), rtol=1e-5, atol=1e-6)
+
+
+def test_of_a_table_of_integers_rows_alone_are_multiplied_out(tmp_path):
+    for model in (tiny.model(), factorised()):
+        save(model, tmp_path / "small", dtype="int4")
+        kept = load(tmp_path / "small", integers=True)
+        program = str(jax.make_jaxpr(bert_adapter.forward(kept))(kept.params, BATCH))
+        words, width = tiny.at(tiny.model().params, WORDS)["embedding"].shape
+        assert f"f32[{words},{width}]" not in program
+        assert f"f32[{words},4]" not in program
+
+
+def test_integers_in_memory_are_not_trained(tmp_path):
+    save(factorised(), tmp_path, dtype="int4")
+    kept, texts = load(tmp_path, integers=True), [{name: array[:2] for name, array in BATCH.items()}] * 20
+    message = r"got a model with integers in memory, wanted floats: load\(directory\)"
+    with pytest.raises(ValueError, match=f"small: {message}"):
+        bert_adapter.heal(kept, tiny.model(), texts)
+    with pytest.raises(ValueError, match=f"model: {message}"):
+        bert_adapter.finetune(kept, tiny.row_batches(), loss=lambda outputs, batch: outputs.sum(axis=1))
 
 
 def test_some_layers_may_be_stored_otherwise_than_others(tmp_path):

@@ -49,7 +49,7 @@ from bert_adapter.families.torch_names import to_torch
 from bert_adapter.model import Model, is_own
 
 
-def load(path_or_hub_id: str | Path) -> Model:
+def load(path_or_hub_id: str | Path, *, integers: bool = False) -> Model:
     """The model in a local directory, or else the one that the Hugging Face Hub has under that name.
 
     Reads `model.safetensors`, whole or sharded, or else `flax_model.msgpack`; `factorised.safetensors` where the config
@@ -58,6 +58,10 @@ def load(path_or_hub_id: str | Path) -> Model:
     was saved without a pooler has none here, because no embedding depends on it. Any other parameter that is missing,
     and every one that is left over or has another shape, is an error. An encoder embeds as `modules.json` declares:
     pooling, dense layers, scaling to length one; without that file it is the mean of a text's tokens, unscaled.
+
+    Args:
+      integers: whether matrices that are stored as integers stay so in memory, which is then a quarter or an eighth. A
+        call multiplies out what it uses: it takes longer for few texts. Such a model is not trained.
 
     Raises:
       ValueError: names the file, the entry or the parameter that cannot be read or honoured.
@@ -76,7 +80,7 @@ def load(path_or_hub_id: str | Path) -> Model:
     config = restored(read_config(directory))
     family, ranks = family_of(config), low_rank(config)
     family.config(config)  # what cannot be is found before weights are read
-    found = read(directory, family, config)
+    found = read(directory, family, config, integers)
     declared = any((directory / name).is_file() for name in (MODULES, f"{stage_paths(None)[0]}/{CONFIG}"))
     architecture = architecture_in(config, found, embeds=declared)
     config = config | {"architectures": [architecture.names[0]]}
@@ -154,7 +158,7 @@ def save(model: Model, directory: str | Path, *, dtype: str | Mapping[str, str] 
 
 def checked(model: Model) -> dict[str, np.ndarray]:
     """The parameters by path, on the host, once it is known that module, config and files are theirs."""
-    params = by_path(jax.device_get(model.params))
+    params = {path: np.asarray(leaf) for path, leaf in by_path(jax.device_get(model.params)).items()}
     lefts = {path.removesuffix("/left"): leaf for path, leaf in params.items() if path.endswith("/left")}
     ranks, claimed = {path: leaf.shape[-1] for path, leaf in lefts.items()}, low_rank(model.config)
     if ranks != claimed:

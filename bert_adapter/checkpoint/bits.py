@@ -5,7 +5,7 @@ the largest absolute value there over 127. `nibbles` has those of 4 bits. Number
 """
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Float, Int
 from ml_dtypes import bfloat16
 
-from bert_adapter.checkpoint.nibbles import GROUP, compensated, feedback, multiplied, packed, steps, unpacked
+from bert_adapter.checkpoint.nibbles import compensated, feedback, multiplied, packed, steps, unpacked
+from bert_adapter.layers.integers import GROUP, Integers
 from bert_adapter.layers.marker import Factorised
 from bert_adapter.layers.places import is_table, kernel_names
 from bert_adapter.layers.stacks import indexed
@@ -119,6 +120,13 @@ def joined(parts: Mapping[str, np.ndarray]) -> Float[np.ndarray, "*stack m n"]:
     assert by_rows is not None  # `wrong_with` says so before
     count = int(parts[SHAPE][-1 if by_rows else -2])
     return multiplied(unpacked(parts[""], count, by_rows), parts[SCALE], by_rows)
+
+
+def kept(parts: Mapping[str, np.ndarray]) -> Integers:
+    """The matrix that is stored so, still as integers."""
+    if SHAPE not in parts:
+        return Integers(parts[""], parts[SCALE], parts[""].shape, None)
+    return Integers(parts[""], parts[SCALE], tuple(parts[SHAPE].tolist()), -1 if lies_by_rows(parts) else -2)
 
 
 def lies_by_rows(parts: Mapping[str, np.ndarray]) -> bool | None:
@@ -230,8 +238,10 @@ def base_of(name: str, arrays: Mapping[str, Any]) -> str | None:
     return base if base != name and base in arrays and arrays[base].dtype in INTEGERS.values() else None
 
 
-def decoded(arrays: dict[str, np.ndarray], dtypes: Mapping[str, str]) -> dict[str, np.ndarray]:
-    """The parameters by path, with integers multiplied out, and what has 16 bits in float32.
+def decoded(
+    arrays: dict[str, np.ndarray], dtypes: Mapping[str, str], made: Callable[[Any], Any] = joined
+) -> dict[str, Any]:
+    """The parameters by path, with what is `made` of integers, and what has 16 bits in float32.
 
     Nothing is left of `arrays`.
 
@@ -253,9 +263,8 @@ def decoded(arrays: dict[str, np.ndarray], dtypes: Mapping[str, str]) -> dict[st
     if problems:
         raise ValueError("what is stored does not fit config.json's low_rank dtypes\n  " + "\n  ".join(problems))
     for path in integers:
-        arrays[path] = joined(
-            {end: arrays.pop(f"{path}{end}") for end in ("", SCALE, SHAPE) if f"{path}{end}" in arrays}
-        )
+        parts = {end: arrays.pop(f"{path}{end}") for end in ("", SCALE, SHAPE) if f"{path}{end}" in arrays}
+        arrays[path] = made(parts)
     return arrays | {path: arrays[path].astype(np.float32) for path, dtype in wanted.items() if dtype not in INTEGERS}
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bert_adapter.checkpoint.bits import FEWER, INTEGERS
+from bert_adapter.layers.integers import is_integers
 from bert_adapter.layers.marker import FACTORISED, Factorised
 from bert_adapter.layers.places import kernel_path
 from bert_adapter.layers.running import parameter_shapes
@@ -17,8 +18,8 @@ SCHEMA, WITH_DTYPES = 1, 2  # of the "low_rank" section; the second where it nam
 
 
 def by_path(params: Any) -> dict[str, Any]:
-    """The leaves of nested dicts by their paths, "encoder/layer/0/...". FACTORISED is no leaf."""
-    leaves = jax.tree_util.tree_leaves_with_path(params)
+    """The leaves of nested dicts by their paths, "encoder/layer/0/...". FACTORISED is no leaf, `Integers` are one."""
+    leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_integers)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 

@@ -12,8 +12,9 @@ import numpy as np
 from jaxtyping import Float, Int, UInt
 from ml_dtypes import bfloat16
 
-GROUP = 64
-LOWEST, HIGHEST = -8, 7
+from bert_adapter.layers.integers import GROUP, LOWEST
+
+HIGHEST = 7
 DAMPING = 0.01  # of a Gram matrix's mean diagonal, which is added to it
 
 

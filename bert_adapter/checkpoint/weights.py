@@ -9,7 +9,7 @@ import numpy as np
 from flax.serialization import msgpack_restore
 from safetensors import safe_open
 
-from bert_adapter.checkpoint.bits import base_of, decoded
+from bert_adapter.checkpoint.bits import base_of, decoded, joined, kept
 from bert_adapter.checkpoint.directory import FACTORS, INDEX, MSGPACK, WEIGHTS
 from bert_adapter.checkpoint.names import by_path, dtypes_of, is_apart
 from bert_adapter.families.family import Family
@@ -43,8 +43,11 @@ def command(name: str, directory: Path, saves: str = "save_pretrained") -> str:
     return f"python -c {shlex.quote(f'import {package}; {name}({source!r}).{saves}({target!r})')}"
 
 
-def read(directory: Path, family: Family, config: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Every parameter in the directory under its Flax path and in Flax layout, but those of its dense stages."""
+def read(directory: Path, family: Family, config: dict[str, Any], integers: bool = False) -> dict[str, Any]:
+    """Every parameter in the directory under its Flax path and in Flax layout, but those of its dense stages.
+
+    integers: whether matrices that are stored as integers stay so.
+    """
     wanted = FACTORS if is_apart(config) else WEIGHTS
     if (directory / wanted).is_file():
         tensors = read_tensors(directory / wanted)
@@ -61,7 +64,7 @@ def read(directory: Path, family: Family, config: dict[str, Any]) -> dict[str, n
             known, hint = (FACTORS,), f"{FACTORS} holds what config.json's low_rank names"
         raise ValueError(f"{directory}: got {names}, wanted {' or '.join(known)}: {hint}")
     try:
-        return decoded(renamed(tensors, family.from_torch), dtypes_of(config))
+        return decoded(renamed(tensors, family.from_torch), dtypes_of(config), kept if integers else joined)
     except ValueError as error:
         raise ValueError(f"{directory}: {error}") from None
 

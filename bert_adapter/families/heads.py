@@ -74,7 +74,7 @@ class WordHead(nn.Module):
         *parents, leaf = self.table.split("/")
         for name in parents:
             words = words[name]
-        table = [words[name] for name in (("left", "right") if "left" in words else (leaf,))]
+        table = [words[name] for name in ("left", "right") if name in words] or [words[leaf]]
         return type(self).head(context, result, tuple(jnp.asarray(factor, self.dtype) for factor in table))
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array
 
+from bert_adapter.layers.integers import is_integers
 from bert_adapter.layers.layer import Layer
 
 
@@ -19,16 +20,24 @@ def promoted(module: Any, *arrays: Any) -> Any:
 def look_up(
     module: Any, ids: Any, factors: tuple[Any, Any], bias: Any, promoted: Callable[..., Any] = promoted
 ) -> Array:
-    """Rows of left @ right: those of `left`, multiplied by `right`. No table is made."""
+    """Rows of left @ right, or of `left` alone: those of `left`, multiplied by `right`. No table is made."""
     if not jnp.issubdtype(jnp.result_type(ids), jnp.integer):
         raise ValueError(f"ids: got {jnp.result_type(ids)}, wanted integers, the numbers of rows of a table")
-    left, right = promoted(module, *factors)
-    return jnp.take(left, ids, axis=0) @ right
+    left, right = factors
+    rows = left.rows(ids) if is_integers(left) else jnp.take(left, ids, axis=0)
+    if right is None:
+        return promoted(module, rows)[0]
+    rows, right = promoted(module, rows, right)
+    return rows @ right
 
 
 def attend(module: Any, query: Any, factors: tuple[Any, Any], promoted: Callable[..., Any] = promoted) -> Array:
     """query @ (left @ right).T, without a table."""
-    query, left, right = promoted(module, query, *factors)
+    left, right = (factor.whole() if is_integers(factor) else factor for factor in factors)
+    if right is None:
+        query, left = promoted(module, query, left)
+        return query @ left.T
+    query, left, right = promoted(module, query, left, right)
     return query @ right.T @ left.T
 
 

@@ -7,9 +7,13 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
 
+from bert_adapter.layers.integers import Integers
 from bert_adapter.layers.layer import Axes, matrix_shape, split
+from bert_adapter.layers.marker import FACTORISED
 from bert_adapter.layers.observing import Site, observing, on_factors
+from bert_adapter.layers.places import is_table
 
 
 @contextmanager
@@ -42,7 +46,25 @@ def apply(module: nn.Module, params: Any, *args: Any, **kwargs: Any) -> Any:
         [[3. 3.]]
     """
     with factorised():
-        return module.apply({"params": params}, *args, **kwargs)
+        return module.apply({"params": ready(params)}, *args, **kwargs)
+
+
+def ready(params: Any) -> Any:
+    """The parameters as a module can run on them: what stays integers is tables, of which rows are looked up.
+
+    A dense table is a factor without another.
+    """
+    flat: dict[str, Any] = dict(flatten_dict(params, keep_empty_nodes=True, sep="/"))
+    kept = {path: leaf for path, leaf in flat.items() if isinstance(leaf, Integers)}
+    if not kept:
+        return params
+    for path, leaf in kept.items():
+        layer, _, name = path.rpartition("/")
+        if is_table(path):
+            flat |= {path: FACTORISED, f"{layer}/left": leaf}
+        elif not (name == "left" and f"{layer}/embedding" in flat):
+            flat[path] = leaf.whole()
+    return unflatten_dict(flat, sep="/")
 
 
 def kernel_shapes(module: nn.Module) -> dict[str, tuple[int, int]]:
