@@ -212,7 +212,7 @@ def compress(
     report = report_of(kernels, known, seconds=stages([*clock, time.perf_counter()]), **done)
     config = dense.config | {"low_rank": section(dense, report, seed, known.calibration)}
     small = dense._replace(params=params, config=config)
-    small, report = healed(small, dense, healing, report, seed=seed, file=beside(file), progress=progress)
+    small, report = healed(small, dense, healing, report, seed=seed, file=file, rows=known.rows, progress=progress)
     return in_kind(model, small._replace(params=as_stored(small.params, dtypes, known.rows))), report
 
 
@@ -251,13 +251,14 @@ def healed(
     report: Report,
     *,
     seed: int,
-    file: Path | None,
+    file: str | Path | None,
+    rows: Mapping[str, Any],
     progress: bool,
 ) -> tuple[Model, Report]:
     """The model after `heal`, and the report with what that gained, if there is a plan for it."""
     if plan is None:
         return small, report
-    small, gained = follow(small, dense, plan, seed=seed, file=file, progress=progress)
+    small, gained = follow(small, dense, plan, seed=seed, file=beside(file), progress=progress, rows=rows)
     return small, report._replace(healed=gained, seconds=report.seconds | {"heal": gained.seconds})
 
 
