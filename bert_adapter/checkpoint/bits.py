@@ -119,7 +119,7 @@ def joined(parts: Mapping[str, np.ndarray]) -> Float[np.ndarray, "*stack m n"]:
     by_rows = lies_by_rows(parts)
     assert by_rows is not None  # `wrong_with` says so before
     count = int(parts[SHAPE][-1 if by_rows else -2])
-    return multiplied(unpacked(parts[""], count, by_rows), parts[SCALE], by_rows)
+    return np.ascontiguousarray(multiplied(unpacked(parts[""], count, by_rows), parts[SCALE], by_rows))
 
 
 def kept(parts: Mapping[str, np.ndarray]) -> Integers:

@@ -9,10 +9,11 @@ the form of Chee et al. 2023, QuIP, sec. 3, which inverts nothing).
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, UInt
+from jaxtyping import Float, Int, Num, UInt
 from ml_dtypes import bfloat16
 
 from bert_adapter.layers.integers import GROUP, LOWEST
+from wlra.tall import BLOCK
 
 HIGHEST = 7
 DAMPING = 0.01  # of a Gram matrix's mean diagonal, which is added to it
@@ -30,6 +31,10 @@ def steps(array: Float[np.ndarray, "*stack m n"], by_rows: bool) -> tuple[Int[np
       >>> found.ravel().tolist(), scale.tolist()
       ([-8, 4, 0], [[-1.0]])
     """
+    if by_rows and array.ndim == 2 and len(array) > BLOCK:  # of a table piece by piece: nothing of its size is made
+        pieces = [steps(array[begin : begin + BLOCK], by_rows) for begin in range(0, len(array), BLOCK)]
+        found, scale = (np.concatenate(each) for each in zip(*pieces, strict=True))
+        return found, scale
     lying = np.asarray(array, np.float32) if by_rows else np.swapaxes(np.asarray(array, np.float32), -1, -2)
     groups = in_groups(lying)
     scale = scales(groups.reshape(-1, GROUP)).reshape(groups.shape[:-1])
@@ -37,7 +42,7 @@ def steps(array: Float[np.ndarray, "*stack m n"], by_rows: bool) -> tuple[Int[np
     return (found, scale) if by_rows else (np.swapaxes(found, -1, -2), np.swapaxes(scale, -1, -2))
 
 
-def in_groups(lying: Float[np.ndarray, "*stack n"]) -> Float[np.ndarray, "*stack groups 64"]:
+def in_groups(lying: Num[np.ndarray, "*stack n"]) -> Num[np.ndarray, "*stack groups 64"]:
     """The last axis in groups, of which the last is filled up with zeros."""
     n = lying.shape[-1]
     padded = np.pad(lying, [(0, 0)] * (lying.ndim - 1) + [(0, -n % GROUP)]) if n % GROUP else lying
@@ -77,10 +82,10 @@ def multiplied(
     found: Int[np.ndarray, "*stack m n"], scale: Float[np.ndarray, "..."], by_rows: bool
 ) -> Float[np.ndarray, "*stack m n"]:
     """What steps and the scales of their groups multiply out to."""
-    axis = -1 if by_rows else -2
-    wide = np.repeat(scale.astype(np.float32), GROUP, axis=axis)
-    wide = wide[..., : found.shape[-1]] if by_rows else wide[..., : found.shape[-2], :]
-    return found * wide
+    if not by_rows:
+        return np.swapaxes(multiplied(np.swapaxes(found, -1, -2), np.swapaxes(scale, -1, -2), True), -1, -2)
+    whole = in_groups(found) * scale.astype(np.float32)[..., None]
+    return whole.reshape(*found.shape[:-1], -1)[..., : found.shape[-1]]
 
 
 def feedback(gram: Float[np.ndarray, "m m"]) -> Float[np.ndarray, "m m"]:
