@@ -205,9 +205,9 @@ def compress(
         ranks, dtypes = planned.ranks, planned.dtypes
         predicted = planned.predicted if chosen.units == "loss" else None
     clock.append(time.perf_counter())
-    weights = components_or_weights(known, importance)
     how = {"shapes": shapes, "method": solved_by, "solver": solver, "progress": progress}
-    params, kernels = factorise(dense.params, weights, ranks, **how)
+    params, kernels = factorise(dense.params, components_or_weights(known, importance), ranks, **how)
+    known = known._replace(kernels={})  # as large as the model, and done with
     done: dict[str, Any] = {"method": solved_by.name, "signal": chosen.name, "dtypes": dtypes, "predicted": predicted}
     report = report_of(kernels, known, seconds=stages([*clock, time.perf_counter()]), **done)
     config = dense.config | {"low_rank": section(dense, report, seed, known.calibration)}
