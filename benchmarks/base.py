@@ -6,6 +6,7 @@ noise, and half the squared distance to the dense embeddings of some of dev's te
 the same share. "activation" weighs the inputs of a layer (DRONE, SVD-LLM), "fwsvd" has a weight for each input;
 "layers" are as many as the share allows, as they are, the first or from the first to the last. The
 floor is the model with every kernel of the encoder zero: what its embeddings of tokens are worth alone.
+"Of the bytes": the table of words, kernels and bits under one budget, and bits alone, rounded to the nearest.
 A compression needs some 8 GB. Every score is a line of JSON when it is there: a run that was killed goes on where it
 stopped.
 
@@ -15,6 +16,7 @@ DIR holds STS-B's train.tsv and dev.tsv, as GLUE has them.
 
 import argparse
 import math
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from functools import cache, partial
@@ -46,6 +48,8 @@ WAYS = {  # by name, the signal and whether ranks are equal
 DENSE, FLOOR = "dense", "floor"
 FIRST, SPREAD = "the first layers", "layers, evenly spaced"
 SHOWN = (*WAYS, FIRST, SPREAD)
+EVERYTHING, BITS = "everything, of the bytes", {"int8": 0.251, "int4": 0.134}  # and the share of the bytes
+BYTES = (0.25, 0.125, 0.08)
 
 
 def prepared(options: argparse.Namespace) -> Context:
@@ -92,17 +96,21 @@ def models(context: Context, budgets: Iterable[float]) -> Iterable[tuple[str, fl
     @cache
     def importance() -> Importance:
         wanted = {name for signal, _ in WAYS.values() for name in bert_adapter.SIGNALS[signal].statistics}
-        run, paths = bert_adapter.forward(dense), bert_adapter.select_kernels(dense)
+        run, paths = bert_adapter.forward(dense), bert_adapter.select_kernels(dense, embeddings=True)
         return bert_adapter.measure_importance(run, dense.params, context.batches, paths, statistics=wanted)
 
     @cache
     def decomposed(signal: str) -> Decompositions:
-        return bert_adapter.decompose(dense.params, importance(), signal=signal)
+        return bert_adapter.decompose(
+            dense.params, importance(), signal=signal, kernels=bert_adapter.select_kernels(dense)
+        )
+
+    @cache
+    def with_bits() -> Decompositions:
+        return bert_adapter.decompose(dense.params, importance(), bits=True)
 
     def small(signal: str, budget: float, uniform: bool) -> Model:
-        model = compressed(context, decomposed(signal), signal, budget=budget, uniform=uniform)
-        # Multiplied out, all models run by one program.
-        return model._replace(params=bert_adapter.merge(model.params))
+        return merged(compressed(context, decomposed(signal), signal, budget=budget, uniform=uniform))
 
     for budget in budgets:
         for name, (signal, uniform) in WAYS.items():
@@ -110,6 +118,22 @@ def models(context: Context, budgets: Iterable[float]) -> Iterable[tuple[str, fl
         for name, spread in ((FIRST, False), (SPREAD, True)):
             if (model := with_layers(dense, budget, spread)) is not None:
                 yield name, budget, lambda model=model: model
+    for dtype, share in BITS.items():
+        yield dtype, share, partial(stored, dense, dtype)
+    for share in BYTES:
+        yield EVERYTHING, share, lambda share=share: merged(compressed(context, with_bits(), budget=share, of="bytes"))
+
+
+def merged(model: Model) -> Model:
+    """Multiplied out, all models run by one program."""
+    return model._replace(params=bert_adapter.merge(model.params))
+
+
+def stored(dense: Model, dtype: str) -> Model:
+    """As it is read again once its matrices were stored so."""
+    with tempfile.TemporaryDirectory() as folder:
+        bert_adapter.save(dense, folder, dtype=dtype)
+        return bert_adapter.load(folder)
 
 
 def scored(context: Context, name: str, budget: float, make: Callable[[], Model]) -> Row:
@@ -157,7 +181,9 @@ def report(rows: list[Row]) -> str:
     ]
     cells += [[name, *[text(name, share)] * len(budgets)] for name, share in ((DENSE, 1.0), (FLOOR, 0.0))]
     table = markdown(["Spearman (loss)", *(f"{budget:.0%} kept" for budget in budgets)], cells)
-    return "\n".join([table, "", *(verdict(found, budget) for budget in budgets)])
+    whole = [[name, f"{share:.1%}", text(name, share)] for name, share in found if name in (*BITS, EVERYTHING)]
+    bytes_kept = [markdown(["", "of the bytes", "Spearman (loss)"], whole), ""] if whole else []
+    return "\n".join([table, "", *bytes_kept, *(verdict(found, budget) for budget in budgets)])
 
 
 def verdict(found: dict[tuple[str, float], Row], budget: float) -> str:
