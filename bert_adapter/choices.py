@@ -95,13 +95,18 @@ def dtype_named(number: int) -> str | None:
     return DTYPES[number - 1] if number else None
 
 
+def as_it_is(choices: Choices) -> int:
+    """The number of the option to stay dense in its own dtype."""
+    return int(np.flatnonzero(choices.bits == 0)[-1])
+
+
 def useful(choices: Choices, price: float = 0.0) -> Choices:
     """Those that lose less than all that cost no more, in the order of their costs, at this price of an operation."""
     cost = choices.cost + price * choices.flops
     order = np.lexsort((choices.loss, cost))
     loss = choices.loss[order]
     least = np.append(np.inf, np.minimum.accumulate(loss)[:-1])
-    kept = order[(loss < least) | (order == len(order) - 1)] if len(set(choices.bits)) > 1 else order
+    kept = order[loss < least] if len(set(choices.bits)) > 1 else order
     return Choices(*(array[kept] for array in choices))
 
 
@@ -206,10 +211,10 @@ def within_both(
     return best[1:]
 
 
-def even(choices: dict[str, Choices], affordable: float) -> dict[str, int]:
-    """By path, the option that keeps the same share of every kernel, or the smallest allowed."""
-    share = affordable / sum(choice.cost[-1] for choice in choices.values()) * (1 + 1e-12)
+def even(choices: dict[str, Choices], wholes: dict[str, float], affordable: float) -> dict[str, int]:
+    """By path, the option that keeps the same share of every kernel, of which all costs so much, or the smallest."""
+    share = affordable / sum(wholes.values()) * (1 + 1e-12)
     return {
-        path: max(0, int(np.searchsorted(choice.cost, share * choice.cost[-1], side="right")) - 1)
+        path: max(0, int(np.searchsorted(choice.cost, share * wholes[path], side="right")) - 1)
         for path, choice in choices.items()
     }

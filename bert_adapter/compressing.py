@@ -30,6 +30,7 @@ from bert_adapter.kernels import Shapes, choose_ranks, select_kernels, tables_of
 from bert_adapter.kinds import as_model, in_kind
 from bert_adapter.latency import Latency
 from bert_adapter.layers.capture import Batch
+from bert_adapter.layers.integers import check_floats
 from bert_adapter.layers.stacks import whole
 from bert_adapter.losses import TaskLoss
 from bert_adapter.model import Model, is_own
@@ -183,6 +184,7 @@ def compress(
     check_given(given, None if heal is not None else file, gradients)  # healing has a state of its own
     clock = [time.perf_counter()]
     dense = as_model(model, forward=forward, output=output)
+    check_floats(dense.params, "model")
     check_of(given, dense.params)
     batches = list(batches) if is_own(dense) else batches
     check_texts(given, batches if isinstance(batches, Sequence) else ())
@@ -212,8 +214,8 @@ def compress(
     report = report_of(kernels, known, seconds=stages([*clock, time.perf_counter()]), **done)
     config = dense.config | {"low_rank": section(dense, report, seed, known.calibration)}
     small = dense._replace(params=params, config=config)
-    small, report = healed(small, dense, healing, report, seed=seed, file=file, rows=known.rows, progress=progress)
-    return in_kind(model, small._replace(params=as_stored(small.params, dtypes, known.rows))), report
+    small, report = healed(small, dense, healing, report, seed=seed, file=file, given=known.given, progress=progress)
+    return in_kind(model, small._replace(params=as_stored(small.params, dtypes, known.given))), report
 
 
 def report_of(kernels: list[KernelReport], known: Decompositions, **done: Any) -> Report:
@@ -252,13 +254,13 @@ def healed(
     *,
     seed: int,
     file: str | Path | None,
-    rows: Mapping[str, Any],
+    given: Mapping[str, Any],
     progress: bool,
 ) -> tuple[Model, Report]:
     """The model after `heal`, and the report with what that gained, if there is a plan for it."""
     if plan is None:
         return small, report
-    small, gained = follow(small, dense, plan, seed=seed, file=beside(file), progress=progress, rows=rows)
+    small, gained = follow(small, dense, plan, seed=seed, file=beside(file), progress=progress, given=given)
     return small, report._replace(healed=gained, seconds=report.seconds | {"heal": gained.seconds})
 
 
@@ -395,7 +397,8 @@ def stages(clock: list[float]) -> dict[str, float]:
 def section(dense: Model, report: Report, seed: int, calibration: Mapping[str, Any]) -> dict[str, Any]:
     """The "low_rank" section of config.json: which kernels have which rank, and how that was done."""
     ranks = {whole(kernel.path): kernel.rank for kernel in report.kernels if kernel.status != "DENSE"}
-    dtypes = {**dtypes_of(dense.config), **report.dtypes}
+    anew = {whole(kernel.path) for kernel in report.kernels}
+    dtypes = {path: dtype for path, dtype in dtypes_of(dense.config).items() if path not in anew} | dict(report.dtypes)
     return {
         "schema": WITH_DTYPES if dtypes else SCHEMA,
         "ranks": low_rank(dense.config) | ranks,

@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 import wlra
 from bert_adapter.checkpoint.names import by_path
+from bert_adapter.checkpoint.nibbles import feedback
 from bert_adapter.importance.fingerprint import of_arrays, of_params
 from bert_adapter.importance.sums import Importance, check_model
 from bert_adapter.kernels import Shapes, break_even, shape_of_kernel
@@ -41,8 +42,8 @@ class Decompositions(NamedTuple):
     calibration: how many texts were measured on, and their fingerprint; empty where nothing was measured.
     tokens: by path, of tables, what is known of their rows.
     roundings: by path, what fewer bits lose; empty where that was not asked for.
-    rows: by path, the Gram matrices of inputs that factors are made by, by which errors of 4 bits are made up for;
-      empty where bits were not asked for.
+    given: by path, what an input's errors of 4 bits give to those after it (`nibbles.feedback`), from the matrices
+      along inputs that factors are made by; empty where bits were not asked for.
 
     Example:
       >>> import numpy as np, bert_adapter
@@ -63,7 +64,7 @@ class Decompositions(NamedTuple):
     calibration: Mapping[str, Any]
     tokens: Mapping[str, Tokens] = {}
     roundings: Mapping[str, Rounding] = {}
-    rows: Mapping[str, Float[np.ndarray, "in in"]] = {}
+    given: Mapping[str, Float[np.ndarray, "in in"]] = {}
 
 
 def decompose(
@@ -158,22 +159,22 @@ def decompositions(
         calibration=calibration(importance),
         tokens={path: each.tokens for path, each in found.items() if each.tokens is not None},
         roundings={path: each.rounding for path, each in found.items() if each.rounding is not None},
-        rows={path: each.row for path, each in found.items() if each.row is not None},
+        given={path: each.given for path, each in found.items() if each.given is not None},
     )
 
 
 class One(NamedTuple):
     """What is known of one matrix.
 
-    squares: what ranks are planned by. tokens: of a table. rounding, row: where bits were asked for. reliability: where
-      the signal can tell.
+    squares: what ranks are planned by. tokens: of a table. rounding, given: where bits were asked for. reliability:
+      where the signal can tell.
     """
 
     decomposed: Decomposed
     squares: Float[np.ndarray, " components"]
     tokens: Tokens | None = None
     rounding: Rounding | None = None
-    row: Float[np.ndarray, "in in"] | None = None
+    given: Float[np.ndarray, "in in"] | None = None
     reliability: float | None = None
 
 
@@ -229,8 +230,9 @@ def one_kernel(
     row, by = sides(kernel, made)[0], made if signal.ranks is None else planned
     if whole.left is None:
         whole = components.decompose(kernel, *sides(kernel, made), most_components(kernel))
-    lost = rounding(kernel, whole, sides(kernel, by), by_rows=False, row=row, plain=plain)
-    return One(found, squares, rounding=lost, row=row if row.ndim == 2 and plain else None)
+    given = feedback(row) if row.ndim == 2 and plain else None
+    lost = rounding(kernel, whole, sides(kernel, by), by_rows=False, given=given, plain=plain)
+    return One(found, squares, rounding=lost, given=given)
 
 
 def one_table(table: Any, weights: TableWeights, method: wlra.Method | None, *, prior: float | None, bits: bool) -> One:

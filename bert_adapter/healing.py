@@ -278,18 +278,18 @@ def follow(
     seed: int,
     file: str | Path | None,
     progress: bool,
-    rows: Mapping[str, Any] | None = None,
+    given: Mapping[str, Any] | None = None,
 ) -> tuple[Model, Healing]:
     """The model with the parameters that did best on the texts held out, and what that gained.
 
-    rows: as `as_stored` takes them, where the parameters will be rounded so.
+    given: as `as_stored` takes it, where the parameters will be rounded so.
     """
     began = time.monotonic()
     if plan.learning_rate is None:
         plan = plan._replace(learning_rate=rate_for(share_of(model.params)))
     params, gained = followed(model, teacher, plan, seed=seed, file=file, progress=progress)
     if dtypes_of(model.config):
-        gained = rounded(model, model._replace(params=params), teacher, plan, gained=gained, rows=rows)
+        gained = rounded(model, model._replace(params=params), teacher, plan, gained=gained, given=given)
     gained = gained._replace(seconds=time.monotonic() - began)
     healed = model._replace(params=params, config=noted(model.config, gained))
     return healed if gained.kept else model, gained
@@ -302,13 +302,13 @@ def rounded(
     plan: HealingPlan,
     *,
     gained: Healing,
-    rows: Mapping[str, Any] | None,
+    given: Mapping[str, Any] | None,
 ) -> Healing:
     """What was gained of matrices as they are stored, in fewer bits: nothing, if rounding takes it all."""
     dtypes, held = dtypes_of(model.config), taught(teacher, plan.heldout, plan.batch_size)
     losses = []
     for one in (model, healed):
-        trained, frozen = divided(as_stored(one.params, dtypes, rows))
+        trained, frozen = divided(as_stored(one.params, dtypes, given))
         recipe = Recipe(function_of(one), distillation(one.module, 1.0))
         losses.append(looker(recipe, held, frozen, plan.batch_size)(trained))
     before, after = losses

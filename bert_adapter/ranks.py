@@ -14,6 +14,7 @@ from bert_adapter.choices import (
     Choices,
     Curve,
     all_plans,
+    as_it_is,
     cheapest,
     choices_of,
     dtype_named,
@@ -156,17 +157,19 @@ def plan_for(params: Any, known: Decompositions, budget: Budget) -> Plan:
     every = all_choices(known, flat, budget)
     choices = {path: useful(choice) for path, choice in every.items()}
     fixed = fixed_cost(params, flat, shapes, budget.of)
-    total = fixed + sum(float(choice.cost[-1]) for choice in choices.values())
+    wholes = {path: float(choice.cost[as_it_is(choice)]) for path, choice in every.items()}
+    total = fixed + sum(wholes.values())
     others = unselected(params, kernels) if needs_bits(budget) else {}
     fixed -= sum(flat[path].nbytes // 2 for path in others)
     curve = all_plans(choices, fixed, total)
     if budget.uniform:
-        chosen = even(choices, budget.share * total - fixed)
+        chosen = even(choices, wholes, budget.share * total - fixed)
     elif budget.flops is None:
         chosen = cheapest(choices, curve, budget.share, total)
     else:
         others_flops = fixed_cost(params, flat, shapes, "flops")
-        flops = budget.flops * (others_flops + sum(float(each.flops[-1]) for each in choices.values())) - others_flops
+        dense_flops = sum(float(choice.flops[as_it_is(choice)]) for choice in every.values())
+        flops = budget.flops * (others_flops + dense_flops) - others_flops
         choices, chosen = within_both(every, fixed, total, budget=budget.share, flops=flops)
     cost = sum(float(choice.cost[chosen[path]]) for path, choice in choices.items())
     predicted = sum(float(choice.loss[chosen[path]]) for path, choice in choices.items())
@@ -196,7 +199,7 @@ def all_choices(known: Decompositions, flat: dict[str, Any], budget: Budget) -> 
             choices[path] = dense_alone(choices[path])
         elif isinstance(of, Latency):
             choices[path] = in_seconds(choices[path], costs_in(of, path, shape))
-        if needs_bits(budget):
+        if needs_bits(budget) and is_matrix(place, flat[place]):
             how: dict[str, Any] = {"by_rows": is_table(place), "unit": units[path]}
             axes = split_axes(path, np.shape(flat[place]), shape)
             choices[path] = with_bits(choices[path], rounding_of(known, path), axes, **how)
@@ -231,10 +234,16 @@ def together(choices: dict[str, Choices]) -> dict[str, Choices]:
     for path, choice in choices.items():
         known = found.get(whole(path))
         if known is not None:
+            known, choice = (both_have(*pair) for pair in ((known, choice), (choice, known)))
             more = {name: getattr(known, name) + getattr(choice, name) for name in ("cost", "loss", "flops")}
             choice = choice._replace(**more)
         found[whole(path)] = choice
     return found
+
+
+def both_have(choices: Choices, others: Choices) -> Choices:
+    """Those of the choices whose bits are among the others': one matrix may not be held by what holds another."""
+    return Choices(*(array[np.isin(choices.bits, others.bits)] for array in choices))
 
 
 def units_of(known: Decompositions) -> dict[str, float]:
@@ -321,7 +330,7 @@ def check_affordable(params: Any, shapes: Shapes, budget: Budget | None) -> None
             cost = np.zeros(1)
         elif isinstance(of, Latency):
             cost = in_seconds(choices_of(shapes[path], 1, nothing, allowed), costs_in(of, path, shapes[path])).cost
-        if needs_bits(budget):
+        if needs_bits(budget) and is_matrix(kernel_path(flat, path), kernel):
             axes = split_axes(path, np.shape(kernel), shapes[path])
             cost = np.append(cheapest_bits(axes, allowed, table), cost)
         least, most = least + float(cost[0]), most + float(cost[-1])

@@ -7,7 +7,6 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from bert_adapter.checkpoint.bits import INT4, INT8, holds, rounded
-from bert_adapter.checkpoint.nibbles import feedback
 from wlra import tall
 from wlra.components import Decomposed, Side, congruent
 
@@ -44,19 +43,18 @@ def rounding(
     sides: tuple[Side, Side],
     *,
     by_rows: bool,
-    row: Side | None = None,
+    given: Any | None = None,
     plain: bool = True,
 ) -> Rounding:
     """That of a matrix and of its components. A table's scales are of its rows, and so are those of its left factor.
 
     sides: what errors are weighted by.
-    row: a Gram matrix of the inputs, by which errors of 4 bits are made up for.
+    given: what `feedback` makes of a Gram matrix of the inputs, by which errors of 4 bits are made up for.
     plain: whether the matrix lies in memory as one; others are not stored in 4 bits.
     """
     assert found.left is not None
     assert found.right is not None
     ranks = np.unique(np.ceil(len(found.right) * np.array(SHARES)).astype(int))
-    given = feedback(row) if row is not None and row.ndim == 2 and plain else None
     how: dict[str, Any] = {"by_rows": by_rows, "given": given}
     factors, dense = {}, {}
     for dtype in narrower(kernel):

@@ -10,6 +10,7 @@ from wlra import tall
 from wlra.components import Decomposed, Side, square_root, usable
 
 PRIORS = (0.0, *np.geomspace(1e-4, 1, 13).tolist())  # among which held-out texts choose
+SHORTEST = 1e-3  # of a squared length: rows are not sized up further
 UNKNOWN = 0.5  # where no texts can be held out
 
 
@@ -84,7 +85,8 @@ def sized_up(
     right = basis.T @ gram
     lengths = np.cumsum(np.cumsum((basis.T @ told @ basis) * (right @ right.T), axis=0), axis=1).diagonal()
     beyond = np.append(np.cumsum(squares[::-1])[::-1], 0)
-    longer = np.maximum(np.trace(told) / np.maximum(lengths, np.finfo(np.float64).tiny), 1)
+    whole = max(float(np.trace(told)), np.finfo(np.float64).tiny)
+    longer = np.maximum(whole / np.maximum(lengths, SHORTEST * whole), 1)
     return -np.diff(np.minimum.accumulate(beyond * np.append(longer[0], longer)))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+import test_export
 import tiny
 from ml_dtypes import bfloat16
 from safetensors.numpy import load_file, save_file
@@ -33,6 +34,7 @@ from bert_adapter.checkpoint.names import by_path, dtypes_of
 from bert_adapter.checkpoint.nibbles import DAMPING, compensated, feedback, multiplied, scales, steps
 from bert_adapter.choices import dtype_named
 from bert_adapter.cli import main
+from bert_adapter.families import module_for
 from bert_adapter.importance.fingerprint import of_params as fingerprint
 from bert_adapter.ranks import Budget, all_choices
 from bert_adapter.report import summary
@@ -296,6 +298,52 @@ def test_a_model_is_compressed_to_a_share_of_its_bytes(tmp_path):
     assert "Stored in fewer bits" in summary(report)
 
 
+@pytest.mark.parametrize("budget", [0.3, 0.6, 0.9])
+@pytest.mark.parametrize("held", ["float16", "int8", "int4"])
+def test_a_budget_is_of_what_matrices_take_though_fewer_bits_hold_them_exactly(budget: float, held: str):
+    params, _ = planned_for()
+    rounded = as_stored(params, dict.fromkeys(SHAPES, held))
+    known = bert_adapter.decompose(rounded, None, signal="svd", kernels=SHAPES, bits=True)
+    planned = bert_adapter.plan(rounded, known, budget, of="bytes")
+    small, _ = bert_adapter.factorise(rounded, known.kernels, planned.ranks, method="svd", progress=False)
+    assert planned.share <= budget
+    assert stored_bytes(small, planned.dtypes) == pytest.approx(planned.share * stored_bytes(params, {}))
+
+
+def test_what_is_behind_an_encoder_stays_as_it_is_in_plans_too(tmp_path):
+    files = tiny.FILES | test_export.STAGES
+    module = module_for(tiny.config(), files)
+    dense = tiny.model()._replace(module=module, files=files, params=tiny.random_params(module, size=0.3))
+    for include in (None, "query|2_Dense"):
+        options: Any = {"signal": "svd", "budget": 0.4 if include is None else 0.9, "of": "bytes", "include": include}
+        small, report = bert_adapter.compress(dense, [], **options, progress=False)
+        assert not [path for path in report.dtypes if path.startswith("2_Dense")]
+        save(small, tmp_path / "small")
+        np.testing.assert_array_equal(output(load(tmp_path / "small")), output(small))
+
+
+def test_a_model_of_integers_is_compressed_to_what_is_saved(tmp_path):
+    save(tiny.model(), tmp_path / "int4", dtype="int4")
+    small, _ = bert_adapter.compress(load(tmp_path / "int4"), [], rank=4, signal="svd", include="query", progress=False)
+    assert QUERY not in dtypes_of(small.config)
+    save(small, tmp_path / "small")
+    np.testing.assert_array_equal(output(load(tmp_path / "small")), output(small))
+
+
+@pytest.mark.parametrize("scales", [(1e6, 1.0), (1e-6, 1.0), (1.0, 1e-38)])
+def test_matrices_of_a_stack_have_bits_that_hold_all_of_them(scales):
+    kernel = RNG.normal(size=(2, 12, 16)).astype(np.float32) * np.array(scales, np.float32)[:, None, None]
+    params, shapes = {"layers": {"kernel": kernel}}, {"layers[0]": (12, 16), "layers[1]": (12, 16)}
+    known = bert_adapter.decompose(params, None, signal="svd", kernels=shapes, bits=True)
+    for budget in (0.15, 0.3, 0.55):
+        planned = bert_adapter.plan(params, known, budget, of="bytes")
+        small, _ = bert_adapter.factorise(params, known.kernels, planned.ranks, method="svd", progress=False)
+        read = merge(as_stored(small, planned.dtypes, known.given))["layers"]["kernel"]
+        wide = kernel.astype(np.float64)
+        lost = np.sum((read - wide) ** 2, axis=(1, 2)) / np.sum(wide**2, axis=(1, 2))
+        assert np.all(lost <= 1.01)
+
+
 # Directories.
 
 
@@ -382,10 +430,38 @@ def test_of_a_table_of_integers_rows_alone_are_multiplied_out(tmp_path):
         assert f"f32[{words},4]" not in program
 
 
+@pytest.mark.parametrize("dtype", INTEGERS)
+def test_what_bfloat16_is_rounded_to_is_what_is_read(dtype: str, tmp_path):
+    model = tiny.cast(tiny.model(), bfloat16)
+    rounded = as_stored(model.params, dict.fromkeys(layers_of(by_path(model.params)), dtype))
+    save(model, tmp_path, dtype=dtype)
+    for path, leaf in by_path(load(tmp_path).params).items():
+        np.testing.assert_array_equal(leaf, by_path(rounded)[path])
+
+
+def test_a_directory_of_small_numbers_in_sixteen_bits_is_saved_again(tmp_path):
+    params: Any = jax.tree.map(lambda leaf: leaf, tiny.model().params)
+    tiny.at(params, QUERY)["kernel"] = np.full((16, 16), 3e-5, np.float16).astype(np.float32)
+    dtypes: Any = {"schema": 2, "ranks": {}, "dtypes": {QUERY: "float16", WORDS: "int8"}}
+    save(tiny.model()._replace(params=params, config=tiny.config(low_rank=dtypes)), tmp_path)
+    np.testing.assert_array_equal(tiny.at(load(tmp_path).params, QUERY)["kernel"], tiny.at(params, QUERY)["kernel"])
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int4", "float16"])
+def test_numbers_that_are_none_are_refused_of_a_module_of_ones_own(dtype, tmp_path):
+    import flax.linen as nn
+
+    model = bert_adapter.as_model((nn.Dense(3), {"kernel": np.full((4, 3), np.nan, np.float32), "bias": np.zeros(3)}))
+    with pytest.raises(ValueError, match=f"dtype: got {dtype}, which cannot hold nan in kernel: wanted finite numbers"):
+        save(model, tmp_path / "new", dtype=dtype)
+
+
 def test_integers_in_memory_are_not_trained(tmp_path):
     save(factorised(), tmp_path, dtype="int4")
     kept, texts = load(tmp_path, integers=True), [{name: array[:2] for name, array in BATCH.items()}] * 20
     message = r"got a model with integers in memory, wanted floats: load\(directory\)"
+    with pytest.raises(ValueError, match=f"model: {message}"):
+        bert_adapter.compress(kept, texts, budget=0.5)
     with pytest.raises(ValueError, match=f"small: {message}"):
         bert_adapter.heal(kept, tiny.model(), texts)
     with pytest.raises(ValueError, match=f"model: {message}"):

@@ -277,6 +277,13 @@ def test_of_rows_that_a_norm_sizes_up_again_ranks_lose_more_by_how_much_shorter_
     assert lost[4] > 1.01 * decompose_table(table, TableWeights(rows, col, planned), 0, 0.0)[0].squares[4:].sum()
 
 
+def test_a_row_that_no_gradient_counts_sizes_nothing_up_without_end():
+    rows, planned = np.array([[5.0, 0.1, 0.1]] * 2), np.array([[0.0, 1.0, 1.0]] * 2)
+    found, _ = decompose_table(np.eye(3), TableWeights(rows, np.ones(3), planned, normed=True), rank=3, prior=0.0)
+    assert np.all(np.isfinite(found.squares))
+    assert found.squares.sum() <= 1001 * 4
+
+
 def test_the_default_makes_a_tables_factors_by_how_often_words_occur_and_plans_by_gradients():
     counts, squares, eye = jnp.ones((2, 5)), jnp.full((2, 5), 2.0), jnp.eye(3)
     sums = Sums(token_counts=counts, token_squares=squares, col_gram=eye, gram_squares=jnp.float32(1))

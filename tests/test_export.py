@@ -114,7 +114,7 @@ def test_integers_stay_integers_beside_their_scales(tmp_path):
     words = "embeddings.word_embeddings"
     table = tensors[f"{words}.integers"] * tensors[f"{words}.scale"]
     np.testing.assert_array_equal(table, tiny.at(rounded.params, "embeddings/word_embeddings")["embedding"])
-    assert re.search(r"\d+ layers hold integers of 8 bits", (tmp_path / "out" / CARD).read_text("utf-8"))
+    assert re.search(r"integers beside scales.*: of 8 bits in \d+ layers", (tmp_path / "out" / CARD).read_text("utf-8"))
     named = json.loads((tmp_path / "out/config.json").read_text("utf-8"))["low_rank"]["integers"]
     assert {layer, words} <= set(named)
     assert not [
@@ -134,9 +134,19 @@ def test_integers_of_four_bits_stay_two_in_a_byte(tmp_path):
     assert tensors[f"{layer}.right.integers"].shape == (16, 2)  # of three, and none
     assert tensors[f"{layer}.right.scale"].shape == (16, 1)
     assert not [name for name in tensors if name.endswith("_shape")]
-    assert re.search(r"\d+ layers hold integers of 4 bits", (tmp_path / "out" / CARD).read_text("utf-8"))
+    assert re.search(r"integers beside scales.*: of 4 bits in \d+ layers", (tmp_path / "out" / CARD).read_text("utf-8"))
     named = json.loads((tmp_path / "out/config.json").read_text("utf-8"))["low_rank"]["integers"]
     assert set(named.values()) == {"int4"}
+
+
+@pytest.mark.parametrize("to", ["transformers", "transformers-dense", "stablehlo"])
+def test_integers_in_memory_are_exported_as_floats_are(to, tmp_path):
+    save(model(), tmp_path / "int4", dtype="int4")
+    for name in ("floats", "kept"):
+        loaded = bert_adapter.load(tmp_path / "int4", integers=name == "kept")
+        bert_adapter.export(loaded, tmp_path / name, to=to)
+    for file in (tmp_path / "floats").rglob("*.*"):
+        assert file.read_bytes() == (tmp_path / "kept" / file.relative_to(tmp_path / "floats")).read_bytes()
 
 
 def test_merged_model_is_loaded_here_too(tmp_path):
@@ -474,6 +484,8 @@ def test_integers_compute_in_transformers_and_are_kept(factors, dtype, torch, tm
     assert sizes[1] < 1.1 * sizes[0]
     again = auto.from_pretrained(tmp_path / "again", trust_remote_code=True)
     np.testing.assert_array_equal(run_in_torch(torch, again).logits, logits)
+    half = auto.from_pretrained(tmp_path / "out", trust_remote_code=True, dtype=torch.bfloat16)
+    np.testing.assert_allclose(run_in_torch(torch, half).logits.float(), logits, atol=0.05)
 
 
 @slow

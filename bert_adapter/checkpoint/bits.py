@@ -1,10 +1,12 @@
 """How matrices are stored: as floats of 32 or 16 bits, or as integers of 8 or 4 bits beside their scales.
 
 Norms and biases stay as they are. A scale of 8 bits is that of a row of a table, or of a column of a factor or kernel:
-the largest absolute value there over 127. `nibbles` has those of 4 bits. Numbers are rounded to the nearest.
+the largest absolute value there over 127. `nibbles` has those of 4 bits. Numbers are rounded to the nearest, but for
+errors of 4 bits that are made up for.
 """
 
 import math
+import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -13,7 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Float, Int
 from ml_dtypes import bfloat16
 
-from bert_adapter.checkpoint.nibbles import compensated, feedback, multiplied, packed, steps, unpacked
+from bert_adapter.checkpoint.nibbles import compensated, multiplied, packed, steps, unpacked
 from bert_adapter.layers.integers import GROUP, Integers
 from bert_adapter.layers.marker import Factorised
 from bert_adapter.layers.places import is_table, kernel_names
@@ -23,17 +25,20 @@ from wlra.tall import BLOCK
 
 FLOATS: dict[str, Any] = {"float32": np.float32, "bfloat16": bfloat16, "float16": np.float16}
 INT8, INT4 = "int8", "int4"
-INTEGERS = {INT8: np.int8, INT4: np.uint8}  # and what they lie in
+INTEGERS: dict[str, Any] = {INT8: np.int8, INT4: np.uint8}  # and what they lie in
 DTYPES = (*FLOATS, *INTEGERS)
 FEWER = ("bfloat16", "float16", *INTEGERS)  # what is read again as float32, where config.json names it
 SCALE = "_scale"  # ends the name of what an array of integers is to be multiplied by
 SHAPE = "_shape"  # ends that of the shape of a matrix of which two integers lie in a byte
 LARGEST = 127
+BEHIND = re.compile(r"[0-9]+_")  # begins the paths of what follows an encoder, which other libraries write too
 
 
 def is_matrix(path: str, array: Any) -> bool:
-    """Whether a parameter is a kernel, a table or a factor."""
-    return np.ndim(array) >= 2 and path.rpartition("/")[2] in (*kernel_names(), "left", "right")
+    """Whether a parameter is a kernel, a table or a factor, but none behind an encoder."""
+    return (
+        not BEHIND.match(path) and np.ndim(array) >= 2 and path.rpartition("/")[2] in (*kernel_names(), "left", "right")
+    )
 
 
 def layers_of(params: Mapping[str, Any]) -> list[str]:
@@ -85,14 +90,15 @@ def dequantised(numbers: Int[np.ndarray, "..."], scale: Float[np.ndarray, "..."]
 
 
 def rounded(array: Any, dtype: str, by_rows: bool, given: Any | None = None) -> np.ndarray:
-    """What is left of a matrix once it was stored so, in its own dtype.
+    """What is left of a matrix once it was stored so, in its own dtype; of integers, in 32 bits at least.
 
     given: what `feedback` makes of a Gram matrix of the inputs, by which errors of 4 bits are made up for.
     """
     array = np.asarray(array)
+    wide = array.dtype if dtype in FLOATS or array.dtype == np.float64 else np.dtype(np.float32)
     if dtype == INT4 and given is not None:
-        return compensated(array, given).astype(array.dtype)
-    kept = np.empty_like(array)
+        return compensated(array, given).astype(wide)
+    kept = np.empty(array.shape, wide)
     step = BLOCK if by_rows else max(1, len(array))  # of a table piece by piece: nothing else of its size is held
     for begin in range(0, len(array), step):
         part = array[begin : begin + step]
@@ -155,11 +161,15 @@ def size(shape: tuple[int, ...], dtype: str, by_rows: bool) -> int:
 
 def holds(dtype: str, array: Any) -> bool:
     """Whether the largest number is one of the dtype, or of its scales; an integer's scale of 8 bits may be any."""
-    if dtype == INT8:
-        return True
-    kind = np.finfo(np.float16 if dtype == "float16" else np.float32)
-    most = max(float(np.max(array)), -float(np.min(array))) if np.size(array) else 0.0
-    return most == 0 or float(kind.tiny) * (8 if dtype == INT4 else 1) <= most <= float(kind.max)
+    kind = np.finfo(np.float64 if dtype == INT8 else np.float16 if dtype == "float16" else np.float32)
+    least = 0.0 if dtype == INT8 else float(kind.tiny) * (8 if dtype == INT4 else 1)
+    most = largest(array)
+    return most == 0 or least <= most <= float(kind.max)
+
+
+def largest(array: Any) -> float:
+    """The largest absolute value; NaN if there is one."""
+    return float(np.maximum(np.max(array), -np.min(array))) if np.size(array) else 0.0
 
 
 def chosen_dtypes(
@@ -181,17 +191,16 @@ def chosen_dtypes(
         check_name(f"dtype of {path}", name, DTYPES)
     if odd := sorted(found.keys() - set(layers)):
         raise ValueError(f"dtype: got {odd}, which hold no matrix, wanted paths of {sorted(layers)}")
+    asked = found if isinstance(dtype, str) else dtype or {}  # what is stored so already fits
     for path, array in params.items():
-        stored = found.get(path.rpartition("/")[0])
-        if stored is not None and is_matrix(path, array) and not holds(stored, array):
-            most = float(np.max(np.abs(array)))
-            raise ValueError(f"dtype: got {stored}, which cannot hold {most:.4g} in {path}: wanted {wider(array)}")
+        layer = path.rpartition("/")[0]
+        if layer in asked and is_matrix(path, array) and not holds(asked[layer], array):
+            wanted = "bfloat16" if holds("bfloat16", array) else str(array.dtype)
+            wanted = wanted if np.isfinite(largest(array)) else "finite numbers"
+            raise ValueError(
+                f"dtype: got {asked[layer]}, which cannot hold {largest(array):.4g} in {path}: wanted {wanted}"
+            )
     return found
-
-
-def wider(array: Any) -> str:
-    """The float of fewest bits that holds a matrix."""
-    return "bfloat16" if holds("bfloat16", array) else str(array.dtype)
 
 
 def encoded(
@@ -206,14 +215,14 @@ def encoded(
     return found
 
 
-def as_stored(params: Any, dtypes: Mapping[str, str], rows: Mapping[str, Any] | None = None) -> Any:
+def as_stored(params: Any, dtypes: Mapping[str, str], given: Mapping[str, Any] | None = None) -> Any:
     """Nested dicts of parameters as they are read again once they were stored so.
 
-    rows: by path, Gram matrices of the inputs, where errors of 4 bits can be made up for.
+    given: by path, what `feedback` made of Gram matrices, where errors of 4 bits can be made up for.
     """
     if not dtypes:
         return params
-    tables, rows = factorised_tables(params), rows or {}
+    tables, given = factorised_tables(params), given or {}
     flat: dict[str, Any] = dict(flatten_dict(params, keep_empty_nodes=True, sep="/"))
     for path, leaf in flat.items():
         layer, _, name = path.rpartition("/")
@@ -222,10 +231,10 @@ def as_stored(params: Any, dtypes: Mapping[str, str], rows: Mapping[str, Any] | 
             continue
         by_rows, leaf = has_row_scales(path, tables), np.asarray(leaf)
         names = () if by_rows or name == "right" else indexed(layer, leaf.shape[:-2])
-        grams = [rows[each] for each in names if each in rows]
-        if dtype == INT4 and grams:
-            each = zip(leaf.reshape(-1, *leaf.shape[-2:]), grams, strict=True)
-            less = [rounded(one, dtype, False, feedback(gram)) for one, gram in each]
+        known = [given[each] for each in names if each in given]
+        if dtype == INT4 and known:
+            each = zip(leaf.reshape(-1, *leaf.shape[-2:]), known, strict=True)
+            less = [rounded(one, dtype, False, its) for one, its in each]
             flat[path] = np.stack(less).reshape(leaf.shape)
         else:
             flat[path] = rounded(leaf, dtype, by_rows)

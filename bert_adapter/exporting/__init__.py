@@ -42,7 +42,7 @@ def export(
       model: a `Model`, dense or factorised, or a directory or a name on the Hub that `load` reads.
       out: a new or empty directory, or one of `export` or `save`, which is replaced.
       to: a name in `TARGETS`. "transformers-dense": factors are multiplied out, and every Auto class loads it.
-        "transformers": factorised, and in 8 bits where the model is, with a small file of code that
+        "transformers": factorised, and in 8 or 4 bits where the model is, with a small file of code that
         `trust_remote_code=True` runs.
         "sentence-transformers": the same, with what follows the encoder. "onnx": one graph for onnxruntime.
         "stablehlo": a program for `jax.export`.

@@ -71,10 +71,9 @@ def kept(model: Model, written: Mapping[str, int]) -> str:
 
 def bits(integers: Mapping[str, str]) -> str:
     """How many layers hold integers, of how many bits."""
-    many = {dtype: list(integers.values()).count(dtype) for dtype in INTEGERS if dtype in integers.values()}
-    told = [f"{count} layers hold" if count > 1 else "One layer holds" for count in many.values()]
-    lines = [f"{holds} integers of {dtype.removeprefix('int')} bits" for holds, dtype in zip(told, many, strict=True)]
-    return f"{', '.join(lines)} beside scales, which are not trained." if lines else ""
+    held = [(list(integers.values()).count(dtype), dtype.removeprefix("int")) for dtype in INTEGERS]
+    told = [f"{bits} bits in {count} layer{'s' * (count > 1)}" for count, bits in held if count]
+    return f"Matrices are integers beside scales, which are not trained: of {', of '.join(told)}." if told else ""
 
 
 def calibrated(calibration: Mapping[str, Any] | None) -> list[str]:

@@ -83,6 +83,7 @@ class Int4(nn.Module):
         both, scale = (self.integers[x], self.scale[x]) if self.looked_up else (self.integers, self.scale)
         steps = torch.stack([both & 15, both >> 4], dim=-1).flatten(-2)[..., : self.count].float() - 8
         weight = steps * scale.float().repeat_interleave(64, dim=-1)[..., : self.count]
+        weight = weight.to(self.weight.dtype)
         return weight if self.looked_up else nn.functional.linear(x, weight, self.bias)
 
 

@@ -12,6 +12,7 @@ from bert_adapter.families import architecture_of, family_of
 from bert_adapter.families.family import Architecture, Family
 from bert_adapter.families.modules import context_of, run
 from bert_adapter.families.parts import Inputs, Scope, embedding
+from bert_adapter.layers.integers import is_integers
 from bert_adapter.layers.running import apply
 from bert_adapter.model import Model
 
@@ -43,7 +44,7 @@ def program_of(model: Model, dtype: Any = jnp.float32) -> Program:
     axes = ["batch_size", *(["num_choices"] if choices else []), "sequence_length"]
     limits = [f"{axis} >= 1" for axis in axes] + [f"sequence_length <= {family.longest(module.config)}"]
     shape = jax.export.symbolic_shape(", ".join(axes), constraints=limits)
-    params = jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype), model.params)
+    params = jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype), model.params, is_leaf=is_integers)
     inputs = {name: shape for name in INPUTS if name in family.inputs}
     return Program(refusing(outputs_of(module, architecture, family), architecture.names[0]), params, inputs)
 
