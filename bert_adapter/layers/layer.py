@@ -63,7 +63,8 @@ class Layer(NamedTuple):
     order: (module, number of the input's axes) -> how its axes, and the output's, come into that order.
     refuses: (module) -> why this one cannot be factorised, or None.
     kernel: what the module calls the parameter.
-    looked_up: whether the input holds the numbers of the kernel's rows, which stand for rows of the identity.
+    looked_up: whether the input holds the numbers of the kernel's rows, which stand for rows of the identity. The left
+      factor of such a one may be `Integers`, and the right one None, where all of it stays integers in memory.
     methods: by name, what else the module does with the kernel: (module, input, (left, right)) -> what it returns.
 
     Example:
