@@ -161,3 +161,8 @@ def test_problems_of_any_kind(name, problem):
 @given(problem=problems(*LARGE), name=st.sampled_from(sorted(TABLE)))
 def test_problems_of_any_kind_in_float64(x64, name, problem):
     check(name, problem, LARGE, np.float64)
+
+
+def test_a_step_that_overflows_is_taken_back():
+    """Of heavy tails that are hardly observed: a step of Newton's method went beyond float32, and ended it."""
+    check("newton", (211, "heavy tails", "mask", (40, 11, 1)), LARGE)

@@ -71,7 +71,9 @@ def step(problem: Problem, factors: Factors, last: State) -> tuple[Factors, Stat
     point, best = choose(accepted, (factors, now), (last.factors, last.loss))
     inner, around = shorter_first(problem, point)
     found, radius = minimise(model(inner, around), jnp.where(first, jnp.inf, growth * last.radius))
-    trial = restore_axes(at_best(inner, Factors(around.left + found.step, around.right)), problem)
+    ahead = at_best(inner, Factors(around.left + found.step, around.right))
+    # A step that overflows is one that did not lower the objective: the radius was too large.
+    trial = restore_axes(choose(jnp.isfinite(loss(inner, ahead)), ahead, around), problem)
     zero = total(problem.weight * problem.target**2)
     promised = 2 * found.gain / jnp.where(zero > 0, zero, 1)
     return trial, State(point, best, radius, promised=promised, bounded=found.bounded)
