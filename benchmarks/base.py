@@ -30,6 +30,8 @@ from benchmarks.candidates import Context, compressed, separate, with_leaves
 from benchmarks.study import chosen, rows_of
 from benchmarks.tables import Row, arguments, bar, conclude, keep, kept_in, markdown, read, row
 from benchmarks.timing import Measured
+from bert_adapter.checkpoint.bits import encoded, factorised_tables, layers_of
+from bert_adapter.checkpoint.names import by_path
 from bert_adapter.decompositions import Decompositions
 from bert_adapter.families import module_for
 from bert_adapter.importance.sums import Importance
@@ -48,7 +50,7 @@ WAYS = {  # by name, the signal and whether ranks are equal
 DENSE, FLOOR = "dense", "floor"
 FIRST, SPREAD = "the first layers", "layers, evenly spaced"
 SHOWN = (*WAYS, FIRST, SPREAD)
-EVERYTHING, BITS = "everything, of the bytes", {"int8": 0.251, "int4": 0.134}  # and the share of the bytes
+EVERYTHING, BITS = "everything, of the bytes", ("int8", "int4")
 BYTES = (0.25, 0.125, 0.08)
 
 
@@ -118,8 +120,8 @@ def models(context: Context, budgets: Iterable[float]) -> Iterable[tuple[str, fl
         for name, spread in ((FIRST, False), (SPREAD, True)):
             if (model := with_layers(dense, budget, spread)) is not None:
                 yield name, budget, lambda model=model: model
-    for dtype, share in BITS.items():
-        yield dtype, share, partial(stored, dense, dtype)
+    for dtype in BITS:
+        yield dtype, share_of_bytes(dense, dtype), partial(stored, dense, dtype)
     for share in BYTES:
         yield EVERYTHING, share, lambda share=share: merged(compressed(context, with_bits(), budget=share, of="bytes"))
 
@@ -127,6 +129,13 @@ def models(context: Context, budgets: Iterable[float]) -> Iterable[tuple[str, fl
 def merged(model: Model) -> Model:
     """Multiplied out, all models run by one program."""
     return model._replace(params=bert_adapter.merge(model.params))
+
+
+def share_of_bytes(dense: Model, dtype: str) -> float:
+    """What all matrices take in that dtype, with all else, beside the model as it is."""
+    params = {path: np.asarray(leaf) for path, leaf in by_path(dense.params).items()}
+    small = encoded(params, dict.fromkeys(layers_of(params), dtype), factorised_tables(dense.params))
+    return sum(array.nbytes for array in small.values()) / sum(array.nbytes for array in params.values())
 
 
 def stored(dense: Model, dtype: str) -> Model:

@@ -218,7 +218,7 @@ def one_kernel(
     planned = squares = None
     if signal.ranks is not None:
         planned = signal.ranks(evidence, shrink)
-        squares = components.decompose(kernel, *sides(kernel, planned), 0).squares
+        squares = decompose_one(kernel, planned, None).squares
         if method is None and not bits:
             return One(Decomposed(squares), squares)
     planned = planned if bits else None  # no more than one pair of Gram matrices is held where that will do

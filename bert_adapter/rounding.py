@@ -32,9 +32,8 @@ class Rounding(NamedTuple):
 
 def narrower(kernel: Any) -> list[str]:
     """The dtypes of fewer bits than the matrix has, one of 16 bits that holds its numbers."""
-    half = [next((dtype for dtype in ("float16", "bfloat16") if holds(dtype, kernel)), None)]
-    halves = [dtype for dtype in half if dtype is not None and kernel.dtype.itemsize > 2]
-    return [*halves, INT8, *([INT4] if holds(INT4, kernel) else [])]
+    half = [dtype for dtype in ("float16", "bfloat16") if kernel.dtype.itemsize > 2 and holds(dtype, kernel)]
+    return [*half[:1], INT8, *([INT4] if holds(INT4, kernel) else [])]
 
 
 def rounding(

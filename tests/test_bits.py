@@ -31,11 +31,12 @@ from bert_adapter.checkpoint.bits import (
     size,
 )
 from bert_adapter.checkpoint.names import by_path, dtypes_of
-from bert_adapter.checkpoint.nibbles import DAMPING, compensated, feedback, multiplied, scales, steps
+from bert_adapter.checkpoint.nibbles import DAMPING, compensated, feedback, scales, steps
 from bert_adapter.choices import dtype_named
 from bert_adapter.cli import main
 from bert_adapter.families import module_for
 from bert_adapter.importance.fingerprint import of_params as fingerprint
+from bert_adapter.layers.integers import multiplied
 from bert_adapter.ranks import Budget, all_choices
 from bert_adapter.report import summary
 

@@ -147,9 +147,8 @@ def save(model: Model, directory: str | Path, *, dtype: str | Mapping[str, str] 
     if is_own(model):
         save_own(model, directory, dtype)
         return
-    params, stages = checked(model), tuple(f"{stage.name}/" for stage in projections(model))
-    inside = {path: array for path, array in params.items() if not path.startswith(stages)}
-    dtypes = chosen_dtypes(dtype, inside, dtypes_of(model.config))
+    params = checked(model)
+    dtypes = chosen_dtypes(dtype, params, dtypes_of(model.config))
     found = model._replace(config=with_dtypes(model.config, dtypes))
     written = found._replace(config=stored(found.config, family_name(model.config)))
     with replacing(Path(directory)) as fresh:

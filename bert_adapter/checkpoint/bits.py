@@ -15,8 +15,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Float, Int
 from ml_dtypes import bfloat16
 
-from bert_adapter.checkpoint.nibbles import compensated, multiplied, packed, steps, unpacked
-from bert_adapter.layers.integers import GROUP, Integers
+from bert_adapter.checkpoint.nibbles import compensated, packed, steps
+from bert_adapter.layers.integers import GROUP, Integers, multiplied, unpacked
 from bert_adapter.layers.marker import Factorised
 from bert_adapter.layers.places import is_table, kernel_names
 from bert_adapter.layers.stacks import indexed
@@ -132,7 +132,7 @@ def kept(parts: Mapping[str, np.ndarray]) -> Integers:
     """The matrix that is stored so, still as integers."""
     if SHAPE not in parts:
         return Integers(parts[""], parts[SCALE], parts[""].shape, None)
-    return Integers(parts[""], parts[SCALE], tuple(parts[SHAPE].tolist()), -1 if lies_by_rows(parts) else -2)
+    return Integers(parts[""], parts[SCALE], tuple(parts[SHAPE].tolist()), lies_by_rows(parts))
 
 
 def lies_by_rows(parts: Mapping[str, np.ndarray]) -> bool | None:

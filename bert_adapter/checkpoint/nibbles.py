@@ -9,10 +9,10 @@ the form of Chee et al. 2023, QuIP, sec. 3, which inverts nothing).
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, Num, UInt
+from jaxtyping import Float, Int, UInt
 from ml_dtypes import bfloat16
 
-from bert_adapter.layers.integers import GROUP, LOWEST
+from bert_adapter.layers.integers import GROUP, LOWEST, in_groups
 from wlra.tall import BLOCK
 
 HIGHEST = 7
@@ -42,13 +42,6 @@ def steps(array: Float[np.ndarray, "*stack m n"], by_rows: bool) -> tuple[Int[np
     return (found, scale) if by_rows else (np.swapaxes(found, -1, -2), np.swapaxes(scale, -1, -2))
 
 
-def in_groups(lying: Num[np.ndarray, "*stack n"]) -> Num[np.ndarray, "*stack groups 64"]:
-    """The last axis in groups, of which the last is filled up with zeros."""
-    n = lying.shape[-1]
-    padded = np.pad(lying, [(0, 0)] * (lying.ndim - 1) + [(0, -n % GROUP)]) if n % GROUP else lying
-    return padded.reshape(*lying.shape[:-1], -1, GROUP)
-
-
 def scales(groups: Float[np.ndarray, "groups 64"]) -> Float[np.ndarray, " groups"]:
     """At which the largest number of a group is -8 or -7 steps, whichever leaves less of it.
 
@@ -76,16 +69,6 @@ def nearest(numbers: Float[np.ndarray, "..."], scale: Any) -> Float[np.ndarray, 
     wide = np.asarray(scale, np.float32)
     found = np.divide(numbers, wide, out=np.zeros_like(numbers), where=wide != 0)
     return np.clip(np.rint(found, out=found), LOWEST, HIGHEST, out=found)
-
-
-def multiplied(
-    found: Int[np.ndarray, "*stack m n"], scale: Float[np.ndarray, "..."], by_rows: bool
-) -> Float[np.ndarray, "*stack m n"]:
-    """What steps and the scales of their groups multiply out to."""
-    if not by_rows:
-        return np.swapaxes(multiplied(np.swapaxes(found, -1, -2), np.swapaxes(scale, -1, -2), True), -1, -2)
-    whole = in_groups(found) * scale.astype(np.float32)[..., None]
-    return whole.reshape(*found.shape[:-1], -1)[..., : found.shape[-1]]
 
 
 def feedback(gram: Float[np.ndarray, "m m"]) -> Float[np.ndarray, "m m"]:
@@ -124,11 +107,3 @@ def packed(found: Int[np.ndarray, "*stack m n"], by_rows: bool) -> UInt[np.ndarr
     halves = (lying - LOWEST).astype(np.uint8)
     both = halves[..., ::2] | (halves[..., 1::2] << 4)
     return np.ascontiguousarray(both if by_rows else np.swapaxes(both, -1, -2))
-
-
-def unpacked(both: UInt[np.ndarray, "..."], count: int, by_rows: bool) -> Int[np.ndarray, "*stack m n"]:
-    """The `count` steps of each row, or column."""
-    lying = both if by_rows else np.swapaxes(both, -1, -2)
-    found = np.stack([lying & 15, lying >> 4], axis=-1).astype(np.int8) + np.int8(LOWEST)
-    found = found.reshape(*lying.shape[:-1], -1)[..., :count]
-    return found if by_rows else np.swapaxes(found, -1, -2)
