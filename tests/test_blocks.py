@@ -1,8 +1,11 @@
 """Problems that fall apart have the solutions of their blocks."""
 
+import jax
 import numpy as np
+import pytest
 import reference
 from reference import product
+from scipy.sparse import coo_array
 
 import wlra
 from wlra.blocks import blocks
@@ -30,20 +33,99 @@ def test_a_path_of_single_entries_is_one_block():
     assert (len(rows), len(cols)) == (N + 1, N)  # the last row has no entry
 
 
-def test_each_block_is_solved_exactly():
-    best = (
-        sum(
-            reference.loss(part, np.ones_like(part), reference.eckart_young(part, K)) * (part.astype(float) ** 2).sum()
-            for part in (W[np.ix_(rows, cols)] for rows, cols in blocks(APART))
-        )
-        / (APART * W.astype(float) ** 2).sum()
+def best(rank=K):
+    """The loss of the blocks' own singular value decompositions."""
+    lost = sum(
+        reference.loss(part, np.ones_like(part), reference.eckart_young(part, rank)) * (part.astype(float) ** 2).sum()
+        for part in (W[np.ix_(rows, cols)] for rows, cols in blocks(APART))
     )
-    result = wlra.solve(np.where(APART > 0, W, np.nan), APART, K)
+    return lost / (APART * W.astype(float) ** 2).sum()
+
+
+def check_best(result, rank=K):
     assert result.status == wlra.Status.CONVERGED
-    np.testing.assert_allclose(result.loss, best, rtol=1e-5)  # an SVD in float32
-    np.testing.assert_allclose(reference.loss(W, APART, product(result)), best, rtol=1e-5)
+    np.testing.assert_allclose(result.loss, best(rank), rtol=1e-5)  # an SVD in float32
+    np.testing.assert_allclose(reference.loss(W, APART, product(result)), best(rank), rtol=1e-5)
+
+
+def known():
+    """The entries of the blocks, and none of the others."""
+    rows, cols = np.nonzero(APART)
+    return coo_array((W[rows, cols], (rows, cols)), shape=W.shape)
+
+
+def test_each_block_is_solved_exactly():
+    result = wlra.solve(np.where(APART > 0, W, np.nan), APART, K)
+    check_best(result)
     assert result.history.loss.shape == (201,)
-    np.testing.assert_allclose(result.history.loss[0], best, rtol=1e-5)
+    np.testing.assert_allclose(result.history.loss[0], best(), rtol=1e-5)
+
+
+def test_each_block_of_a_sparse_matrix_is_solved_exactly():
+    check_best(wlra.solve(known(), None, K))
+
+
+def test_a_large_block_of_a_sparse_matrix_stays_sparse():
+    rows = np.concatenate([np.repeat(np.arange(90), 3), np.arange(90), [91, 92, 92]])
+    cols = np.concatenate([(7 * np.arange(270)) % 80, np.arange(90) % 80, [81, 81, 82]])
+    places = np.unique(np.stack([rows, cols], axis=1), axis=0)
+    numbers = 1 + np.random.default_rng(1).random(len(places)).astype(np.float32)
+    sparse = coo_array((numbers, tuple(places.T)), shape=(93, 83))
+    dense, observed = np.zeros((2, 93, 83), np.float32)
+    dense[tuple(places.T)], observed[tuple(places.T)] = numbers, 1
+    assert [len(rows) for rows, _ in blocks(observed)] == [90, 2]
+    result = wlra.solve(sparse, None, 1)
+    assert result.status == wlra.Status.CONVERGED
+    np.testing.assert_allclose(result.loss, wlra.solve(dense, observed, 1).loss, rtol=1e-4)
+    np.testing.assert_allclose(result.loss, reference.loss(dense, observed, product(result)), rtol=1e-5)
+    np.testing.assert_allclose((result.left @ result.right)[91:, 81:] * observed[91:, 81:], dense[91:, 81:], rtol=1e-5)
+
+
+def test_problems_of_a_batch_are_cut_one_by_one():
+    result = wlra.solve_batch(np.stack([W, W, 2 * W]), np.stack([np.ones_like(APART), APART, 3 * APART]), K)
+    whole, *apart = (jax.tree.map(lambda leaf, i=i: leaf[i], result) for i in range(3))
+    alone = wlra.solve(W, None, K)
+    np.testing.assert_allclose(whole.loss, alone.loss, rtol=1e-6)
+    np.testing.assert_allclose(product(whole), product(alone), atol=1e-4)
+    check_best(apart[0])
+    check_best(apart[1]._replace(left=apart[1].left / 2))
+
+
+def test_ranks_of_a_batch_are_those_of_its_blocks():
+    result = wlra.solve_batch(np.stack([W, W]), APART[None], K, ranks=[1, K])
+    for i, rank in enumerate((1, K)):
+        check_best(jax.tree.map(lambda leaf, i=i: leaf[i], result), rank)
+    assert not np.any(result.left[0][:, 1:])
+
+
+def test_random_starts_are_those_of_each_block():
+    result = wlra.solve(W, APART, K, method="als", restarts=10, key=jax.random.key(0))
+    check_best(result)
+    assert result.restarts is not None
+    np.testing.assert_allclose(result.restarts.loss, [best()], rtol=1e-5)
+    assert result.restarts.count[0] >= 2
+
+
+def test_a_solution_that_is_gone_on_from_is_cut_as_the_problem_is():
+    alone = wlra.solve(W, APART, K)
+    again = wlra.solve(W, APART, K, start=(alone.left, alone.right))
+    check_best(again)
+    assert again.iterations == 0
+
+
+@pytest.mark.parametrize("target", [W, known()], ids=["dense", "sparse"])
+def test_a_path_of_ranks_is_one_of_each_block(target):
+    weights = APART if target is W else None
+    result = wlra.solve_path(target, weights, [1, K])
+    for i, rank in enumerate((1, K)):
+        check_best(jax.tree.map(lambda leaf, i=i: leaf[i], result), rank)
+
+
+@pytest.mark.parametrize("target", [W, known()], ids=["dense", "sparse"])
+def test_under_jit_nothing_is_known_of_constants(target):
+    weights = APART if target is W else None
+    result = jax.jit(lambda: wlra.solve(target, weights, K, max_iters=3))()
+    np.testing.assert_allclose(result.loss, reference.loss(W, APART, product(result)), rtol=1e-5)
 
 
 def test_what_blocks_weigh_decides_their_share_of_the_loss():

@@ -1,5 +1,6 @@
 """The public functions: solve one problem, or many of one shape."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from wlra import checks, devices
-from wlra.blocks import blocks, may_be_cut, solve_apart
+from wlra.blocks import by_blocks, each_by_blocks
 from wlra.door import Given, enter
 from wlra.methods.method import Method
 from wlra.options import (
@@ -24,7 +25,6 @@ from wlra.options import (
     refuse_whole,
     split,
 )
-from wlra.pipeline import solve_inputs
 from wlra.result import Result
 from wlra.runners import known_on_host, solve_chunks, solve_cut, solve_dealt, solve_on_host, solve_repeatedly
 from wlra.sparse import is_sparse
@@ -141,9 +141,9 @@ def solve_given(
         return solve_cut(inputs, options, plan)
     inputs = jax.tree.map(on_device, inputs)
     if restarts is not None:
-        return solve_repeatedly(inputs, options, checks.check_count("restarts", restarts, 1), key)
-    parts = blocks(inputs.weights) if given.examined and may_be_cut(inputs, options) else []
-    return solve_apart(inputs, options, parts) if len(parts) > 1 else solve_inputs(inputs, options)
+        several = partial(solve_repeatedly, count=checks.check_count("restarts", restarts, 1), key=key)
+        return by_blocks(inputs, options, several)
+    return by_blocks(inputs, options)
 
 
 def on_device(leaf: Any) -> Any:
@@ -222,7 +222,7 @@ def batch_given(
     if at_hand:
         return solve_on_host(inputs, options, count)
     if mesh is None:
-        return solve_chunks(jax.tree.map(on_device, inputs), options, min(chunk, count))
+        return each_by_blocks(jax.tree.map(on_device, inputs), options, partial(solve_chunks, chunk=min(chunk, count)))
     arrays, shared = split(inputs)
     dealt = join(devices.deal(arrays, mesh), shared)
     result = solve_dealt(dealt, options, min(chunk, -(-count // mesh.size)), mesh)
