@@ -84,30 +84,35 @@ def erfc(graph: Graph, equation: Any, value: Value) -> Value:
 
 
 def divide(graph: Graph, equation: Any, a: Value, b: Value) -> Value:
-    """a / b; a softmax, where it is one."""
-    if (source := softmax_of(graph, a.name, b.name, len(a.shape) - 1)) is not None:
-        return a._replace(name=graph.add("Softmax", source, axis=-1))
+    """a / b; a softmax, where it is one, or its product with what `a` is multiplied by."""
+    last = len(a.shape) - 1
+    weights, *rest = inputs_of(graph, a.name, "MatMul")
+    for exponentials in (a.name, weights):
+        if (source := softmax_of(graph, exponentials, b.name, last)) is not None:
+            softmax = graph.add("Softmax", source, axis=-1)
+            return a._replace(name=softmax if exponentials == a.name else graph.add("MatMul", softmax, *rest))
     return elementwise("Div")(graph, equation, a, b)
+
+
+def inputs_of(graph: Graph, name: str, op: str) -> tuple[str, ...]:
+    """The inputs of the node that makes it, if that is one of the operation."""
+    node = graph.made_by.get(name)
+    return node.inputs if node is not None and node.op == op else ("", "")
 
 
 def softmax_of(graph: Graph, a: str, b: str, last: int) -> str | None:
     """x, if a is exp(x - max x) and b is the sum of a, both along the last axis."""
-
-    def made(name: str, op: str) -> tuple[str, ...]:
-        node = graph.made_by.get(name)
-        return node.inputs if node is not None and node.op == op else ("", "")
-
     axis = graph.integers(last)
-    x, largest = made(made(a, "Exp")[0], "Sub")
-    reduced, below = made(largest, "Unsqueeze")
-    found = graph.made_by.get(made(reduced, "Max")[-1] or reduced)  # jax.nn.softmax bounds it by minus infinity
+    x, largest = inputs_of(graph, inputs_of(graph, a, "Exp")[0], "Sub")
+    reduced, below = inputs_of(graph, largest, "Unsqueeze")
+    found = graph.made_by.get(inputs_of(graph, reduced, "Max")[-1] or reduced)  # jax.nn.softmax bounds it
     along = found is not None and (found.op, found.inputs, dict(found.attributes).get("axes")) == (
         "ReduceMax",
         (x,),
         (last,),
     )
-    total, beside = made(b, "Unsqueeze")
-    return x if along and made(total, "ReduceSum") == (a, axis) and below == beside == axis else None
+    total, beside = inputs_of(graph, b, "Unsqueeze")
+    return x if along and inputs_of(graph, total, "ReduceSum") == (a, axis) and below == beside == axis else None
 
 
 def select(graph: Graph, equation: Any, which: Value, no: Value, *yes: Value) -> Value:
