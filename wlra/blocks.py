@@ -153,9 +153,8 @@ def cutter(target: Any, weights: Any, rank: int) -> Callable[[np.ndarray, np.nda
 def start_of(start: Any, rows: np.ndarray, cols: np.ndarray, shape: tuple[int, ...]) -> Factors:
     """The block's part of the factors to begin with, filled up with zeros."""
     more = shape[0] - len(rows), shape[1] - len(cols)
-    return Factors(
-        np.pad(start.left[rows], ((0, more[0]), (0, 0))), np.pad(start.right[:, cols], ((0, 0), (0, more[1])))
-    )
+    left, right = jnp.asarray(start.left[rows]), jnp.asarray(start.right[:, cols])
+    return Factors(jnp.pad(left, ((0, more[0]), (0, 0))), jnp.pad(right, ((0, 0), (0, more[1]))))
 
 
 def filled(count: int, rank: int) -> int:
