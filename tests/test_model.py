@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from scipy.special import ndtr
 from scipy.stats import spearmanr
 from tiny import BATCH, CLASSIFIER, CONFIG
 
@@ -17,8 +18,8 @@ from bert_adapter.checkpoint import load
 from bert_adapter.checkpoint.names import by_path
 from bert_adapter.evaluate import embed
 from bert_adapter.families import label_count, module_for, predictive
+from bert_adapter.families.activations import ACTIVATIONS, gelu
 from bert_adapter.families.bert import Bert, BertClassifier, BertEmbedder, config_from_dict
-from bert_adapter.families.parts import ACTIVATIONS
 from bert_adapter.families.stages import Pooling, normalised, pooled
 from bert_adapter.text import tokenizer
 
@@ -254,3 +255,18 @@ def test_config_of_an_unknown_family_says_what_is_known():
 def test_too_many_tokens_are_refused():
     with pytest.raises(ValueError, match="got 21 tokens a row, wanted at most 20"):
         jax.eval_shape(tiny.module().init, jax.random.key(0), np.zeros((1, 21), np.int32))
+
+
+def test_gelu_is_that_of_the_normal_distribution():
+    x = np.concatenate([np.linspace(-40, 40, 8001), [-1e30, 1e30]])
+    with np.errstate(over="ignore"):
+        wanted, slope = x * ndtr(x), ndtr(x) + x * np.exp(-x * x / 2) / np.sqrt(2 * np.pi)
+    got = np.asarray(gelu(jnp.asarray(x, jnp.float32)), np.float64)
+    np.testing.assert_allclose(got, wanted, rtol=2e-6, atol=1e-6)  # of 1 + erf, times x
+    np.testing.assert_allclose(jax.vmap(jax.grad(gelu))(jnp.asarray(x[:-2], jnp.float32)), slope[:-2], atol=2e-6)
+    assert np.isnan(gelu(jnp.float32(np.nan)))  # and not 0
+
+
+def test_gelu_has_all_digits_in_float64(x64):
+    x = np.linspace(-40, 40, 8001)
+    np.testing.assert_allclose(gelu(jnp.asarray(x)), x * ndtr(x), rtol=1e-14, atol=1e-15)

@@ -83,6 +83,13 @@ def erfc(graph: Graph, equation: Any, value: Value) -> Value:
     return value._replace(name=graph.add("Sub", one, graph.add("Erf", value.name)))
 
 
+def gelu(graph: Graph, equation: Any, x: Value) -> Value:
+    """x (1 + erf(x / sqrt(2))) / 2, in the form that onnxruntime has a kernel for."""
+    one, half, root = (scalar(graph, equation, number) for number in (1, 0.5, 2**0.5))
+    share = graph.add("Add", graph.add("Erf", graph.add("Div", x.name, root)), one)
+    return x._replace(name=graph.add("Mul", graph.add("Mul", x.name, share), half))
+
+
 def divide(graph: Graph, equation: Any, a: Value, b: Value) -> Value:
     """a / b; a softmax, where it is one, or its product with what `a` is multiplied by."""
     last = len(a.shape) - 1

@@ -9,8 +9,9 @@ from jax.extend.core import Literal
 
 from bert_adapter.checkpoint.names import by_path
 from bert_adapter.exporting.graph import Graph, Value
-from bert_adapter.exporting.primitives import PRIMITIVES, cast
+from bert_adapter.exporting.primitives import PRIMITIVES, cast, gelu
 from bert_adapter.exporting.program import LAYER_NORM, OUTPUTS, Program, with_norms
+from bert_adapter.families.activations import GELU
 
 INNER = ("jaxpr", "call_jaxpr", "fun_jaxpr")  # under which an equation holds a program of its own
 
@@ -70,6 +71,8 @@ def written(graph: Graph, equation: Any, values: list[Value]) -> list[Value]:
         whole = graph.whole(values[0], equation.invars[0].aval.shape)
         norm = graph.add("LayerNormalization", whole, *(each.name for each in values[1:]), axis=-1, epsilon=epsilon)
         return [Value(norm, equation.outvars[0].aval.shape)]
+    if params.get("name") == GELU and len(values) == 1:
+        return [gelu(graph, equation, values[0])]
     inner = next((params[key] for key in INNER if key in params), None)
     if inner is not None and name not in ("scan", "while", "cond"):
         return run(graph, getattr(inner, "jaxpr", inner), held(graph, getattr(inner, "consts", ())), values)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
-from bert_adapter.families.parts import ACTIVATIONS
+from bert_adapter.families.activations import ACTIVATIONS
 from bert_adapter.json_files import shown
 
 

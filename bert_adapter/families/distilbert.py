@@ -13,12 +13,12 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from bert_adapter.families import heads as heads_of
+from bert_adapter.families.activations import ACTIVATIONS
 from bert_adapter.families.bert import BUFFERS
 from bert_adapter.families.config import SUPPORTED, Config, read_config
 from bert_adapter.families.family import Architecture, Family
 from bert_adapter.families.modules import Encoder, SentenceEmbedder, SequenceClassifier
 from bert_adapter.families.parts import (
-    ACTIVATIONS,
     Context,
     Inputs,
     Output,

@@ -10,13 +10,13 @@ from typing import Any
 
 from jaxtyping import Array
 
+from bert_adapter.families.activations import ACTIVATIONS
 from bert_adapter.families.bert import BUFFERS, embeddings, encoder
 from bert_adapter.families.config import Config, read_config, sizes
 from bert_adapter.families.family import Architecture, Family
 from bert_adapter.families.heads import TABLE, Decoder, Table, heads
 from bert_adapter.families.modules import Encoder, SentenceEmbedder, SequenceClassifier
 from bert_adapter.families.parts import (
-    ACTIVATIONS,
     Context,
     Inputs,
     Output,

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from bert_adapter.families.activations import ACTIVATIONS
 from bert_adapter.families.config import SUPPORTED, Config, read_config, untyped_sizes
 from bert_adapter.families.family import Architecture, Family
 from bert_adapter.families.heads import Decoder, Table, against, check_span, heads
 from bert_adapter.families.modules import Encoder, SentenceEmbedder, SequenceClassifier
 from bert_adapter.families.parts import (
-    ACTIVATIONS,
     Context,
     Heads,
     Ids,

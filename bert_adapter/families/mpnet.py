@@ -13,12 +13,12 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from bert_adapter.families import bert
+from bert_adapter.families.activations import ACTIVATIONS
 from bert_adapter.families.config import SUPPORTED, Config, read_config, untyped_sizes
 from bert_adapter.families.family import Architecture, Family
 from bert_adapter.families.heads import Decoder, Table, heads
 from bert_adapter.families.modules import Encoder, SentenceEmbedder, SequenceClassifier, with_saved_parts
 from bert_adapter.families.parts import (
-    ACTIVATIONS,
     Context,
     Ids,
     Inputs,

@@ -6,7 +6,6 @@ them below a name.
 """
 
 from collections.abc import Callable
-from functools import partial
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -22,14 +21,6 @@ from bert_adapter.values import check_values
 Ids = Num[Array | np.ndarray, "batch time"]
 States = tuple[Float[Array, "batch time hidden"], ...]
 Heads = Float[Array, "batch time heads size"]
-
-
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "gelu": partial(nn.gelu, approximate=False),
-    "gelu_new": partial(nn.gelu, approximate=True),
-    "gelu_pytorch_tanh": partial(nn.gelu, approximate=True),
-    "relu": nn.relu,
-}
 
 
 class Context(NamedTuple):

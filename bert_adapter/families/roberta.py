@@ -13,12 +13,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from bert_adapter.families import bert
+from bert_adapter.families.activations import ACTIVATIONS
 from bert_adapter.families.config import Config, read_config, sizes
 from bert_adapter.families.family import Architecture, Family
 from bert_adapter.families.heads import TABLE, Decoder, Table, heads
 from bert_adapter.families.modules import Encoder, SentenceEmbedder, SequenceClassifier, with_saved_parts
 from bert_adapter.families.parts import (
-    ACTIVATIONS,
     Context,
     Ids,
     Inputs,

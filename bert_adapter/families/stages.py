@@ -10,6 +10,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from bert_adapter.families.activations import gelu
+
 Hidden = Float[Array, "batch time hidden"]
 Visible = Float[Array, "batch time"]  # 1 for tokens, 0 for padding
 Rows = Float[Array, "batch hidden"]
@@ -51,7 +53,7 @@ PROJECTED: dict[str, Callable[[Array], Array]] = {  # by the last part of PyTorc
     "Identity": lambda x: x,
     "Tanh": nn.tanh,
     "ReLU": nn.relu,
-    "GELU": lambda x: nn.gelu(x, approximate=False),
+    "GELU": gelu,
     "Sigmoid": nn.sigmoid,
     "SiLU": nn.silu,
 }
