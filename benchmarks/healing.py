@@ -1,6 +1,7 @@
 """How much of what compression loses do ten thousand sentences without labels bring back, at 50, 25 and 10 %?
 
-all-MiniLM-L6-v2 as it comes, compressed by default with importance from 512 pairs of STS-B's train rows, then healed by
+all-MiniLM-L6-v2 as it comes, compressed by default with importance from 512 pairs of STS-B's train rows, to shares of
+its encoder kernels' parameters, and to a share of the bytes of all, where most matrices have 4 bits; then healed by
 default on 10,000 sentences of train rows, half of them STS-B's and half SST-2's. No label is used. Scores are
 Spearman's correlation on the whole of STS-B's dev rows, and the mean cosine to the dense embedding over 2,000 sentences
 of the dev rows of STS-B and of SST-2. Retrieval is what an index of dense embeddings is worth to queries that the
@@ -35,6 +36,8 @@ BARS = {0.5: (0.866, 0.97), 0.25: (0.860, 0.93), 0.1: (0.835, 0.85)}  # the leas
 FOUND = {0.5: 0.98, 0.25: 0.95}  # the least recall and nDCG, healed, of dense
 LIKE, NEAREST = 4.0, 10  # the label of a pair whose sentences are to find each other, and among how many
 SECONDS = 600.0
+PARAMETERS, BYTES = "parameters", "bytes"
+SMALLEST = (0.05,)  # of the bytes
 SOURCES = ("STS-B", "SST-2")
 SCORES = {"spearman": "Spearman", "cosine": "mean cosine to dense", "recall": "recall", "ndcg": "nDCG"}
 DENSE, BEFORE, HEALED = "dense", "compressed", "healed"
@@ -99,66 +102,84 @@ def scored(texts: Texts, dense: Model, model: Model, name: str, **more: Any) -> 
     return row("STS-B", name, None, "", cost, spearman=spearman, cosine=cosine, **found, **more)
 
 
-def lines(texts: Texts, seeds: Iterable[int], budgets: Iterable[float], done: set[tuple]) -> Iterator[Row]:
-    """The rows that are not done yet."""
+def lines(texts: Texts, seeds: Iterable[int], sizes: list[tuple[str, float]], done: set[tuple]) -> Iterator[Row]:
+    """The rows that are not done yet; a size is what a share is kept of, and the share."""
     from bert_adapter.demo import minilm
 
     dense = bert_adapter.load(minilm())
-    if (DENSE, 1.0, 0) not in done:
+    if (DENSE, PARAMETERS, 1.0, 0) not in done:
         yield scored(texts, dense, dense, DENSE, budget=1.0, seed=0)
     for seed in seeds:
-        left = [budget for budget in budgets if (HEALED, budget, seed) not in done]
+        left = [size for size in sizes if (HEALED, *size, seed) not in done]
         if not left:
             continue
         batches = bert_adapter.text_batches(dense, separate(texts.pairs(seed)))
-        importance = bert_adapter.decompose(dense.params, measured(dense, batches, DEFAULT, seed))
-        for budget in left:
-            small, _ = bert_adapter.compress(dense, (), importance=importance, budget=budget, progress=False)
-            if (BEFORE, budget, seed) not in done:
-                yield scored(texts, dense, small, BEFORE, budget=budget, seed=seed)
-            batches = bert_adapter.text_batches(dense, texts.train(seed))
-            small, gained = bert_adapter.heal(small, dense, batches, seed=seed)
+        importance = {PARAMETERS: bert_adapter.decompose(dense.params, measured(dense, batches, DEFAULT, seed))}
+        for of, budget in left:
+            how: dict[str, Any] = {"importance": importance[of]} if of in importance else {"seed": seed}
+            given = () if of in importance else batches
+            small, _ = bert_adapter.compress(dense, given, budget=budget, of=of, progress=False, **how)
+            size: dict[str, Any] = {"budget": budget, "seed": seed} | ({} if of == PARAMETERS else {"of": of})
+            if (BEFORE, of, budget, seed) not in done:
+                yield scored(texts, dense, small, BEFORE, **size)
+            small, gained = bert_adapter.heal(
+                small, dense, bert_adapter.text_batches(dense, texts.train(seed)), seed=seed
+            )
             print(f"  {gained}", flush=True)
             about = {"before": gained.before, "after": gained.after, "steps": gained.steps, "kept": gained.kept}
-            yield scored(texts, dense, small, HEALED, budget=budget, seed=seed, seconds=gained.seconds, **about)
+            yield scored(texts, dense, small, HEALED, seconds=gained.seconds, **size, **about)
 
 
-def values(rows: list[Row], name: str, budget: float, what: str) -> list[float]:
+def size_of(line: Row) -> tuple[str, float]:
+    """What a share was kept of, and the share."""
+    return line.get("of", PARAMETERS), line["budget"]
+
+
+def named(size: tuple[str, float]) -> str:
+    """The size in words."""
+    return f"{size[1]:.0%}" + (" of the bytes" if size[0] == BYTES else "")
+
+
+def values(rows: list[Row], name: str, size: tuple[str, float], what: str) -> list[float]:
     """One for each seed."""
-    return [line[what] for line in rows if (line["method"], line["budget"]) == (name, budget)]
+    return [line[what] for line in rows if (line["method"], size_of(line)) == (name, size)]
+
+
+def sizes_of(rows: list[Row], of: str | None = None) -> list[tuple[str, float]]:
+    """Those of the rows, the largest first, parameters before bytes."""
+    found = {size_of(line) for line in rows if line["method"] != DENSE}
+    return [size for size in sorted(found)[::-1] if of in (None, size[0])]
+
+
+WHOLE = (PARAMETERS, 1.0)
 
 
 def report(rows: list[Row]) -> str:
     """The table, and the bars."""
-    budgets = sorted({line["budget"] for line in rows if line["method"] != DENSE}, reverse=True)
 
-    def cells_of(name: str, budget: float) -> list[Any]:
-        scores = [values(rows, name, budget, what) for what in SCORES]
-        costs = [values(rows, name, budget, what) if name == HEALED else [] for what in ("steps", "run_seconds")]
-        return [
-            f"{budget:.0%}",
-            name,
-            *map(with_error, scores),
-            *(with_error(each, 0) for each in costs),
-            len(scores[0]),
-        ]
+    def cells_of(name: str, size: tuple[str, float]) -> list[Any]:
+        scores = [values(rows, name, size, what) for what in SCORES]
+        costs = [values(rows, name, size, what) if name == HEALED else [] for what in ("steps", "run_seconds")]
+        return [named(size), name, *map(with_error, scores), *(with_error(each, 0) for each in costs), len(scores[0])]
 
-    cells = [cells_of(DENSE, 1.0), *(cells_of(name, budget) for budget in budgets for name in (BEFORE, HEALED))]
+    sizes = sizes_of(rows)
+    cells = [cells_of(DENSE, WHOLE), *(cells_of(name, size) for size in sizes for name in (BEFORE, HEALED))]
     table = markdown(["kernels kept", "", *SCORES.values(), "steps", "seconds", "seeds"], cells)
-    return "\n".join([table, "", *(verdict for budget in budgets for verdict in verdicts(rows, budget))])
+    return "\n".join([table, "", *(verdict for size in sizes for verdict in verdicts(rows, size))])
 
 
-def verdicts(rows: list[Row], budget: float) -> Iterator[str]:
+def verdicts(rows: list[Row], size: tuple[str, float]) -> Iterator[str]:
     """Whether healing reaches what it is held to."""
-    for what, least in zip(("spearman", "cosine"), BARS.get(budget, ()), strict=False):
-        found = values(rows, HEALED, budget, what)
+    of, budget = size
+    for what, least in zip(("spearman", "cosine"), BARS.get(budget, ()) if of == PARAMETERS else (), strict=False):
+        found = values(rows, HEALED, size, what)
         mean = float(np.mean(found)) if found else math.nan
         yield bar(f"{budget:.0%}, healed: {what} at least {least}", mean, mean >= least)
-    for what in ("recall", "ndcg") if budget in FOUND else ():
-        share = float(np.mean(values(rows, HEALED, budget, what)) / np.mean(values(rows, DENSE, 1.0, what)))
+    for what in ("recall", "ndcg") if of == PARAMETERS and budget in FOUND else ():
+        share = float(np.mean(values(rows, HEALED, size, what)) / np.mean(values(rows, DENSE, WHOLE, what)))
         yield bar(f"{budget:.0%}, healed: {what} at least {FOUND[budget]} of dense", share, share >= FOUND[budget])
-    seconds = values(rows, HEALED, budget, "run_seconds")
-    yield at_most(f"{budget:.0%}: seconds of healing", max(seconds, default=None), SECONDS)
+    seconds = values(rows, HEALED, size, "run_seconds")
+    yield at_most(f"{named(size)}: seconds of healing", max(seconds, default=None), SECONDS)
 
 
 def draw(rows: list[Row], path: Path) -> None:
@@ -171,9 +192,10 @@ def draw(rows: list[Row], path: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
     for ax, what in zip(axes, ("spearman", "cosine"), strict=True):
         for name in (BEFORE, HEALED):
-            budgets = sorted({line["budget"] for line in rows if line["method"] == name})
-            ax.plot(budgets, [np.mean(values(rows, name, each, what)) for each in budgets], marker="o", label=name)
-        ax.axhline(np.mean(values(rows, DENSE, 1.0, what)), color="black", linewidth=0.8, label=DENSE)
+            found = [(size[1], values(rows, name, size, what)) for size in sizes_of(rows, PARAMETERS)]
+            means = [(budget, np.mean(each)) for budget, each in found if each]
+            ax.plot(*np.array(means).reshape(-1, 2).T, marker="o", label=name)
+        ax.axhline(np.mean(values(rows, DENSE, WHOLE, what)), color="black", linewidth=0.8, label=DENSE)
         ax.set(xlabel="share of the encoder kernels' parameters", ylabel=what)
     axes[0].legend(fontsize=8)
     figure.savefig(path, dpi=120)
@@ -183,12 +205,14 @@ def main(argv: list[str] | None = None) -> None:
     parser = arguments("healing", __doc__, data="GLUE: STS-B and SST-2, train.tsv and dev.tsv")
     parser.add_argument("--budgets", type=float, nargs="+", default=tuple(BARS), help="shares kept (0.5 0.25 0.1)")
     parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2), help="(0 1 2)")
+    parser.add_argument("--bytes", type=float, nargs="*", default=SMALLEST, help="shares of the bytes kept (0.05)")
     options: argparse.Namespace = parser.parse_args(argv)
     file = kept_in(options, "healing")
-    done = {(line["method"], line["budget"], line["seed"]) for line in read(file)}
-    for line in lines(Texts(options.data, options.quick), options.seeds, options.budgets, done):
+    done = {(line["method"], *size_of(line), line["seed"]) for line in read(file)}
+    sizes = [(PARAMETERS, each) for each in options.budgets] + [(BYTES, each) for each in options.bytes]
+    for line in lines(Texts(options.data, options.quick), options.seeds, sizes, done):
         keep(file, line)
-        print(f"  {line['method']}, {line['budget']:.0%}: {line['spearman']:.4f}, {line['cosine']:.4f}", flush=True)
+        print(f"  {line['method']}, {named(size_of(line))}: {line['spearman']:.4f}, {line['cosine']:.4f}", flush=True)
     conclude(file, report, draw, __doc__)
 
 

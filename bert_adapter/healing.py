@@ -36,6 +36,7 @@ from bert_adapter.steps import (
     save_state,
     step_function,
 )
+from bert_adapter.straight_through import Stored, stored_as, straight_through
 from bert_adapter.training import check_teacher
 from bert_adapter.values import check_finite
 
@@ -84,16 +85,21 @@ class Healing(NamedTuple):
 
 
 class Recipe(NamedTuple):
-    """The loss of each example: how far the output is from that of the dense model, which comes with the batch."""
+    """The loss of each example: how far the output is from that of the dense model, which comes with the batch.
+
+    stored: of the matrices that are trained, which are rounded on the way, and how.
+    """
 
     run: Forward
     apart: Callable[..., Float[Array, " batch"]]
     weight_decay: float = 0.0
+    stored: tuple[Stored, ...] = ()
 
     def __call__(self, params: Any, beside: Any, batch: Batch, key: Any = None) -> Float[Array, " batch"]:
         """Beside the parameters that are trained: those that are not, and the dense model's outputs."""
         frozen, wanted = beside
-        return self.apart(self.run(joined(params, frozen), batch), wanted, batch)
+        whole = joined(straight_through(params, self.stored), frozen)
+        return self.apart(self.run(whole, batch), wanted, batch)
 
 
 class Texts(NamedTuple):
@@ -136,8 +142,8 @@ def heal(
     or dropout, gradients cut to 1, a rate that rises and falls linearly. Trained are factors, biases, norms and what
     else there is, but for the tables of embeddings. Some texts are held out; the parameters that do best on them are
     returned, or those that were given: the held-out loss never rises. High rates may cost at first what low ones bring
-    back, so that no run ends early but one whose loss is not finite. Of a model whose matrices are stored in fewer
-    bits, what is judged in the end is what is stored.
+    back, so that no run ends early but one whose loss is not finite. Matrices that are stored in fewer bits are rounded
+    in every step, and gradients pass through that: what is trained, judged and returned is what is stored.
 
     Args:
       small: what `compress` returned, or another model, of any kind that `compress` takes.
@@ -287,48 +293,35 @@ def follow(
     began = time.monotonic()
     if plan.learning_rate is None:
         plan = plan._replace(learning_rate=rate_for(share_of(model.params)))
-    params, gained = followed(model, teacher, plan, seed=seed, file=file, progress=progress)
-    if dtypes_of(model.config):
-        gained = rounded(model, model._replace(params=params), teacher, plan, gained=gained, given=given)
+    how: dict[str, Any] = {"seed": seed, "file": file, "progress": progress}
+    params, gained = followed(model, teacher, plan, given=given, **how)
     gained = gained._replace(seconds=time.monotonic() - began)
     healed = model._replace(params=params, config=noted(model.config, gained))
     return healed if gained.kept else model, gained
 
 
-def rounded(
+def followed(
     model: Model,
-    healed: Model,
     teacher: Model,
     plan: HealingPlan,
     *,
-    gained: Healing,
     given: Mapping[str, Any] | None,
-) -> Healing:
-    """What was gained of matrices as they are stored, in fewer bits: nothing, if rounding takes it all."""
-    dtypes, held = dtypes_of(model.config), taught(teacher, plan.heldout, plan.batch_size)
-    losses = []
-    for one in (model, healed):
-        trained, frozen = divided(as_stored(one.params, dtypes, given))
-        recipe = Recipe(function_of(one), distillation(one.module, 1.0))
-        losses.append(looker(recipe, held, frozen, plan.batch_size)(trained))
-    before, after = losses
-    better = gained.kept > 0 and after < before
-    return gained._replace(before=before, after=min(before, after), kept=gained.kept if better else 0)
-
-
-def followed(
-    model: Model, teacher: Model, plan: HealingPlan, *, seed: int, file: str | Path | None, progress: bool
+    seed: int,
+    file: str | Path | None,
+    progress: bool,
 ) -> tuple[Any, Healing]:
     """The parameters that did best on the texts held out, and what is known of the run, but for its seconds."""
-    recipe = Recipe(function_of(model), distillation(model.module, 1.0))
+    judged, dtypes = Recipe(function_of(model), distillation(model.module, 1.0)), dtypes_of(model.config)
     texts, held = (taught(teacher, pools, plan.batch_size) for pools in (plan.pools, plan.heldout))
-    # Copies: a step reuses the memory of the last.
-    trained, frozen = divided(jax.tree.map(jnp.array, balanced(jax.device_get(model.params))))
+    params = jax.device_get(model.params)
+    begun = as_stored(params, dtypes, given) if dtypes else balanced(params)
+    trained, frozen = divided(jax.tree.map(jnp.array, begun))  # copies: a step reuses the memory of the last
+    recipe = judged._replace(stored=stored_as(trained, dtypes))
     deals = list(epochs_of(plan.pools, plan.batch_size, plan.epochs, seed))
     every = -(-len(deals) // LOOKS)
     assert plan.learning_rate is not None
     rates = learning_rates(plan.learning_rate, round(WARMUP * len(deals)), len(deals))
-    advance, look = step_function(recipe), looker(recipe, held, frozen, plan.batch_size)
+    advance, look = step_function(recipe), looker(judged, held, frozen, plan.batch_size, dtypes)
     if not np.isfinite(before := look(trained)):
         raise FloatingPointError(f"the held-out loss is {before} to begin with: look at the outputs of both models")
     run = {} if file is None else fingerprints(recipe, model, teacher, plan, seed=seed)
@@ -353,7 +346,7 @@ def followed(
     found = {0: before} | {int(i) + 1: float(losses[i]) for i in np.flatnonzero(~np.isnan(losses))}
     counts = {"texts": texts.count, "heldout": held.count}
     about = Healing(before, after, kept, state.step, losses=found, seconds=0.0, **counts)
-    return jax.device_get(joined(state.moments[1], frozen)), about
+    return joined(as_stored(jax.device_get(state.moments[1]), dtypes), jax.device_get(frozen)), about
 
 
 def balanced(params: Any) -> Any:
@@ -397,13 +390,13 @@ def taught(teacher: Model, pools: list[Pool], size: int) -> Texts:
     return Texts(pools, outputs, partial(run, params))
 
 
-def looker(recipe: Recipe, texts: Texts, frozen: Any, size: int) -> Callable[[Any], float]:
-    """(parameters) -> the mean loss on the texts."""
+def looker(recipe: Recipe, texts: Texts, frozen: Any, size: int, dtypes: Mapping[str, str]) -> Callable[[Any], float]:
+    """(parameters) -> the mean loss on the texts of what is stored of them."""
     run, deals = compiled(recipe), dealt(texts.pools, size)
     total = sum(float(pool["weights"].sum()) for pool in texts.pools)
 
     def look(params: Any) -> float:
-        loss = 0.0
+        loss, params = 0.0, as_stored(params, dtypes)
         for deal in deals:
             batch, wanted = texts.batch(deal)
             loss += float(np.sum(batch["weights"] * np.asarray(run(params, (frozen, wanted), batch))))
@@ -445,7 +438,7 @@ def fingerprints(recipe: Recipe, model: Model, teacher: Model, plan: HealingPlan
         "module": of_function(recipe.run, model.params, first),
         "dense model": of_params(teacher.params),
         "texts": " ".join(map(of_arrays, [*plan.pools, *plan.heldout])),
-        "options": json.dumps([plan.epochs, plan.learning_rate, plan.batch_size, seed]),
+        "options": json.dumps([plan.epochs, plan.learning_rate, plan.batch_size, seed, recipe.stored]),
     }
 
 

@@ -14,14 +14,15 @@ import tiny
 import bert_adapter
 from bert_adapter import healing
 from bert_adapter.checkpoint import load, save
-from bert_adapter.checkpoint.bits import as_stored
-from bert_adapter.checkpoint.names import by_path
+from bert_adapter.checkpoint.bits import FEWER, as_stored, rounded
+from bert_adapter.checkpoint.names import by_path, dtypes_of
 from bert_adapter.cli import main
 from bert_adapter.evaluate import loss_increase
 from bert_adapter.heads import with_head
 from bert_adapter.healing import balanced, best_of, divided, joined
 from bert_adapter.layers.marker import FACTORISED, Factorised
 from bert_adapter.pools import batch_of, count_of, dealt, held_out, pools_of
+from bert_adapter.straight_through import Stored, nearest, stored_as, straight_through
 
 TEXTS = tiny.rows().texts[:32]
 heal = partial(bert_adapter.heal, progress=False, batch_size=8, learning_rate=2e-2)
@@ -201,15 +202,50 @@ def test_factorised_tables_are_set_apart_too():
     jax.tree.map(np.testing.assert_array_equal, joined(trained, frozen), model.params)
 
 
-def test_what_was_gained_is_that_of_the_matrices_as_they_are_stored():
-    dtypes = dict.fromkeys(small().config["low_rank"]["ranks"], "int8")
+@functools.cache
+def healed_as(dtype):
+    """The compressed model, to be stored so, before and after healing; and what that gained."""
+    dtypes = dict.fromkeys(small().config["low_rank"]["ranks"], dtype)
     section = small().config["low_rank"] | {"schema": 2, "dtypes": dtypes}
     given = small()._replace(config=small().config | {"low_rank": section})
-    model, gained = heal(given, dense(), batches(), heldout=others(), epochs=2)
+    return given, *heal(given, dense(), batches(), heldout=others(), epochs=2)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8", "int4"])
+def test_what_was_gained_is_that_of_the_matrices_as_they_are_stored(dtype):
+    given, model, gained = healed_as(dtype)
     for one, loss in ((given, gained.before), (model, gained.after)):
-        stored = one._replace(params=as_stored(one.params, dtypes))
+        stored = one._replace(params=as_stored(one.params, dtypes_of(one.config)))
         np.testing.assert_allclose(loss_increase(dense(), stored, others(), progress=False), loss, rtol=1e-4)
     assert gained.after < gained.before
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8", "int4"])
+def test_what_is_returned_is_what_is_stored(dtype):
+    _, model, _ = healed_as(dtype)
+    jax.tree.map(np.testing.assert_array_equal, as_stored(model.params, dtypes_of(model.config)), model.params)
+
+
+@pytest.mark.parametrize("by_rows", [True, False])
+@pytest.mark.parametrize("dtype", FEWER)
+@pytest.mark.parametrize("shape", [(130, 67), (2, 5, 64)], ids=str)
+def test_the_nearest_that_is_stored_is_that_of_the_file(dtype, by_rows, shape):
+    array = np.random.default_rng(0).normal(size=shape).astype(np.float32) ** 3
+    array[..., :3] = 0
+    got = np.asarray(nearest(jnp.asarray(array), dtype, by_rows))
+    for one, its in zip(array, got, strict=True) if array.ndim == 3 else [(array, got)]:
+        np.testing.assert_allclose(its, rounded(one, dtype, by_rows), rtol=1e-6)
+    np.testing.assert_allclose(nearest(jnp.asarray(got), dtype, by_rows), got, rtol=1e-6)
+
+
+def test_gradients_pass_through_rounding():
+    params = {"layer": {"kernel": jnp.linspace(-1.0, 1.0, 12).reshape(4, 3), "bias": jnp.ones(3)}}
+    stored = stored_as(params, {"layer": "int4"})
+    assert stored == (Stored("layer/kernel", "int4", False),)
+    used, pull = jax.vjp(lambda params: straight_through(params, stored), params)
+    np.testing.assert_allclose(used["layer"]["kernel"], rounded(params["layer"]["kernel"], "int4", False), rtol=1e-6)
+    (back,) = pull(params)
+    jax.tree.map(np.testing.assert_array_equal, back, params)
 
 
 def test_the_best_step_is_the_first_with_the_lowest_loss():

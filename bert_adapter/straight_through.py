@@ -1,0 +1,79 @@
+"""Rounding that gradients pass through, as if it were not there (Bengio, Léonard & Courville 2013, sec. 2).
+
+So matrices that are stored in fewer bits are trained as what they will be. The numbers are those of
+`checkpoint.bits`, computed by JAX.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array, Float
+
+from bert_adapter.checkpoint.bits import FLOATS, INT8, LARGEST, factorised_tables, has_row_scales, is_matrix
+from bert_adapter.checkpoint.nibbles import HIGHEST
+from bert_adapter.layers.integers import LOWEST, in_groups
+from bert_adapter.layers.marker import Factorised
+
+
+class Stored(NamedTuple):
+    """How one matrix is stored: its path, the dtype, and whether scales are those of rows."""
+
+    path: str
+    dtype: str
+    by_rows: bool
+
+
+def stored_as(params: Any, dtypes: Mapping[str, str]) -> tuple[Stored, ...]:
+    """How the matrices among the parameters, nested dicts, are stored; of those without a dtype nothing is said."""
+    tables, found = factorised_tables(params), []
+    for path, leaf in flatten_dict(params, keep_empty_nodes=True, sep="/").items():
+        dtype = dtypes.get(path.rpartition("/")[0])
+        if dtype is not None and not isinstance(leaf, Factorised) and is_matrix(path, leaf):
+            found.append(Stored(path, dtype, has_row_scales(path, tables)))
+    return tuple(found)
+
+
+def straight_through(params: Any, stored: tuple[Stored, ...]) -> Any:
+    """The parameters as they are stored, with the gradients of those that are given."""
+    if not stored:
+        return params
+    flat: dict[str, Any] = dict(flatten_dict(params, keep_empty_nodes=True, sep="/"))
+    for path, dtype, by_rows in stored:
+        flat[path] = flat[path] + jax.lax.stop_gradient(nearest(flat[path], dtype, by_rows) - flat[path])
+    return unflatten_dict(flat, sep="/")
+
+
+def nearest(array: Float[Array, "*stack m n"], dtype: str, by_rows: bool) -> Float[Array, "*stack m n"]:
+    """What is stored of the matrix, each number rounded to the nearest.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from bert_adapter.straight_through import nearest
+      >>> nearest(jnp.array([[8.0], [-3.9], [0.4]]), "int4", by_rows=False).ravel().tolist()
+      [8.0, -4.0, 0.0]
+    """
+    if dtype in FLOATS:
+        return array.astype(FLOATS[dtype]).astype(array.dtype)
+    if not by_rows:
+        return jnp.swapaxes(nearest(jnp.swapaxes(array, -1, -2), dtype, True), -1, -2)
+    if dtype == INT8:
+        return on_steps(array, jnp.max(jnp.abs(array), axis=-1, keepdims=True) / LARGEST, -LARGEST, LARGEST)
+    groups = in_groups(array, jnp)
+    high, low = (reduce(groups, axis=-1, keepdims=True) for reduce in (jnp.max, jnp.min))
+    end = jnp.where(high > -low, -high, -low)
+    tried = [
+        on_steps(groups, scale.astype(jnp.bfloat16).astype(array.dtype), LOWEST, HIGHEST)
+        for scale in (end / -LOWEST, jnp.abs(end) / HIGHEST)
+    ]
+    errors = [jnp.sum((groups - each) ** 2, axis=-1, keepdims=True) for each in tried]
+    found = jnp.where(errors[0] <= errors[1], *tried)
+    return found.reshape(*array.shape[:-1], -1)[..., : array.shape[-1]]
+
+
+def on_steps(numbers: Array, scale: Array, least: int, most: int) -> Array:
+    """The nearest of the steps from the least to the most, 0 where the scale is."""
+    steps = jnp.round(numbers / jnp.where(scale == 0, 1, scale))
+    return jnp.clip(steps, least, most) * scale
