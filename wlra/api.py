@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from wlra import checks, devices
-from wlra.blocks import by_blocks, each_by_blocks
+from wlra.blocks import by_blocks
 from wlra.door import Given, enter
 from wlra.methods.method import Method
 from wlra.options import (
@@ -89,7 +89,8 @@ def solve(
       ridge: the same penalty, as a share in [0, 1] of the least lambda whose solution is zero, ||weights * W||_2.
         It equals lambda / 2 times the squares of both factors.
       restarts: how many random starts, drawn with `key` and solved a few at a time, may be tried in place of `start`
-        until the lowest loss has been found twice; `result.restarts` tells how often each loss was found.
+        until the lowest loss has been found twice; `result.restarts` tells how often each loss was found. Of several
+        blocks that no positive weight connects, each has starts of its own.
       key: of `jax.random`, for restarts.
       mesh: devices that share W and weights, cut along the longer axis, with all memory and work in proportion; NumPy
         arrays go to them in parts. For iterative methods without a penalty and with projection="subspace": what takes
@@ -222,7 +223,7 @@ def batch_given(
     if at_hand:
         return solve_on_host(inputs, options, count)
     if mesh is None:
-        return each_by_blocks(jax.tree.map(on_device, inputs), options, partial(solve_chunks, chunk=min(chunk, count)))
+        return solve_chunks(jax.tree.map(on_device, inputs), options, min(chunk, count))
     arrays, shared = split(inputs)
     dealt = join(devices.deal(arrays, mesh), shared)
     result = solve_dealt(dealt, options, min(chunk, -(-count // mesh.size)), mesh)

@@ -9,7 +9,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Int
 
-from wlra.options import Inputs, Options, join, split
+from wlra.options import Inputs, Options
 from wlra.pipeline import solve_inputs
 from wlra.problem import Factors
 from wlra.result import History, Restarts, Result, Status
@@ -19,37 +19,29 @@ from wlra.units import balance_exactly
 Block = tuple[np.ndarray, np.ndarray]  # the places of its rows and columns
 Solve = Callable[[Inputs, Options], Result]
 LEAST = 16  # the smallest side of a block's program: smaller ones share it
-SMALL, FILLED = 64 * 64, 4  # blocks of a sparse matrix are dense below so many entries, or so many for each known one
+SMALL, FILLED = 256 * 256, 4  # blocks of a sparse matrix are dense up to so many entries, or so many for each known one
+MOST, LARGE = 256, 4  # a sparse matrix of more blocks, or of more large ones, is solved as a whole
 WORST_FIRST = (Status.NONFINITE, Status.STALLED, Status.MAX_ITERS, Status.CONVERGED)
-
-
-def may_be_cut(options: Options) -> bool:
-    """Whether blocks of a problem are problems of the same kind: known, without a penalty, and solved by iterations."""
-    return options.examined and bool(options.method.stages) and not options.unit
 
 
 def by_blocks(inputs: Inputs, options: Options, solve: Solve = solve_inputs) -> Result:
     """What `solve` makes of one problem, or of each of its blocks."""
-    parts = blocks(inputs.weights) if may_be_cut(options) else []
+    parts = blocks(inputs.weights) if may_be_cut(inputs, options) else []
+    if is_sparse(inputs.target) and not worth_it(parts):
+        parts = []
     return solve_apart(inputs, options, parts, solve) if len(parts) > 1 else solve(inputs, options)
 
 
-def each_by_blocks(inputs: Inputs, options: Options, solve: Solve) -> Result:
-    """What `solve` makes of problems of one shape, but of those that fall apart block by block."""
-    whole = jax.lax.map(connected, inputs.weights) if may_be_cut(options) else True
-    if whole is True or isinstance(whole, Tracer):
-        return solve(inputs, options)
-    doubtful = np.flatnonzero(~np.asarray(whole))
-    parts = {i: found for i in doubtful.tolist() if len(found := blocks(inputs.weights[i])) > 1}
-    if not parts:
-        return solve(inputs, options)
-    places, (arrays, shared) = np.array(list(parts)), split(inputs)
-    result = solve(inputs._replace(target=inputs.target.at[places].set(0)), options)  # of zero there is nothing to do
-    apart = [
-        solve_apart(join(jax.tree.map(lambda leaf, i=i: leaf[i], arrays), shared), options, found)
-        for i, found in parts.items()
-    ]
-    return jax.tree.map(lambda leaf, *of: leaf.at[places].set(jnp.stack(of)), result, *apart)
+def may_be_cut(inputs: Inputs, options: Options) -> bool:
+    """Whether blocks of a problem are problems of the same kind: known, without a penalty, and solved by iterations."""
+    traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(inputs))
+    return options.examined and not traced and bool(options.method.stages) and not options.unit
+
+
+def worth_it(parts: list[Block]) -> bool:
+    """Whether blocks of a sparse matrix are few, and so few of them large that their programs are soon compiled."""
+    large = sum(len(rows) * len(cols) > SMALL for rows, cols in parts)
+    return len(parts) <= MOST and large <= LARGE
 
 
 def blocks(weights: Any) -> list[Block]:
@@ -100,13 +92,14 @@ def solve_apart(inputs: Inputs, options: Options, parts: list[Block], solve: Sol
     on_host = jax.tree.map(np.asarray, inputs[:3])
     numbers, known = values(on_host[0]), values(on_host[1]) > 0
     sizes = [max(float(np.max(np.abs(array[known]))), np.finfo(float).tiny) for array in (numbers, values(on_host[1]))]
-    cut_out = cutter(on_host[0], on_host[1], rank)
+    cut_out = cut_sparse if is_sparse(on_host[0]) else cut_dense
     left, right = np.zeros((m, rank), dtype), np.zeros((rank, n), dtype)
     results, shares = [], []
     for rows, cols in parts:
-        target, weights = cut_out(rows, cols)
+        size = min(filled(len(rows), rank), m), min(filled(len(cols), rank), n)
+        target, weights = cut_out(on_host[0], on_host[1], (rows, cols), size)
         start = None if on_host[2] is None else start_of(on_host[2], rows, cols, target.shape)
-        block = jax.tree.map(jnp.asarray, inputs._replace(target=target, weights=weights, start=start))
+        block = inputs._replace(**jax.tree.map(jnp.asarray, {"target": target, "weights": weights, "start": start}))
         result = jax.tree.map(np.asarray, solve(block, options))
         left[rows], right[:, cols] = result.left[: len(rows)], result.right[:, : len(cols)]
         results.append(result)
@@ -114,40 +107,26 @@ def solve_apart(inputs: Inputs, options: Options, parts: list[Block], solve: Sol
     return joined(results, np.array(shares), Factors(jnp.asarray(left), jnp.asarray(right)))
 
 
-def cutter(target: Any, weights: Any, rank: int) -> Callable[[np.ndarray, np.ndarray], tuple[Any, Any]]:
-    """The function of a block's rows and columns that gives its target and weights.
+def cut_dense(target: Any, weights: Any, block: Block, size: tuple[int, int]) -> tuple[Any, Any]:
+    """The block's target and weights, filled up with weights of 0, so that blocks of about a size share a program."""
+    more = [(0, whole - len(side)) for whole, side in zip(size, block, strict=True)]
+    return np.pad(target[np.ix_(*block)], more), np.pad(weights[np.ix_(*block)], more)
 
-    Filled up with weights of 0 to powers of two, so that blocks of about a size share a program; but large ones of a
-    sparse matrix, which have as many rows and columns as they need.
-    """
 
-    def size_for(rows: np.ndarray, cols: np.ndarray) -> tuple[int, int]:
-        return filled(len(rows), rank), filled(len(cols), rank)
-
-    def of_dense(rows: np.ndarray, cols: np.ndarray) -> tuple[Any, Any]:
-        size, place = size_for(rows, cols), np.ix_(rows, cols)
-        more = [(0, whole - len(side)) for whole, side in zip(size, (rows, cols), strict=True)]
-        return np.pad(target[place], more), np.pad(weights[place], more)
-
-    if not is_sparse(target):
-        return of_dense
-    from scipy.sparse import csr_matrix
-
-    count = np.arange(len(target.values))  # the place of each entry, and no number that SciPy has no dtype for
-    places = csr_matrix((count, (target.rows, target.cols)), shape=target.shape)
-
-    def of_sparse(rows: np.ndarray, cols: np.ndarray) -> tuple[Any, Any]:
-        inside, size = places[rows][:, cols].tocoo(), size_for(rows, cols)
-        if np.prod(size) <= max(SMALL, FILLED * inside.nnz):
-            both = [np.zeros(size, matrix.dtype) for matrix in (target, weights)]
-            for dense, matrix in zip(both, (target, weights), strict=True):
-                dense[inside.row, inside.col] = matrix.values[inside.data]
-            return both[0], both[1]
-        indices, shape = np.stack([inside.row, inside.col], axis=1), (max(len(rows), rank), max(len(cols), rank))
-        block = in_row_order(inside.data, indices, shape, "W")
-        return like(block, target.values[block.values]), like(block, weights.values[block.values])
-
-    return of_sparse
+def cut_sparse(target: Any, weights: Any, block: Block, size: tuple[int, int]) -> tuple[Any, Any]:
+    """The same of a sparse matrix; dense, unless it is large."""
+    rows, cols = (np.full(whole, -1) for whole in target.shape)
+    for places, side in zip((rows, cols), block, strict=True):
+        places[side] = np.arange(len(side))
+    inside = np.flatnonzero((rows[target.rows] >= 0) & (cols[target.cols] >= 0))
+    indices = np.stack([rows[target.rows[inside]], cols[target.cols[inside]]], axis=1)
+    if np.prod(size) <= max(SMALL, FILLED * len(inside)):
+        both = [np.zeros(size, matrix.dtype) for matrix in (target, weights)]
+        for dense, matrix in zip(both, (target, weights), strict=True):
+            dense[tuple(indices.T)] = matrix.values[inside]
+        return both[0], both[1]
+    part = in_row_order(inside, indices, size, "W")
+    return like(part, target.values[part.values]), like(part, weights.values[part.values])
 
 
 def start_of(start: Any, rows: np.ndarray, cols: np.ndarray, shape: tuple[int, ...]) -> Factors:

@@ -58,6 +58,9 @@ class History(NamedTuple):
 class Restarts(NamedTuple):
     """The distinct losses that random starts ended with, lowest first, and how many starts ended with each.
 
+    Of several blocks that no positive weight connects, each with starts of its own: the lowest loss alone, and the
+    count of the block that found its own least often.
+
     Example:
       >>> import numpy as np, wlra
       >>> found = wlra.Restarts(loss=np.array([0.125, 0.5]), count=np.array([2, 3]))
