@@ -38,6 +38,7 @@ LIKE, NEAREST = 4.0, 10  # the label of a pair whose sentences are to find each 
 SECONDS = 600.0
 PARAMETERS, BYTES = "parameters", "bytes"
 SMALLEST = (0.05,)  # of the bytes
+WHOLE = (PARAMETERS, 1.0)
 SOURCES = ("STS-B", "SST-2")
 SCORES = {"spearman": "Spearman", "cosine": "mean cosine to dense", "recall": "recall", "ndcg": "nDCG"}
 DENSE, BEFORE, HEALED = "dense", "compressed", "healed"
@@ -151,9 +152,6 @@ def sizes_of(rows: list[Row], of: str | None = None) -> list[tuple[str, float]]:
     return [size for size in sorted(found)[::-1] if of in (None, size[0])]
 
 
-WHOLE = (PARAMETERS, 1.0)
-
-
 def report(rows: list[Row]) -> str:
     """The table, and the bars."""
 
@@ -164,7 +162,7 @@ def report(rows: list[Row]) -> str:
 
     sizes = sizes_of(rows)
     cells = [cells_of(DENSE, WHOLE), *(cells_of(name, size) for size in sizes for name in (BEFORE, HEALED))]
-    table = markdown(["kernels kept", "", *SCORES.values(), "steps", "seconds", "seeds"], cells)
+    table = markdown(["kept", "", *SCORES.values(), "steps", "seconds", "seeds"], cells)
     return "\n".join([table, "", *(verdict for size in sizes for verdict in verdicts(rows, size))])
 
 

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -313,15 +313,13 @@ def followed(
     """The parameters that did best on the texts held out, and what is known of the run, but for its seconds."""
     judged, dtypes = Recipe(function_of(model), distillation(model.module, 1.0)), dtypes_of(model.config)
     texts, held = (taught(teacher, pools, plan.batch_size) for pools in (plan.pools, plan.heldout))
-    params = jax.device_get(model.params)
-    begun = as_stored(params, dtypes, given) if dtypes else balanced(params)
-    trained, frozen = divided(jax.tree.map(jnp.array, begun))  # copies: a step reuses the memory of the last
+    trained, frozen = divided(begun(model, dtypes, given))
     recipe = judged._replace(stored=stored_as(trained, dtypes))
     deals = list(epochs_of(plan.pools, plan.batch_size, plan.epochs, seed))
     every = -(-len(deals) // LOOKS)
     assert plan.learning_rate is not None
     rates = learning_rates(plan.learning_rate, round(WARMUP * len(deals)), len(deals))
-    advance, look = step_function(recipe), looker(judged, held, frozen, plan.batch_size, dtypes)
+    advance, look = step_function(recipe), looker(judged, held, frozen, plan.batch_size, dtypes=dtypes)
     if not np.isfinite(before := look(trained)):
         raise FloatingPointError(f"the held-out loss is {before} to begin with: look at the outputs of both models")
     run = {} if file is None else fingerprints(recipe, model, teacher, plan, seed=seed)
@@ -349,16 +347,22 @@ def followed(
     return joined(as_stored(jax.device_get(state.moments[1]), dtypes), jax.device_get(frozen)), about
 
 
-def balanced(params: Any) -> Any:
+def begun(model: Model, dtypes: Mapping[str, str], given: Mapping[str, Any] | None) -> Any:
+    """Copies of the parameters, since a step reuses the memory of the last: as they are stored, or else balanced."""
+    params = jax.device_get(model.params)
+    return jax.tree.map(jnp.array, as_stored(balanced(params, dtypes), dtypes, given))
+
+
+def balanced(params: Any, but: Collection[str] = (), path: str = "") -> Any:
     """The same products, of factors with left.T @ left = right @ right.T, so that one rate suits both.
 
-    Factors of several axes stay as they are.
+    Factors of several axes, and those of the layers named, stay as they are.
     """
-    if not isinstance(params, Mapping):
+    if not isinstance(params, Mapping) or path in but:
         return params
     factorised = any(isinstance(leaf, Factorised) for leaf in params.values())
     if not factorised or np.ndim(params["left"]) != 2 or np.ndim(params["right"]) != 2:
-        return {name: balanced(leaf) for name, leaf in params.items()}
+        return {name: balanced(leaf, but, f"{path}/{name}".lstrip("/")) for name, leaf in params.items()}
     (left, r), (right, c) = (np.linalg.qr(np.asarray(one, np.float64)) for one in (params["left"], params["right"].T))
     u, s, vt = np.linalg.svd(r @ c.T)
     even = {"left": left @ (u * np.sqrt(s)), "right": np.sqrt(s)[:, None] * (vt @ right.T)}
@@ -390,13 +394,15 @@ def taught(teacher: Model, pools: list[Pool], size: int) -> Texts:
     return Texts(pools, outputs, partial(run, params))
 
 
-def looker(recipe: Recipe, texts: Texts, frozen: Any, size: int, dtypes: Mapping[str, str]) -> Callable[[Any], float]:
+def looker(
+    recipe: Recipe, texts: Texts, frozen: Any, size: int, *, dtypes: Mapping[str, str]
+) -> Callable[[Any], float]:
     """(parameters) -> the mean loss on the texts of what is stored of them."""
     run, deals = compiled(recipe), dealt(texts.pools, size)
     total = sum(float(pool["weights"].sum()) for pool in texts.pools)
 
     def look(params: Any) -> float:
-        loss, params = 0.0, as_stored(params, dtypes)
+        loss, params = 0.0, jax.device_put(as_stored(params, dtypes))
         for deal in deals:
             batch, wanted = texts.batch(deal)
             loss += float(np.sum(batch["weights"] * np.asarray(run(params, (frozen, wanted), batch))))

@@ -37,7 +37,7 @@ def stored_as(params: Any, dtypes: Mapping[str, str]) -> tuple[Stored, ...]:
 
 
 def straight_through(params: Any, stored: tuple[Stored, ...]) -> Any:
-    """The parameters as they are stored, with the gradients of those that are given."""
+    """The parameters as they are stored, to the last digit but one, with the gradients of those that are given."""
     if not stored:
         return params
     flat: dict[str, Any] = dict(flatten_dict(params, keep_empty_nodes=True, sep="/"))
@@ -56,7 +56,7 @@ def nearest(array: Float[Array, "*stack m n"], dtype: str, by_rows: bool) -> Flo
       [8.0, -4.0, 0.0]
     """
     if dtype in FLOATS:
-        return array.astype(FLOATS[dtype]).astype(array.dtype)
+        return in_bits_of(array, FLOATS[dtype])
     if not by_rows:
         return jnp.swapaxes(nearest(jnp.swapaxes(array, -1, -2), dtype, True), -1, -2)
     if dtype == INT8:
@@ -65,12 +65,23 @@ def nearest(array: Float[Array, "*stack m n"], dtype: str, by_rows: bool) -> Flo
     high, low = (reduce(groups, axis=-1, keepdims=True) for reduce in (jnp.max, jnp.min))
     end = jnp.where(high > -low, -high, -low)
     tried = [
-        on_steps(groups, scale.astype(jnp.bfloat16).astype(array.dtype), LOWEST, HIGHEST)
+        on_steps(groups, in_bits_of(scale, jnp.bfloat16), LOWEST, HIGHEST)
         for scale in (end / -LOWEST, jnp.abs(end) / HIGHEST)
     ]
     errors = [jnp.sum((groups - each) ** 2, axis=-1, keepdims=True) for each in tried]
     found = jnp.where(errors[0] <= errors[1], *tried)
     return found.reshape(*array.shape[:-1], -1)[..., : array.shape[-1]]
+
+
+def in_bits_of(array: Array, dtype: Any) -> Array:
+    """The nearest numbers of the dtype; but for XLA, which may leave out a cast there and back."""
+    kind = jnp.finfo(dtype)
+    if kind.bits >= jnp.finfo(array.dtype).bits:
+        return array
+    least = float(kind.smallest_subnormal)
+    small = jnp.round(array / least) * least  # what has fewer digits, which XLA takes for 0
+    rounded = jax.lax.reduce_precision(array, exponent_bits=kind.nexp, mantissa_bits=kind.nmant)
+    return jnp.where(jnp.abs(array) < float(kind.tiny), small, rounded) if dtype == jnp.float16 else rounded
 
 
 def on_steps(numbers: Array, scale: Array, least: int, most: int) -> Array:

@@ -71,8 +71,8 @@ def written(graph: Graph, equation: Any, values: list[Value]) -> list[Value]:
         whole = graph.whole(values[0], equation.invars[0].aval.shape)
         norm = graph.add("LayerNormalization", whole, *(each.name for each in values[1:]), axis=-1, epsilon=epsilon)
         return [Value(norm, equation.outvars[0].aval.shape)]
-    if params.get("name") == GELU and len(values) == 1:
-        return [gelu(graph, equation, values[0])]
+    if params.get("name") == GELU:
+        return [gelu(graph, equation, *values)]
     inner = next((params[key] for key in INNER if key in params), None)
     if inner is not None and name not in ("scan", "while", "cond"):
         return run(graph, getattr(inner, "jaxpr", inner), held(graph, getattr(inner, "consts", ())), values)
