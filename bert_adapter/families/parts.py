@@ -131,7 +131,7 @@ def attend(
     total = jnp.sum(weights, axis=-1, keepdims=True)
     first = scores.dtype == jnp.float16  # the sum of many values may be beyond it
     weights = dropout(context, weights / total if first else weights, context.config.attention_probs_dropout_prob)
-    mixed = weights @ value if first else weights @ value / total  # one loop for XLA, up to 2.5 times as fast on a CPU
+    mixed = weights @ value if first else weights @ value / total  # then XLA makes one loop of all
     mixed = jnp.swapaxes(mixed, 1, 2)
     return mixed.reshape(*mixed.shape[:2], -1)
 
