@@ -115,10 +115,12 @@ def lines(texts: Texts, seeds: Iterable[int], sizes: list[tuple[str, float]], do
         if not left:
             continue
         batches = bert_adapter.text_batches(dense, separate(texts.pairs(seed)))
-        importance = {PARAMETERS: bert_adapter.decompose(dense.params, measured(dense, batches, DEFAULT, seed))}
+        importance = None
+        if any(of == PARAMETERS for of, _ in left):
+            importance = bert_adapter.decompose(dense.params, measured(dense, batches, DEFAULT, seed))
         for of, budget in left:
-            how: dict[str, Any] = {"importance": importance[of]} if of in importance else {"seed": seed}
-            given = () if of in importance else batches
+            how: dict[str, Any] = {"importance": importance} if of == PARAMETERS else {"seed": seed}
+            given = () if of == PARAMETERS else batches  # what a plan of bytes needs is measured for itself
             small, _ = bert_adapter.compress(dense, given, budget=budget, of=of, progress=False, **how)
             size: dict[str, Any] = {"budget": budget, "seed": seed} | ({} if of == PARAMETERS else {"of": of})
             if (BEFORE, of, budget, seed) not in done:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from bert_adapter.checkpoint.bits import as_stored, factorised_tables
+from bert_adapter.checkpoint.bits import Stored, as_stored, factorised_tables, stored_as
 from bert_adapter.checkpoint.names import dtypes_of
 from bert_adapter.files import check_writable
 from bert_adapter.importance.fingerprint import of_arrays, of_function, of_params
@@ -36,7 +36,7 @@ from bert_adapter.steps import (
     save_state,
     step_function,
 )
-from bert_adapter.straight_through import Stored, stored_as, straight_through
+from bert_adapter.straight_through import straight_through
 from bert_adapter.training import check_teacher
 from bert_adapter.values import check_finite
 

@@ -4,36 +4,16 @@ So matrices that are stored in fewer bits are trained as what they will be. The 
 `checkpoint.bits`, computed by JAX.
 """
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float
 
-from bert_adapter.checkpoint.bits import FLOATS, INT8, LARGEST, factorised_tables, has_row_scales, is_matrix
+from bert_adapter.checkpoint.bits import FLOATS, INT8, LARGEST, Stored
 from bert_adapter.checkpoint.nibbles import HIGHEST
 from bert_adapter.layers.integers import LOWEST, in_groups
-from bert_adapter.layers.marker import Factorised
-
-
-class Stored(NamedTuple):
-    """How one matrix is stored: its path, the dtype, and whether scales are those of rows."""
-
-    path: str
-    dtype: str
-    by_rows: bool
-
-
-def stored_as(params: Any, dtypes: Mapping[str, str]) -> tuple[Stored, ...]:
-    """How the matrices among the parameters, nested dicts, are stored; of those without a dtype nothing is said."""
-    tables, found = factorised_tables(params), []
-    for path, leaf in flatten_dict(params, keep_empty_nodes=True, sep="/").items():
-        dtype = dtypes.get(path.rpartition("/")[0])
-        if dtype is not None and not isinstance(leaf, Factorised) and is_matrix(path, leaf):
-            found.append(Stored(path, dtype, has_row_scales(path, tables)))
-    return tuple(found)
 
 
 def straight_through(params: Any, stored: tuple[Stored, ...]) -> Any:

@@ -14,7 +14,7 @@ import tiny
 import bert_adapter
 from bert_adapter import healing
 from bert_adapter.checkpoint import load, save
-from bert_adapter.checkpoint.bits import FEWER, as_stored, rounded
+from bert_adapter.checkpoint.bits import FEWER, Stored, as_stored, rounded, stored_as
 from bert_adapter.checkpoint.names import by_path, dtypes_of
 from bert_adapter.cli import main
 from bert_adapter.evaluate import loss_increase
@@ -22,7 +22,7 @@ from bert_adapter.heads import with_head
 from bert_adapter.healing import balanced, best_of, divided, joined
 from bert_adapter.layers.marker import FACTORISED, Factorised
 from bert_adapter.pools import batch_of, count_of, dealt, held_out, pools_of
-from bert_adapter.straight_through import Stored, nearest, stored_as, straight_through
+from bert_adapter.straight_through import nearest, straight_through
 
 TEXTS = tiny.rows().texts[:32]
 heal = partial(bert_adapter.heal, progress=False, batch_size=8, learning_rate=2e-2)

@@ -1,5 +1,6 @@
 """Problems that fall apart: blocks of rows and columns that no positive weight connects are solved one by one."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -27,7 +28,7 @@ WORST_FIRST = (Status.NONFINITE, Status.STALLED, Status.MAX_ITERS, Status.CONVER
 def by_blocks(inputs: Inputs, options: Options, solve: Solve = solve_inputs) -> Result:
     """What `solve` makes of one problem, or of each of its blocks."""
     parts = blocks(inputs.weights) if may_be_cut(inputs, options) else []
-    if is_sparse(inputs.target) and not worth_it(parts):
+    if is_sparse(inputs.target) and not worth_it(parts, inputs.target.shape, options.rank):
         parts = []
     return solve_apart(inputs, options, parts, solve) if len(parts) > 1 else solve(inputs, options)
 
@@ -38,9 +39,9 @@ def may_be_cut(inputs: Inputs, options: Options) -> bool:
     return options.examined and not traced and bool(options.method.stages) and not options.unit
 
 
-def worth_it(parts: list[Block]) -> bool:
+def worth_it(parts: list[Block], shape: tuple[int, ...], rank: int) -> bool:
     """Whether blocks of a sparse matrix are few, and so few of them large that their programs are soon compiled."""
-    large = sum(len(rows) * len(cols) > SMALL for rows, cols in parts)
+    large = sum(math.prod(padded(block, shape, rank)) > SMALL for block in parts)
     return len(parts) <= MOST and large <= LARGE
 
 
@@ -96,7 +97,7 @@ def solve_apart(inputs: Inputs, options: Options, parts: list[Block], solve: Sol
     left, right = np.zeros((m, rank), dtype), np.zeros((rank, n), dtype)
     results, shares = [], []
     for rows, cols in parts:
-        size = min(filled(len(rows), rank), m), min(filled(len(cols), rank), n)
+        size = padded((rows, cols), (m, n), rank)
         target, weights = cut_out(on_host[0], on_host[1], (rows, cols), size)
         start = None if on_host[2] is None else start_of(on_host[2], rows, cols, target.shape)
         block = inputs._replace(**jax.tree.map(jnp.asarray, {"target": target, "weights": weights, "start": start}))
@@ -107,20 +108,20 @@ def solve_apart(inputs: Inputs, options: Options, parts: list[Block], solve: Sol
     return joined(results, np.array(shares), Factors(jnp.asarray(left), jnp.asarray(right)))
 
 
-def cut_dense(target: Any, weights: Any, block: Block, size: tuple[int, int]) -> tuple[Any, Any]:
+def cut_dense(target: Any, weights: Any, block: Block, size: tuple[int, ...]) -> tuple[Any, Any]:
     """The block's target and weights, filled up with weights of 0, so that blocks of about a size share a program."""
     more = [(0, whole - len(side)) for whole, side in zip(size, block, strict=True)]
     return np.pad(target[np.ix_(*block)], more), np.pad(weights[np.ix_(*block)], more)
 
 
-def cut_sparse(target: Any, weights: Any, block: Block, size: tuple[int, int]) -> tuple[Any, Any]:
+def cut_sparse(target: Any, weights: Any, block: Block, size: tuple[int, ...]) -> tuple[Any, Any]:
     """The same of a sparse matrix; dense, unless it is large."""
     rows, cols = (np.full(whole, -1) for whole in target.shape)
     for places, side in zip((rows, cols), block, strict=True):
         places[side] = np.arange(len(side))
     inside = np.flatnonzero((rows[target.rows] >= 0) & (cols[target.cols] >= 0))
     indices = np.stack([rows[target.rows[inside]], cols[target.cols[inside]]], axis=1)
-    if np.prod(size) <= max(SMALL, FILLED * len(inside)):
+    if math.prod(size) <= max(SMALL, FILLED * len(inside)):
         both = [np.zeros(size, matrix.dtype) for matrix in (target, weights)]
         for dense, matrix in zip(both, (target, weights), strict=True):
             dense[tuple(indices.T)] = matrix.values[inside]
@@ -136,9 +137,10 @@ def start_of(start: Any, rows: np.ndarray, cols: np.ndarray, shape: tuple[int, .
     return Factors(jnp.pad(left, ((0, more[0]), (0, 0))), jnp.pad(right, ((0, 0), (0, more[1]))))
 
 
-def filled(count: int, rank: int) -> int:
-    """The power of two that holds both, and not below LEAST."""
-    return 1 << (max(count, rank, LEAST) - 1).bit_length()
+def padded(block: Block, shape: tuple[int, ...], rank: int) -> tuple[int, ...]:
+    """The powers of two that hold the block's rows and columns, and the rank; at most what the whole matrix has."""
+    counts = (max(len(side), rank, LEAST) for side in block)
+    return tuple(min(1 << (count - 1).bit_length(), whole) for count, whole in zip(counts, shape, strict=True))
 
 
 def size_of(target: np.ndarray, weights: np.ndarray, largest_target: float, largest_weight: float) -> float:

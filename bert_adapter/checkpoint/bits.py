@@ -8,7 +8,7 @@ errors of 4 bits that are made up for.
 import math
 import re
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -215,6 +215,24 @@ def encoded(
     return found
 
 
+class Stored(NamedTuple):
+    """How one matrix is stored: its path, the dtype, and whether scales are those of rows."""
+
+    path: str
+    dtype: str
+    by_rows: bool
+
+
+def stored_as(params: Any, dtypes: Mapping[str, str]) -> tuple[Stored, ...]:
+    """How the matrices among the parameters, nested dicts, are stored; of those without a dtype nothing is said."""
+    tables, found = factorised_tables(params), []
+    for path, leaf in flatten_dict(params, keep_empty_nodes=True, sep="/").items():
+        dtype = dtypes.get(path.rpartition("/")[0])
+        if dtype is not None and not isinstance(leaf, Factorised) and is_matrix(path, leaf):
+            found.append(Stored(path, dtype, has_row_scales(path, tables)))
+    return tuple(found)
+
+
 def as_stored(params: Any, dtypes: Mapping[str, str], given: Mapping[str, Any] | None = None) -> Any:
     """Nested dicts of parameters as they are read again once they were stored so.
 
@@ -222,14 +240,10 @@ def as_stored(params: Any, dtypes: Mapping[str, str], given: Mapping[str, Any] |
     """
     if not dtypes:
         return params
-    tables, given = factorised_tables(params), given or {}
+    given = given or {}
     flat: dict[str, Any] = dict(flatten_dict(params, keep_empty_nodes=True, sep="/"))
-    for path, leaf in flat.items():
-        layer, _, name = path.rpartition("/")
-        dtype = dtypes.get(layer)
-        if dtype is None or isinstance(leaf, Factorised) or not is_matrix(path, leaf):
-            continue
-        by_rows, leaf = has_row_scales(path, tables), np.asarray(leaf)
+    for path, dtype, by_rows in stored_as(params, dtypes):
+        (layer, _, name), leaf = path.rpartition("/"), np.asarray(flat[path])
         names = () if by_rows or name == "right" else indexed(layer, leaf.shape[:-2])
         known = [given[each] for each in names if each in given]
         if dtype == INT4 and known:

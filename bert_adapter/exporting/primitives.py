@@ -112,7 +112,7 @@ def softmax_of(graph: Graph, a: str, b: str, last: int) -> str | None:
     axis = graph.integers(last)
     x, largest = inputs_of(graph, inputs_of(graph, a, "Exp")[0], "Sub")
     reduced, below = inputs_of(graph, largest, "Unsqueeze")
-    found = graph.made_by.get(inputs_of(graph, reduced, "Max")[-1] or reduced)  # jax.nn.softmax bounds it
+    found = graph.made_by.get(inputs_of(graph, reduced, "Max")[-1] or reduced)  # of minus infinity too
     along = found is not None and (found.op, found.inputs, dict(found.attributes).get("axes")) == (
         "ReduceMax",
         (x,),
