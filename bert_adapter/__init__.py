@@ -16,7 +16,7 @@ from bert_adapter.importance.storage import load_importance, save_importance
 from bert_adapter.importance.sums import Importance
 from bert_adapter.kernels import choose_ranks, select_kernels
 from bert_adapter.kinds import as_model, load_into, with_params
-from bert_adapter.latency import Latency
+from bert_adapter.latency import Latency, measure_latency
 from bert_adapter.layers import LAYERS
 from bert_adapter.layers.layer import Layer
 from bert_adapter.layers.marker import FACTORISED
@@ -32,7 +32,6 @@ from bert_adapter.signals.measure import measure_signal
 from bert_adapter.signals.reliability import reliability
 from bert_adapter.speed import Bench, bench
 from bert_adapter.text import labelled_batches, text_batches, tokenizer
-from bert_adapter.timing import measure_latency
 from bert_adapter.training import finetune
 from bert_adapter.trimming import Trimmed, trim
 

@@ -82,12 +82,10 @@ def with_bits(
 
 
 def in_seconds(choices: Choices, costs: Costs) -> Choices:
-    """The ranks that are faster than a dense kernel, and dense, by their times."""
-    seconds = costs.at(choices.rank[:-1])
-    seconds = seconds * (1 + 1e-9 * np.arange(1, len(seconds) + 1))  # which must rise
-    faster = np.append(seconds < costs.dense, True)
-    cost = np.append(seconds, costs.dense)
-    return Choices(*(array[faster] for array in choices._replace(cost=cost)))
+    """The ranks that are faster than a dense kernel, the highest of each time, and dense, by their times."""
+    seconds = np.append(costs.at(choices.rank[:-1]), costs.dense)
+    kept = np.append((seconds[:-1] < seconds[1:]) & (seconds[:-1] < costs.dense), True)
+    return Choices(*(array[kept] for array in choices._replace(cost=seconds)))
 
 
 def dtype_named(number: int) -> str | None:

@@ -124,7 +124,7 @@ def check_latency(options: argparse.Namespace) -> bool:
 def measured_latency(model: Any, options: argparse.Namespace) -> Any:
     """How long the model and its kernels take; times of kernels are kept beside compiled programs."""
     from bert_adapter.kernels import select_kernels
-    from bert_adapter.timing import measure_latency
+    from bert_adapter.latency import measure_latency
 
     batch, length = options.cell or CELL
     file, kernels = folder() / "latency.json", select_kernels(model, options.include, options.exclude)

@@ -136,7 +136,7 @@ def compress(
         bits each matrix is stored: the parameters are what is left after that rounding, and `save` stores them so.
       flops: the share of the operations that may be left besides; see `plan`.
       uniform: each kernel keeps the same share, not more where it matters more.
-      multiple_of: ranks are multiples of it.
+      multiple_of: ranks are multiples of it; of 16 they are fast.
       signal: what an error is weighted by, a name in `SIGNALS` or a `Signal` of your own. The default, "combined",
         plans ranks by the marginals of the Fisher information, E[GG'] along a kernel's inputs and E[G'G] along its
         outputs, with G an example's gradient (Gupta et al. 2018); it makes factors by the same, with half of E[GG']

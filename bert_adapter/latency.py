@@ -1,23 +1,62 @@
-"""How long kernels take, dense and at each rank, and with them a model."""
+"""How long a model takes here, dense and with factors at each rank: what a plan of time goes by.
 
-from collections.abc import Mapping
-from typing import NamedTuple
+Kernels are timed where they are, in the model. On their own they save more: biases, activations and norms around them
+take the time that they take, and on a few cores products that do not wait for each other share them.
+"""
 
+import json
+import math
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import jax
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Float, Int
+
+from bert_adapter.engines import batch_for, threads_here
+from bert_adapter.factorisation import factors_of
+from bert_adapter.files import check_writable, write_text
+from bert_adapter.importance.fingerprint import of_function
+from bert_adapter.json_files import parsed
+from bert_adapter.kernels import Shapes, break_even, select_kernels
+from bert_adapter.layers.capture import Batch, Forward
+from bert_adapter.layers.places import is_table, kernel_path
+from bert_adapter.layers.stacks import restacked, unstacked, whole
+from bert_adapter.model import Model, check_family, forward
+from bert_adapter.progress import track
+from bert_adapter.timing import in_turns
+from wlra.checks import check_count
+
+ROUNDS = 7
+SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)  # of break-even: the ranks that are timed
+# Numbers that a processor takes at once: between two multiples a rank takes as long as at the next one, or longer. Of
+# kernels whose break-even is a few of them only, every rank counts.
+STEP, FEW = 16, 4
+SCHEMA = 2
+PLACE = ("machine", "jax", "batch", "length", "model")
 
 
 class Costs(NamedTuple):
-    """Seconds of a product with a kernel of some shape: at some ranks, which rise, and dense."""
+    """Seconds that a kernel of some shape adds to the model: at some ranks, which rise, and dense.
+
+    What it adds at the fastest of these ranks counts as none: a plan needs differences.
+
+    step: a rank takes as long as the next multiple of it.
+    """
 
     ranks: tuple[int, ...]
     seconds: tuple[float, ...]
     dense: float
+    step: int = 1
 
     def at(self, ranks: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
         """Seconds at these ranks, read off between those that were timed; a higher rank is never faster."""
         rising = np.maximum.accumulate(np.array([self.seconds[0], *self.seconds]))
-        return np.interp(ranks, [0, *self.ranks], rising)
+        return np.interp(-(-ranks // self.step) * self.step, [0, *self.ranks], rising)
 
 
 class Latency(NamedTuple):
@@ -44,3 +83,141 @@ class Latency(NamedTuple):
 
     def __str__(self) -> str:
         return f"time for {self.batch} x {self.length} tokens"
+
+
+def measure_latency(
+    model: Model,
+    batch: int = 8,
+    length: int = 128,
+    *,
+    kernels: Shapes | None = None,
+    file: str | Path | None = None,
+    progress: bool = True,
+) -> Latency:
+    """How long the model takes here, compiled, and how much faster it is for each kernel with factors of some rank.
+
+    With it a budget is a share of the dense model's time: `plan(..., of=measure_latency(model))`. For each shape the
+    model is timed with factors of a few ranks up to break-even for all kernels of that shape, in turns with the dense
+    one. What several shapes save is taken to add up.
+
+    Args:
+      model: dense, of a family.
+      batch, length: how many texts at once, and how many tokens of each.
+      kernels: what `select_kernels` returned, by default all of the encoder. Tables are not timed: looking a word up
+        takes no time.
+      file: JSON, where times are kept, and read from if they were measured for the same program, kernels, device,
+        versions, threads, texts and tokens.
+      progress: whether there is a bar on a terminal.
+
+    Raises:
+      ValueError: a model of your own, more tokens than positions, numbers that cannot be, or another kind of file.
+
+    Example:
+      >>> import bert_adapter
+      >>> from bert_adapter.sample import sample_model
+      >>> model = sample_model(intermediate_size=64)
+      >>> latency = bert_adapter.measure_latency(model, batch=1, length=8)
+      >>> sorted(latency.kernels)
+      [(16, 16), (16, 64), (64, 16)]
+    """
+    batch, length = check_count("batch", batch, 1), check_count("length", length, 1)
+    check_family(model, "is not timed by its texts: wanted one of a family")
+    shapes = select_kernels(model) if kernels is None else kernels
+    flat = flatten_dict(unstacked(model.params, shapes), keep_empty_nodes=True, sep="/")
+    shapes = {path: shape for path, shape in shapes.items() if not is_table(kernel_path(flat, path))}
+    place = None if file is None else Path(file)
+    if place is not None:
+        check_writable(place)
+    inputs = batch_for(model, batch, length)
+    here = where(model, inputs, shapes) if place is not None else {}
+    if place is not None and (known := read(place, here)) is not None:
+        return known
+    run, params, found = jax.jit(forward(model)), jax.device_put(model.params), {}
+    for shape in track(sorted(set(shapes.values())), "time kernels", progress):
+        paths = [path for path in shapes if shapes[path] == shape]
+        found[shape] = timed_in(run, params, inputs, paths=paths, shape=shape)
+    latency = Latency(
+        batch,
+        length,
+        seconds=median(dense for dense, _ in found.values()),
+        kernels={shape: costs for shape, (_, costs) in found.items()},
+    )
+    if place is not None:
+        write(place, here, latency)
+    return latency
+
+
+def timed_in(
+    run: Forward, params: Any, inputs: Batch, *, paths: Sequence[str], shape: tuple[int, int]
+) -> tuple[float, Costs]:
+    """Seconds of the dense model, and what each of these kernels adds to it."""
+    most = max(1, math.ceil(break_even(shape)) - 1)
+    step = STEP if most >= FEW * STEP else 1
+    ranks = sorted({step * max(1, math.ceil(share * most / step)) for share in SHARES})
+    models = {None: params} | {rank: with_factors(params, paths, shape, rank) for rank in ranks}
+    found = in_turns({rank: lambda each=each: run(each, inputs) for rank, each in models.items()}, ROUNDS)
+    dense = median(found[None])
+    shares = [median(one / other for one, other in zip(found[rank], found[None], strict=True)) for rank in ranks]
+    saved = [dense * (1 - share) / len(paths) for share in shares]
+    most_saved = max(0.0, *saved)
+    return dense, Costs(tuple(ranks), tuple(most_saved - each for each in saved), most_saved, step)
+
+
+def with_factors(params: Any, paths: Sequence[str], shape: tuple[int, int], rank: int) -> Any:
+    """The parameters with factors in place of these kernels; only their shapes and dtypes mean something."""
+    flat: dict[str, Any] = dict(flatten_dict(unstacked(params, paths), keep_empty_nodes=True, sep="/"))
+    left, right = np.full((shape[0], rank), 1 / shape[0], "f4"), np.full((rank, shape[1]), 1 / rank, "f4")
+    for path in paths:
+        place = kernel_path(flat, path)
+        flat |= factors_of(path, shape, left, right, kernel=flat[place], place=place)
+    return jax.device_put(restacked(unflatten_dict(flat, sep="/")))
+
+
+def where(model: Model, inputs: Batch, shapes: Shapes) -> dict[str, Any]:
+    """What times belong to."""
+    device, (batch, length) = jax.devices()[0], np.shape(inputs["input_ids"])
+    machine = f"{platform.node()}, {device.platform} {device.device_kind}, {threads_here()} threads"
+    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype), model.params)
+    program = f"{of_function(forward(model), params, inputs)}, {sorted({whole(path) for path in shapes})}"
+    return dict(zip(PLACE, (machine, jax.__version__, int(batch), int(length), program), strict=True))
+
+
+def read(file: Path, place: dict[str, Any]) -> Latency | None:
+    """What the file holds for this place, if anything."""
+    for entry in entries(file):
+        if {name: entry[name] for name in PLACE} == place:
+            costs = {tuple(each["shape"]): costs_in(each) for each in entry["kernels"]}
+            return Latency(entry["batch"], entry["length"], entry["seconds"], costs)
+    return None
+
+
+def costs_in(entry: dict[str, Any]) -> Costs:
+    return Costs(tuple(entry["ranks"]), tuple(entry["seconds"]), entry["dense"], entry["step"])
+
+
+def entries(file: Path) -> list[dict[str, Any]]:
+    """What the file holds, for all places."""
+    if not file.exists():
+        return []
+    try:
+        content = parsed(file.read_bytes(), file)
+        if content["schema"] != SCHEMA:
+            raise ValueError(f"schema {content['schema']}")
+        known = list(content["models"])
+        for entry in known:
+            for each in entry["kernels"]:
+                ranks, seconds, dense, step = costs_in(each)
+                numbers = [*each["shape"], *ranks, *seconds, dense, step, entry["seconds"]]
+                if not all(math.isfinite(number) and number >= 0 for number in numbers) or len(ranks) != len(seconds):
+                    raise ValueError(f"times that cannot be, of {[entry[name] for name in PLACE]}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"file: {file} holds no times of kernels, {error}: wanted another file, or none") from None
+    return known
+
+
+def write(file: Path, place: dict[str, Any], latency: Latency) -> None:
+    """The file holds these times, and those of other places that it held."""
+    others = [entry for entry in entries(file) if {name: entry[name] for name in PLACE} != place]
+    costs = [{"shape": list(shape)} | each._asdict() for shape, each in latency.kernels.items()]
+    ours = place | {"seconds": latency.seconds, "kernels": costs}
+    write_text(file, json.dumps({"schema": SCHEMA, "models": [*others, ours]}, indent=1) + "\n")

@@ -1,12 +1,8 @@
-"""Times that are measured here: of kernels, dense and at each rank, and of models."""
+"""Times that are measured here: of calls in turns, and of kernels, dense and with factors."""
 
-import json
-import math
-import platform
 import time
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple, TypeVar
 
@@ -16,19 +12,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from bert_adapter.checkpoint.names import low_rank
-from bert_adapter.engines import batch_for, threads_here
-from bert_adapter.files import check_writable, write_text
-from bert_adapter.json_files import parsed
-from bert_adapter.kernels import Shapes, break_even, select_kernels
-from bert_adapter.latency import Costs, Latency
 from bert_adapter.layers.running import kernel_shapes
-from bert_adapter.model import Model, check_family, forward
-from bert_adapter.progress import track
-from wlra.checks import check_count
+from bert_adapter.model import Model
 
 ROUNDS, LEAST = 7, 0.01  # rounds; seconds that a call runs in each, so that a clock can tell
-COPIES, RANKS = 4, 10  # kernels in a row, none of which is at hand from the one before; ranks that are timed
-SCHEMA = 1
+COPIES = 4  # kernels in a row, none of which is at hand from the one before
 Key = TypeVar("Key")
 
 
@@ -46,65 +34,6 @@ class Kernel(NamedTuple):
     shape: tuple[int, int]
     rank: int
     seconds: Seconds | None = None
-
-
-def measure_latency(
-    model: Model,
-    batch: int = 8,
-    length: int = 128,
-    *,
-    kernels: Shapes | None = None,
-    file: str | Path | None = None,
-    progress: bool = True,
-) -> Latency:
-    """How long the dense model and its kernels take here, at ranks up to break-even, compiled, in float32.
-
-    With it a budget is a share of the dense model's time: `plan(..., of=measure_latency(model))`. What a plan is
-    predicted to take is the dense model's time less that of its kernels, and what these take at their ranks.
-
-    Args:
-      model: dense, of a family.
-      batch, length: how many texts at once, and how many tokens of each.
-      kernels: what `select_kernels` returned, by default all of the encoder.
-      file: JSON, where it is kept, and read from if it was measured for the same device, versions, threads, texts and
-        tokens; shapes that it does not hold are added.
-      progress: whether there is a bar on a terminal.
-
-    Raises:
-      ValueError: a model of your own, more tokens than positions, numbers that cannot be, or another kind of file.
-
-    Example:
-      >>> import bert_adapter
-      >>> from bert_adapter.sample import sample_model
-      >>> model = sample_model(intermediate_size=64)
-      >>> latency = bert_adapter.measure_latency(model, batch=1, length=8)
-      >>> sorted(latency.kernels)
-      [(16, 16), (16, 64), (64, 16)]
-    """
-    batch, length = check_count("batch", batch, 1), check_count("length", length, 1)
-    check_family(model, "is not timed by its texts: wanted one of a family")
-    shapes = sorted(set((select_kernels(model) if kernels is None else kernels).values()))
-    place = None if file is None else Path(file)
-    if place is not None:
-        check_writable(place)
-    known = {} if place is None else read_costs(place, where(batch, length))
-    missing = [shape for shape in shapes if shape not in known]
-    for shape in track(missing, "time kernels", progress):
-        known[shape] = costs_of(shape, batch * length)
-        if place is not None:
-            write_costs(place, where(batch, length), known)
-    inputs, run, params = batch_for(model, batch, length), jax.jit(forward(model)), jax.device_put(model.params)
-    seconds = median(in_turns({"model": lambda: run(params, inputs)}, ROUNDS)["model"])
-    return Latency(batch, length, seconds, kernels={shape: known[shape] for shape in shapes})
-
-
-def costs_of(shape: tuple[int, int], rows: int) -> Costs:
-    """Dense, and at ranks from a few to break-even that rise by the same factor."""
-    most = math.ceil(break_even(shape)) - 1
-    ranks = sorted({max(1, round(most ** (i / (RANKS - 1)))) for i in range(RANKS)} if most else {1})
-    calls = {rank: products(shape, rows, rank) for rank in [None, *ranks]}
-    found = {rank: median(each) / COPIES for rank, each in in_turns(calls, ROUNDS).items()}
-    return Costs(tuple(ranks), tuple(found[rank] for rank in ranks), found[None])
 
 
 @lru_cache(maxsize=1024)
@@ -170,46 +99,3 @@ def kernels_of(model: Model) -> list[Kernel]:
     """The kernels of a model that have factors."""
     shapes = kernel_shapes(model.module)
     return [Kernel(path, shapes[path], rank) for path, rank in low_rank(model.config).items() if path in shapes]
-
-
-def where(batch: int, length: int) -> dict[str, Any]:
-    """What times belong to."""
-    device = jax.devices()[0]
-    machine = f"{platform.node()}, {device.platform} {device.device_kind}, {threads_here()} threads"
-    return {"machine": machine, "jax": jax.__version__, "batch": batch, "length": length}
-
-
-def read_costs(file: Path, place: dict[str, Any]) -> dict[tuple[int, int], Costs]:
-    """By shape, what the file holds for this place; nothing where it is not there."""
-    found = {}
-    for entry in entries(file):
-        if {name: entry[name] for name in place} == place:
-            timed = Costs(tuple(entry["ranks"]), tuple(entry["seconds"]), entry["dense"])
-            found[tuple(entry["shape"])] = timed
-    return found
-
-
-def entries(file: Path) -> list[dict[str, Any]]:
-    """What the file holds, for all places."""
-    if not file.exists():
-        return []
-    try:
-        content = parsed(file.read_bytes(), file)
-        if content["schema"] != SCHEMA:
-            raise ValueError(f"schema {content['schema']}")
-        known = list(content["kernels"])
-        for entry in known:
-            where_of, costs = [entry[name] for name in where(1, 1)], (entry["shape"], entry["ranks"], entry["seconds"])
-            numbers = [*costs[0], *costs[1], *costs[2], entry["dense"]]
-            if not all(np.isfinite(number) and number > 0 for number in numbers) or len(costs[1]) != len(costs[2]):
-                raise ValueError(f"times that cannot be, of {where_of}")
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"file: {file} holds no times of kernels, {error}: wanted another file, or none") from None
-    return known
-
-
-def write_costs(file: Path, place: dict[str, Any], known: Mapping[tuple[int, int], Costs]) -> None:
-    """The file holds these times, and those of other places that it held."""
-    others = [entry for entry in entries(file) if {name: entry[name] for name in place} != place]
-    ours = [place | {"shape": list(shape)} | costs._asdict() for shape, costs in known.items()]
-    write_text(file, json.dumps({"schema": SCHEMA, "kernels": others + ours}, indent=1) + "\n")

@@ -76,6 +76,12 @@ def few_programs():
 
 
 @pytest.fixture
+def alone():
+    """The programs of other tests go: this one compiles as many as a process may hold."""
+    jax.clear_caches()
+
+
+@pytest.fixture
 def x64():
     """Arrays of the test are float64 unless they say otherwise; those of other tests are not."""
     with enable_x64(True):

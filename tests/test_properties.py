@@ -135,8 +135,9 @@ def check(name, problem, size, dtype: Any = np.float32):
     np.testing.assert_allclose(np.sqrt(result.loss), np.sqrt(loss), rtol=digits, atol=digits)
     if dtype == np.float64 or wide(weights) <= 100:  # else factors of float64 were rounded, which may cost all
         assert np.sqrt(loss) <= np.sqrt(result.history.loss[0]) * (1 + digits) + digits
-    if result.status == wlra.Status.CONVERGED:
-        assert result.stationarity <= 1e-3 * (1 + 1e-3)  # computed once more at the end
+    if result.status == wlra.Status.CONVERGED:  # computed once more at the end, when the gradient may round otherwise
+        rounding = float(np.finfo(dtype).eps) / np.sqrt(max(loss, 1e-300))
+        assert result.stationarity <= 1e-3 + min(rounding, 1e-3)
 
 
 check_small = functools.partial(check, size=SMALL)
@@ -150,6 +151,7 @@ def test_small_problems_of_any_kind(name, problem):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("alone")
 @settings(max_examples=10_000, deadline=None, derandomize=True, database=None, suppress_health_check=CHECKS)
 @given(problem=problems(*LARGE), name=st.sampled_from(sorted(TABLE)))
 def test_problems_of_any_kind(name, problem):
@@ -157,6 +159,7 @@ def test_problems_of_any_kind(name, problem):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("alone")
 @settings(max_examples=10_000, deadline=None, derandomize=True, database=None, suppress_health_check=CHECKS)
 @given(problem=problems(*LARGE), name=st.sampled_from(sorted(TABLE)))
 def test_problems_of_any_kind_in_float64(x64, name, problem):

@@ -219,23 +219,90 @@ def test_times_never_fall_with_the_rank():
     np.testing.assert_array_equal(costs.at(np.array([1, 2, 3, 4, 6, 8])), [3, 3, 3, 3, 4.5, 6])
 
 
-def test_times_are_kept_for_their_place(tmp_path, monkeypatch):
+def test_a_rank_takes_the_time_of_the_next_multiple_and_so_multiples_are_planned():
+    costs = latency.Costs((16, 80), (1.0, 5.0), 5.0, step=16)
+    np.testing.assert_allclose(costs.at(np.array([1, 16, 17, 32, 33, 63, 64])), [1, 1, 2, 2, 3, 4, 4])
+    kernel = np.random.default_rng(0).normal(size=(160, 160)).astype("f4")
+    params = {name: {"kernel": size * kernel} for size, name in enumerate("abcd", 1)}
+    found = bert_adapter.plan(params, None, 0.45, signal="svd", of=latency.Latency(1, 8, 20.0, {(160, 160): costs}))
+    assert {rank % 16 for rank in found.ranks.values()} == {0}
+    assert len(set(found.ranks.values())) > 1
+
+
+def test_large_kernels_are_timed_at_multiples_beyond_break_even(turns):
+    params = {"a": {"kernel": np.ones((160, 160), "f4")}}
+    turn, costs = latency.timed_in(lambda params, inputs: 0, params, {}, paths=["a"], shape=(160, 160))
+    assert turns == [[None, 16, 32, 48, 64, 80]]
+    assert (turn, costs.step) == (1.0, 16)
+
+
+@pytest.fixture
+def turns(monkeypatch):
+    """Seconds, one round, of a model that takes 1 dense, and .25 less a rank below 8 of the query and its like."""
+    seen = []
+
+    def in_turns(calls, rounds):
+        seen.append(list(calls))
+        return {rank: [1.0 if rank is None else 1.0 - 0.25 * (8 - rank)] for rank in calls}
+
+    monkeypatch.setattr(latency, "in_turns", in_turns)
+    return seen
+
+
+def test_what_a_model_saves_is_shared_out_among_its_kernels(turns):
+    found = bert_adapter.measure_latency(tiny.model(), 1, 4, progress=False)
+    assert sorted(found.kernels) == [(16, 16), (16, 24), (24, 16)]
+    assert (turns[0], turns[1]) == ([None, 1, 2, 4, 6, 7], [None, 1, 2, 3, 5, 7, 9])  # 8 is break-even, and 9.6
+    assert found.seconds == 1.0
+    ranks, seconds, dense, _ = found.kernels[16, 16]
+    np.testing.assert_allclose(dense, 0.25 * 7 / 4)  # at rank 1, of four kernels
+    np.testing.assert_allclose(dense - np.array(seconds), [0.25 * (8 - rank) / 4 for rank in ranks])
+
+
+def test_a_model_that_is_slower_with_factors_of_any_rank_saves_nothing(monkeypatch):
+    monkeypatch.setattr(latency, "in_turns", lambda calls, rounds: {rank: [2.0 - (rank is None)] for rank in calls})
+    found = bert_adapter.measure_latency(tiny.model(), 1, 4, progress=False)
+    assert {costs.dense for costs in found.kernels.values()} == {0.0}
+    model = tiny.model()
+    known = bert_adapter.decompose(model.params, None, signal="svd", kernels=bert_adapter.select_kernels(model))
+    with pytest.raises(ValueError, match="smallest ranks take 1 of the time"):
+        bert_adapter.plan(model.params, known, 0.9, of=found)
+
+
+def test_tables_are_not_timed(turns):
+    model = tiny.model()
+    found = bert_adapter.measure_latency(
+        model, 1, 4, kernels=bert_adapter.select_kernels(model, embeddings=True), progress=False
+    )
+    assert len(found.kernels) == len(turns) == 3
+
+
+def test_times_are_kept_for_their_place(turns, tmp_path):
     model, file = tiny.model(), tmp_path / "latency.json"
-    monkeypatch.setattr(timing, "ROUNDS", 1)
     first = bert_adapter.measure_latency(model, 1, 4, file=file, progress=False)
-    assert sorted(first.kernels) == [(16, 16), (16, 24), (24, 16)]
-    assert all(np.all(np.array(costs.seconds) > 0) and costs.ranks[-1] < 12 for costs in first.kernels.values())
-    timed = []
-    costs_of = timing.costs_of
-    monkeypatch.setattr(timing, "costs_of", lambda *args: timed.append(args) or costs_of(*args))
-    again = bert_adapter.measure_latency(model, 1, 4, file=file, progress=False)
-    assert (again.kernels, timed) == (first.kernels, [])
-    bert_adapter.measure_latency(model, 2, 4, kernels={"query": (16, 16)}, file=file, progress=False)
-    assert timed == [((16, 16), 8)]
-    assert bert_adapter.measure_latency(model, 1, 4, file=file, progress=False).kernels == first.kernels
+    assert len(turns) == 3
+    assert bert_adapter.measure_latency(model, 1, 4, file=file, progress=False) == first
+    assert len(turns) == 3
+    other = bert_adapter.select_kernels(model, "query")
+    assert list(bert_adapter.measure_latency(model, 1, 4, kernels=other, file=file, progress=False).kernels) == [
+        (16, 16)
+    ]
+    bert_adapter.measure_latency(model, 2, 4, kernels=other, file=file, progress=False)
+    bert_adapter.measure_latency(tiny.model(num_hidden_layers=2), 1, 4, kernels=other, file=file, progress=False)
+    assert len(turns) == 6
+    assert bert_adapter.measure_latency(model, 1, 4, file=file, progress=False) == first
+    assert len(turns) == 6
 
 
-@pytest.mark.parametrize("content", ["{}", "[]", '{"schema": 1, "kernels": [{"shape": [2]}]}', '{"schema": 9}'])
+def test_models_are_really_timed(monkeypatch):
+    monkeypatch.setattr(latency, "ROUNDS", 1)
+    monkeypatch.setattr(latency, "SHARES", (0.5, 1))
+    found = bert_adapter.measure_latency(tiny.model(), 1, 4, progress=False)
+    assert found.seconds > 0
+    assert all(np.all(np.array(costs.seconds) >= 0) and costs.ranks[-1] < 12 for costs in found.kernels.values())
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"schema": 2, "models": [{"kernels": [{}]}]}', '{"schema": 9}'])
 def test_another_file_is_no_times(content, tmp_path):
     (tmp_path / "file.json").write_text(content, "utf-8")
     with pytest.raises(ValueError, match=r"file: .* holds no times of kernels"):
