@@ -7,7 +7,7 @@ jnp.linalg.svd on the same device, and the rate of a large product alone. Everyt
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -75,41 +75,46 @@ def all_svds(groups: list[Group]) -> float:
     return median_of(lambda: [program(W) for program, group in zip(programs, groups, strict=True) for W in group.W], 1)
 
 
-def measure(hidden: int, wide: int, layers: int, rank: int, method: str, longest: int, runs: int) -> dict[str, Any]:
+def measured(group: Group, rank: int, method: str, *, longest: int, runs: int) -> tuple[Callable[[], Any], dict]:
+    """A call that solves the kernels of one shape to within GAP of the longest run, and what it takes."""
+    m, n = group.shape
+    solve = partial(wlra.solve_batch, rank=rank, method=method, **FULL)
+    course = jax.jit(partial(solve, max_iters=longest))(group.W, group.weights)
+    best = np.asarray(course.loss, float)
+    steps = iterations_to(course.history.loss, best)
+    if steps is None:
+        raise RuntimeError(f"the longest run of {longest} iterations has no iteration within {GAP} of its own end")
+    program, compiling, peak = compiled(partial(solve, max_iters=steps), group.W, group.weights)
+    result = jax.block_until_ready(program(group.W, group.weights))
+    call = partial(program, group.W, group.weights)
+    seconds = median_of(call, runs)
+    print(f"  {group.count} of {m} x {n}: {steps} iterations, {seconds:.4f} s", flush=True)
+    return call, {
+        "kernels": group.count,
+        "shape": [m, n],
+        "iterations": steps,
+        "worst_gap": float(np.max(np.asarray(result.loss, float) / best - 1)),
+        "mean_loss": float(np.mean(result.loss)),
+        "best_known": float(np.mean(best)),
+        "status": sorted({wlra.Status(int(code)).name for code in np.ravel(result.status)}),
+        "seconds": seconds,
+        "compile_seconds": compiling,
+        "peak_bytes": peak,
+        "tflops": operations(group, rank, steps) / seconds / 1e12,
+    }
+
+
+def operations(group: Group, rank: int, steps: int) -> float:
+    """Those of three products an iteration, for all kernels of the shape."""
+    return 6.0 * group.count * group.shape[0] * group.shape[1] * rank * steps
+
+
+def measure(hidden: int, wide: int, layers: int, *, rank: int, method: str, longest: int, runs: int) -> dict[str, Any]:
     """The one row."""
-    groups, ready, shapes, operations = kernels(hidden, wide, layers), [], [], 0.0
-    for group in groups:
-        m, n = group.shape
-        solve = partial(wlra.solve_batch, rank=rank, method=method, **FULL)
-        course = jax.jit(partial(solve, max_iters=longest))(group.W, group.weights)
-        best = np.asarray(course.loss, float)
-        steps = iterations_to(course.history.loss, best)
-        if steps is None:
-            raise RuntimeError(f"the longest run of {longest} iterations has no iteration within {GAP} of its own end")
-        program, compiling, peak = compiled(partial(solve, max_iters=steps), group.W, group.weights)
-        result = jax.block_until_ready(program(group.W, group.weights))
-        call = partial(program, group.W, group.weights)
-        seconds = median_of(call, runs)
-        work = 6.0 * group.count * m * n * rank * steps
-        operations += work
-        ready.append(call)
-        shapes.append(
-            {
-                "kernels": group.count,
-                "shape": [m, n],
-                "iterations": steps,
-                "worst_gap": float(np.max(np.asarray(result.loss, float) / best - 1)),
-                "mean_loss": float(np.mean(result.loss)),
-                "best_known": float(np.mean(best)),
-                "status": sorted({wlra.Status(int(code)).name for code in np.ravel(result.status)}),
-                "seconds": seconds,
-                "compile_seconds": compiling,
-                "peak_bytes": peak,
-                "tflops": work / seconds / 1e12,
-            }
-        )
-        print(f"  {group.count} of {m} x {n}: {steps} iterations, {seconds:.4f} s", flush=True)
-    total = median_of(lambda: [call() for call in ready], runs)
+    groups = kernels(hidden, wide, layers)
+    calls, shapes = zip(*(measured(group, rank, method, longest=longest, runs=runs) for group in groups), strict=True)
+    total = median_of(lambda: [call() for call in calls], runs)
+    work = sum(operations(group, rank, line["iterations"]) for group, line in zip(groups, shapes, strict=True))
     svds = all_svds(groups)
     highest = ceiling(max(wide, 256) if hidden < 768 else 8192, runs)
     return {
@@ -120,10 +125,10 @@ def measure(hidden: int, wide: int, layers: int, rank: int, method: str, longest
         "seconds": total,
         "svd_seconds": svds,
         "svds_over_seconds": svds / total,
-        "tflops": operations / total / 1e12,
+        "tflops": work / total / 1e12,
         "ceiling_tflops": highest / 1e12,
-        "share_of_ceiling": operations / total / highest,
-        "shapes": shapes,
+        "share_of_ceiling": work / total / highest,
+        "shapes": list(shapes),
     } | environment()
 
 
@@ -162,7 +167,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("kernels.json"), help="file (%(default)s)")
     options = parser.parse_args(argv)
     hidden, wide, layers, rank = (24, 48, 2, 8) if options.quick else (768, 3072, 12, 256)
-    line = measure(hidden, wide, layers, rank, options.method, options.longest, options.runs)
+    how = {"rank": rank, "method": options.method, "longest": options.longest, "runs": options.runs}
+    line = measure(hidden, wide, layers, **how)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(line, indent=1) + "\n")
     print("\n" + report(line))

@@ -81,10 +81,17 @@ def with_bits(
     return Choices(*(np.concatenate(arrays) for arrays in zip(*found, strict=True)))
 
 
-def in_seconds(choices: Choices, costs: Costs) -> Choices:
-    """The ranks that are faster than a dense kernel, the highest of each time, and dense, by their times."""
-    seconds = np.append(costs.at(choices.rank[:-1]), costs.dense)
-    kept = np.append((seconds[:-1] < seconds[1:]) & (seconds[:-1] < costs.dense), True)
+def in_seconds(choices: Choices, costs: Costs, highest: bool = True) -> Choices:
+    """The ranks that are faster than a dense kernel, and dense, by their times; of equal times the highest rank alone.
+
+    Where it is not, for operations count besides, times rise by as little as tells them apart.
+    """
+    ranks = choices.rank[:-1]
+    seconds = np.append(costs.at(ranks), costs.dense)
+    faster = (seconds[:-1] < costs.dense) & (costs.padded(ranks) < choices.rank[-1])
+    kept = np.append(faster & ((seconds[:-1] < seconds[1:]) | (not highest)), True)
+    if not highest:
+        seconds[:-1] += 1e-9 * costs.dense * np.arange(1, len(seconds))
     return Choices(*(array[kept] for array in choices._replace(cost=seconds)))
 
 
@@ -211,7 +218,8 @@ def within_both(
 
 def even(choices: dict[str, Choices], wholes: dict[str, float], affordable: float) -> dict[str, int]:
     """By path, the option that keeps the same share of every kernel, of which all costs so much, or the smallest."""
-    share = affordable / sum(wholes.values()) * (1 + 1e-12)
+    whole = sum(wholes.values())
+    share = affordable / whole * (1 + 1e-12) if whole > 0 else 1.0
     return {
         path: max(0, int(np.searchsorted(choice.cost, share * wholes[path], side="right")) - 1)
         for path, choice in choices.items()

@@ -122,13 +122,13 @@ def check_latency(options: argparse.Namespace) -> bool:
 
 
 def measured_latency(model: Any, options: argparse.Namespace) -> Any:
-    """How long the model and its kernels take; times of kernels are kept beside compiled programs."""
+    """How long the model takes, dense and with factors; times are kept beside compiled programs."""
     from bert_adapter.kernels import select_kernels
     from bert_adapter.latency import measure_latency
 
     batch, length = options.cell or CELL
     file, kernels = folder() / "latency.json", select_kernels(model, options.include, options.exclude)
-    say(f"timing kernels for {batch} x {length} tokens; times are kept in {file}")
+    say(f"timing the model for {batch} x {length} tokens; times are kept in {file}")
     found = measure_latency(model, batch, length, kernels=kernels, file=file)
     say(f"the dense model takes {1e3 * found.seconds:.1f} ms")
     return found

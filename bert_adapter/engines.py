@@ -109,7 +109,7 @@ def use_threads(count: int) -> None:
 
 
 def batch_for(model: Model, batch: int, length: int) -> Mapping[str, np.ndarray]:
-    """Texts of so many tokens without padding, drawn from the whole vocabulary."""
+    """Texts of `length` tokens without padding, drawn from the whole vocabulary."""
     family, sizes = family_of(model.config), family_of(model.config).sizes(model.module.config)
     ids = np.random.default_rng(0).integers(sizes["input_ids"], size=(batch, length))
     values = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}

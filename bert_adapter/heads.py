@@ -35,7 +35,7 @@ def with_head(
         "multi_label_classification", labels that may be there at once.
 
     Raises:
-      ValueError: the model has a head, its family has no such one, or there can be none of so many labels.
+      ValueError: the model has a head, its family has no such one, or none for that number of labels.
 
     Example:
         >>> import bert_adapter

@@ -248,7 +248,7 @@ def defaults(texts: int) -> dict[str, Any]:
 
 
 def rate_for(share: float) -> float:
-    """The highest rate for factors of so many numbers, beside those of their kernels."""
+    """The highest rate, by how many numbers the factors hold, beside those of their kernels."""
     return RATE * min(1.0, SMALL / share)
 
 
@@ -313,7 +313,7 @@ def followed(
     """The parameters that did best on the texts held out, and what is known of the run, but for its seconds."""
     judged, dtypes = Recipe(function_of(model), distillation(model.module, 1.0)), dtypes_of(model.config)
     texts, held = (taught(teacher, pools, plan.batch_size) for pools in (plan.pools, plan.heldout))
-    trained, frozen = divided(begun(model, dtypes, given))
+    trained, frozen = divided(prepared(model, dtypes, given))
     recipe = judged._replace(stored=stored_as(trained, dtypes))
     deals = list(epochs_of(plan.pools, plan.batch_size, plan.epochs, seed))
     every = -(-len(deals) // LOOKS)
@@ -347,7 +347,7 @@ def followed(
     return joined(as_stored(jax.device_get(state.moments[1]), dtypes), jax.device_get(frozen)), about
 
 
-def begun(model: Model, dtypes: Mapping[str, str], given: Mapping[str, Any] | None) -> Any:
+def prepared(model: Model, dtypes: Mapping[str, str], given: Mapping[str, Any] | None) -> Any:
     """Copies of the parameters, since a step reuses the memory of the last: as they are stored, or else balanced."""
     params = jax.device_get(model.params)
     return jax.tree.map(jnp.array, as_stored(balanced(params, dtypes), dtypes, given))

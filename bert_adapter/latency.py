@@ -24,6 +24,8 @@ from bert_adapter.importance.fingerprint import of_function
 from bert_adapter.json_files import parsed
 from bert_adapter.kernels import Shapes, break_even, select_kernels
 from bert_adapter.layers.capture import Batch, Forward
+from bert_adapter.layers.integers import check_floats
+from bert_adapter.layers.marker import Factorised
 from bert_adapter.layers.places import is_table, kernel_path
 from bert_adapter.layers.stacks import restacked, unstacked, whole
 from bert_adapter.model import Model, check_family, forward
@@ -36,7 +38,7 @@ SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)  # of break-even: the ranks tha
 # Numbers that a processor takes at once: between two multiples a rank takes as long as at the next one, or longer. Of
 # kernels whose break-even is a few of them only, every rank counts.
 STEP, FEW = 16, 4
-SCHEMA = 2
+SCHEMA = 2  # another where factors run otherwise, or other ranks are timed
 PLACE = ("machine", "jax", "batch", "length", "model")
 
 
@@ -53,10 +55,18 @@ class Costs(NamedTuple):
     dense: float
     step: int = 1
 
+    def times(self, unit: float) -> "Costs":
+        """The same in another unit."""
+        return self._replace(seconds=tuple(unit * each for each in self.seconds), dense=unit * self.dense)
+
+    def padded(self, ranks: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+        """The next multiples of `step`."""
+        return -(-ranks // self.step) * self.step
+
     def at(self, ranks: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
         """Seconds at these ranks, read off between those that were timed; a higher rank is never faster."""
         rising = np.maximum.accumulate(np.array([self.seconds[0], *self.seconds]))
-        return np.interp(-(-ranks // self.step) * self.step, [0, *self.ranks], rising)
+        return np.interp(self.padded(ranks), [0, *self.ranks], rising)
 
 
 class Latency(NamedTuple):
@@ -98,7 +108,7 @@ def measure_latency(
 
     With it a budget is a share of the dense model's time: `plan(..., of=measure_latency(model))`. For each shape the
     model is timed with factors of a few ranks up to break-even for all kernels of that shape, in turns with the dense
-    one. What several shapes save is taken to add up.
+    one. What several shapes save is taken to add up, and kernels of one shape to save the same.
 
     Args:
       model: dense, of a family.
@@ -106,11 +116,12 @@ def measure_latency(
       kernels: what `select_kernels` returned, by default all of the encoder. Tables are not timed: looking a word up
         takes no time.
       file: JSON, where times are kept, and read from if they were measured for the same program, kernels, device,
-        versions, threads, texts and tokens.
+        version of JAX, threads, texts and tokens.
       progress: whether there is a bar on a terminal.
 
     Raises:
-      ValueError: a model of your own, more tokens than positions, numbers that cannot be, or another kind of file.
+      ValueError: a model of your own or with integers in memory, kernels that it has not, more tokens than positions,
+        numbers that cannot be, or another kind of file.
 
     Example:
       >>> import bert_adapter
@@ -122,9 +133,8 @@ def measure_latency(
     """
     batch, length = check_count("batch", batch, 1), check_count("length", length, 1)
     check_family(model, "is not timed by its texts: wanted one of a family")
-    shapes = select_kernels(model) if kernels is None else kernels
-    flat = flatten_dict(unstacked(model.params, shapes), keep_empty_nodes=True, sep="/")
-    shapes = {path: shape for path, shape in shapes.items() if not is_table(kernel_path(flat, path))}
+    check_floats(model.params, "model")
+    shapes = multiplied(model, select_kernels(model) if kernels is None else kernels)
     place = None if file is None else Path(file)
     if place is not None:
         check_writable(place)
@@ -136,31 +146,39 @@ def measure_latency(
     for shape in track(sorted(set(shapes.values())), "time kernels", progress):
         paths = [path for path in shapes if shapes[path] == shape]
         found[shape] = timed_in(run, params, inputs, paths=paths, shape=shape)
-    latency = Latency(
-        batch,
-        length,
-        seconds=median(dense for dense, _ in found.values()),
-        kernels={shape: costs for shape, (_, costs) in found.items()},
-    )
+    seconds = median(dense for dense, _ in found.values())
+    latency = Latency(batch, length, seconds, {shape: costs.times(seconds) for shape, (_, costs) in found.items()})
     if place is not None:
         write(place, here, latency)
     return latency
 
 
+def multiplied(model: Model, kernels: Shapes) -> dict[str, tuple[int, int]]:
+    """Those of the kernels that are multiplied by: tables are looked up."""
+    flat = flatten_dict(unstacked(model.params, kernels), keep_empty_nodes=True, sep="/")
+    if wrong := [path for path in kernels if isinstance(flat.get(kernel_path(flat, path)), (type(None), Factorised))]:
+        raise ValueError(f"kernels: got {wrong[0]!r}, wanted dense ones of the model: select_kernels(model)")
+    found = {path: shape for path, shape in kernels.items() if not is_table(kernel_path(flat, path))}
+    if not found:
+        raise ValueError(
+            f"kernels: got {list(kernels)}, wanted some that are no tables: looking a word up takes no time"
+        )
+    return found
+
+
 def timed_in(
     run: Forward, params: Any, inputs: Batch, *, paths: Sequence[str], shape: tuple[int, int]
 ) -> tuple[float, Costs]:
-    """Seconds of the dense model, and what each of these kernels adds to it."""
+    """Seconds of the dense model, and as shares of these what each of the kernels adds."""
     most = max(1, math.ceil(break_even(shape)) - 1)
     step = STEP if most >= FEW * STEP else 1
     ranks = sorted({step * max(1, math.ceil(share * most / step)) for share in SHARES})
     models = {None: params} | {rank: with_factors(params, paths, shape, rank) for rank in ranks}
     found = in_turns({rank: lambda each=each: run(each, inputs) for rank, each in models.items()}, ROUNDS)
-    dense = median(found[None])
     shares = [median(one / other for one, other in zip(found[rank], found[None], strict=True)) for rank in ranks]
-    saved = [dense * (1 - share) / len(paths) for share in shares]
+    saved = [(1 - share) / len(paths) for share in shares]
     most_saved = max(0.0, *saved)
-    return dense, Costs(tuple(ranks), tuple(most_saved - each for each in saved), most_saved, step)
+    return median(found[None]), Costs(tuple(ranks), tuple(most_saved - each for each in saved), most_saved, step)
 
 
 def with_factors(params: Any, paths: Sequence[str], shape: tuple[int, int], rank: int) -> Any:
@@ -186,13 +204,19 @@ def read(file: Path, place: dict[str, Any]) -> Latency | None:
     """What the file holds for this place, if anything."""
     for entry in entries(file):
         if {name: entry[name] for name in PLACE} == place:
-            costs = {tuple(each["shape"]): costs_in(each) for each in entry["kernels"]}
+            costs = {tuple(each["shape"]): costs_from(each) for each in entry["kernels"]}
             return Latency(entry["batch"], entry["length"], entry["seconds"], costs)
     return None
 
 
-def costs_in(entry: dict[str, Any]) -> Costs:
-    return Costs(tuple(entry["ranks"]), tuple(entry["seconds"]), entry["dense"], entry["step"])
+def costs_from(entry: dict[str, Any]) -> Costs:
+    """What an entry of the file says, or a ValueError."""
+    found = Costs(tuple(entry["ranks"]), tuple(entry["seconds"]), entry["dense"], entry["step"])
+    counts, times = [*entry["shape"], *found.ranks, found.step], [*found.seconds, found.dense]
+    rising = found.ranks and list(found.ranks) == sorted(set(found.ranks)) and len(found.ranks) == len(found.seconds)
+    if len(entry["shape"]) != 2 or not rising or min(counts) < 1 or not all(0 <= each < math.inf for each in times):
+        raise ValueError(f"times that cannot be, {entry}")
+    return found
 
 
 def entries(file: Path) -> list[dict[str, Any]]:
@@ -201,15 +225,16 @@ def entries(file: Path) -> list[dict[str, Any]]:
         return []
     try:
         content = parsed(file.read_bytes(), file)
+        if content["schema"] in range(1, SCHEMA):
+            return []  # what an earlier version measured otherwise
         if content["schema"] != SCHEMA:
             raise ValueError(f"schema {content['schema']}")
         known = list(content["models"])
         for entry in known:
+            if not 0 < entry["seconds"] < math.inf or not all(name in entry for name in PLACE):
+                raise ValueError(f"times that cannot be, of {[entry[name] for name in PLACE]}")
             for each in entry["kernels"]:
-                ranks, seconds, dense, step = costs_in(each)
-                numbers = [*each["shape"], *ranks, *seconds, dense, step, entry["seconds"]]
-                if not all(math.isfinite(number) and number >= 0 for number in numbers) or len(ranks) != len(seconds):
-                    raise ValueError(f"times that cannot be, of {[entry[name] for name in PLACE]}")
+                costs_from(each)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"file: {file} holds no times of kernels, {error}: wanted another file, or none") from None
     return known

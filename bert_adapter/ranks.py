@@ -122,7 +122,7 @@ def plan(
       signal, shrink: as `compress` takes them.
       uniform: the same share of every kernel, for comparison.
       minimum, maximum, multiple_of: of the ranks of kernels that do not stay dense. Multiples of 16 are faster, since
-        processors take as many numbers at once; a plan of time has no others of large kernels.
+        processors take as many numbers at once; a plan of time has others only where these options ask for them.
       kernels: what `select_kernels` returned. By default all kernels that were measured; all with two axes where
         nothing was.
 
@@ -199,7 +199,8 @@ def all_choices(known: Decompositions, flat: dict[str, Any], budget: Budget) -> 
         if is_table(place) and (of == "flops" or isinstance(of, Latency)):
             choices[path] = dense_alone(choices[path])
         elif isinstance(of, Latency):
-            choices[path] = in_seconds(choices[path], costs_in(of, path, shape))
+            alone = budget is None or budget.flops is None
+            choices[path] = in_seconds(choices[path], costs_in(of, path, shape), highest=alone)
         if needs_bits(budget) and is_matrix(place, flat[place]):
             how: dict[str, Any] = {"by_rows": is_table(place), "unit": units[path]}
             axes = split_axes(path, np.shape(flat[place]), shape)

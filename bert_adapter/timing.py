@@ -88,7 +88,7 @@ def in_turns(calls: Mapping[Key, Callable[[], Any]], rounds: int, *, settle: flo
 
 
 def timed(call: Callable[[], Any], times: int) -> float:
-    """Seconds of a call, the mean of so many."""
+    """Seconds of a call, the mean of `times` calls."""
     begun = time.perf_counter()
     for _ in range(times):
         jax.block_until_ready(call())

@@ -169,7 +169,7 @@ def test_solve_batch_refuses(changes, message):
 @pytest.mark.parametrize("start", [(LEFT, RIGHT, RIGHT), None, LEFT])
 def test_a_start_that_is_neither_name_nor_pair_is_refused(start):
     with pytest.raises(ValueError, match=r"start must be the name of a closed form or a pair \(left, right\); got "):
-        checks.check_pair(start, (M, N), K)
+        checks.check_start(start, (M, N), K)
 
 
 @pytest.mark.parametrize("name", ["rank", "max_iters", "patience"])

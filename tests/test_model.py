@@ -260,10 +260,10 @@ def test_too_many_tokens_are_refused():
 def test_gelu_is_that_of_the_normal_distribution():
     x = np.concatenate([np.linspace(-40, 40, 8001), [-1e30, 1e30]])
     with np.errstate(over="ignore"):
-        wanted, slope = x * ndtr(x), ndtr(x) + x * np.exp(-x * x / 2) / np.sqrt(2 * np.pi)
+        wanted, derivative = x * ndtr(x), ndtr(x) + x * np.exp(-x * x / 2) / np.sqrt(2 * np.pi)
     got = np.asarray(gelu(jnp.asarray(x, jnp.float32)), np.float64)
     np.testing.assert_allclose(got, wanted, rtol=2e-6, atol=1e-6)  # of 1 + erf, times x
-    np.testing.assert_allclose(jax.vmap(jax.grad(gelu))(jnp.asarray(x[:-2], jnp.float32)), slope[:-2], atol=2e-6)
+    np.testing.assert_allclose(jax.vmap(jax.grad(gelu))(jnp.asarray(x[:-2], jnp.float32)), derivative[:-2], atol=2e-6)
     assert np.isnan(gelu(jnp.float32(np.nan)))  # and not 0
 
 

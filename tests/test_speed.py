@@ -229,6 +229,65 @@ def test_a_rank_takes_the_time_of_the_next_multiple_and_so_multiples_are_planned
     assert len(set(found.ranks.values())) > 1
 
 
+def test_a_rank_that_is_padded_to_break_even_is_not_planned():
+    costs = latency.Costs((16, 80), (1.0, 4.0), 9.0, step=16)
+    kernel = np.random.default_rng(0).normal(size=(160, 160)).astype("f4")
+    times = latency.Latency(1, 8, 9.0, {(160, 160): costs})
+    found = [
+        bert_adapter.plan({"a": {"kernel": kernel}}, None, share, signal="svd", of=times).ranks["a"]
+        for share in np.linspace(0.12, 1, 23)
+    ]
+    assert set(found) == {16, 32, 48, 64, 80}
+
+
+def test_time_and_operations_are_both_kept_to():
+    """Lower ranks of the same time take fewer operations."""
+    costs = latency.Costs((32, 80), (1.0, 9.0), 9.0, step=16)
+    kernel = np.random.default_rng(0).normal(size=(160, 160)).astype("f4")
+    times = latency.Latency(1, 8, 10.0, {(160, 160): costs})
+    found = bert_adapter.plan({"a": {"kernel": kernel}}, None, 0.9, signal="svd", of=times, flops=0.1)
+    assert found.ranks["a"] == 8
+
+
+def test_all_is_kept_where_nothing_saves_time():
+    nothing = latency.Latency(1, 8, 10.0, {(8, 8): latency.Costs((1,), (1.0,), 0.0)})
+    for uniform in (False, True):
+        found = bert_adapter.plan({"a": {"kernel": np.eye(8)}}, None, 1.0, signal="svd", of=nothing, uniform=uniform)
+        assert found.ranks == {"a": 4}
+
+
+def test_other_work_while_one_shape_is_timed_changes_nothing(monkeypatch):
+    def in_turns(calls, rounds):
+        load = 3.0 if 9 in calls else 1.0
+        return {rank: [load * (1.0 if rank is None else 0.8)] for rank in calls}
+
+    monkeypatch.setattr(latency, "in_turns", in_turns)
+    found = bert_adapter.measure_latency(tiny.model(), 1, 4, kernels=bert_adapter.select_kernels(tiny.model()))
+    many = {(16, 16): 4, (16, 24): 1, (24, 16): 1}
+    np.testing.assert_allclose(
+        [count * found.kernels[shape].dense for shape, count in many.items()], 0.2 * found.seconds
+    )
+
+
+@pytest.mark.parametrize(
+    ("kernels", "message"),
+    [
+        ({"embeddings/word_embeddings": (20, 16)}, "some that are no tables"),
+        ({"query": (16, 16)}, "got 'query', wanted dense ones of the model"),
+    ],
+)
+def test_kernels_that_cannot_be_timed_are_refused(kernels, message):
+    with pytest.raises(ValueError, match=message):
+        bert_adapter.measure_latency(tiny.model(), 1, 4, kernels=kernels)
+
+
+def test_integers_in_memory_are_not_timed(tmp_path):
+    bert_adapter.save(tiny.model(), tmp_path / "small", dtype="int8")
+    model = bert_adapter.load(tmp_path / "small", integers=True)
+    with pytest.raises(ValueError, match="model: got a model with integers in memory"):
+        bert_adapter.measure_latency(model, 1, 4)
+
+
 def test_large_kernels_are_timed_at_multiples_beyond_break_even(turns):
     params = {"a": {"kernel": np.ones((160, 160), "f4")}}
     turn, costs = latency.timed_in(lambda params, inputs: 0, params, {}, paths=["a"], shape=(160, 160))
@@ -302,9 +361,39 @@ def test_models_are_really_timed(monkeypatch):
     assert all(np.all(np.array(costs.seconds) >= 0) and costs.ranks[-1] < 12 for costs in found.kernels.values())
 
 
-@pytest.mark.parametrize("content", ["{}", "[]", '{"schema": 2, "models": [{"kernels": [{}]}]}', '{"schema": 9}'])
+BROKEN = [
+    {},
+    [],
+    {"schema": 9},
+    {"schema": 2, "models": [{"kernels": []}]},
+    {"schema": 2, "models": [{"kernels": [{}]}]},
+    *(
+        {"schema": 2, "models": [wrong]}
+        for wrong in (
+            dict.fromkeys(latency.PLACE, 1) | {"seconds": 1.0, "kernels": [kernel]}
+            for kernel in (
+                {"shape": [2, 2], "ranks": [], "seconds": [], "dense": 1.0, "step": 1},
+                {"shape": [2, 2], "ranks": [1], "seconds": [0.5], "dense": 1.0, "step": 0},
+                {"shape": [2, 2], "ranks": [2, 1], "seconds": [0.5, 0.6], "dense": 1.0, "step": 1},
+                {"shape": [2], "ranks": [1], "seconds": [0.5], "dense": 1.0, "step": 1},
+                {"shape": [2, 2], "ranks": [1], "seconds": [-0.5], "dense": 1.0, "step": 1},
+            )
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize("content", [json.dumps(each) for each in BROKEN])
 def test_another_file_is_no_times(content, tmp_path):
     (tmp_path / "file.json").write_text(content, "utf-8")
     with pytest.raises(ValueError, match=r"file: .* holds no times of kernels"):
         bert_adapter.measure_latency(tiny.model(), 1, 4, file=tmp_path / "file.json")
     assert (tmp_path / "file.json").read_text("utf-8") == content
+
+
+def test_times_of_an_earlier_version_are_replaced(turns, tmp_path):
+    file = tmp_path / "latency.json"
+    file.write_text('{"schema": 1, "kernels": []}', "utf-8")
+    found = bert_adapter.measure_latency(tiny.model(), 1, 4, file=file, progress=False)
+    assert bert_adapter.measure_latency(tiny.model(), 1, 4, file=file, progress=False) == found
+    assert len(turns) == 3

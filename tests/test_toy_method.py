@@ -8,7 +8,9 @@ from contract import cases
 from jax.experimental.sparse import BCOO
 from reference import product
 
+import bert_adapter
 import wlra
+from bert_adapter.sample import sample_model
 from wlra.door import check_problem
 from wlra.linalg.decompose import balance
 from wlra.methods.method import Evaluated
@@ -52,6 +54,24 @@ def test_a_batch_of_it_has_the_results_of_its_members():
     batch = wlra.solve_batch(np.stack([W, 2 * W]), WEIGHTS[None], K, method=TOY, max_iters=60)
     np.testing.assert_allclose(batch.loss, solve(TOY).loss, rtol=1e-5)
     assert batch.advice == [solve(TOY).advice] * 2
+
+
+def test_a_model_is_compressed_by_it_saved_and_loaded(tmp_path):
+    model = sample_model()
+    batches = list(bert_adapter.text_batches(model, ["a red fox runs", "a dog", "far", "the fox"]))
+    options = {
+        "rank": 2,
+        "include": "query",
+        "signal": "exact",
+        "method": TOY,
+        "solver": {"start": "svd", "tol": 0.0, "max_iters": 20},
+    }
+    small, report = bert_adapter.compress(model, batches, **options)
+    (kernel,) = report.kernels
+    assert kernel.loss[TOY.name] < next(iter(kernel.loss.values()))
+    bert_adapter.save(small, tmp_path)
+    again = bert_adapter.load(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, small.params, again.params)
 
 
 def test_it_solves_what_it_says_it_can_and_is_refused_what_it_cannot():

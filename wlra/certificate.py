@@ -104,7 +104,7 @@ def grams(weight: Matrix, basis: Float[Array, "k n"]) -> Float[Array, "m k k"]:
     return over_grams(lambda gram: gram, weight, basis)
 
 
-def slope(around: Surroundings) -> Factors:
+def descent(around: Surroundings) -> Factors:
     """Minus the derivative of half the objective."""
     (left, right), penalty = around.factors, around.problem.penalty
     return Factors(
@@ -138,7 +138,7 @@ def krylov(around: Surroundings) -> tuple[Float[Array, "s d"], Float[Array, "s d
     The first two are the preconditioned gradient and a direction fixed by formula, each later one is made from the
     Hessian times the last but one. Those that bring nothing new are zero.
     """
-    starts = jnp.stack([-flat(slope(around)), wavy(around)])
+    starts = jnp.stack([-flat(descent(around)), wavy(around)])
     steps = STEPS if starts.shape[1] <= MANY else FEW
     none = jnp.zeros((steps, starts.shape[1]), starts.dtype)
 

@@ -173,7 +173,7 @@ def check_list(name: str, values: Any) -> list:
     return values
 
 
-def check_pair(start: Any, shape: tuple[int, ...], rank: int) -> tuple[Any, Any]:
+def check_start(start: Any, shape: tuple[int, ...], rank: int) -> tuple[Any, Any]:
     """A warm start as two finite floating arrays (m, rank) and (rank, n)."""
     *batch, m, n = shape
     if not isinstance(start, tuple | list) or len(start) != 2:

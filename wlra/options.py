@@ -13,7 +13,7 @@ from wlra.methods import METHODS
 from wlra.methods.method import Method
 from wlra.problem import Factors, Kronecker
 from wlra.scaling import SCALINGS
-from wlra.units import Units, pair_in_units
+from wlra.units import Units, start_in_units
 
 PROJECTIONS = ("subspace", "svd")
 TOL, MAX_ITERS, PATIENCE = 1e-3, 200, 30
@@ -148,7 +148,7 @@ def prepare(
     target, weights, units = in_units(given)
     start, factors = (request.start, None) if method.stages else (None, None)
     if start is not None and not isinstance(start, Method):
-        start, factors = None, pair_in_units(checks.check_pair(start, given.shape, rank), units.target)
+        start, factors = None, start_in_units(checks.check_start(start, given.shape, rank), units.target)
     examined = given.examined
     if isinstance(weights, Kronecker) and not at_hand:
         examined = checks.check_kronecker_values(target, weights)

@@ -74,7 +74,7 @@ def from_unit(factors: Factors, exponent: Int[Array, ""]) -> Factors:
     return Factors(jnp.ldexp(factors.left, half), jnp.ldexp(factors.right, exponent - half))
 
 
-def pair_in_units(pair: tuple[Any, Any], exponent: np.ndarray) -> Factors:
+def start_in_units(pair: tuple[Any, Any], exponent: np.ndarray) -> Factors:
     """The factors of the product / 2**exponent, each as large as the other where their dtype might not hold them."""
     left, right = pair
     if any(isinstance(factor, Tracer) for factor in pair):

@@ -175,7 +175,7 @@ def rotations(context: Context, positions: Ids, theta: float) -> tuple[Array, Ar
 
 
 def rotated(x: Heads, seen: Seen) -> Heads:
-    """Each number turned with the one half a head further (Su et al. 2021)."""
+    """Each number rotated with the one half a head further (Su et al. 2021)."""
     low, high = jnp.split(x, 2, axis=-1)
     return x * seen.cosines + jnp.concatenate([-high, low], axis=-1) * seen.sines
 

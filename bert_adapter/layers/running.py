@@ -46,10 +46,10 @@ def apply(module: nn.Module, params: Any, *args: Any, **kwargs: Any) -> Any:
         [[3. 3.]]
     """
     with factorised():
-        return module.apply({"params": ready(params)}, *args, **kwargs)
+        return module.apply({"params": runnable(params)}, *args, **kwargs)
 
 
-def ready(params: Any) -> Any:
+def runnable(params: Any) -> Any:
     """The parameters as a module can run on them: what stays integers is tables, of which rows are looked up.
 
     A dense table is a factor without another.

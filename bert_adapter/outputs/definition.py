@@ -68,8 +68,8 @@ class Output(NamedTuple):
 
     about: what it is, in a few words.
     distribution: (config of the module) -> what it stands for, a name in `DISTRIBUTIONS`.
-    entries: (number of labels, or None) -> the entries of config.json that a new head has; a ValueError if there can be
-      none of so many.
+    entries: (number of labels, or None) -> the entries of config.json that a new head has; a ValueError if a head
+      cannot have that number.
     examples: (reader, texts, labels or None, name of a row) -> the examples; a ValueError names the row that is wrong.
     arrays: (reader, examples) -> a batch of them.
     check: (head, batch, where) -> nothing, or a ValueError for labels that the head cannot have.
@@ -144,7 +144,7 @@ def check_room(reader: Reader, pair: bool) -> None:
 
 
 def one_for_each(labels: Any, count: int, wanted: str) -> list[Any]:
-    """The labels of so many rows as a list; a ValueError says what was wanted."""
+    """The labels of `count` rows as a list; a ValueError says what was wanted."""
     found = list(labels) if hasattr(labels, "__len__") else None
     if found is None or len(found) != count:
         raise ValueError(f"labels: got {f'{labels!r:.80}' if found is None else len(found)}, wanted {wanted}")

@@ -60,7 +60,7 @@ def equalised(
     )
 
 
-svd = equalised("svd", equal, host.alike, sees_hidden=True)  # Eckart & Young 1936
+svd = equalised("svd", equal, host.equal_weights, sees_hidden=True)  # Eckart & Young 1936
 fwsvd = equalised("fwsvd", row_sums, host.summed, sees_hidden=True)  # Hsu et al. 2022, eq. 7
 separable = equalised("separable", equilibrate, host.equilibrated)  # Irani & Anandan 2000, sec. 3
 

@@ -95,7 +95,7 @@ def inverse(gram: Float[np.ndarray, "k k"]) -> Float[np.ndarray, "k k"]:
     return np.linalg.inv(unit + np.diag(len(gram) * EPS + (diagonal <= 0))) * scale[:, None] * scale[None, :]
 
 
-def alike(weights: Float[np.ndarray, "m n"]) -> tuple[Rows, Rows]:
+def equal_weights(weights: Float[np.ndarray, "m n"]) -> tuple[Rows, Rows]:
     """All weights are taken for equal."""
     m, n = weights.shape
     return np.ones(m), np.ones(n)
