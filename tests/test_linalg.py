@@ -69,6 +69,15 @@ def test_every_inverse_is_that_of_numpy(name, size, ridge, x64):
     assert_close(units[:, None] * got * units, units[:, None] * wanted * units, ulps=1e5)
 
 
+def test_a_gram_matrix_that_rounding_has_left_indefinite_is_solved_with():
+    """All rows have one direction: its shift is k eps, and errors of products may be more."""
+    gram = np.ones((5, 5), np.float32) + np.float32(4e-6) * np.sign(rng.normal(size=(5, 5))).astype(np.float32)
+    gram = (gram + gram.T) / 2
+    assert np.linalg.eigvalsh(gram.astype(float))[0] < -5 * np.finfo(np.float32).eps
+    got = jax.jit(gram_solve)(gram, gram @ np.ones(5, np.float32))
+    np.testing.assert_allclose(gram @ got, gram @ np.ones(5), rtol=1e-3)
+
+
 def test_pseudo_inverses_are_those_of_numpy(x64):
     gram = LEFT @ LEFT.T  # of rank K
     assert_close(jax.jit(psd_inverse)(gram), np.linalg.pinv(gram, rcond=1e-10), ulps=1e4)  # condition 10

@@ -37,7 +37,8 @@ def module(num_labels, problem_type=None):
 def several():
     """A model with a head for two labels at once, by chance correlated."""
     model = with_head(tiny.model(size=0.2), 2, problem_type=SETS)
-    kernel = 4 * RNG.normal(size=(16, 1)) + 2 * RNG.normal(size=(16, 2))
+    rng = np.random.default_rng(1)
+    kernel = 4 * rng.normal(size=(16, 1)) + 2 * rng.normal(size=(16, 2))
     head = {"kernel": kernel.astype(np.float32), "bias": np.array([-1, 1], np.float32)}
     return model._replace(params=model.params | {"classifier": head})
 
@@ -159,7 +160,8 @@ def test_a_head_for_labels_at_once_is_compressed_by_what_its_sigmoids_feel():
     small, report = compress(model, batches, budget=0.6, include="classifier", shrink=0.0, progress=False)
     p, q = (sigmoid(embed(each, texts)) for each in (model, small))
     wanted = np.mean(np.sum(p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q)), axis=1))
-    assert loss_increase(model, small, batches) == pytest.approx(wanted, rel=1e-3)  # logarithms of about 1 in float32
+    increase = loss_increase(model, small, batches)
+    assert increase == pytest.approx(wanted, rel=1e-3, abs=EPS)  # logarithms of about 1 in float32
     assert report.predicted is not None
     assert wanted / 2 < report.predicted < 2 * wanted  # to second order
 

@@ -105,12 +105,14 @@ def test_a_method_without_an_algorithm_is_refused():
         solve(wlra.Method("empty"))
 
 
-@pytest.mark.parametrize("method", cases(["svd", "fwsvd", "separable"], ["separable"]))
+@pytest.mark.parametrize("method", cases(["svd", "fwsvd", "separable", "kronecker"], ["separable"]))
 def test_a_closed_form_compiles_no_iterations(method):
     """With a driver that ran for no iteration, the program of "svd" had 3,909 lines, and that of "anderson" 4,785.
 
     The program is the one that XLA is given: the one that it makes of it is another on every kind of processor.
     """
-    inputs, options = prepare(check_problem(W, WEIGHTS), K, check_options(method))
+    sides = wlra.Kronecker(np.eye(M, dtype=np.float32), np.eye(N, dtype=np.float32))
+    weights = sides if wlra.METHODS[method].kronecker else WEIGHTS
+    inputs, options = prepare(check_problem(W, weights), K, check_options(method))
     program = solve_inputs.lower(inputs, options).as_text(dialect="hlo")
     assert 0 < program.count("\n") <= 3909 / 2

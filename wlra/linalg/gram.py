@@ -66,9 +66,26 @@ def newton_schulz(matrix: Float[Array, "k k"], guess: Float[Array, "k k"]) -> Fl
 def gram_solve(
     gram: Float[Array, "k k"], right_side: Float[Array, " k"], shift: Float[Array, ""] | float = 0.0
 ) -> Float[Array, " k"]:
-    """The solution with the inverse of `gram_inverse`, by Cholesky: for many small systems with one right side each."""
-    unit, scale = unit_diagonal(gram + shift * jnp.eye(len(gram), dtype=gram.dtype))
-    return scale * jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(unit), True), scale * right_side)
+    """The solution with the inverse of `gram_inverse`, by Cholesky: for many small systems with one right side each.
+
+    Where rounding has left more than the shift makes up for, so that there is no factor, the shift grows until there is.
+    """
+    eye = jnp.eye(len(gram), dtype=gram.dtype)
+    unit, scale = unit_diagonal(gram + shift * eye)
+
+    def solved(more: Float[Array, ""]) -> Float[Array, " k"]:
+        return scale * jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(unit + more * eye), True), scale * right_side)
+
+    def failed(state: tuple[Array, Array]) -> Bool[Array, ""]:
+        more, solution = state
+        return ~jnp.all(jnp.isfinite(solution)) & (more < 1)
+
+    def again(state: tuple[Array, Array]) -> tuple[Array, Array]:
+        return 16 * state[0], solved(16 * state[0])
+
+    none = jnp.zeros((), gram.dtype)
+    least = none + len(gram) * jnp.finfo(gram.dtype).eps
+    return jax.lax.while_loop(failed, again, (least, solved(none)))[1]
 
 
 def eliminated(gram: Float[Array, "k k"], shift: Float[Array, ""] | float = 0.0) -> Float[Array, "k k"]:
