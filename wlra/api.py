@@ -62,8 +62,8 @@ def solve(
       weights: None (all equal), or non-negative and broadcasting to (m, n): (m, 1) per row, (1, n) per column, (m, n)
         per entry; or `Kronecker(row, col)`, for method="kronecker". Only their proportions matter; where those are
         more than 2**100 apart, the problem is solved in float64 and cast back, and the loss is that of the factors
-        after that; what is lighter than 2**-700 of the heaviest counts as that. Masked entries are 0. With a sparse W: None (1 for each stored entry), or a sparse matrix that
-        stores the same entries.
+        after that; what is lighter than 2**-700 of the heaviest counts as that. Masked entries are 0. With a sparse
+        W: None (1 for each stored entry), or a sparse matrix that stores the same entries.
       rank: k, in [1, min(m, n)].
       method: "auto" picks for you. First order, a few products of 2mnk operations an iteration: "anderson",
         "nesterov", "em", and "lbfgs" (quasi-Newton on both factors). For weights that scaling cannot help: "als" and

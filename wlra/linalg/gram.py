@@ -68,7 +68,7 @@ def gram_solve(
 ) -> Float[Array, " k"]:
     """The solution with the inverse of `gram_inverse`, by Cholesky: for many small systems with one right side each.
 
-    Where rounding has left more than the shift makes up for, so that there is no factor, the shift grows until there is.
+    Where rounding has left more than the shift makes up for and there is no factor, the shift grows until there is one.
     """
     eye = jnp.eye(len(gram), dtype=gram.dtype)
     unit, scale = unit_diagonal(gram + shift * eye)
