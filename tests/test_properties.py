@@ -95,11 +95,12 @@ def wide(weights):
 def in_units(W, weights, result):
     """Target, weights and factors in float64, in units of the largest target and weight: no square overflows.
 
-    A weight below 2**-700 of the heaviest counts as that.
+    A weight below 2**-700 of the power of two above the heaviest counts as that.
     """
     seen = weights > 0
     size = max(np.abs(W[seen]).max(initial=0), np.finfo(W.dtype).tiny).astype(float)
-    shares = np.where(seen, np.maximum(weights.astype(float) / weights.max().astype(float), 2.0**-700), 0)
+    least = np.ldexp(1 / np.frexp(weights.max().astype(float))[0], -700)
+    shares = np.where(seen, np.maximum(weights.astype(float) / weights.max().astype(float), least), 0)
     left, right = (part.astype(float) / np.sqrt(size) for part in result[:2])
     return np.where(seen, W, 0) / size, shares, left, right
 
