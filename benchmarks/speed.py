@@ -1,15 +1,17 @@
 """Is a compressed model faster, in which engine, and at what price? Does it take the time that its plan says?
 
 all-MiniLM-L6-v2, or the embedder in the directory after `--model`, at 50 and 25 % of its encoder kernels' parameters,
-planned by the default signal on 512 pairs of STS-B's train rows; beside it models of half of its layers, the first ones
-or as many from the first to the last, as they are. Every engine that is installed takes its turn in every round: JAX,
-onnxruntime (float32 and int8) and PyTorch, on as many threads. A speed is that beside the dense model in the same
-engine, the median over rounds. "Of" is followed by what the operations allow: those of the dense model over those of
-the smaller one, attention's own products with them. Scores are Spearman's on dev and the mean cosine to the dense
-embeddings in float32, of the models timed, of integers as onnxruntime computes them.
+planned by the default signal on 512 pairs of STS-B's train rows, with ranks that are multiples of 16, which is what
+processors take at once; beside it models of half of its layers, the first ones or as many from the first to the last,
+as they are. Every engine that is installed takes its turn in every round: JAX, onnxruntime (float32 and int8) and
+PyTorch, on as many threads. A speed is that beside the dense model in the same engine, the median over rounds. "Of" is
+followed by what the operations allow: those of the dense model over those of the smaller one, attention's own products
+with them. Scores are Spearman's on dev and the mean cosine to the dense embeddings in float32, of the models timed, of
+integers as onnxruntime computes them.
 
 Then ten plans of all-MiniLM-L6-v2 for a budget of time, at 8 texts of 128 tokens: the share of the dense model's time
-that each was predicted to take, from times of single kernels, and the share that it takes.
+that each was predicted to take, from times of the model with factors for one shape of kernels, and the share that it
+takes; all of them, and the dense model, take their turns in every round.
 
 DIR holds STS-B's train.tsv and dev.tsv, as GLUE has them.
 """
@@ -29,6 +31,7 @@ from benchmarks.candidates import Context, compressed, measured, prepared, separ
 from benchmarks.tables import Row, arguments, at_most, bar, conclude, keep, kept_in, markdown, read, row
 from bert_adapter.engines import ENGINES, batch_for, missing, threads_here
 from bert_adapter.evaluate import compare, embed, spearman
+from bert_adapter.latency import STEP
 from bert_adapter.model import Model
 from bert_adapter.outputs.sentences import unit_rows
 from bert_adapter.signals import DEFAULT
@@ -38,7 +41,7 @@ from bert_adapter.timing import in_turns
 BUDGETS = (0.5, 0.25)
 WANTED = {0.5: (1.5, 1.3), 0.25: (2.4, 2.0)}  # speeds at 8 x 128, and at every other size
 AGAINST = 1.1  # the most that the dense model may take in JAX, in times of the best other engine
-PLANS, NEAR = 10, 0.1
+PLANS, TURNS, NEAR = 10, 9, 0.1
 ROUNDS = 5
 DENSE, INT8 = "dense", "onnxruntime-int8"
 OWN = "all-MiniLM-L6-v2"
@@ -57,7 +60,7 @@ def operations(model: Model, length: int) -> float:
 def models_of(context: Context, importance: Any) -> dict[str, Model]:
     """The dense model and those that are smaller, by name."""
     dense = context.dense
-    small = {f"{share:.0%}": compressed(context, importance, budget=share) for share in BUDGETS}
+    small = {f"{share:.0%}": compressed(context, importance, budget=share, multiple_of=STEP) for share in BUDGETS}
     halves = {name: with_layers(dense, 0.5, spread) for name, spread in ((FIRST, False), (SPREAD, True))}
     return {DENSE: dense} | small | {name: half for name, half in halves.items() if half is not None}
 
@@ -112,22 +115,33 @@ def planned(options: argparse.Namespace, dense: Model, known: Any) -> list[Row]:
     """The rows of plans: what each was predicted to take, and takes."""
     batch, length = (1, 16) if options.quick else (8, 128)
     latency = bert_adapter.measure_latency(dense, batch, length)
-    run, inputs = jax.jit(bert_adapter.forward(dense)), batch_for(dense, batch, length)
-    rows = []
+    small, predicted = {}, {}
     for number in range(2 if options.quick else PLANS):
         budget = 0.95 - 0.065 * number
         try:
-            small, _ = bert_adapter.compress(dense, (), importance=known, budget=budget, of=latency, progress=False)
+            predicted[budget] = bert_adapter.plan(dense.params, known, budget, of=latency).share
         except ValueError as error:
             print(f"  {budget:.0%}: {error}", flush=True)
             continue
-        share = bert_adapter.plan(dense.params, known, budget, of=latency).share
-        both = {name: jax.device_put(model.params) for name, model in {"dense": dense, "small": small}.items()}
-        seconds = in_turns({name: lambda params=params: run(params, inputs) for name, params in both.items()}, ROUNDS)
-        found = median(one / other for one, other in zip(seconds["small"], seconds["dense"], strict=True))
+        how: dict[str, Any] = {"importance": known, "budget": budget, "of": latency, "progress": False}
+        small[budget], _ = bert_adapter.compress(dense, (), **how)
+    rows = []
+    for budget, found in shares_of_time(dense, small, batch_for(dense, batch, length)).items():
+        share = predicted[budget]
         rows.append(row("plan", f"{budget:.0%}", None, "", model=OWN, budget=budget, predicted=share, measured=found))
         print(f"  predicted {share:.3f} of the dense model's time, measured {found:.3f}", flush=True)
     return rows
+
+
+def shares_of_time(dense: Model, small: dict[float, Model], inputs: Any) -> dict[float, float]:
+    """What each of the models takes of the dense one's time, the median over rounds in which all take their turns."""
+    run, whole = jax.jit(bert_adapter.forward(dense)), jax.device_put(dense.params)
+    calls = {0.0: whole} | {budget: jax.device_put(model.params) for budget, model in small.items()}
+    seconds = in_turns({name: lambda params=params: run(params, inputs) for name, params in calls.items()}, TURNS)
+    return {
+        budget: median(one / other for one, other in zip(seconds[budget], seconds[0.0], strict=True))
+        for budget in small
+    }
 
 
 def report(rows: list[Row]) -> str:
