@@ -65,6 +65,7 @@ def test_each_block_of_a_sparse_matrix_is_solved_exactly():
     check_best(wlra.solve(known(), None, K))
 
 
+@pytest.mark.slow
 def test_a_large_block_of_a_sparse_matrix_stays_sparse():
     m, n = 300, 270
     rows = np.concatenate([np.repeat(np.arange(m), 15), np.arange(m), [m + 1, m + 2, m + 2]])
@@ -95,6 +96,7 @@ def test_problems_of_a_batch_that_fall_apart_leave_their_saddles():
     check_best(jax.tree.map(lambda leaf: leaf[1], result))
 
 
+@pytest.mark.slow
 def test_a_block_is_no_larger_than_the_whole():
     """Whose size a method may have a limit for."""
     weights = np.ones((140, 1000), np.float32)
