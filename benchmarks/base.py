@@ -3,10 +3,10 @@
 all-MiniLM-L6-v2 (6 layers, 384 wide), or the embedder in the directory after `--model`, as it comes, all kernels of its
 encoder, importance from 512 texts of STS-B's train rows, without labels; Spearman's correlation on the whole of dev,
 once each, so that differences below 0.003 are noise, and one less the mean cosine to the dense embeddings of some of
-dev's texts. "Equal ranks": every kernel keeps
-the same share. "activation" weighs the inputs of a layer (DRONE, SVD-LLM), "fwsvd" has a weight for each input;
-"layers" are as many as the share allows, as they are, the first or from the first to the last. The
-floor is the model with every kernel of the encoder zero: what its embeddings of tokens are worth alone.
+dev's texts. "Equal ranks": every kernel keeps the same share. "activation" weighs the inputs of a layer (DRONE,
+SVD-LLM), "fwsvd" has a weight for each input; "layers" are as many as the share allows, as they are, the first or from
+the first to the last. The floor is the model with every kernel of the encoder zero: what its embeddings of tokens are
+worth alone.
 "Of the bytes": the table of words, kernels and bits under one budget, and bits alone, rounded to the nearest.
 A compression needs some 8 GB. Every score is a line of JSON when it is there: a run that was killed goes on where it
 stopped.
@@ -15,7 +15,6 @@ all-mpnet-base-v2 (12 layers, 768 wide) is on the Hugging Face Hub; benchmarks/R
 DIR holds STS-B's train.tsv and dev.tsv, as GLUE has them.
 """
 
-import argparse
 import math
 import tempfile
 import time
@@ -27,19 +26,16 @@ from typing import Any
 import numpy as np
 
 import bert_adapter
-from benchmarks.candidates import Context, compressed, separate, with_leaves
-from benchmarks.study import chosen, rows_of
+from benchmarks.candidates import OWN, Context, compressed, name_of, prepared, with_leaves
 from benchmarks.tables import Row, arguments, bar, conclude, keep, kept_in, markdown, read, row
 from benchmarks.timing import Measured
 from bert_adapter.checkpoint.bits import encoded, factorised_tables, layers_of
 from bert_adapter.checkpoint.names import by_path
 from bert_adapter.decompositions import Decompositions
-from bert_adapter.demo import minilm
 from bert_adapter.families import module_for
 from bert_adapter.importance.sums import Importance
 from bert_adapter.model import Model
 
-OWN = "all-MiniLM-L6-v2"
 BUDGETS = (0.75, 0.5, 0.25, 0.15, 0.1, 0.05)
 NOISE = 0.003
 OURS = "the default, planned"
@@ -56,15 +52,6 @@ FIRST, SPREAD = "the first layers", "layers, evenly spaced"
 SHOWN = (*WAYS, FIRST, SPREAD)
 EVERYTHING, BITS = "everything, of the bytes", ("int8", "int4")
 BYTES = (0.25, 0.125, 0.08)
-
-
-def prepared(options: argparse.Namespace) -> Context:
-    """The model and its batches."""
-    dense = bert_adapter.load(minilm() if options.model is None else options.model)
-    pairs = chosen(rows_of("STS-B", "train", options.data), 8 if options.quick else 256, 0)
-    dev = chosen(rows_of("STS-B", "dev", options.data), 64 if options.quick else None, 0)
-    batches, held = (bert_adapter.text_batches(dense, separate(rows)) for rows in (pairs, chosen(dev, 64, 0)))
-    return Context(dense, pairs, list(batches), dev, list(held), max(BUDGETS))
 
 
 def without_kernels(dense: Model) -> Model:
@@ -227,8 +214,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--budgets", type=float, nargs="+", default=BUDGETS, help=f"shares kept ({shares})")
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no model after that many")
     options = parser.parse_args(argv)
-    file, began, context = kept_in(options, "base"), time.monotonic(), prepared(options)
-    model = OWN if options.model is None else options.model.resolve().name
+    options.budget = max(BUDGETS)
+    file, began, model = kept_in(options, "base"), time.monotonic(), name_of(options.model)
+    context = prepared(options, options.model, pairs=256, held=64)
     done = {(line["method"], line["budget"]) for line in read(file) if line["model"] == model}
     for way, budget, make in models(context, options.budgets):
         if (way, budget) in done or time.monotonic() - began > 60 * options.minutes:

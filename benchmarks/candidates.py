@@ -34,6 +34,8 @@ from bert_adapter.model import Model
 from bert_adapter.signals import DEFAULT
 from bert_adapter.text import LabelledTexts
 
+OWN = "all-MiniLM-L6-v2"
+
 
 class Context(NamedTuple):
     """What every candidate begins with."""
@@ -46,15 +48,20 @@ class Context(NamedTuple):
     budget: float
 
 
-def prepared(options: argparse.Namespace, model: Path | None = None) -> Context:
-    """The model in a directory, or all-MiniLM-L6-v2, and its batches."""
+def prepared(options: argparse.Namespace, model: Path | None = None, *, pairs: int = 512, held: int = 256) -> Context:
+    """The model in a directory, or all-MiniLM-L6-v2, and its batches of so many pairs."""
     from bert_adapter.demo import minilm
 
     dense = bert_adapter.load(model or minilm())
-    pairs = chosen(rows_of("STS-B", "train", options.data), 8 if options.quick else 512, 0)
+    train = chosen(rows_of("STS-B", "train", options.data), 8 if options.quick else pairs, 0)
     dev = chosen(rows_of("STS-B", "dev", options.data), 64 if options.quick else None, 0)
-    batches, held = (bert_adapter.text_batches(dense, separate(rows)) for rows in (pairs, chosen(dev, 256, 0)))
-    return Context(dense, pairs, list(batches), dev, list(held), options.budget)
+    batches, others = (bert_adapter.text_batches(dense, separate(rows)) for rows in (train, chosen(dev, held, 0)))
+    return Context(dense, train, list(batches), dev, list(others), options.budget)
+
+
+def name_of(model: Path | None) -> str:
+    """What the model in a directory is called, or all-MiniLM-L6-v2."""
+    return OWN if model is None else model.resolve().name
 
 
 def separate(rows: LabelledTexts) -> list[str]:

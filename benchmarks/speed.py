@@ -27,7 +27,7 @@ import numpy as np
 
 import bert_adapter
 from benchmarks.base import FIRST, SPREAD, with_layers
-from benchmarks.candidates import Context, compressed, measured, prepared, separate
+from benchmarks.candidates import OWN, Context, compressed, measured, name_of, prepared, separate
 from benchmarks.tables import Row, arguments, at_most, bar, conclude, keep, kept_in, markdown, read, row
 from bert_adapter.engines import ENGINES, batch_for, missing, threads_here
 from bert_adapter.evaluate import compare, embed, spearman
@@ -44,7 +44,6 @@ AGAINST = 1.1  # the most that the dense model may take in JAX, in times of the 
 PLANS, TURNS, NEAR = 10, 9, 0.1
 ROUNDS = 5
 DENSE, INT8 = "dense", "onnxruntime-int8"
-OWN = "all-MiniLM-L6-v2"
 
 
 def operations(model: Model, length: int) -> float:
@@ -252,7 +251,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="how often each is timed (%(default)s)")
     options = parser.parse_args(argv)
     options.budget = max(BUDGETS)
-    file, name = kept_in(options, "speed"), OWN if options.model is None else options.model.resolve().name
+    file, name = kept_in(options, "speed"), name_of(options.model)
     if any(line["model"] == name for line in read(file)):
         raise SystemExit(f"{file} has {name} already: delete its lines to time it again")
     context = prepared(options, options.model)

@@ -30,7 +30,7 @@ MODULES = {module_name(path): tree for path, tree in TREES.items()}
 
 
 def functions(trees: dict[Path, ast.Module] = TREES) -> Iterator[tuple[str, Function]]:
-    """Every function of both packages, with its place."""
+    """Every function of these files, by default of both packages, with its place."""
     for path, tree in trees.items():
         for node in ast.walk(tree):
             if isinstance(node, Function):
