@@ -1,6 +1,7 @@
 """Texts and labelled rows, as batches of token ids."""
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -10,13 +11,14 @@ from bert_adapter.labels import head_of
 from bert_adapter.layers.capture import Batch
 from bert_adapter.model import Model
 from bert_adapter.outputs import OUTPUTS
-from bert_adapter.outputs.definition import Example, Reader, check_room
+from bert_adapter.outputs.definition import Example, Output, Reader, check_room
 from bert_adapter.outputs.sentences import encoded
 from bert_adapter.rows import LabelledTexts, Texts, as_texts, row_number
 from bert_adapter.vocabulary import longest_row, tokenizer_of
 from wlra.checks import check_count
 
 Tokenizer = Callable[[Texts], dict[str, np.ndarray]]
+PROGRAM = 512  # time steps that take about as long as it takes to compile a program for one more length
 
 
 def tokenizer(
@@ -72,8 +74,9 @@ def text_batches(
 ) -> Sequence[Batch]:
     """The texts, or pairs of texts, as batches of about equal length, the longest first.
 
-    What a text is depends on what the model's output is for: see `LabelledTexts`. The order of the texts is lost.
-    A masked LM's batches have tokens to be predicted, and "labels" that say which.
+    Lengths are multiples of 16, or the model's longest; one that few texts have is padded to the next, so that few
+    programs are compiled. What a text is depends on what the model's output is for: see `LabelledTexts`. The order of
+    the texts is lost. A masked LM's batches have tokens to be predicted, and "labels" that say which.
 
     Raises:
       ValueError: as `tokenizer`.
@@ -88,7 +91,43 @@ def text_batches(
     check_count("batch_size", batch_size, 1)
     output, reader = OUTPUTS[output_of(model.module)], reader_of(model, max_length, prompt_name=prompt_name)
     ordered = sorted(output.examples(reader, texts, None, row_number), key=lambda each: each.size, reverse=True)
-    return [output.arrays(reader, ordered[i : i + batch_size]) for i in range(0, len(ordered), batch_size)]
+    return of_few_lengths(reader, output, [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)])
+
+
+def of_few_lengths(reader: Reader, output: Output, groups: list[list[Example]]) -> list[Batch]:
+    """A batch of each group of examples, padded to as few lengths as `few_lengths` says."""
+    batches: list[Batch] = [output.arrays(reader, group) for group in groups]
+    lengths = [batch["input_ids"].shape[-1] for batch in batches]
+    rows = Counter[int]()
+    for batch, length in zip(batches, lengths, strict=True):
+        rows[length] += batch["input_ids"].size // length
+    for place, to in enumerate(map(few_lengths(rows).get, lengths)):
+        if to != lengths[place]:
+            batches[place] = output.arrays(reader._replace(multiple_of=to), groups[place])
+    return batches
+
+
+def few_lengths(rows: Mapping[int, int]) -> dict[int, int]:
+    """By length, the one to pad it to, so that time steps are fewest, if each length that is left costs PROGRAM more.
+
+    rows: how many there are of each length.
+
+    Example:
+        >>> from bert_adapter.text import few_lengths
+        >>> few_lengths({16: 100, 32: 400, 48: 16, 64: 16})
+        {16: 16, 32: 32, 48: 64, 64: 64}
+    """
+    lengths = sorted(rows)
+    counts = np.cumsum([0, *(rows[each] for each in lengths)])
+    steps = np.cumsum([0, *(rows[each] * each for each in lengths)])
+    best: list[tuple[int, list[int]]] = [(0, [])]  # of the shortest ones: the least cost, and which lengths are left
+    for end, longest in enumerate(lengths, 1):
+        padding = longest * (counts[end] - counts[:end]) - (steps[end] - steps[:end])
+        costs = padding + [before for before, _ in best]
+        first = int(np.argmin(costs))
+        best.append((int(costs[first]) + PROGRAM, [*best[first][1], longest]))
+    left = best[-1][1]
+    return {each: left[int(np.searchsorted(left, each))] for each in lengths}
 
 
 def checked_examples(model: Model, rows: LabelledTexts, max_length: int | None = None) -> tuple[Reader, list[Example]]:
@@ -116,6 +155,7 @@ def labelled_batches(
     A label that does not count is -100.
 
     The last batch repeats rows of its own to be as large as the others, with "weights" of 0 for what is repeated.
+    Lengths are those of `text_batches`.
 
     Raises:
       ValueError: rows that are no texts, or labels that are missing, not finite, or none of the head's; as `tokenizer`.
@@ -130,12 +170,12 @@ def labelled_batches(
     """
     check_count("batch_size", batch_size, 1)
     reader, examples = checked_examples(model, rows, max_length)
-    order = np.argsort([example.size for example in examples], kind="stable")[::-1]
-    batches = []
-    for begin in range(0, len(order), batch_size):
-        chosen = order[begin : begin + batch_size]
-        filled = np.resize(chosen, min(batch_size, len(order)))
-        batch = OUTPUTS[output_of(model.module)].arrays(reader, [examples[i] for i in filled])
-        weights = (np.arange(len(filled)) < len(chosen)).astype(np.float32)
-        batches.append({**batch, "weights": weights})
-    return batches
+    order, size = (
+        np.argsort([example.size for example in examples], kind="stable")[::-1],
+        min(batch_size, len(examples)),
+    )
+    groups = [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]
+    filled = [[examples[i] for i in np.resize(group, size)] for group in groups]
+    batches = of_few_lengths(reader, OUTPUTS[output_of(model.module)], filled)
+    counts = [(np.arange(size) < len(group)).astype(np.float32) for group in groups]
+    return [{**batch, "weights": weights} for batch, weights in zip(batches, counts, strict=True)]

@@ -2,6 +2,8 @@
 
 import codecs
 import functools
+import itertools
+import random
 from collections import UserList
 from typing import Any
 
@@ -13,7 +15,7 @@ from tiny import CLASSIFIER
 from bert_adapter.evaluate import embed, score
 from bert_adapter.labels import as_labels, with_head_for
 from bert_adapter.reading import read_rows, read_texts
-from bert_adapter.text import LabelledTexts, as_texts, labelled_batches, text_batches, tokenizer
+from bert_adapter.text import PROGRAM, LabelledTexts, as_texts, few_lengths, labelled_batches, text_batches, tokenizer
 
 TEXTS = ["a red fox", "a dog runs far", ""]
 PAIRS = [("a red fox", "a dog"), ("it", "")]
@@ -113,6 +115,37 @@ def test_texts_are_cut_where_the_model_says_and_not_before():
     long, model = "fox " * 400, tiny.model(max_position_embeddings=300)
     assert tokenizer(model)(long)["input_ids"].shape == (1, 300)
     assert tokenizer(model, max_length=200)(long)["input_ids"].shape == (1, 200)
+
+
+def cost(rows, left):
+    """Of padding each row to the shortest length that is left and holds it, and of the lengths that are left."""
+    return sum(rows[each] * (min(to for to in left if to >= each) - each) for each in rows) + PROGRAM * len(left)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_other_choice_of_lengths_costs_less(seed):
+    rng = random.Random(seed)
+    rows = {each: rng.randint(1, 100) for each in rng.sample(range(1, 200), 6)}
+    found, longest = few_lengths(rows), max(rows)
+    ways = itertools.chain.from_iterable(itertools.combinations(rows, count) for count in range(len(rows) + 1))
+    assert set(found) == set(rows)
+    assert cost(rows, set(found.values())) == min(cost(rows, {*way, longest}) for way in ways)
+
+
+@pytest.mark.parametrize("limit", [64, 50])
+def test_batches_of_a_rare_length_are_padded_to_the_next(limit):
+    model, many = tiny.model(max_position_embeddings=64), ["a dog"] * 60
+    texts = ["fox " * 60, "fox " * 30, *many]
+    padded = text_batches(model, texts, batch_size=1, max_length=limit)
+    assert [batch["input_ids"].shape[1] for batch in padded] == [limit, limit] + [16] * 60
+    for batch, text in zip(padded, texts, strict=True):
+        (alone,) = text_batches(model, [text], max_length=limit)
+        for name, array in batch.items():
+            rest = batch["attention_mask"] == 0
+            assert np.array_equal(array[~rest], alone[name][alone["attention_mask"] == 1])
+            assert not rest.any() or len(np.unique(array[rest])) == 1
+    labelled = labelled_batches(model, LabelledTexts([(text, text) for text in texts], np.ones(62)), 1, limit)
+    assert {batch["input_ids"].shape[1] for batch in labelled} == {16, limit}
 
 
 def test_lengths_that_leave_no_room_for_a_token_are_refused():
