@@ -25,6 +25,7 @@ from bert_adapter.families import predictive
 from bert_adapter.files import check_writable
 from bert_adapter.healing import Healing, HealingPlan, follow, healing_plan
 from bert_adapter.importance.gradients import Gradients, Loss, check_gradients
+from bert_adapter.importance.measure import check_module
 from bert_adapter.importance.sums import Importance, check_texts
 from bert_adapter.kernels import Shapes, choose_ranks, select_kernels, tables_of
 from bert_adapter.kinds import as_model, in_kind
@@ -186,6 +187,7 @@ def compress(
     dense = as_model(model, forward=forward, output=output)
     check_floats(dense.params, "model")
     check_of(given, dense.params)
+    check_module(given.measured if isinstance(given, Decompositions) else given, dense)
     batches = list(batches) if is_own(dense) else batches
     check_texts(given, batches if isinstance(batches, Sequence) else ())
     healing = None if heal is None else to_heal(dense, heal, file)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,6 +41,7 @@ class Decompositions(NamedTuple):
     model: the fingerprint of the parameters.
     reliability: by path, as in `Report`.
     calibration: how many texts were measured on, and their fingerprint; empty where nothing was measured.
+    measured: the importance without its sums, if there is one.
     tokens: by path, of tables, what is known of their rows.
     roundings: by path, what fewer bits lose; empty where that was not asked for.
     given: by path, what an input's errors of 4 bits give to those after it (`nibbles.feedback`), from the matrices
@@ -62,6 +64,7 @@ class Decompositions(NamedTuple):
     model: str
     reliability: Mapping[str, float]
     calibration: Mapping[str, Any]
+    measured: Importance | None = None
     tokens: Mapping[str, Tokens] = {}
     roundings: Mapping[str, Rounding] = {}
     given: Mapping[str, Float[np.ndarray, "in in"]] = {}
@@ -157,6 +160,7 @@ def decompositions(
         model=model,
         reliability={path: each.reliability for path, each in found.items() if each.reliability is not None},
         calibration=calibration(importance),
+        measured=None if importance is None else replace(importance, sums={}),
         tokens={path: each.tokens for path, each in found.items() if each.tokens is not None},
         roundings={path: each.rounding for path, each in found.items() if each.rounding is not None},
         given={path: each.given for path, each in found.items() if each.given is not None},

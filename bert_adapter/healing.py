@@ -443,6 +443,7 @@ def fingerprints(recipe: Recipe, model: Model, teacher: Model, plan: HealingPlan
         "model": of_params(model.params),
         "module": of_function(recipe.run, model.params, first),
         "dense model": of_params(teacher.params),
+        "dense module": of_function(function_of(teacher), teacher.params, first),
         "texts": " ".join(map(of_arrays, [*plan.pools, *plan.heldout])),
         "options": json.dumps([plan.epochs, plan.learning_rate, plan.batch_size, seed, recipe.stored]),
     }

@@ -189,6 +189,7 @@ def fingerprints(
         "model": of_params(model.params),
         "module or loss": of_function(function, model.params, first, jax.random.key(0)),
         "teacher": "" if teacher is None else of_params(teacher.params),
+        "teacher's module": "" if teacher is None else of_function(forward(teacher), teacher.params, first),
         "texts or labels": " ".join(map(of_arrays, batches)),
         "options": json.dumps(options),
     }

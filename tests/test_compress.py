@@ -327,6 +327,24 @@ def test_importance_of_another_model_is_refused():
     assert ours == theirs
 
 
+def test_importance_of_another_module_with_the_same_parameters_is_refused():
+    entries = model().config | {"hidden_act": "relu"}
+    other = model()._replace(module=module_for(entries, model().files), config=entries)
+    one, two = (
+        bert_adapter.measure_signal(
+            forward(each), each.params, batches(), bert_adapter.select_kernels(each), signal="kfac", progress=False
+        )
+        for each in (model(), other)
+    )
+    for given in (one, bert_adapter.decompose(model().params, one, signal="kfac")):
+        with pytest.raises(ValueError, match="importance: measured on another module, whose parameters are the same"):
+            compress(other, untouchable(), rank=4, signal="kfac", importance=given)
+    with pytest.raises(ValueError, match="wanted measurements of one module and loss; got two"):
+        one + two
+    small, _ = compress(other, (), rank=4, signal="kfac", importance=replace(one, function=""))
+    assert small.config["low_rank"]["ranks"]
+
+
 def test_importance_of_other_batches_is_refused():
     with pytest.raises(ValueError, match="importance: measured on 1 batches which are not the 2 given"):
         compress(model(), batches() * 2, rank=4, signal="kfac", importance=measured())

@@ -142,6 +142,15 @@ def test_a_run_that_was_killed_ends_where_another_one_does(tmp_path, monkeypatch
             train(**{"model": headed(), "batches": row_batches(), "epochs": 2, "file": file} | options)
 
 
+def test_state_of_another_teacher_with_the_same_parameters_is_refused(tmp_path):
+    file, options = tmp_path / "state.safetensors", {"epochs": 1, "file": tmp_path / "state.safetensors"}
+    train(headed(), row_batches(), teacher=headed(), **options)
+    entries = headed().config | {"hidden_act": "relu"}
+    other = headed()._replace(module=module_for(entries, headed().files), config=entries)
+    with pytest.raises(ValueError, match=f"{file} holds the state of another training.*another teacher's module"):
+        train(headed(), row_batches(), teacher=other, **options)
+
+
 def halved(output, batch):
     return 0.5 * task_loss(headed().module)(output, batch)
 

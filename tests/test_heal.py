@@ -18,6 +18,7 @@ from bert_adapter.checkpoint.bits import FEWER, Stored, as_stored, rounded, stor
 from bert_adapter.checkpoint.names import by_path, dtypes_of
 from bert_adapter.cli import main
 from bert_adapter.evaluate import loss_increase
+from bert_adapter.families import module_for
 from bert_adapter.heads import with_head
 from bert_adapter.healing import balanced, best_of, divided, joined
 from bert_adapter.layers.marker import FACTORISED, Factorised
@@ -88,6 +89,12 @@ def test_the_same_seed_gives_the_same_and_another_does_not():
     assert again[1].losses == healed()[1].losses != other[1].losses
 
 
+def with_relu(model):
+    """Another module with the same parameters."""
+    entries = model.config | {"hidden_act": "relu"}
+    return model._replace(module=module_for(entries, model.files), config=entries)
+
+
 def test_a_run_that_was_killed_ends_where_another_one_does(tmp_path, monkeypatch):
     file = tmp_path / "state"
     monkeypatch.setattr(healing, "SAVE_EVERY", 0.0)
@@ -113,6 +120,7 @@ def test_a_run_that_was_killed_ends_where_another_one_does(tmp_path, monkeypatch
         "model": {"small": healed()[0]},
         "texts": {"batches": batches()[1:]},
         "options": {"seed": 1},
+        "dense module": {"dense": with_relu(dense())},
     }
     for name, options in differs.items():
         with pytest.raises(ValueError, match=f"the state of another training, .*another {name}"):

@@ -16,7 +16,7 @@ from bert_adapter.distributions.gaussian import gaussian
 from bert_adapter.families import module_for
 from bert_adapter.families.bert import Bert
 from bert_adapter.importance import batch, measure, storage, sums
-from bert_adapter.importance.fingerprint import of_arrays
+from bert_adapter.importance.fingerprint import of_arrays, of_function
 from bert_adapter.importance.measure import measure_importance
 from bert_adapter.importance.storage import load_importance, save_importance
 from bert_adapter.importance.sums import STATISTICS
@@ -484,6 +484,26 @@ def halved(output, batch):
     return 0.5 * sines(output, batch)
 
 
+CALLED = {
+    "by itself": lambda function: function,
+    "in a program": jax.jit,
+    "in a program of a program": lambda function: jax.jit(lambda x: jax.jit(function)(x)),
+    "in a loop": lambda function: lambda x: jax.lax.scan(lambda y, _: (function(y), None), x, None, length=2)[0],
+    "where it is wanted": lambda function: lambda x: jax.lax.cond(x[0, 0] > 0, function, lambda x: x, x),
+    "computed again": jax.checkpoint,
+}
+
+
+@pytest.mark.parametrize("call", CALLED.values(), ids=CALLED)
+def test_fingerprint_of_a_function_sees_the_arrays_that_it_holds(call):
+    def function(seed):
+        held = np.random.default_rng(seed).normal(size=(3, 3)).astype(np.float32)
+        return call(lambda x: jnp.tanh(x @ held))
+
+    one, again, other = (of_function(function(seed), np.ones((2, 3), np.float32)) for seed in (0, 0, 1))
+    assert one == again != other
+
+
 def run_twice(params, batch):
     return 2 * run_net(params, batch)
 
@@ -586,7 +606,7 @@ def test_file_of_an_older_schema_is_refused_in_a_sentence(measured, tmp_path, mo
     monkeypatch.setattr(storage, "SCHEMA", 2)
     save_importance(measured, tmp_path / "sums")
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="wanted a file of save_importance, of schema 3; got schema 2: measure again"):
+    with pytest.raises(ValueError, match="wanted a file of save_importance, of schema 4; got schema 2: measure again"):
         load_importance(tmp_path / "sums")
 
 

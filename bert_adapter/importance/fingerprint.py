@@ -2,11 +2,12 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from bert_adapter.checkpoint.names import by_path
 
@@ -32,8 +33,28 @@ def of_params(params: Any) -> str:
 
 
 def of_function(function: Callable, *arguments: Any) -> str:
-    """Of what the function computes from arguments of such shapes: of its program, and of the arrays in that."""
+    """Of what the function computes from arguments of such shapes: of its program, and of the arrays in that.
+
+    Not of what Python does when it runs: of callbacks, and of the backward rules of `jax.custom_vjp`.
+    """
     program = jax.make_jaxpr(function)(*arguments)
-    constants = {str(i): array for i, array in enumerate(program.consts)}
+    constants = {str(i): array for i, array in enumerate(constants_in(program))}
     text = re.sub(r"0x[0-9a-f]+", "", str(program))  # addresses, which differ from run to run
     return of_arrays(constants | {"program": np.frombuffer(text.encode(), np.uint8)})
+
+
+def constants_in(program: Any) -> Iterator[Any]:
+    """The arrays in a program and in those that it calls, which are printed by their shapes alone."""
+    if isinstance(program, ClosedJaxpr):
+        yield from program.consts
+        program = program.jaxpr
+    for equation in program.eqns:
+        yield from (one.val for one in equation.invars if isinstance(one, Literal) and np.ndim(one.val))
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=is_program):
+            if is_program(inner):
+                yield from constants_in(inner)
+
+
+def is_program(value: Any) -> bool:
+    """Whether an equation calls it."""
+    return isinstance(value, ClosedJaxpr | Jaxpr)

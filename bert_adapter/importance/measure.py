@@ -35,7 +35,8 @@ from bert_adapter.importance.sums import (
 )
 from bert_adapter.layers.capture import Batch, Forward, Lookup
 from bert_adapter.memory import give_back
-from bert_adapter.model import check_batch
+from bert_adapter.model import Model, Run, check_batch
+from bert_adapter.model import forward as function_of
 from bert_adapter.progress import track
 from bert_adapter.steps import SAVE_EVERY
 from bert_adapter.values import check_finite
@@ -137,14 +138,39 @@ def measure_importance(
     return importance
 
 
-def fingerprints(wanted: Wanted, params: Any, batch: Batch) -> dict[str, str]:
-    """Of the parameters, and of what is computed from them."""
+def fingerprints(wanted: Wanted, params: Any, batch: Batch) -> dict[str, Any]:
+    """Of the parameters, and of what is computed from them for such a batch."""
+    inputs = tuple((name, np.shape(array), np.asarray(array).dtype.name) for name, array in sorted(batch.items()))
+    return {"model": of_params(params), "function": of_programs(wanted, params, batch), "inputs": inputs}
+
+
+def of_programs(wanted: Any, params: Any, batch: Batch) -> str:
+    """The fingerprint of the module and of the loss, if there is one."""
 
     def function(params: Any, batch: Batch) -> Any:
         output = wanted.forward(params, batch)
         return output, wanted.gradients(output, batch) if callable(wanted.gradients) else ()
 
-    return {"model": of_params(params), "function": of_function(function, params, batch)}
+    return of_function(function, params, batch)
+
+
+def check_module(importance: Importance | None, model: Model) -> None:
+    """A ValueError if the importance is of another module than a family's model has: it may have the same parameters.
+
+    A loss of labels is not known here, and what it was measured by may be another function than the module.
+    """
+    if importance is None or not (importance.function and importance.inputs) or importance.gradients == "labels":
+        return
+    if not isinstance(function_of(model), Run):
+        return
+    wanted = Wanted(function_of(model), "gaussian", frozenset(), ())
+    batch = {name: np.zeros(shape, dtype) for name, shape, dtype in importance.inputs}
+    if of_programs(wanted, model.params, batch) != importance.function:
+        raise ValueError(
+            "importance: measured on another module, whose parameters are the same, but whose program differs: "
+            "measure_signal(forward(model), model.params, batches, paths) measures this one. If it is to be used all "
+            'the same: dataclasses.replace(importance, function="")'
+        )
 
 
 def check_statistics(statistics: Iterable[str]) -> tuple[str, ...]:

@@ -10,8 +10,8 @@ import numpy as np
 from bert_adapter.files import read_arrays, read_metadata, write_arrays
 from bert_adapter.importance.sums import SYMMETRIC, Importance, Sums, named, packed, unpacked
 
-SCHEMA = 3  # of the file
-FIELDS = ("examples", "tokens", "batches", "gradients", "seed", "model", "function", "texts")
+SCHEMA = 4  # of the file
+FIELDS = ("examples", "tokens", "batches", "gradients", "seed", "model", "function", "inputs", "texts")
 
 
 def save_importance(importance: Importance, file: str | Path) -> None:
@@ -60,6 +60,7 @@ def load_importance(file: str | Path) -> Importance:
         found = f"schema {schema}" if about else f"the arrays {names[:3]}"
         raise ValueError(f"{file}: wanted a file of save_importance, of schema {SCHEMA}; got {found}: measure again")
     about["texts"] = tuple(about["texts"])
+    about["inputs"] = tuple((name, tuple(shape), dtype) for name, shape, dtype in about["inputs"])
     paths = about.pop("paths")
     arrays = read_arrays(file, "a file of save_importance", as_held)
     return Importance({path: Sums(*(arrays.get(f"{path}:{name}") for name in Sums._fields)) for path in paths}, **about)

@@ -62,7 +62,7 @@ class Upper(NamedTuple):
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["sums"],
-    meta_fields=["examples", "tokens", "batches", "gradients", "seed", "model", "function", "texts"],
+    meta_fields=["examples", "tokens", "batches", "gradients", "seed", "model", "function", "inputs", "texts"],
 )
 @dataclass(frozen=True)
 class Importance:
@@ -75,6 +75,7 @@ class Importance:
     model, function, texts: fingerprints of the parameters, of the model's and the loss's programs, and of each batch.
       With another model what was measured is refused. "" is not known, and fits all:
       `dataclasses.replace(importance, model="")`.
+    inputs: the names, shapes and dtypes of the batch that the programs are for.
 
     Example:
       >>> import jax.numpy as jnp, bert_adapter
@@ -92,6 +93,7 @@ class Importance:
     seed: int
     model: str = ""
     function: str = ""
+    inputs: tuple[tuple[str, tuple[int, ...], str], ...] = ()
     texts: tuple[str, ...] = ()
 
     def __getitem__(self, path: str) -> Sums:
@@ -102,6 +104,8 @@ class Importance:
             raise ValueError(f"wanted two measurements of the same; got {different[0]}")
         if self.model != other.model:
             raise ValueError("wanted measurements of one model; got two, whose parameters differ")
+        if self.inputs == other.inputs and self.inputs and self.function != other.function:
+            raise ValueError("wanted measurements of one module and loss; got two, whose programs differ")
         ours, theirs = ({path: halved(sums) for path, sums in one.sums.items()} for one in (self, other))
         return replace(
             self,
