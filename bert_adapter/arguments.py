@@ -65,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
     root = Parser("bert-adapter", description=ABOUT, epilog=EPILOG, formatter_class=formatter)
     commands = root.add_subparsers(dest="command", required=True)
     demo = commands.add_parser("demo", help="compress a real model that comes along, and compare methods")
-    demo.add_argument("-o", "--output", type=Path, default=Path("bert-adapter-demo"), help="directory (%(default)s)")
+    demo.add_argument("-o", "--output", type=place, default=Path("bert-adapter-demo"), help="directory (%(default)s)")
     demo.add_argument("--budget", type=float, default=0.5, help="share of the kernels' parameters kept (%(default)s)")
     compress = commands.add_parser(
         "compress", help="compress a checkpoint of your own", epilog=signals_text(), formatter_class=formatter
@@ -123,25 +123,25 @@ def engines_text() -> str:
 
 def add_places(compress: Any) -> None:
     """What is read and written."""
-    compress.add_argument("model", metavar="DIR", help="a Hugging Face directory of a BERT, or its name on the Hub")
+    compress.add_argument("model", type=model, metavar="DIR", help="a Hugging Face directory, or a name on the Hub")
     compress.add_argument(
         "--text",
-        type=Path,
+        type=place,
         required=True,
         metavar="FILE",
         help="UTF-8, a sentence a line, or for answers and choices rows as finetune's --data; hundreds will do",
     )
-    compress.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the new checkpoint")
-    compress.add_argument("--report", type=Path, metavar="PAGE", help="an HTML page with figures (default OUT.html)")
+    compress.add_argument("-o", "--output", type=place, required=True, metavar="OUT", help="the new checkpoint")
+    compress.add_argument("--report", type=place, metavar="PAGE", help="an HTML page with figures (default OUT.html)")
     compress.add_argument(
         "--file",
-        type=Path,
+        type=place,
         metavar="FILE",
         help="keep what is measured in FILE, and go on from it with the same model and sentences",
     )
     compress.add_argument(
         "--heal",
-        type=Path,
+        type=place,
         metavar="FILE",
         help="then train the result to the model's outputs on these sentences, as the command heal does; --file keeps "
         "the state of that in FILE.healing",
@@ -188,7 +188,7 @@ def add_selection(group: Any) -> None:
     )
     group.add_argument(
         "--trim",
-        type=Path,
+        type=place,
         metavar="FILE",
         help="drop the tokens that neither FILE, in the form of --text, nor --text uses, but single characters and "
         "special tokens; the tokenizer changes",
@@ -222,15 +222,15 @@ def add_weights(group: Any) -> None:
 
 def add_heal(heal: Any) -> None:
     """What follows what, on which texts, and how."""
-    heal.add_argument("model", metavar="DIR", help="the compressed model: a directory, or a name on the Hub")
-    heal.add_argument("--teacher", required=True, metavar="DENSE", help="the dense model that it was made of")
+    heal.add_argument("model", type=model, metavar="DIR", help="the compressed model, or its name on the Hub")
+    heal.add_argument("--teacher", type=model, required=True, metavar="DENSE", help="the dense model of it")
     heal.add_argument(
-        "--text", type=Path, required=True, metavar="FILE", help="as compress's --text; thousands, like those to come"
+        "--text", type=place, required=True, metavar="FILE", help="as compress's --text; thousands, like those to come"
     )
     heal.add_argument(
-        "--heldout", type=Path, metavar="FILE", help="other texts, which say when to stop (one of 16 of --text's)"
+        "--heldout", type=place, metavar="FILE", help="other texts, which say when to stop (one of 16 of --text's)"
     )
-    heal.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the new checkpoint")
+    heal.add_argument("-o", "--output", type=place, required=True, metavar="OUT", help="the new checkpoint")
     heal.add_argument("--epochs", type=int, help="passes over the texts at most (1 to 20, so that 30,000 are seen)")
     heal.add_argument(
         "--learning-rate", type=float, help="the highest, of AdamW (up to 1e-3, the less the more is kept)"
@@ -239,18 +239,25 @@ def add_heal(heal: Any) -> None:
     heal.add_argument("--max-length", type=int, help="tokens of a text at most (what the model declares)")
     heal.add_argument("--seed", type=int, default=0, help="of the order of the texts (%(default)s)")
     heal.add_argument(
-        "--file", type=Path, metavar="FILE", help="keep the state in FILE until all is saved, and go on from it"
+        "--file", type=place, metavar="FILE", help="keep the state in FILE until all is saved, and go on from it"
     )
 
 
 def add_finetune(tune: Any) -> None:
     """What is trained, on what, and how."""
-    tune.add_argument("model", metavar="DIR", help="a directory, dense or compressed, or a name on the Hub")
-    tune.add_argument("--data", type=Path, required=True, metavar="FILE", help="the rows to train on; see below")
+    tune.add_argument(
+        "model", type=model, metavar="DIR", help="a checkpoint, dense or compressed, or its name on the Hub"
+    )
+    tune.add_argument("--data", type=place, required=True, metavar="FILE", help="the rows to train on; see below")
     tune.add_argument("--head", choices=HEADS, help="what for (as the checkpoint's head, or labels); see below")
-    tune.add_argument("--dev", type=Path, metavar="FILE", help="other rows, to score the model on before and after")
-    tune.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the new checkpoint")
-    tune.add_argument("--teacher", metavar="DIR", help="a dense model of the same task, whose outputs are followed too")
+    tune.add_argument("--dev", type=place, metavar="FILE", help="other rows, to score the model on before and after")
+    tune.add_argument("-o", "--output", type=place, required=True, metavar="OUT", help="the new checkpoint")
+    tune.add_argument(
+        "--teacher",
+        type=model,
+        metavar="DIR",
+        help="a dense model whose outputs are followed too",
+    )
     tune.add_argument("--distil", type=float, metavar="SHARE", help=f"the teacher's share of the loss ({DISTIL})")
     tune.add_argument("--epochs", type=int, default=3, help="passes over the rows (%(default)s)")
     tune.add_argument("--learning-rate", type=float, default=5e-5, help="the highest, of AdamW (%(default)s)")
@@ -259,7 +266,7 @@ def add_finetune(tune: Any) -> None:
     tune.add_argument("--seed", type=int, default=0, help="of the order of the rows, dropout and a new head")
     tune.add_argument(
         "--file",
-        type=Path,
+        type=place,
         metavar="FILE",
         help="keep the state in FILE until all is saved, and go on from it",
     )
@@ -267,20 +274,35 @@ def add_finetune(tune: Any) -> None:
 
 def add_export(export: Any) -> None:
     """What is written, for whom."""
-    export.add_argument("model", metavar="DIR", help="a directory, dense or compressed, or a name on the Hub")
-    export.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the new directory")
+    export.add_argument(
+        "model", type=model, metavar="DIR", help="a checkpoint, dense or compressed, or its name on the Hub"
+    )
+    export.add_argument("-o", "--output", type=place, required=True, metavar="OUT", help="the new directory")
     export.add_argument("--to", choices=TARGETS, required=True, help="what will load it; see below")
     dtypes = [dtype for target in TARGETS.values() for dtype in target.dtypes]
     export.add_argument("--dtype", choices=dtypes, help=f"what --to onnx computes in ({dtypes[0]})")
     export.add_argument(
-        "--scores", type=Path, metavar="FILE", help="JSON, {name: number}, measured of this model, for its README.md"
+        "--scores", type=place, metavar="FILE", help="JSON, {name: number}, measured of this model, for its README.md"
     )
+
+
+def place(text: str) -> Path:
+    """A path, whose ~ is the user's home, which a shell leaves in --option=~/file."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise argparse.ArgumentTypeError(f"got {text!r}: {error}") from None
+
+
+def model(text: str) -> str:
+    """A directory, or a name on the Hub."""
+    return str(place(text)) if text.startswith("~") else text
 
 
 def cell(text: str) -> tuple[int, int]:
     """BATCHxLENGTH as two numbers."""
     batch, by, length = text.partition("x")
-    if not (by and batch.isdecimal() and length.isdecimal()):
+    if not (by and batch.isdecimal() and length.isdecimal() and int(batch) and int(length)):
         raise argparse.ArgumentTypeError(f"got {text!r}, wanted texts by tokens, such as 8x128")
     return int(batch), int(length)
 
@@ -288,7 +310,7 @@ def cell(text: str) -> tuple[int, int]:
 def add_bench(bench: Any) -> None:
     """What is timed, where, and on what."""
     cells = " ".join(f"{batch}x{length}" for batch, length in CELLS)
-    bench.add_argument("models", metavar="DIR", nargs="+", help="checkpoints; speeds are those beside the first")
+    bench.add_argument("models", type=model, metavar="DIR", nargs="+", help="checkpoints; speeds are beside the first")
     bench.add_argument(
         "--cell",
         type=cell,
@@ -299,5 +321,5 @@ def add_bench(bench: Any) -> None:
     bench.add_argument("--engine", choices=ENGINES, action="append", help="several times for several (all installed)")
     bench.add_argument("--threads", type=int, help="how many to run at once (as many as there are cores)")
     bench.add_argument("--rounds", type=int, default=ROUNDS, help="how often each is timed (%(default)s)")
-    bench.add_argument("--json", type=Path, metavar="FILE", help="keep all figures in FILE")
-    bench.add_argument("--figure", type=Path, metavar="FILE", help="draw them into FILE, .png, .svg or .pdf")
+    bench.add_argument("--json", type=place, metavar="FILE", help="keep all figures in FILE")
+    bench.add_argument("--figure", type=place, metavar="FILE", help="draw them into FILE, .png, .svg or .pdf")

@@ -77,7 +77,8 @@ def run_compress(options: argparse.Namespace) -> None:
     output = options.output.expanduser().resolve()
     page = options.report or output.with_name(f"{output.name}.html")
     read = {"--text": options.text, "--trim": options.trim, "--heal": options.heal}
-    check_places({"DIR": options.model}, read, {"--report": page, "--file": options.file}, output)
+    healing = {"--file's state of healing": beside(options.file)} if options.heal else {}
+    check_places({"DIR": options.model}, read, {"--report": page, "--file": options.file, **healing}, output)
     model = load(options.model)
     texts = OUTPUTS[output_of(model.module)].texts(options.text)
     if options.trim:
@@ -85,8 +86,8 @@ def run_compress(options: argparse.Namespace) -> None:
     say(f"{options.model}: compressing on {len(texts)} texts")
     batches = text_batches(model, texts, options.batch_size, options.max_length)
     how: dict[str, Any] = {name: getattr(options, name) for name in PASSED_ON}
-    how |= {"of": measured_latency(model, options)} if latency else {}
     heal = texts_of(model, options.heal, options) if options.heal else None
+    how |= {"of": measured_latency(model, options)} if latency else {}
     small, report = compress(model, batches, heal=heal, **how)
     say(f"{as_text(kernel_table(report))}\n\n{summary(report)}")
     with or_kept("what was measured", options.file):
@@ -123,10 +124,13 @@ def check_latency(options: argparse.Namespace) -> bool:
 
 def measured_latency(model: Any, options: argparse.Namespace) -> Any:
     """How long the model takes, dense and with factors; times are kept beside compiled programs."""
+    from bert_adapter.families import family_of
     from bert_adapter.kernels import select_kernels
     from bert_adapter.latency import measure_latency
 
     batch, length = options.cell or CELL
+    if length > (longest := family_of(model.config).longest(model.module.config)):
+        raise ValueError(f"--cell: got {batch}x{length}, wanted at most {longest} tokens, the positions of the model")
     file, kernels = folder() / "latency.json", select_kernels(model, options.include, options.exclude)
     say(f"timing the model for {batch} x {length} tokens; times are kept in {file}")
     found = measure_latency(model, batch, length, kernels=kernels, file=file)
@@ -300,13 +304,13 @@ def check_numbers(options: argparse.Namespace) -> None:
 
 def check_tokens(model: Any, teacher: Any, texts: Any, length: int | None, *, of: str) -> None:
     """A ValueError if a teacher cuts texts into other tokens than the model, whose tokens it is given."""
+    from bert_adapter.importance.fingerprint import of_arrays
     from bert_adapter.text import text_batches
 
     if teacher is None:
         return
-    first = [text_batches(one, texts[:100], 100, length or 128) for one in (model, teacher)]
-    ids = [[batch["input_ids"].tolist() for batch in batches] for batches in first]
-    if ids[0] != ids[1]:
+    cut = [[of_arrays(batch) for batch in text_batches(one, texts, max_length=length)] for one in (model, teacher)]
+    if cut[0] != cut[1]:
         raise ValueError(f"--teacher: got a model that cuts the texts of {of} into other tokens, wanted the same ones")
 
 

@@ -25,7 +25,7 @@ from bert_adapter.families import predictive
 from bert_adapter.files import check_writable
 from bert_adapter.healing import Healing, HealingPlan, follow, healing_plan
 from bert_adapter.importance.gradients import Gradients, Loss, check_gradients
-from bert_adapter.importance.measure import check_module
+from bert_adapter.importance.measure import check_module, check_reached
 from bert_adapter.importance.sums import Importance, check_texts
 from bert_adapter.kernels import Shapes, choose_ranks, select_kernels, tables_of
 from bert_adapter.kinds import as_model, in_kind
@@ -186,8 +186,7 @@ def compress(
     clock = [time.perf_counter()]
     dense = as_model(model, forward=forward, output=output)
     check_floats(dense.params, "model")
-    check_of(given, dense.params)
-    check_module(given.measured if isinstance(given, Decompositions) else given, dense)
+    check_fits(given, dense)
     batches = list(batches) if is_own(dense) else batches
     check_texts(given, batches if isinstance(batches, Sequence) else ())
     healing = None if heal is None else to_heal(dense, heal, file)
@@ -232,7 +231,15 @@ def measured(
     batches = labelled(dense, batches) if isinstance(gradients, TaskLoss) else batches
     chosen = gradients or predictive(dense.module)
     run = as_rows(function_of(dense), chosen)
+    if isinstance(batches, Sequence) and batches and set(signal.statistics) - {"inputs"}:
+        check_reached(run, dense.params, batches[0], shapes)
     return measure_signal(run, dense.params, batches, shapes, signal=signal, gradients=chosen, **how)
+
+
+def check_fits(given: Importance | Decompositions | None, dense: Model) -> None:
+    """A ValueError for what was measured on another model, or on another module with the same parameters."""
+    check_of(given, dense.params)
+    check_module(given.measured if isinstance(given, Decompositions) else given, dense)
 
 
 def check_given(given: Any, file: Any, gradients: Any) -> None:

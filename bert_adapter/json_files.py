@@ -1,6 +1,8 @@
 """Small files as text and as JSON: what they hold, or one error that names the file."""
 
 import json
+import os
+from pathlib import Path
 from typing import Any
 
 POINTER = b"version https://git-lfs"  # how a file of Git LFS begins whose content was not fetched
@@ -12,6 +14,13 @@ def check_fetched(name: Any, beginning: bytes) -> None:
         raise ValueError(f"{name}: the file is empty: copy it again")
     if beginning.startswith(POINTER):
         raise ValueError(f"{name}: got a pointer of Git LFS, wanted the file it points to: run `git lfs pull` there")
+
+
+def is_there(file: Path) -> bool:
+    """Whether it is a file; a ValueError for a link to nothing, which a lost cache leaves."""
+    if file.is_symlink() and not file.exists():
+        raise ValueError(f"{file}: got a link to {os.readlink(file)}, which is not there: copy the file again")
+    return file.is_file()
 
 
 def without_mark(content: bytes, name: Any) -> bytes:

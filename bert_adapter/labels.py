@@ -24,7 +24,7 @@ def as_labels(model: Model, labels: Any, place: Place = row_number) -> Num[np.nd
 
     Classes are int32 numbers 0, 1, ..., given as such or by the names in the config. Values are float32. A
     head of several labels at once takes rows of 0 and 1 as wide as it is, one of several values rows of values. For a
-    model without a head all finite numbers will do, and integers stay int32.
+    model without a head all finite numbers will do, and integers stay int32 where they fit.
 
     Args:
       labels: one for each row: a list, an array, a pandas Series, or what can be iterated.

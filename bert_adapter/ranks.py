@@ -315,12 +315,12 @@ def price(kernel: Any, of: Unit) -> int:
     return {"bytes": kernel.dtype.itemsize, "flops": 2}.get(str(of), 1)
 
 
-def check_affordable(params: Any, shapes: Shapes, budget: Budget | None) -> None:
+def check_affordable(params: Any, shapes: Shapes, budget: Budget | None, name: str = "budget") -> None:
     """A ValueError if the smallest ranks cost more than the budget, which is known before anything is measured."""
     if budget is None:
         return
     if budget.flops is not None:
-        check_affordable(params, shapes, budget._replace(share=budget.flops, of="flops", flops=None))
+        check_affordable(params, shapes, budget._replace(share=budget.flops, of="flops", flops=None), "flops")
     of, allowed, flat = budget.of, budget.allowed, by_path(unstacked(params, shapes))
     kernels = {path: flat[kernel_path(flat, path)] for path in shapes}
     fixed, least, most = fixed_cost(params, flat, shapes, of), 0.0, 0.0
@@ -340,7 +340,7 @@ def check_affordable(params: Any, shapes: Shapes, budget: Budget | None) -> None
     fixed -= sum(flat[path].nbytes // 2 for path in others)
     share = (fixed + least) / whole
     if budget.share * (1 + 1e-12) < share:
-        raise ValueError(f"budget: the smallest ranks take {share:.4g} of the {of}; got {budget.share}")
+        raise ValueError(f"{name}: the smallest ranks take {share:.4g} of the {of}; got {budget.share}")
 
 
 def budget_of(

@@ -59,19 +59,26 @@ def as_texts(texts: Texts, place: Callable[[int], str] = row_number) -> Listed:
       ValueError: no texts, or a row that is no text and no pair of them, or that is not what the others are. The
         message names the row.
     """
-    found: Any = texts.to_numpy() if hasattr(texts, "to_numpy") else texts  # pyright: ignore[reportAttributeAccessIssue]
-    if isinstance(found, str) or (isinstance(found, np.ndarray) and found.ndim == 0):
-        found = [found if isinstance(found, str) else found.item()]
-    if isinstance(found, bytes | Mapping | set | frozenset) or not isinstance(found, Iterable):
-        raise ValueError(f"texts: got {type(texts).__name__}, wanted a list of str, or of pairs of str")
-    rows: Any = [as_row(row, place, number) for number, row in enumerate(found)]
-    if not rows:
-        raise ValueError("texts: got none, wanted at least one")
+    given = rows_in([texts] if isinstance(texts, str) else texts, "a list of str, or of pairs of str")
+    rows: Any = [as_row(row, place, number) for number, row in enumerate(given)]
     pair = isinstance(rows[0], tuple)
     for number, row in enumerate(rows):
         if isinstance(row, tuple) != pair:
             kinds = ("a single text", "a pair of texts")
             raise ValueError(f"{place(number)}: got {kinds[not pair]}, wanted {kinds[pair]}, as the first row is")
+    return rows
+
+
+def rows_in(texts: Any, wanted: str) -> list[Any]:
+    """The rows of whatever holds some in an order; a ValueError says what was wanted."""
+    found = texts.to_numpy() if hasattr(texts, "to_numpy") else texts
+    if isinstance(found, np.ndarray) and found.ndim == 0:
+        found = [found.item()]
+    if isinstance(found, str | bytes | Mapping | set | frozenset) or not isinstance(found, Iterable):
+        raise ValueError(f"texts: got {type(texts).__name__}, wanted {wanted}")
+    rows = list(found)
+    if not rows:
+        raise ValueError(f"texts: got none, wanted at least one: {wanted}")
     return rows
 
 
@@ -82,11 +89,17 @@ def as_row(row: Any, place: Callable[[int], str], number: int) -> str | tuple[st
     parts: Any = row if several else (row,)
     if len(parts) != (1 if single else 2) or not all(isinstance(part, str) for part in parts):
         raise ValueError(f"{place(number)}: got {row!r:.80}, wanted a text (str) or a pair of texts")
+    check_unicode(parts, place, number)
+    return str(row) if single else tuple(map(str, parts))
+
+
+def check_unicode(parts: Iterable[str], place: Callable[[int], str], number: int) -> None:
+    """A ValueError for parts of a row of which UTF-8 cannot be made."""
     try:
         "".join(parts).encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"{place(number)}: got {row!r:.80}, which is no Unicode text: {error.reason}") from None
-    return str(row) if single else tuple(map(str, parts))
+        text = str(error.object)
+        raise ValueError(f"{place(number)}: got {text!r:.80}, which is no Unicode text: {error.reason}") from None
 
 
 def length_of(text: str | tuple[str, ...]) -> int:

@@ -1,6 +1,7 @@
 """Vocabularies without the tokens that no text of the user's needs."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from jaxtyping import Int
 from bert_adapter.checkpoint.directory import SENTENCEPIECE
 from bert_adapter.checkpoint.names import by_path, low_rank, shapes
 from bert_adapter.families import family_of
-from bert_adapter.families.sentence import settings
+from bert_adapter.families.sentence import prompts
 from bert_adapter.json_files import parsed
 from bert_adapter.model import Model
 from bert_adapter.vocabulary import TRIMMED, tokenizer_of
@@ -65,8 +66,7 @@ def trim(model: Model, texts: Iterable[Any], keep: Iterable[str] = ()) -> Trimme
     if odd := [token for token in keep if token not in known.numbers]:
         raise ValueError(f"keep: got {odd[:3]}, wanted tokens of the vocabulary")
     flat = [part for text in texts for part in strings_in(text)]
-    if prompt := settings(model.files).prompt:
-        flat.append(prompt)
+    flat = [prompt + text for prompt in ("", *prompts(model.files)) for text in flat]  # as each is read
     used = {number for some in in_parts(flat) for row in tokenize(some)["input_ids"] for number in row}
     used |= {known.numbers[token] for token in keep} | set(tokenize.all_special_ids)
     used |= set(range((tokenize.pad_token_id or 0) + 1))  # positions may be counted from its number
@@ -159,8 +159,8 @@ def single(numbers: Mapping[str, int], prefix: str) -> set[int]:
 
 
 def lines_of(content: bytes) -> list[str]:
-    """The tokens of vocab.txt."""
-    return content.decode("utf-8").rstrip("\n").split("\n")
+    """The tokens of vocab.txt, in which a line ends as in any text."""
+    return re.sub(r"\r\n?", "\n", content.decode("utf-8")).rstrip("\n").split("\n")
 
 
 def merges_in(lines: Iterable[str]) -> list[tuple[str, str]]:

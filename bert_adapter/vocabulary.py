@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bert_adapter.checkpoint.directory import SENTENCEPIECE, write_texts
+from bert_adapter.checkpoint.directory import SENTENCEPIECE, TOKENIZER, write_texts
 from bert_adapter.families import family_of
 from bert_adapter.families.sentence import SETTINGS, settings
 from bert_adapter.json_files import parsed
@@ -22,15 +22,8 @@ def tokenizer_of(model: Model) -> Any:
         cannot honour.
     """
     check_family(model, "has no tokenizer: make batches of arrays with yours, by the names that it is called with")
-    from transformers import AutoTokenizer
-
-    if not model.files.keys() & {"tokenizer.json", "vocab.txt", "vocab.json", SENTENCEPIECE}:
-        wanted = f"tokenizer.json, vocab.txt or vocab.json, or {SENTENCEPIECE}"
-        raise ValueError(f"files: got {sorted(model.files)}, wanted {wanted}")
-    lower = settings(model.files).lower
-    with tempfile.TemporaryDirectory() as directory:
-        write_texts(model, Path(directory))
-        tokenize = AutoTokenizer.from_pretrained(directory)
+    lower, tokenize = settings(model.files).lower, as_described(model)
+    check_declared(tokenize)
     if lower:
         lower_first(tokenize)
     rows = family_of(model.config).sizes(model.module.config).get("input_ids")
@@ -51,6 +44,35 @@ def tokenizer_of(model: Model) -> Any:
     return tokenize
 
 
+def as_described(model: Model) -> Any:
+    """What transformers makes of the model's files; a ValueError names them, and says why it cannot."""
+    from transformers import AutoTokenizer
+
+    if not model.files.keys() & {"tokenizer.json", "vocab.txt", "vocab.json", SENTENCEPIECE}:
+        wanted = f"tokenizer.json, vocab.txt or vocab.json, or {SENTENCEPIECE}"
+        raise ValueError(f"files: got {sorted(model.files)}, wanted {wanted}")
+    with tempfile.TemporaryDirectory() as directory:
+        write_texts(model, Path(directory))
+        try:
+            return AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+        except Exception as error:  # whatever transformers, tokenizers and the packages that they need raise
+            names, why = sorted(model.files.keys() & set(TOKENIZER)), str(error).replace(directory, "the directory")
+            raise ValueError(
+                f"tokenizer: transformers cannot make one of {', '.join(names)}: {type(error).__name__}: {why}"
+            ) from error
+
+
+def check_declared(tokenize: Any) -> None:
+    """A ValueError for lengths that cannot be, and for rows without a mask: their padding would be read as text."""
+    names, longest = tokenize.model_input_names, tokenize.model_max_length
+    if not isinstance(names, list | tuple) or not {"input_ids", "attention_mask"} <= set(names):
+        raise ValueError(
+            f"{DECLARED}: got model_input_names {names!r}, wanted a list with 'input_ids' and 'attention_mask'"
+        )
+    if type(longest) not in (int, float) or longest < 1 or longest != int(longest):
+        raise ValueError(f"{DECLARED}: got model_max_length {longest!r}, wanted a positive integer")
+
+
 def lower_first(tokenize: Any) -> None:
     """The tokenizer brings texts to lower case before all else, and leaves accents, as sentence-transformers does."""
     from tokenizers.normalizers import Lowercase, Sequence
@@ -64,5 +86,5 @@ def lower_first(tokenize: Any) -> None:
 
 def longest_row(model: Model, tokenize: Any) -> int:
     """The most tokens a row: as the files say, and never more than there are positions."""
-    declared = settings(model.files).longest or tokenize.model_max_length
+    declared = settings(model.files).longest or int(tokenize.model_max_length)
     return min(declared, family_of(model.config).longest(model.module.config))

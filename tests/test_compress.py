@@ -340,7 +340,7 @@ def test_importance_of_another_module_with_the_same_parameters_is_refused():
         with pytest.raises(ValueError, match="importance: measured on another module, whose parameters are the same"):
             compress(other, untouchable(), rank=4, signal="kfac", importance=given)
     with pytest.raises(ValueError, match="wanted measurements of one module and loss; got two"):
-        one + two
+        _ = one + two
     small, _ = compress(other, (), rank=4, signal="kfac", importance=replace(one, function=""))
     assert small.config["low_rank"]["ranks"]
 

@@ -46,6 +46,7 @@ from bert_adapter.families.family import Architecture
 from bert_adapter.families.sentence import MODULES, SETTINGS, declared_stages, settings, stage_paths
 from bert_adapter.families.stages import UNDECLARED, Projection
 from bert_adapter.families.torch_names import to_torch
+from bert_adapter.json_files import is_there
 from bert_adapter.model import Model, is_own
 
 
@@ -81,7 +82,7 @@ def load(path_or_hub_id: str | Path, *, integers: bool = False) -> Model:
     family, ranks = family_of(config), low_rank(config)
     family.config(config)  # what cannot be is found before weights are read
     found = read(directory, family, config, integers)
-    declared = any((directory / name).is_file() for name in (MODULES, f"{stage_paths(None)[0]}/{CONFIG}"))
+    declared = any(is_there(directory / name) for name in (MODULES, f"{stage_paths(None)[0]}/{CONFIG}"))
     architecture = architecture_in(config, found, embeds=declared)
     config = config | {"architectures": [architecture.names[0]]}
     embeds = architecture == family.embedder

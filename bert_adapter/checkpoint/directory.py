@@ -14,7 +14,7 @@ from typing import Any
 
 from bert_adapter.checkpoint.card_file import CARD, MARK, card, provenance
 from bert_adapter.families.sentence import MODULES, OLDER_SETTINGS, PROMPTS, SETTINGS, stage_paths
-from bert_adapter.json_files import check_fetched, parsed, without_mark
+from bert_adapter.json_files import check_fetched, is_there, parsed, without_mark
 from bert_adapter.model import Model
 
 CONFIG, MSGPACK = "config.json", "flax_model.msgpack"
@@ -83,12 +83,12 @@ def fetch(path_or_hub_id: str | Path) -> Path:
 
 def read_config(directory: Path) -> dict[str, Any]:
     """The entries of config.json, of a directory that holds a whole model."""
-    if (directory / ADAPTER).is_file():
+    if is_there(directory / ADAPTER):
         raise ValueError(
             f"{directory}: got {ADAPTER}, wanted a whole model: merge the adapter into its base model with peft's "
             "merge_and_unload(), and save that"
         )
-    if not (directory / CONFIG).is_file():
+    if not is_there(directory / CONFIG):
         names = sorted(path.name for path in directory.iterdir())
         raise ValueError(f"{directory}: got {names}, wanted {CONFIG} and weights")
     return parsed((directory / CONFIG).read_bytes(), directory / CONFIG)
@@ -99,12 +99,12 @@ def read_texts(directory: Path, embeds: bool) -> dict[str, bytes]:
     names = [*READING]
     if embeds:
         modules = directory / MODULES
-        stages = stage_paths(modules.read_bytes() if modules.is_file() else None)
+        stages = stage_paths(modules.read_bytes() if is_there(modules) else None)
         names += [MODULES, *(f"{stage}/{CONFIG}" for stage in stages)]
-    elif (directory / MODULES).is_file():
+    elif is_there(directory / MODULES):
         warnings.warn(f"{directory}: {MODULES} is left out, for config.json names a classifier", stacklevel=3)
-    found = {name: (directory / name).read_bytes() for name in names if (directory / name).is_file()}
-    older = [name for name in OLDER_SETTINGS if (directory / name).is_file()]
+    found = {name: (directory / name).read_bytes() for name in names if is_there(directory / name)}
+    older = [name for name in OLDER_SETTINGS if is_there(directory / name)]
     if older and SETTINGS not in found:
         found[SETTINGS] = (directory / older[0]).read_bytes()
     for name, content in found.items():

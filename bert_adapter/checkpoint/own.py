@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from bert_adapter.checkpoint.bits import chosen_dtypes, decoded, encoded, factorised_tables
 from bert_adapter.checkpoint.directory import CONFIG, PARAMETERS, read_config, replacing, write_texts
 from bert_adapter.checkpoint.names import SCHEMA, by_path, check, dtypes_of, low_rank, with_dtypes
+from bert_adapter.json_files import is_there
 from bert_adapter.layers.marker import Factorised
 from bert_adapter.layers.places import kernel_path
 from bert_adapter.model import Model, on
@@ -38,7 +39,7 @@ def load_own(directory: Path, into: Model) -> Model:
     Raises:
       ValueError: the directory holds something else, or parameters of another module.
     """
-    if not (directory / PARAMETERS).is_file():
+    if not is_there(directory / PARAMETERS):
         raise ValueError(
             f"{directory}: got no {PARAMETERS}, wanted what save(model, directory) wrote of your own model"
         )
@@ -67,4 +68,4 @@ def load_own(directory: Path, into: Model) -> Model:
 
 def describes_own(directory: Path) -> bool:
     """Whether the directory holds parameters alone."""
-    return (directory / PARAMETERS).is_file()
+    return is_there(directory / PARAMETERS)

@@ -15,7 +15,7 @@ from bert_adapter.checkpoint.names import by_path, dtypes_of, is_apart
 from bert_adapter.families.family import Family
 from bert_adapter.families.stages import Projection, Stage
 from bert_adapter.families.torch_names import from_torch
-from bert_adapter.json_files import check_fetched, parsed
+from bert_adapter.json_files import check_fetched, is_there, parsed
 
 CONVERSION = (
     "weights in other formats are not read, because that runs pickled code or takes PyTorch. Where PyTorch is, "
@@ -49,11 +49,11 @@ def read(directory: Path, family: Family, config: dict[str, Any], integers: bool
     integers: whether matrices that are stored as integers stay so.
     """
     wanted = FACTORS if is_apart(config) else WEIGHTS
-    if (directory / wanted).is_file():
+    if is_there(directory / wanted):
         tensors = read_tensors(directory / wanted)
-    elif wanted == WEIGHTS and (directory / INDEX).is_file():
+    elif wanted == WEIGHTS and is_there(directory / INDEX):
         tensors = read_shards(directory)
-    elif wanted == WEIGHTS and (directory / MSGPACK).is_file():
+    elif wanted == WEIGHTS and is_there(directory / MSGPACK):
         return read_msgpack(directory / MSGPACK)
     else:
         names = sorted(path.name for path in directory.iterdir())
@@ -75,7 +75,7 @@ def read_stages(directory: Path, stages: Iterable[Stage]) -> dict[str, np.ndarra
     for stage in stages:
         if isinstance(stage, Projection):
             file = directory / stage.name / WEIGHTS
-            if not file.is_file():
+            if not is_there(file):
                 line = command("sentence_transformers.SentenceTransformer", directory, "save")
                 raise ValueError(f"{file}: the file is missing: {CONVERSION.format(command=line, wanted=WEIGHTS)}")
             found |= {f"{stage.name}/{path}": each for path, each in renamed(read_tensors(file), from_torch).items()}
@@ -95,6 +95,7 @@ def renamed(tensors: dict[str, np.ndarray], from_torch: Callable) -> dict[str, n
     return found
 
 
+SMALL = ("F8_", "F6_", "F4")  # begin the names of floating numbers that no array here has
 ALIGNMENT = 64  # bytes, of memory that JAX uses on a CPU as it lies
 
 
@@ -115,7 +116,7 @@ def read_tensors(file: Path) -> dict[str, np.ndarray]:
         with safe_open(file, "numpy") as content:
             layout = (content.metadata() or {}).get("format", "pt")
             kinds = {name: content.get_slice(name).get_dtype() for name in content.keys()}  # noqa: SIM118
-            readable = {name: kind for name, kind in kinds.items() if not kind.startswith(("F8", "F4", "F6"))}
+            readable = {name: kind for name, kind in kinds.items() if not kind.startswith(SMALL)}
             tensors = {name: content.get_tensor(name) for name in readable}
     except Exception as error:  # safetensors has an exception of its own
         size = file.stat().st_size
@@ -135,7 +136,7 @@ def read_shards(directory: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{index}: wanted 'weight_map', an object of file names")
     found: dict[str, np.ndarray] = {}
     for shard in sorted(set(places.values())):
-        if Path(shard).name != shard or not (directory / shard).is_file():
+        if Path(shard).name != shard or not is_there(directory / shard):
             names = sorted(path.name for path in directory.glob("*.safetensors"))
             raise ValueError(f"{index}: got {names}, wanted {shard} too, which it names")
         tensors = read_tensors(directory / shard)

@@ -101,7 +101,7 @@ def read_scores(file: Path) -> dict[str, float]:
 def check_scores(scores: Mapping[str, Any], where: str = "") -> None:
     """A ValueError if a score is no number."""
     for name, value in scores.items():
-        if type(value) not in (int, float):
+        if type(value) not in (int, float) or not math.isfinite(value):
             raise ValueError(f"{where}scores: got {name!r} of {value!r}, wanted a number for each name")
 
 

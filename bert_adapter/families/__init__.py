@@ -35,7 +35,10 @@ REFUSED = {  # by "model_type", why no family here can be theirs
 
 def family_name(config: Mapping[str, Any]) -> str:
     """The "model_type" of a Hugging Face config.json; without one, the first family's."""
-    return config.get("model_type") or next(iter(FAMILIES))
+    name = config.get("model_type") or next(iter(FAMILIES))
+    if not isinstance(name, str):
+        raise ValueError(f"model_type: got {name!r}, wanted a name, supported: {', '.join(map(repr, FAMILIES))}")
+    return name
 
 
 def family_of(config: Mapping[str, Any]) -> Family:
@@ -57,7 +60,8 @@ def output_named(config: Mapping[str, Any]) -> str:
     heads = architectures_of(family_of(config))
     known = {name: output for output, each in heads.items() for name in each.names}
     named = config.get("architectures") or []
-    found = [known[name] for name in ([named] if isinstance(named, str) else named) if name in known]
+    names = [named] if isinstance(named, str) else named if isinstance(named, list) else []
+    found = [known[name] for name in names if isinstance(name, str) and name in known]
     if not found:
         raise ValueError(f"architectures: got {named!r}, supported: {', '.join(known)}")
     return found[0]

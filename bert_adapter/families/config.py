@@ -58,7 +58,7 @@ def is_class(number: Any) -> bool:
 
 Entry = tuple[Callable[[Any], bool], str]
 ENTRIES: dict[type, Entry] = {  # what an entry may be, by the type of its default
-    int: (lambda value: type(value) is int and value > 0, "a positive integer"),
+    int: (lambda value: type(value) is int and 0 < value < 2**31, "a positive integer below 2**31"),
     float: (is_fraction, "a number from 0 to 1"),
     type(None): (is_fraction, "a number from 0 to 1, or null"),
     str: (lambda value: value in ACTIVATIONS, f"one of {', '.join(map(repr, ACTIVATIONS))}"),

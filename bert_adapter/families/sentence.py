@@ -95,6 +95,8 @@ def pooling(path: str, files: Files) -> Pooling:
     if not config.get("include_prompt", True) and settings(files).prompt:
         raise ValueError(f"{name}: got include_prompt false beside a default prompt, supported: true")
     width = config.get("embedding_dimension", config.get("word_embedding_dimension"))
+    if width is not None and type(width) is not int:
+        raise ValueError(f"{name}: got a width of {shown(width)}, wanted an integer")
     return Pooling(tuple(modes), width, path)
 
 
@@ -143,6 +145,7 @@ def settings(files: Files) -> Settings:
         if own.get(entry):
             raise ValueError(f"{SETTINGS}: got {entry} {shown(own[entry])}, supported: none")
     tasks = TASKS[:1] if MODULES in files else TASKS
+    check_modalities(own.get("modality_config"))
     if own.get("transformer_task", tasks[0]) not in tasks:
         raise ValueError(f"{SETTINGS}: got transformer_task {shown(own['transformer_task'])}, supported: {tasks}")
     if own.get("module_output_name", "token_embeddings") not in ("token_embeddings", "scores"):
@@ -151,7 +154,22 @@ def settings(files: Files) -> Settings:
     if more.get("truncate_dim") is not None:
         raise ValueError(f"{PROMPTS}: got truncate_dim {shown(more['truncate_dim'])}, supported: none")
     similarity = more.get("similarity_fn_name") or "cosine"
+    if not isinstance(similarity, str):
+        raise ValueError(f"{PROMPTS}: got similarity_fn_name {shown(similarity)}, wanted a name")
     return Settings(longest, bool(own.get("do_lower_case")), default_prompt(more), similarity)
+
+
+def check_modalities(declared: Any) -> None:
+    """A ValueError if texts are to be read by something else than the last hidden states of a forward pass."""
+    texts = {"method": "forward", "method_output_name": "last_hidden_state"}
+    if declared is not None and declared != {"text": texts}:
+        raise ValueError(f"{SETTINGS}: got modality_config {shown(declared)}, supported: {shown({'text': texts})}")
+
+
+def prompts(files: Files) -> list[str]:
+    """All that may be put before a text."""
+    found = (parsed(files[PROMPTS], PROMPTS) if PROMPTS in files else {}).get("prompts") or {}
+    return sorted({prompt for prompt in found.values() if isinstance(prompt, str) and prompt})
 
 
 def prompt_named(files: Files, name: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.interpreters import partial_eval
 
 from bert_adapter.batches import check_weights
 from bert_adapter.distributions.draw import Draw
@@ -34,6 +35,7 @@ from bert_adapter.importance.sums import (
     differences,
 )
 from bert_adapter.layers.capture import Batch, Forward, Lookup
+from bert_adapter.layers.stacks import whole
 from bert_adapter.memory import give_back
 from bert_adapter.model import Model, Run, check_batch
 from bert_adapter.model import forward as function_of
@@ -142,6 +144,17 @@ def fingerprints(wanted: Wanted, params: Any, batch: Batch) -> dict[str, Any]:
     """Of the parameters, and of what is computed from them for such a batch."""
     inputs = tuple((name, np.shape(array), np.asarray(array).dtype.name) for name, array in sorted(batch.items()))
     return {"model": of_params(params), "function": of_programs(wanted, params, batch), "inputs": inputs}
+
+
+def check_reached(forward: Forward, params: Any, batch: Batch, paths: Iterable[str]) -> None:
+    """A ValueError for layers whose parameters the output does not depend on, so that their gradients are zero."""
+    program = jax.make_jaxpr(forward)(params, batch).jaxpr
+    _, used = partial_eval.dce_jaxpr(program, [True] * len(program.outvars))
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+    reached = {name.rpartition("/")[0] for name, one in zip(names, used, strict=False) if one}
+    if lost := sorted(path for path in paths if whole(path) not in reached):
+        raise ValueError(f"include: got {lost}, which the output does not depend on: exclude them")
 
 
 def of_programs(wanted: Any, params: Any, batch: Batch) -> str:

@@ -19,7 +19,7 @@ from bert_adapter.outputs.definition import (
 )
 from bert_adapter.outputs.label_values import labels_for
 from bert_adapter.reading import read_choices
-from bert_adapter.rows import LabelledTexts, Place
+from bert_adapter.rows import LabelledTexts, Place, check_unicode, rows_in
 
 ABOUT = "which of several choices fits a text"
 
@@ -33,15 +33,14 @@ def entries(labels: int | None) -> dict[str, Any]:
 
 def as_choices(texts: Any, place: Place) -> list[tuple[str, list[str]]]:
     """A text, and what may follow it, as many for each row."""
-    rows = [] if isinstance(texts, str | bytes) else list(texts)
+    rows = rows_in(texts, "rows of a text and a list of choices")
     found = [(row[0], list(row[1])) if is_choice(row) else None for row in rows]
     count = next((len(each[1]) for each in found if each), 2)
     for row, each in enumerate(found):
         if each is None or len(each[1]) != count or count < 2:
             wanted = f"a text and a list of {'two or more' if count < 2 else count} choices"
             raise ValueError(f"{place(row)}: got {rows[row]!r:.80}, wanted {wanted}, as the first row has")
-    if not found:
-        raise ValueError("texts: got none, wanted rows of a text and a list of choices")
+        check_unicode([each[0], *each[1]], place, row)
     return [each for each in found if each]
 
 

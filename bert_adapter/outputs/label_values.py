@@ -26,7 +26,8 @@ def labels_for(head: Head, labels: Any, place: Place) -> Num[np.ndarray, "rows *
     if kind == "bernoulli":
         check_all((numbers == 0) | (numbers == 1), given, place, f"0 or 1 for each of the head's {count} labels")
     check_all(np.abs(numbers) <= np.finfo(np.float32).max, given, place, "a finite number")
-    return numbers.astype(np.int32 if not count and given.dtype.kind in "biu" else np.float32)
+    whole = not count and given.dtype.kind in "biu" and bool(np.all(np.abs(numbers) <= np.iinfo(np.int32).max))
+    return numbers.astype(np.int32 if whole else np.float32)
 
 
 def class_names(config: Mapping[str, Any]) -> dict[str, int]:
@@ -39,7 +40,7 @@ def class_names(config: Mapping[str, Any]) -> dict[str, int]:
 
 def as_array(labels: Any) -> np.ndarray:
     """The labels as they are, in an array: of objects, unless they are in an array already."""
-    if isinstance(labels, str | bytes | Mapping | set) or not isinstance(labels, Iterable):
+    if isinstance(labels, str | bytes | Mapping | set | frozenset) or not isinstance(labels, Iterable):
         raise ValueError(f"labels: got {type(labels).__name__}, wanted one for each row, as a list or an array")
     if isinstance(labels, np.ma.MaskedArray):
         return np.where(np.ma.getmaskarray(labels), None, labels.astype(object).data)  # pyright: ignore
@@ -87,5 +88,6 @@ def check_all(good: Bool[np.ndarray, "rows *width"], given: np.ndarray, place: P
     if len(bad):
         label = given[bad[0]]
         shown = label.tolist() if isinstance(label, np.ndarray | np.generic) else label
-        why = " (-1 marks rows whose labels are withheld, as in GLUE's test files)" if shown in (-1, [-1]) else ""
+        withheld = shown in (-1, [-1]) if isinstance(shown, int | float | list) else False
+        why = " (-1 marks rows whose labels are withheld, as in GLUE's test files)" if withheld else ""
         raise ValueError(f"{place(int(bad[0]))}: got the label {shown!r}, wanted {wanted}{why}")

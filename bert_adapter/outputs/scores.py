@@ -21,7 +21,15 @@ def ranks(values: np.ndarray) -> np.ndarray:
 
 
 def of_values(predicted: np.ndarray, wanted: np.ndarray) -> dict[str, float]:
-    """Pearson's correlation and that of the ranks."""
+    """Pearson's correlation and that of the ranks; 0 where predictions are all the same.
+
+    Raises:
+      ValueError: what is wanted is all the same, which nothing correlates with.
+    """
+    if np.min(wanted) == np.max(wanted):
+        raise ValueError(f"labels: got {np.min(wanted):g} for all of {len(wanted)} rows, wanted two values or more")
+    if np.min(predicted) == np.max(predicted):
+        return {"pearson": 0.0, "spearman": 0.0}
     return {"pearson": float(np.corrcoef(predicted, wanted)[0, 1]), "spearman": spearman(predicted, wanted)}
 
 

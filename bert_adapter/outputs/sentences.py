@@ -16,7 +16,7 @@ from bert_adapter.outputs.definition import (
     check_room,
     tokenized,
 )
-from bert_adapter.outputs.label_values import labels_for
+from bert_adapter.outputs.label_values import as_array, labels_for
 from bert_adapter.outputs.scores import of_classes, of_values
 from bert_adapter.reading import read_rows, read_texts
 from bert_adapter.rows import LabelledTexts, Place, as_texts, length_of
@@ -139,7 +139,9 @@ SIMILARITIES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 
 def classes(labels: Any) -> list[str] | int:
     """Integers are classes, and so are names, in their alphabetical order; numbers with a fraction are values."""
-    labels = np.asarray(labels)
+    labels = as_array(labels)
+    if labels.dtype.kind == "O":
+        labels = plain(labels)
     if labels.dtype.kind == "f":
         return 1
     names = sorted(set(labels.tolist()))
@@ -150,6 +152,16 @@ def classes(labels: Any) -> list[str] | int:
     if (count := max(2, names[-1] + 1)) > max(2, len(labels)):
         raise ValueError(f"labels: got the class {names[-1]} in {len(labels)} rows; values are written as 0.0")
     return count
+
+
+def plain(labels: np.ndarray) -> np.ndarray:
+    """Labels that are objects as an array of names, or of numbers."""
+    found = labels.reshape(-1).tolist()
+    names = isinstance(found[0], str) if found else False
+    kinds = str if names else int | float | np.number
+    if odd := [label for label in found if not isinstance(label, kinds)]:
+        raise ValueError(f"labels: got {odd[0]!r} beside {found[0]!r}, wanted names of classes, or numbers")
+    return np.array(found).reshape(labels.shape)
 
 
 LABELS = Output(

@@ -4,9 +4,11 @@ Devlin et al. 2019, sec. 5.3: other tokens of a word have no label.
 """
 
 import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from bert_adapter.outputs.definition import (
     IGNORED,
@@ -26,7 +28,7 @@ from bert_adapter.outputs.definition import (
 from bert_adapter.outputs.label_values import class_names, labels_for
 from bert_adapter.outputs.scores import of_entities
 from bert_adapter.reading import read_tagged, read_texts
-from bert_adapter.rows import LabelledTexts, Place
+from bert_adapter.rows import LabelledTexts, Place, check_unicode, rows_in
 
 ABOUT = "a label for each word"
 
@@ -40,14 +42,18 @@ def entries(labels: int | None) -> dict[str, Any]:
 
 def as_words(texts: Any, place: Place) -> list[list[str]]:
     """Lists of words; a text is cut where it has spaces."""
-    rows = [] if isinstance(texts, str | bytes) else list(texts)
-    if not rows:
-        raise ValueError("texts: got none, wanted a list of texts, or of lists of words")
-    found = [row.split() if isinstance(row, str) else list(row) if hasattr(row, "__iter__") else [] for row in rows]
+    rows = rows_in(texts, "a list of texts, or of lists of words")
+    found = [row.split() if isinstance(row, str) else list(row) if is_listed(row) else [] for row in rows]
     for row, words in enumerate(found):
         if not words or not all(isinstance(word, str) and word.strip() for word in words):
             raise ValueError(f"{place(row)}: got {rows[row]!r:.80}, wanted a text (str) or a list of words")
+        check_unicode(words, place, row)
     return found
+
+
+def is_listed(row: Any) -> bool:
+    """Whether it holds words, or labels of them, in an order."""
+    return isinstance(row, Iterable) and not isinstance(row, str | bytes | Mapping | set | frozenset)
 
 
 def as_tags(head: Head, labels: Any, words: list[list[str]], place: Place) -> list[list[int]]:
@@ -55,7 +61,7 @@ def as_tags(head: Head, labels: Any, words: list[list[str]], place: Place) -> li
     found = one_for_each(labels, len(words), f"a list for each of {len(words)} texts")
     result = []
     for row, (tags, text) in enumerate(zip(found, words, strict=True)):
-        tags = [] if isinstance(tags, str) or not hasattr(tags, "__len__") else list(tags)
+        tags = list(tags) if is_listed(tags) else []
         if len(tags) != len(text):
             raise ValueError(f"{place(row)}: got {len(tags)} labels, wanted one for each of {len(text)} words")
         counted = [tag for tag in tags if not is_none(tag)]
@@ -66,7 +72,7 @@ def as_tags(head: Head, labels: Any, words: list[list[str]], place: Place) -> li
 
 def is_none(tag: Any) -> bool:
     """Whether it says that a word has no label."""
-    return not isinstance(tag, str) and tag == IGNORED
+    return isinstance(tag, int | float | np.number) and tag == IGNORED
 
 
 def examples(reader: Reader, texts: Any, labels: Any, place: Place) -> list[Example]:
@@ -148,6 +154,8 @@ def classes(labels: Any) -> list[str] | int:
     found = {tag for row in labels for tag in row if not is_none(tag)}
     if all(isinstance(tag, str) for tag in found):
         return sorted(found, key=lambda name: (name != "O", name))
+    if odd := [tag for tag in found if not isinstance(tag, int | np.integer)]:
+        raise ValueError(f"labels: got {odd[0]!r} among others, wanted names, or numbers of classes")
     return max(2, max(map(int, found)) + 1)
 
 
