@@ -128,6 +128,13 @@ def test_msgpack_is_read_where_there_are_no_safetensors(saved, dtype):
     assert_same(load(saved), model)
 
 
+def test_float64_is_saved_and_loaded(tmp_path):
+    wide = tiny.model()._replace(params=jax.tree.map(lambda leaf: leaf.astype(np.float64) + 1e-12, tiny.model().params))
+    save(wide, tmp_path / "wide")
+    again = load(tmp_path / "wide")
+    jax.tree.map(np.testing.assert_array_equal, again.params, wide.params)
+
+
 def test_old_names_and_buffers_are_understood(saved):
     wanted = load(saved)
     edit(saved, lambda tensors: rename("LayerNorm.weight", "LayerNorm.gamma", tensors))

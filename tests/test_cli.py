@@ -104,6 +104,7 @@ def places(tmp_path_factory) -> Path:
         "short": b"sentence\tlabel\na dog\t1\nit\n",
         "one": b"sentence\tlabel\na dog\t0\nit\t0\n",
         "words": b'{"STS-B": "good"}',
+        "undefined": b'{"STS-B": NaN}',
         "names": b"sentence\tlabel\na dog\tyes\nit\tno\n",
         "full/thesis.tex": b"years of work",
     }
@@ -167,7 +168,10 @@ def check_refused(command, options, changed, message, *, folder, capsys):
         ({"--multiple-of": 8}, "--uniform, multiple_of, of and flops say how a budget is spent; got a rank"),
         ({"--flops": 0.5}, "--uniform, multiple_of, of and flops say how a budget is spent; got a rank"),
         ({"--rank": "-", "--budget": 0.5, "--flops": 0}, r"--flops is the share .*, in \(0, 1\]; got 0"),
-        ({"--rank": "-", "--budget": 0.5, "--flops": 0.01}, "the smallest ranks take .* of the flops; got 0.01"),
+        (
+            {"--rank": "-", "--budget": 0.5, "--flops": 0.01},
+            "--flops: the smallest ranks take .* of the flops; got 0.01",
+        ),
         ({"--multiple-of": 0}, "--multiple-of: got 0, wanted 1 to"),
         ({"--shrink": "nan"}, r"--shrink is how far .*, in \[0, 1\]; got nan"),
         ({"--shrink": "inf"}, r"--shrink is how far .*, in \[0, 1\]; got inf"),
@@ -192,6 +196,13 @@ def check_refused(command, options, changed, message, *, folder, capsys):
         ({"--file": "out/sums"}, "--file: .*sums lies in the new checkpoint"),
         ({"--file": "out.html"}, "--report: .*out.html is --file's file too"),
         ({"--file": "model/model.safetensors"}, "--file: .* lies in .*model, which DIR names"),
+        ({"--file": "sums", "--heal": "text", "-o": "sums.healing"}, "state of healing: .*lies in the new checkpoint"),
+        ({"--file": "sums", "--heal": "text", "--report": "sums.healing"}, "sums.healing is .*healing's file too"),
+        ({"--include": "pooler"}, "--include: got .'pooler/dense'., which the output does not depend on"),
+        ({"--rank": "-", "--budget": 0.5, "--of": "latency", "--cell": "0x8"}, "argument --cell: got '0x8'"),
+        ({"--rank": "-", "--budget": 0.5, "--of": "latency", "--cell": "1x21"}, "--cell: got 1x21, wanted at most 20"),
+        ({"--rank": "-", "--budget": 0.5, "--of": "latency", "--heal": "utf16"}, "utf16: got UTF-16, wanted UTF-8"),
+        ({"--report": "~no-such-user/page"}, "argument --report: got '~no-such-user/page'"),
         ({"DIR": "text"}, "text"),
     ],
     ids=lambda value: "" if isinstance(value, str) else " ".join(f"{k} {v}"[:40] for k, v in value.items()),
@@ -289,6 +300,7 @@ def test_demo_refuses_what_cannot_be_in_a_line_before_work(options, message, pla
         ({"--scores": "text"}, "text: wanted JSON"),
         ({"--scores": "words"}, "words: scores: got 'STS-B' of 'good', wanted a number"),
         ({"--scores": "nowhere"}, "--scores: .*nowhere is not there"),
+        ({"--scores": "undefined"}, "undefined: scores: got 'STS-B' of nan, wanted a number"),
     ],
     ids=lambda value: "" if isinstance(value, str) else " ".join(f"{k} {v}"[:40] for k, v in value.items()),
 )
@@ -390,6 +402,21 @@ def test_names_of_classes_are_trained_on_and_saved(places, monkeypatch, tmp_path
     assert main(argv) == 0
     assert "after: accuracy" in capsys.readouterr().out
     assert bert_adapter.load(tmp_path / "out").config["label2id"] == {"no": 0, "yes": 1}
+
+
+def test_a_path_may_begin_with_the_users_home(places, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(places)
+    assert main(["export", "model", "--to", "transformers-dense", "-o=~/out"]) == 0
+    assert (tmp_path / "out/config.json").is_file()
+
+
+def test_a_teacher_of_other_words_is_refused_wherever_they_are(places, tmp_path, capsys):
+    rows = "sentence\tlabel\n" + "[MASK]\t1\n" * 120
+    (tmp_path / "rows").write_text(rows + "it runs\t0\n")
+    options = ["--data", str(tmp_path / "rows"), "-o", str(tmp_path / "out")]
+    assert main(["finetune", str(places / "classifier"), *options, "--teacher", str(places / "other-words")]) == 2
+    assert "--teacher: got a model that cuts the texts of --data into other tokens" in capsys.readouterr().err
 
 
 def test_help_shows_how_to_go_on(capsys):

@@ -493,7 +493,9 @@ def test_default_prompt_leaves_room_for_the_texts():
         ("sentence_bert_config.json", {"tokenizer_args": {"padding_side": "left"}}, "tokenizer_args"),
         ("sentence_bert_config.json", {"model_kwargs": {"torch_dtype": "float16"}}, "model_kwargs"),
         ("sentence_bert_config.json", {"config_kwargs": {"num_hidden_layers": 1}}, "config_kwargs"),
+        ("sentence_bert_config.json", {"modality_config": {"text": {"method": "forward"}}}, "modality_config"),
         ("config_sentence_transformers.json", {"truncate_dim": 8}, "truncate_dim 8"),
+        ("config_sentence_transformers.json", {"similarity_fn_name": ["dot"]}, "similarity_fn_name"),
     ],
 )
 def test_declarations_of_texts_that_cannot_be_honoured_are_refused(folder, name, content, named):
@@ -529,6 +531,56 @@ def test_tokenizer_that_knows_more_tokens_than_the_table_has_rows_is_refused():
     model = with_files(**{"vocab.txt": "\n".join([*tiny.WORDS, *"bcdefg"]).encode()})
     with pytest.raises(ValueError, match="knows 21 tokens, the last of them 'g', and the model has embeddings of 20"):
         tokenizer(model)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("config.json", "model.safetensors", "modules.json", "sentence_bert_config.json", POOLING),
+        *("adapter_config.json", "tokenizer_config.json", "vocab.txt"),
+    ],
+)
+def test_a_link_to_nothing_is_no_missing_file(declared, name):
+    (declared / name).unlink(missing_ok=True)
+    (declared / name).symlink_to("/nowhere/blob")
+    with pytest.raises(ValueError, match=f"{name}: got a link to /nowhere/blob, which is not there"):
+        load(declared)
+
+
+def with_tokenizer(name, content):
+    files = tiny.model().files
+    entries = json.loads(files["tokenizer_config.json"]) | content if name == "tokenizer_config.json" else content
+    return tiny.model()._replace(files=files | {name: as_json(entries)})
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("tokenizer_config.json", {"model_input_names": ["input_ids"]}, "got model_input_names .*'attention_mask'"),
+        ("tokenizer_config.json", {"model_input_names": "input_ids"}, "got model_input_names 'input_ids'"),
+        ("tokenizer_config.json", {"model_max_length": 8.5}, "got model_max_length 8.5, wanted a positive integer"),
+        ("tokenizer_config.json", {"model_max_length": "8"}, "got model_max_length '8', wanted a positive integer"),
+        ("tokenizer_config.json", {"tokenizer_class": ["BertTokenizer"]}, "tokenizer: transformers cannot make one"),
+        ("tokenizer_config.json", {"tokenizer_class": "RobertaTokenizer"}, "tokenizer: transformers cannot make one"),
+        ("tokenizer.json", {}, "tokenizer: transformers cannot make one of tokenizer.json.*vocab.txt"),
+    ],
+)
+def test_tokenizers_that_cannot_be_are_refused_in_a_sentence(name, content, message):
+    with pytest.raises(ValueError, match=message):
+        tokenizer(with_tokenizer(name, content))
+
+
+def test_a_length_that_is_whole_is_a_length():
+    assert tokenizer(with_tokenizer("tokenizer_config.json", {"model_max_length": 8.0}))("a dog " * 9)[
+        "input_ids"
+    ].shape == (1, 8)
+
+
+def test_code_beside_a_tokenizer_is_not_run_and_nobody_is_asked(monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("it asks"))
+    code = {"tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": ["mine.Mine", None]}}
+    with pytest.raises(ValueError, match="tokenizer: transformers cannot make one"):
+        tokenizer(with_tokenizer("tokenizer_config.json", code))
 
 
 def test_tokenizer_without_a_token_for_padding_is_refused():
@@ -613,6 +665,10 @@ def test_null_that_transformers_cannot_use_is_a_missing_entry_and_a_warning(entr
         ("pruned_heads", {"0": [1]}),
         ("quantization_config", {"quant_method": "bitsandbytes", "load_in_8bit": True}),
         ("auto_map", {"AutoModel": "modeling.MyBert"}),
+        ("model_type", ["bert"]),
+        ("architectures", [["BertModel"]]),
+        ("architectures", {"BertModel": 1}),
+        ("vocab_size", 10**30),
         ("low_rank", [1]),
         ("low_rank", {"schema": 1, "ranks": {QUERY: 2.5}}),
     ],

@@ -467,6 +467,16 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("choice", LabelledTexts([("a", ["it", "a"]), ("a", ["it"])], [0, 0]), "row 1.*a list of 2 choices, as the first"),
     ("choice", LabelledTexts([("a", ["it", "a"])], [2]), "row 0.*got the label 2, wanted a class of the head, 0 to 1"),
     ("choice", LabelledTexts([("a", ["it", "a"])], [0, 1]), "labels: got 2, wanted one for each of 1 texts"),
+    ("tokens", LabelledTexts({"a dog", "it"}, [[0, 0], [0]]), "texts: got set, wanted a list of texts, or of lists"),
+    ("tokens", LabelledTexts({"a dog": 1}, [[0, 0]]), "texts: got dict"),
+    ("tokens", LabelledTexts("a dog", [[0, 0]]), "texts: got str"),
+    ("tokens", LabelledTexts(None, [[0]]), "texts: got NoneType"),
+    ("tokens", LabelledTexts([{"a", "dog"}], [[0, 0]]), "row 0.*wanted a text .str. or a list of words"),
+    ("tokens", LabelledTexts([["a", "dog"]], [{0, 1}]), "row 0.*got 0 labels, wanted one for each of 2 words"),
+    ("tokens", LabelledTexts([["a", "dog"]], {(0, 1)}), "labels: got .*, wanted a list for each of 1 texts"),
+    ("tokens", LabelledTexts([["a", "\ud800"]], [[0, 0]]), "row 0.*which is no Unicode text"),
+    ("choice", LabelledTexts([("a", ["it", "\ud800"])], [0]), "row 0.*which is no Unicode text"),
+    ("choice", LabelledTexts(None, [0]), "texts: got NoneType, wanted rows of a text and a list of choices"),
 ]
 
 

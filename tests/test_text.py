@@ -12,7 +12,7 @@ import pytest
 import tiny
 from tiny import CLASSIFIER
 
-from bert_adapter.evaluate import embed, score
+from bert_adapter.evaluate import embed, of_values, score
 from bert_adapter.labels import as_labels, with_head_for
 from bert_adapter.reading import read_rows, read_texts
 from bert_adapter.text import PROGRAM, LabelledTexts, as_texts, few_lengths, labelled_batches, text_batches, tokenizer
@@ -109,6 +109,52 @@ def test_what_is_no_text_is_refused_everywhere_with_its_row(texts, message):
     for call in calls if isinstance(texts, list) else calls[:1]:
         with pytest.raises(ValueError, match=message):
             call(texts)
+
+
+def test_integers_beyond_int32_are_labels_of_an_embedder():
+    large = np.array([3_000_000_000, 1])
+    assert as_labels(tiny.model(), large).tolist() == as_labels(tiny.model(), large.tolist()).tolist() == [3e9, 1]
+    pairs = [("a dog", "it runs"), ("a dog", "a red fox"), ("far", "from"), ("it", "it")]
+    both = [score(tiny.model(), LabelledTexts(pairs, np.arange(1, 5) * scale)) for scale in (1, 10**9)]
+    assert both[0]["spearman"] == both[1]["spearman"]
+
+
+@pytest.mark.parametrize("labels", [frozenset([0, 1]), {0: 1}.keys(), {0, 1}, {0: 1, 1: 0}])
+def test_labels_without_an_order_are_refused(labels):
+    call = functools.partial(as_labels, tiny.model(CLASSIFIER, num_labels=2), labels)
+    if isinstance(labels, set | frozenset | dict):
+        with pytest.raises(ValueError, match=r"labels: got .*, wanted one for each row, as a list"):
+            call()
+    else:
+        assert call().tolist() == [0]
+
+
+def test_values_that_are_all_the_same_are_not_scored():
+    pairs = [("a dog", "it runs"), ("far", "from")]
+    with pytest.raises(ValueError, match="labels: got 3 for all of 2 rows, wanted two values or more"):
+        score(tiny.model(), LabelledTexts(pairs, [3, 3]))
+    assert of_values(np.ones(3), np.arange(3)) == {"pearson": 0.0, "spearman": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["x", 1], "labels: got 1 beside 'x', wanted names of classes, or numbers"),
+        (["x", None], "labels: got None beside 'x'"),
+        ([], "labels: got none"),
+        ([["x"], ["y", "z"]], "labels: got "),
+    ],
+)
+def test_labels_that_make_no_head_are_refused(labels, message):
+    with pytest.raises(ValueError, match=message):
+        with_head_for(tiny.model(), labels)
+
+
+@pytest.mark.parametrize(
+    "labels", [Frame(["x", "y"]), np.array(["x", "y"], object), (name for name in "xy"), ["x", "y"]]
+)
+def test_names_in_any_container_make_a_head(labels):
+    assert with_head_for(tiny.model(), labels).config["label2id"] == {"x": 0, "y": 1}
 
 
 def test_texts_are_cut_where_the_model_says_and_not_before():

@@ -149,6 +149,27 @@ def test_the_command_line_trims_before_it_compresses(tmp_path, capsys):
     assert "--dtype: got one with --of bytes" in capsys.readouterr().err
 
 
+def test_the_prompt_and_the_text_after_it_are_read_as_one():
+    """A space that ends a prompt belongs to the first word."""
+    for prompt in ("q: ", "q:", "the qu"):
+        declared = json.dumps({"prompts": {"query": prompt}, "default_prompt_name": "query"}).encode()
+        given = model("BPE")
+        given = given._replace(files=given.files | {"config_sentence_transformers.json": declared})
+        texts = ["fox", "ick dog"]
+        (small, _), encode = trim(given, texts), bert_adapter.tokenizer
+        for text in texts:
+            assert pieces(small, prompt + text) == pieces(given, prompt + text)
+            assert encode(small)(text)["attention_mask"].sum() == encode(given)(text)["attention_mask"].sum()
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_lines_of_a_vocabulary_end_as_those_of_any_text(end):
+    files = tiny.FILES | {"vocab.txt": end.join(tiny.WORDS).encode()}
+    small, kept = trim(tiny.model()._replace(files=files), ["a red fox"], keep=["dog"])
+    assert kept.tolist() == trim(tiny.model(), ["a red fox"], keep=["dog"]).kept.tolist()
+    assert small.files["vocab.txt"].decode().split("\n") == [tiny.WORDS[number] for number in kept]
+
+
 def test_tokens_that_there_are_not_cannot_be_kept():
     with pytest.raises(ValueError, match=r"keep: got .*zebra.*, wanted tokens of the vocabulary"):
         trim(tiny.model(), [], keep=["zebra"])

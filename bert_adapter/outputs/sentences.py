@@ -16,7 +16,7 @@ from bert_adapter.outputs.definition import (
     check_room,
     tokenized,
 )
-from bert_adapter.outputs.label_values import as_array, labels_for
+from bert_adapter.outputs.label_values import as_array, labels_for, with_width
 from bert_adapter.outputs.scores import of_classes, of_values
 from bert_adapter.reading import read_rows, read_texts
 from bert_adapter.rows import LabelledTexts, Place, as_texts, length_of
@@ -139,7 +139,9 @@ SIMILARITIES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 
 def classes(labels: Any) -> list[str] | int:
     """Integers are classes, and so are names, in their alphabetical order; numbers with a fraction are values."""
-    labels = as_array(labels)
+    labels = with_width(as_array(labels), None)
+    if not len(labels):
+        raise ValueError("labels: got none, wanted one for each row")
     if labels.dtype.kind == "O":
         labels = plain(labels)
     if labels.dtype.kind == "f":
