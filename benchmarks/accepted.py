@@ -40,7 +40,7 @@ What can be converted exactly is: into its own precision first, then, by powers 
 (float64 where JAX has it enabled), and results come back in yours. Where float32 cannot hold weights so far apart next
 to each other, the problem is solved in float64 and the result cast back. What cannot be converted is refused before
 work starts, in a sentence that names it. Arrays that a caller's `jit` or `vmap` traces have no values yet: their dtypes
-and shapes are checked, and a status says the rest.
+and shapes are checked, and a status says the rest: also of subnormal numbers, which processors take for zero.
 
 * A **masked** entry of `W` or of `weights` is not known: its weight is 0. Elsewhere a mask is refused.
 * A **missing** value (`None`, `pandas.NA`, NaN) is NaN: fine in `W` where the weight is 0, and refused elsewhere.
@@ -107,11 +107,17 @@ TARGETS: dict[str, Any] = {
     "another byte order": D.astype(">f8"),
     "read-only, strided": np.broadcast_to(D[:, :, None], (*D.shape, 2))[::-1, :, 0],
     "an array of JAX": jnp.asarray(D),
+    "a list of arrays of JAX, of several dtypes": [
+        jnp.array([3_000_000_000, 1], jnp.uint32),
+        jnp.array([1, 1], jnp.bfloat16),
+    ],
     "a list of lists": D.tolist(),
     "None in a list, weight 1": [[1.0, None], [2.0, 3.0]],
     "numbers as objects": D.astype(object),
     "`Fraction`": np.vectorize(Fraction, otypes=[object])(D),
     "`Decimal`": np.vectorize(Decimal, otypes=[object])(D),
+    "`Decimal` below float64": [[Decimal("1e-400"), Decimal(1)], [Decimal(1), Decimal(2)]],
+    "spans of time as objects": np.full(D.shape, np.timedelta64(5, "s"), object),
     "`numpy.ma`": np.ma.masked_array(D, ~SEEN),
     "a list of `numpy.ma`": [np.ma.masked_array(row, ~seen) for row, seen in zip(D, SEEN, strict=True)],
     "`DataFrame`": pd.DataFrame(D),

@@ -201,6 +201,9 @@ BAD = {
     "negative weights": (W, with_entry(WEIGHTS, -1, (1, 1)), Status.INVALID_WEIGHTS),
     "weights all zero": (W, 0 * WEIGHTS, Status.INVALID_WEIGHTS),
     "all NaN": (W * np.nan, WEIGHTS * np.nan, Status.INVALID_WEIGHTS),
+    "subnormal target": (W * np.float32(1e-40), WEIGHTS, Status.INVALID_TARGET),
+    "subnormal weights": (W, WEIGHTS * np.float32(1e-40), Status.INVALID_WEIGHTS),
+    "some subnormal weights": (W, with_entry(WEIGHTS, 1e-40, (1, 1)), Status.INVALID_WEIGHTS),
 }
 
 
@@ -283,6 +286,9 @@ def test_known_arrays_are_looked_at_under_jit():
         jax.jit(lambda W: solve(W, WEIGHTS, K, start=BAD_PAIR))(W)
 
 
+KEYS = np.arange(4)  # stands for keys that are made in the test: none is at import
+
+
 def through_the_door(W, weights=None):
     """Target and weights as the solver gets them, in the caller's units, in extended precision."""
     target, weight, units = in_units(check_problem(W, weights))
@@ -318,6 +324,12 @@ KINDS: dict[str, Any] = {  # an input, and the numbers in it
     "backwards": (WHOLE[::-1, ::-1], WHOLE[::-1, ::-1]),
     "broadcast, read only": (np.broadcast_to(WHOLE[:1], (4, 3)), np.broadcast_to(WHOLE[:1], (4, 3))),
     "arrays of JAX in a list": ([jnp.asarray(row, jnp.float32) for row in WHOLE], WHOLE),
+    "of JAX, of several integers": (
+        [jnp.array([3_000_000_000, 1], jnp.uint32), jnp.array([1, 2], jnp.int32)],
+        [[3e9, 1], [1, 2]],
+    ),
+    "of JAX, half and whole": ([jnp.array([1, 3], jnp.bfloat16), jnp.array([257, 771])], [[1, 3], [257, 771]]),
+    "of JAX, half and large": ([jnp.array([1, 3], jnp.float16), jnp.array([10**5, 2])], [[1, 3], [10**5, 2]]),
 }
 
 
@@ -381,6 +393,8 @@ def test_data_frames_are_taken_by_position_or_not_at_all():
         check_problem(table, table[::-1])
     with pytest.raises(ValueError, match="weights must have the columns of W in its order"):
         check_problem(table, table[[1, 0, 2]])
+    with pytest.raises(ValueError, match="weights must have the index of W in its order"):
+        solve_batch([table], [table[::-1]], 1)
     table.iloc[1, 2] = pandas.NA
     with pytest.raises(ValueError, match=r"W has 1 NaN .*, the first nan at \(1, 2\)"):
         check_problem(table, None)
@@ -404,6 +418,12 @@ NO_NUMBERS = {
     "four axes": (WHOLE[None, None], "got shape|dim 4"),
     "empty": (WHOLE[:0], "empty axes|0 sample"),
     "beyond float64": ([[10**400, 1], [1, 1]], "must hold numbers that float64 holds|too large"),
+    "too small for float64": ([[decimal.Decimal("1e-400"), 1], [1, 1]], "must hold numbers that float64 holds"),
+    "a signal among decimals": ([[decimal.Decimal("sNaN"), 1], [1, 1]], "must hold numbers that float64 holds"),
+    "a span of time among objects": (np.array([[np.timedelta64(5, "ns"), 2.0]], object), "must hold numbers"),
+    "a span of seconds among objects": (np.array([[np.timedelta64(5, "s"), 2.0]], object), "must hold numbers"),
+    "a date among objects": (np.array([[np.datetime64("2020-01-01"), 2.0]], object), "must hold numbers"),
+    "sparse, in a list": ([scipy.sparse.csr_array(WHOLE)], "must be dense here; got a list of csr_array"),
     "beyond the factors": (WHOLE * 1e80, "too large for factors in float32: give W in other units, or enable float64"),
     "sparse": (scipy.sparse.csr_array(WHOLE), "must be one of .* for a sparse W|must be dense"),
     "sparse, of JAX": (BCOO.fromdense(jnp.asarray(WHOLE)), "must be one of .* for a sparse W|must be dense"),
@@ -457,7 +477,13 @@ NO_OPTIONS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("value", ["0.1", None, 1j, True, np.ma.masked, [0.1], np.datetime64("2020-01-01"), np.nan])
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("0.1", None, 1j, True, np.ma.masked, [0.1], np.datetime64("2020-01-01"), np.nan),
+        *(np.timedelta64(0, "s"), np.timedelta64(0, "ns"), decimal.Decimal("sNaN")),
+    ],
+)
 def test_what_is_no_number_is_no_tolerance_and_no_penalty(value):
     with pytest.raises(ValueError, match=r"tol bounds the stationarity, a number in \[0, 1\]; got "):
         checks.check_tol(value)
@@ -470,10 +496,26 @@ def test_numbers_of_any_kind_are_taken(value):
     assert checks.check_tol(value) == 1.0
 
 
-@pytest.mark.parametrize("key", [None, 0, np.ones(2), "key"])
+@pytest.mark.parametrize(
+    "key", [None, 0, np.ones(2), "key", np.zeros(3, np.uint32), np.zeros((2, 2), np.uint32), KEYS], ids=str
+)
 def test_what_is_no_key_is_refused(key):
+    key = jax.random.split(jax.random.key(0)) if key is KEYS else key
     with pytest.raises(ValueError, match=r"key must be one of jax.random, such as jax.random.key\(0\); got "):
         checks.check_key(key)
+
+
+def test_keys_of_both_kinds_are_taken():
+    assert checks.check_key(jax.random.key(0)).shape == ()
+    assert checks.check_key(jax.random.PRNGKey(0)).shape == (2,)
+
+
+def test_counts_beyond_32_bits_are_never_and_refused():
+    assert solve(W, WEIGHTS, K, method="em", patience=2**63 - 1, max_iters=3).iterations == 3
+    with pytest.raises(ValueError, match="max_iters must be at most 2147483646; got 2147483647"):
+        solve(W, None, K, max_iters=2**31 - 1)
+    with pytest.raises(ValueError, match=r"tol bounds the stationarity, a number in \[0, 1\]; got 1"):
+        checks.check_tol(2**2000)
 
 
 @pytest.mark.parametrize(("changes", "message"), NO_OPTIONS.values(), ids=NO_OPTIONS)
@@ -541,6 +583,49 @@ def test_weights_too_far_apart_are_refused_where_values_are_traced():
     weights[0, 0] = 1
     with pytest.raises(ValueError, match="weights are too far apart for float32, from 1e-60 to 1:"):
         jax.eval_shape(lambda W: solve(W, weights, K), W)
+
+
+FAR = 10.0 ** np.linspace(-30, 30, M * N).reshape(M, N)
+
+
+@pytest.mark.parametrize("name", ["tol", "nuclear"])
+def test_weights_too_far_apart_are_refused_where_options_are_traced(name):
+    with pytest.raises(ValueError, match="weights are too far apart for float32, from 1e-30 to 1e"):
+        jax.eval_shape(lambda value: solve(W, FAR, K, **{name: value}), 0.1)
+
+
+def test_a_tolerance_may_be_traced_where_all_else_is_known():
+    given = solve_batch(W[None], None, K, method="svd").loss
+    tolerances = jnp.array([0.1, 0.2])
+    one = jax.vmap(lambda tol: solve(W, None, K, method="svd", tol=tol).loss)(tolerances)
+    several = jax.jit(lambda tol: solve_batch(W[None], None, K, method="svd", tol=tol).loss)(0.1)
+    np.testing.assert_allclose(one, np.repeat(given, 2), rtol=1e-5)
+    np.testing.assert_allclose(several, given, rtol=1e-5)
+
+
+def test_a_path_of_traced_penalties_is_refused():
+    with pytest.raises(ValueError, match="nuclear is put in order, and must be known"):
+        jax.eval_shape(lambda value: solve_path(W, None, rank=K, nuclear=[value, 2 * value]), 1.0)
+
+
+@pytest.mark.parametrize("weights", ["1e400", "1e-400"])
+def test_weights_that_no_float64_holds_are_refused(weights):
+    if np.finfo(np.longdouble).maxexp < 2000:
+        pytest.skip("no extended precision here")
+    some = np.ones((M, N), np.longdouble)
+    some[0] = np.longdouble(weights)
+    for call in (solve, lambda W, weights, rank: select_rank(W, weights, [rank], key=jax.random.key(0))):
+        with pytest.raises(ValueError, match="weights must be numbers that float64 holds, or in other units"):
+            call(W, some, K)
+
+
+def test_columns_of_a_start_may_be_of_any_size():
+    """The product of each with its row is an ordinary matrix."""
+    left, right = np.float64(LEFT + W[:, :K]), np.float64(RIGHT + W[:K])
+    size = np.array([1e-90, 1e90])
+    near = solve(W, WEIGHTS, K, start=(left, right), method="em", max_iters=3)
+    far = solve(W, WEIGHTS, K, start=(left * size, right / size[:, None]), method="em", max_iters=3)
+    np.testing.assert_allclose(far.left @ far.right, near.left @ near.right, rtol=1e-3, atol=1e-4)
 
 
 def test_what_the_caller_changes_afterwards_is_not_read():

@@ -260,8 +260,10 @@ REFUSED = {
     "row not symmetric": ({"row": LOPSIDED}, "weights.row must be symmetric"),
     "col zero": ({"col": 0 * COL}, "weights.col must be symmetric positive semi-definite and not zero"),
     "col NaN": ({"col": COL * np.nan}, "weights.col has 64 NaN or infinite entries, the first nan at"),
-    "row of another size": ({"row": COL}, "weights.row must broadcast to"),
-    "col a vector": ({"col": Q}, "weights.col must broadcast to"),
+    "row of another size": ({"row": COL}, r"weights.row must be \(10, 10\); got shape \(8, 8\)"),
+    "a number": ({"row": np.float32(1)}, r"weights.row must be \(10, 10\); got shape \(\)"),
+    "row of one column": ({"row": np.ones((10, 1), np.float32)}, r"weights.row must be \(10, 10\); got shape"),
+    "col a vector": ({"col": Q}, r"weights.col must be \(8, 8\); got shape \(8,\)"),
     "complex col": ({"col": COL.astype(np.complex64)}, "weights.col must be real"),
 }
 

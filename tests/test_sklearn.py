@@ -134,8 +134,11 @@ def test_coefficients_are_exact_for_weights_of_many_decades():
         (X.astype("timedelta64[s]"), "X must hold numbers"),
         (BCOO.fromdense(jnp.ones((M, N))), "X must be dense; got a BCOO"),
         (X * 1e-200, "too small for factors in float32"),
+        (X.astype(np.longdouble) * np.longdouble("1e-400"), "X has 100 tiny or huge entries|too small"),
+        (np.array([[np.timedelta64(5, "s"), 2.0]], object), "X must hold numbers; got np.timedelta64"),
+        (np.array([[np.datetime64("2020-01-01"), 2.0]], object), "X must hold numbers; got np.datetime64"),
+        (np.array([[1j, 2.0]], object), "X must hold numbers; got 1j"),
     ],
-    ids=["text", "text as objects", "dates", "spans", "sparse", "beyond the factors"],
 )
 def test_what_holds_no_numbers_is_refused(value, message):
     with pytest.raises(ValueError, match=message):
@@ -306,6 +309,30 @@ def test_what_cannot_be_fitted_is_refused(name):
 def test_what_cannot_be_transformed_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         WLRA(K).fit(X).transform(**arguments)
+
+
+def test_what_is_missing_among_objects_may_have_weight_zero():
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame([[1, pandas.NA], [2, 3.0]], columns=["a", "b"], dtype=object)
+    weights, plain = [[1, 0], [1, 1]], [[1, 0], [2, 3.0]]
+    for given in (table, table.to_numpy(), table.to_numpy().tolist()):
+        model = WLRA(1).fit(given, weights=weights)
+        np.testing.assert_array_equal(model.components_, WLRA(1).fit(plain, weights=weights).components_)
+    assert WLRA(1).fit(table, weights=weights).feature_names_in_.tolist() == ["a", "b"]
+    with pytest.raises(ValueError, match="NaN"):
+        WLRA(1).fit(table)
+
+
+def test_rows_of_any_size_are_transformed_each_by_itself():
+    model = WLRA(1).fit(np.outer([1.0, 2.0], [1.0, 0.5, 2.0]))
+    rows = np.outer([1e300, 1e-20, 1e-8], [1.0, 0.5, 2.0])
+    np.testing.assert_allclose(model.transform(rows, weights=1.0), model.transform(rows), rtol=1e-12)
+
+
+def test_masked_scores_are_refused_in_lists_too():
+    masked = [np.ma.array([1.0, 1.0], mask=[True, False]), np.ma.array([2.0, 2.0], mask=[False, False])]
+    with pytest.raises(ValueError, match="Z must not be masked"):
+        WLRA(K).fit(X).inverse_transform(masked)
 
 
 def test_scores_of_another_width_are_refused():

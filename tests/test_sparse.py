@@ -19,7 +19,7 @@ from wlra import checks, door
 from wlra.linalg.decompose import leading_components
 from wlra.options import check_options, prepare
 from wlra.pipeline import solve_inputs
-from wlra.sparse import grams
+from wlra.sparse import as_sparse, grams
 
 M, N, K = 37, 23, 3
 ITERS = 8
@@ -369,3 +369,12 @@ def test_a_batch_is_refused():
 def test_traced_indices_are_refused():
     with pytest.raises(ValueError, match="its indices must be known"):
         jax.jit(lambda W: wlra.solve(W, None, K))(stored(W))
+
+
+def test_zeros_that_diagonals_store_are_known():
+    stored = np.array([[1.0, 0, 3], [2, 2, 2], [1, 1, 1]])
+    diagonals = scipy.sparse.dia_array((stored, [0, -1, 1]), shape=(3, 3))
+    found = as_sparse(diagonals, "W")
+    assert len(found.values) == diagonals.nnz == 7
+    assert found.values.tolist() == [1, 1, 2, 0, 1, 2, 3]
+    assert found.rows.tolist() == [0, 0, 1, 1, 1, 2, 2]

@@ -19,6 +19,7 @@ from wlra.options import (
     TOL,
     Request,
     check_options,
+    is_known,
     join,
     prepare,
     refuse_filled,
@@ -98,7 +99,8 @@ def solve(
 
     Raises:
       ValueError: a shape, dtype, rank, name or value cannot be used. Under a caller's own jit the values are not known,
-        and `Status.INVALID_TARGET` or `Status.INVALID_WEIGHTS` says so instead.
+        and `Status.INVALID_TARGET` or `Status.INVALID_WEIGHTS` says so instead, also of subnormal numbers, which
+        processors take for zero.
 
     Example:
       >>> import numpy as np, wlra
@@ -119,7 +121,11 @@ def solve(
         ridge=ridge,
         nuclear=nuclear,
     )
-    return enter(W, weights, lambda given: solve_given(given, rank, request, restarts=restarts, key=key, mesh=mesh))
+
+    def solved(given: Given) -> Result:
+        return solve_given(given, rank, request, restarts=restarts, key=key, mesh=mesh)
+
+    return enter(W, weights, solved, known=is_known(request))
 
 
 def solve_given(
@@ -133,7 +139,7 @@ def solve_given(
     if mesh is not None:
         refuse_whole(request, given.weights, restarts)
         mesh = devices.check_mesh(mesh)
-    at_hand = mesh is None and restarts is None and known_on_host(given, request.method)
+    at_hand = mesh is None and restarts is None and known_on_host(given, request)
     inputs, options = prepare(given, rank, request, at_hand=at_hand)
     if at_hand:
         return solve_on_host(inputs, options)
@@ -207,7 +213,8 @@ def solve_batch(
         nuclear=nuclear,
     )
     more: dict[str, Any] = {"ranks": ranks, "chunk": chunk, "mesh": mesh}
-    return enter(W, weights, lambda given: batch_given(given, rank, request, **more), batched=True)
+    known = is_known(request)
+    return enter(W, weights, lambda given: batch_given(given, rank, request, **more), batched=True, known=known)
 
 
 def batch_given(
@@ -218,7 +225,7 @@ def batch_given(
     most = 1 if jax.default_backend() == "cpu" else count
     chunk = most if chunk is None else checks.check_count("chunk", chunk, 1)
     mesh = None if mesh is None else devices.check_mesh(mesh)
-    at_hand = mesh is None and known_on_host(given, request.method)
+    at_hand = mesh is None and known_on_host(given, request)
     inputs, options = prepare(given, rank, request, ranks=ranks, at_hand=at_hand)
     if at_hand:
         return solve_on_host(inputs, options, count)

@@ -81,8 +81,17 @@ def check_sparse_weights(weights: Any, W: Sparse) -> Any:
 def check_kronecker(weights: Kronecker, shape: tuple[int, ...]) -> Kronecker:
     """Both factors as floating arrays (m, m) and (n, n), with the batch axis of the target if it has one."""
     *batch, m, n = shape
-    row = check_broadcast(real(weights.row, "weights.row"), (*batch, m, m), "weights.row")
-    return Kronecker(row, check_broadcast(real(weights.col, "weights.col"), (*batch, n, n), "weights.col"))
+    sizes = {"row": m, "col": n}
+    return Kronecker(*(check_square(matrix, name, sizes[name], batch) for name, matrix in weights._asdict().items()))
+
+
+def check_square(matrix: Any, name: str, size: int, batch: list[int]) -> Any:
+    """A floating array (size, size), with the batch axis if there is one; a single number is no matrix."""
+    name = f"weights.{name}"
+    array = real(matrix, name)
+    if array.shape[-2:] != (size, size):
+        raise ValueError(f"{name} must be {(*batch, size, size)}; got shape {array.shape}")
+    return check_broadcast(array, (*batch, size, size), name)
 
 
 def check_rank(rank: Any, shape: tuple[int, ...]) -> int:
@@ -93,8 +102,11 @@ def check_rank(rank: Any, shape: tuple[int, ...]) -> int:
     return rank
 
 
-def check_count(name: str, value: Any, least: int) -> int:
-    """The value as an int that is at least `least`."""
+MOST = 2**31 - 2  # of what is counted in 32 bits, and one more
+
+
+def check_count(name: str, value: Any, least: int, most: int | None = None) -> int:
+    """The value as an int that is at least `least`, and at most `most` if there is such a bound."""
     try:
         if isinstance(value, bool):
             raise TypeError
@@ -103,6 +115,8 @@ def check_count(name: str, value: Any, least: int) -> int:
         raise ValueError(f"{name} must be an integer known before tracing; got {value!r}") from None
     if count < least:
         raise ValueError(f"{name} must be at least {least}; got {count}")
+    if most is not None and count > most:
+        raise ValueError(f"{name} must be at most {most}; got {count}")
     return count
 
 
@@ -128,12 +142,17 @@ def check_number(value: Any, limit: float, wanted: str) -> Any:
     """The value, which is a caller's tracer or a finite number from 0 to the limit."""
     if is_traced(value):
         return value
-    scalar = isinstance(value, numbers.Real | decimal.Decimal) and not isinstance(value, bool)
+    scalar = isinstance(value, numbers.Real | decimal.Decimal) and not isinstance(value, bool | np.timedelta64)
     if isinstance(value, np.ndarray | np.generic | jax.Array) and not isinstance(value, np.ma.MaskedArray):
         scalar = value.ndim == 0 and jnp.issubdtype(value.dtype, jnp.number) and not np.iscomplexobj(value)
-    if not (scalar and 0 <= float(value) <= limit and np.isfinite(float(value))):
-        raise ValueError(f"{wanted}; got {value!r}")
-    return float(value)
+        scalar &= getattr(value.dtype, "kind", "") != "m"  # NumPy counts spans of time as integers
+    try:
+        found = float(value) if scalar else np.nan
+    except (OverflowError, ValueError):  # of numbers that float64 does not hold, and of signalling NaN
+        found = np.nan
+    if not (0 <= found <= limit and np.isfinite(found)):
+        raise ValueError(f"{wanted}; got {value!r:.80}")
+    return found
 
 
 def check_tol(tol: Any) -> Any:
@@ -155,7 +174,9 @@ def check_penalty(ridge: Any, nuclear: Any) -> tuple[Any, str]:
 def check_key(key: Any) -> Any:
     """The key, which is one of `jax.random`."""
     raw = isinstance(key, np.ndarray | jax.Array) and key.dtype == np.uint32
-    if not raw and not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
+    shape = jax.eval_shape(jax.random.key_data, jax.random.key(0)).shape if raw else ()
+    typed = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    if not (raw or typed) or key.shape != shape:
         raise ValueError(f"key must be one of jax.random, such as jax.random.key(0); got {key!r}")
     return key
 
@@ -315,8 +336,24 @@ def check_kronecker_values(W: Any, weights: Kronecker) -> bool:
 
 
 def faults(W: Array, weights: Array) -> tuple[Bool[Array, "..."], Bool[Array, "..."], Bool[Array, "..."]]:
-    """Whether the target, then the weights, of each problem have values that cannot be used; and all weights zero."""
-    return surveyed(W, weights)[3:]
+    """Whether the target, then the weights, of each problem have values that cannot be used; and all weights zero.
+
+    Among these are numbers that the processor may take for zero, and that are none.
+    """
+    target_bad, weights_bad, empty = surveyed(W, weights)[3:]
+    axes, lost = (-2, -1)[-W.ndim :], is_flushed(weights)
+    target_bad |= jnp.any(is_flushed(W) & ((weights > 0) | lost), axis=axes)
+    return target_bad, weights_bad | jnp.any(lost, axis=axes), empty
+
+
+def is_flushed(array: Array) -> Bool[Array, "..."]:
+    """Whether each number is subnormal, which XLA takes for zero on most processors: told by its bits."""
+    kind = {2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}[array.dtype.itemsize]
+    bits, least = (
+        jax.lax.bitcast_convert_type(each, kind) << 1
+        for each in (array, jnp.asarray(jnp.finfo(array.dtype).tiny, array.dtype))
+    )
+    return (bits > 0) & (bits < least)
 
 
 @jax.jit

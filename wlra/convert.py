@@ -47,19 +47,31 @@ def real(value: Any, name: str, masked: float | None = None) -> Any:
 
 
 def joined(value: Any, name: str) -> Any:
-    """A list or tuple as one array: masked if one in it is, of JAX if a caller traces one or all are of JAX."""
+    """A list or tuple as one array: masked if one in it is, of JAX if a caller traces one or all are of JAX, alike.
+
+    Arrays of JAX of several dtypes become floating ones first: JAX would round some of them to the dtype of others.
+    """
     if not isinstance(value, list | tuple):
         return value
+    if (sparse := next((part for part in value if is_sparse_matrix(part)), None)) is not None:
+        raise ValueError(f"{name} must be dense here; got a {type(value).__name__} of {type(sparse).__name__}")
     leaves = jax.tree.leaves(value)
     try:
         if any(isinstance(leaf, np.ma.MaskedArray) for leaf in leaves):
             return np.ma.stack([joined(part, name) for part in value])
         traced = any(isinstance(leaf, Tracer) for leaf in leaves)
         if traced or (leaves and all(isinstance(leaf, jax.Array) for leaf in leaves)):
-            return jnp.asarray(value)
+            alike = len({getattr(leaf, "dtype", type(leaf)) for leaf in leaves}) == 1
+            parts = value if alike else jax.tree.map(lambda leaf: floats(leaf, name), value)
+            return jnp.asarray(parts) if alike or traced else np.asarray(parts)
     except (TypeError, ValueError) as error:
         raise unreadable(value, name, error) from None
     return value
+
+
+def floats(leaf: Any, name: str) -> Any:
+    """What a list holds, of an array of JAX a floating one."""
+    return of_jax(leaf, name) if isinstance(leaf, jax.Array) else leaf
 
 
 def as_numpy(value: Any, name: str) -> np.ndarray:
@@ -114,13 +126,14 @@ def number(entry: Any, name: str, place: tuple[int, ...]) -> float:
     pandas = sys.modules.get("pandas")
     if entry is None or entry is np.ma.masked or (pandas is not None and entry is pandas.NA):
         return np.nan
-    scalar = isinstance(entry, numbers.Real | decimal.Decimal | np.bool_)
+    scalar = isinstance(entry, numbers.Real | decimal.Decimal | np.bool_) and not isinstance(entry, np.timedelta64)
     if not scalar and isinstance(entry, np.ndarray | np.generic | jax.Array) and np.ndim(entry) == 0:
-        scalar = jnp.issubdtype(entry.dtype, jnp.floating) or jnp.issubdtype(entry.dtype, jnp.integer)
+        scalar = any(jnp.issubdtype(entry.dtype, kind) for kind in (jnp.floating, jnp.integer))
+        scalar &= getattr(entry.dtype, "kind", "") != "m"  # NumPy counts spans of time as integers
     try:
-        if scalar:
-            return float(entry)
-    except OverflowError:
+        if scalar and ((found := float(entry)) or not entry):  # what is not zero does not become it
+            return found
+    except (OverflowError, ValueError):
         pass
     shown = repr(entry)
     shown = shown if len(shown) <= 40 else f"{shown[:40]}..."
@@ -144,7 +157,10 @@ def is_scipy(value: Any) -> bool:
 
 
 def check_aligned(W: Any, weights: Any) -> None:
-    """Two data frames do not have the same labels in different places: nothing here goes by labels."""
+    """Two data frames do not have the same labels in different places, nor any of two lists of them."""
+    if isinstance(W, list | tuple) and isinstance(weights, list | tuple):
+        for one, its in zip(W, weights, strict=False):
+            check_aligned(one, its)
     if not all(hasattr(frame, "iloc") and hasattr(frame, "columns") for frame in (W, weights)):
         return
     for axis in ("index", "columns"):

@@ -43,8 +43,10 @@ class Given(NamedTuple):
         return self.target.shape
 
 
-def enter(W: Any, weights: Any, solve: Callable[[Given], T], *, batched: bool = False) -> T:
+def enter(W: Any, weights: Any, solve: Callable[[Given], T], *, batched: bool = False, known: bool = True) -> T:
     """What `solve` makes of the problem; from float64, cast back, where float32 does not hold weights so far apart.
+
+    known: whether nothing else that `solve` takes is traced by a caller: else it cannot be computed in float64.
 
     Raises:
       ValueError: the target or the weights cannot be used.
@@ -54,7 +56,7 @@ def enter(W: Any, weights: Any, solve: Callable[[Given], T], *, batched: bool = 
     if dtype == "float64" or given.survey is None or held(given, dtype):
         check_held(given, dtype)
         return solve(given)
-    check_held(given, "float64")
+    check_held(given, "float64" if known else "float32")
     with jax.ensure_compile_time_eval(), enable_x64(True):  # under a caller's jit, whose programs are of float32
         target, weights = (
             like(matrix, np.asarray(values(matrix)).astype(np.float64)) for matrix in (given.target, given.weights)
@@ -76,7 +78,21 @@ def check_problem(W: Any, weights: Any, batched: bool = False) -> Given:
     else:
         entries = checks.hide(W, checks.check_weights(weights, target.shape))
     survey = checks.check_values(target, entries)
+    if survey is not None and values(entries).dtype.itemsize > 8:
+        check_double(survey)
     return check_size(Given(target, entries, survey, examined=survey is not None))
+
+
+def check_double(found: checks.Survey) -> None:
+    """A ValueError for weights that float64 does not hold, of a dtype that holds more."""
+    with np.errstate(over="ignore", under="ignore"):
+        rounded = np.asarray([found.heaviest, found.lightest]).astype(np.float64)
+    if not (np.isfinite(rounded) & (rounded >= np.finfo(np.float64).tiny)).all():
+        places = f"from {np.min(found.lightest)} to {np.max(found.heaviest)}"
+        raise ValueError(
+            f"weights must be numbers that float64 holds, or in other units, for only their proportions matter; got "
+            f"some {places}"
+        )
 
 
 def wide(given: Given) -> bool:

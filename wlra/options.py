@@ -101,14 +101,20 @@ def check_options(method: Any, **options: Any) -> Request:
             raise ValueError(f"start must be a closed form for weights of entries, with `equalise`; got {start.name!r}")
     patience = request.patience
     if not checks.is_traced(patience):
-        patience = checks.check_count("patience", patience, 1)
+        patience = min(checks.check_count("patience", patience, 1), checks.MOST)
     _, unit = checks.check_penalty(request.ridge, request.nuclear)
     if unit and not method.penalty:
         raise ValueError(f"{unit} needs one of the methods {listed('penalty')}; got {method.name!r}")
-    max_iters = checks.check_count("max_iters", request.max_iters, 1)
+    max_iters = checks.check_count("max_iters", request.max_iters, 1, most=checks.MOST)
     return request._replace(
         method=method, start=start, tol=checks.check_tol(request.tol), max_iters=max_iters, patience=patience
     )
+
+
+def is_known(request: Request) -> bool:
+    """Whether no number or factor of the request is traced by a caller."""
+    start = request.start if isinstance(request.start, list | tuple) and not isinstance(request.start, Method) else ()
+    return not any(map(checks.is_traced, (*start, request.tol, request.patience, request.ridge, request.nuclear)))
 
 
 def as_method(method: Any) -> Method:

@@ -13,7 +13,7 @@ from wlra.api import solve_given
 from wlra.door import Given, enter, in_units
 from wlra.linalg.decompose import balance, leading_components
 from wlra.methods.method import choose
-from wlra.options import Request, check_options
+from wlra.options import Request, check_options, is_known
 from wlra.problem import Factors, Problem, loss
 from wlra.result import Result
 from wlra.scaling import equilibrate, scale, scale_factors, unscale_factors
@@ -27,8 +27,8 @@ def solve_path(
     ranks: Sequence[int] | None = None,
     *,
     rank: int | None = None,
-    nuclear: Sequence[float] | None = None,
-    ridge: Sequence[float] | None = None,
+    nuclear: Sequence[Any] | None = None,
+    ridge: Sequence[Any] | None = None,
     **options: Any,
 ) -> Result:
     """The results of `solve` for each rank, or for each penalty at one rank, stacked in the order given.
@@ -59,6 +59,8 @@ def solve_path(
         raise ValueError(f"give one of ranks, nuclear and ridge; got {' and '.join(names) or 'none of them'}")
     name = names[0]
     steps = checks.check_list(name, given[name])
+    if any(map(checks.is_traced, steps)):
+        raise ValueError(f"{name} is put in order, and must be known: call outside of jit and vmap; got a tracer")
     if (name == "ranks") != (rank is None):
         wanted = "no rank next to ranks" if name == "ranks" else f"rank=..., the bound of the rank, next to {name}"
         raise ValueError(f"wanted {wanted}; got rank={rank!r}")
@@ -78,7 +80,7 @@ def solve_path(
             results[i] = start = solve_given(problem, bounds[i], request, mesh=mesh)
         return stacked([results[i] for i in range(len(steps))])
 
-    return enter(W, weights, solve_all)
+    return enter(W, weights, solve_all, known=all(map(is_known, requests)))
 
 
 def warm(given: Given, request: Request, result: Result | None, rank: int) -> Request:

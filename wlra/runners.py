@@ -14,8 +14,7 @@ from wlra.components import side_by_side
 from wlra.door import Given, wide
 from wlra.linalg.batch import in_chunks
 from wlra.methods.host import Found
-from wlra.methods.method import Method
-from wlra.options import Inputs, Options, join, split
+from wlra.options import Inputs, Options, Request, join, split
 from wlra.pipeline import solve_inputs
 from wlra.problem import Factors, Kronecker
 from wlra.result import History, Restarts, Result, Status
@@ -46,13 +45,13 @@ def solve_dealt(inputs: Inputs, options: Options, chunk: int, mesh: Mesh) -> Res
     return devices.each_its_own(part, mesh)(*split(inputs))
 
 
-def known_on_host(given: Given, method: Method) -> bool:
+def known_on_host(given: Given, request: Request) -> bool:
     """Whether a closed form can be computed in NumPy: float32 that is known, and no accelerator at hand."""
     weights = given.weights if isinstance(given.weights, Kronecker) else (given.weights,)
     arrays = (given.target, *weights)
-    if method.on_host is None or jax.default_backend() != "cpu" or is_sparse(given.target) or wide(given):
+    if request.method.on_host is None or jax.default_backend() != "cpu" or is_sparse(given.target) or wide(given):
         return False
-    return not any(checks.is_traced(array) or checks.on_accelerator(array) for array in arrays)
+    return not any(checks.is_traced(each) or checks.on_accelerator(each) for each in (*arrays, request.tol))
 
 
 def solve_on_host(inputs: Inputs, options: Options, count: int | None = None) -> Result:

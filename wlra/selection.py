@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from wlra import checks
 from wlra.api import batch_given, solve_given
 from wlra.door import Given, enter
-from wlra.options import Request, check_options, refuse_filled
+from wlra.options import Request, check_options, is_known, refuse_filled
 from wlra.path import stacked, warm
 from wlra.problem import Kronecker
 from wlra.result import Result
@@ -97,7 +97,7 @@ def select_rank(
         table = np.stack([errors[rank] for rank in candidates])
         return Selection(candidates[int(np.argmax(ties(table)))], np.array(candidates), table)
 
-    selection = enter(W, weights, select)
+    selection = enter(W, weights, select, known=is_known(request))
     if len(selection.tied) == len(selection.ranks) > 1:
         message = f"all ranks predict the hidden entries equally well; the smallest, {selection.rank}, is returned"
         warnings.warn(message, stacklevel=2)

@@ -19,7 +19,8 @@ from wlra.options import MAX_ITERS, PATIENCE, TOL
 from wlra.result import Status
 
 DTYPES: Any = (np.float64, np.float32)
-WORDS = (str, bytes, datetime.date, datetime.timedelta)  # objects that scikit-learn reads as numbers, or fails on
+DATES = (datetime.date, datetime.timedelta, np.datetime64, np.timedelta64)
+WORDS = (str, bytes, complex, *DATES)  # objects that scikit-learn reads as numbers, or fails on
 
 
 class WLRA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -129,7 +130,7 @@ class WLRA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         X, weights = validated(self, X, weights, reset=False)
         if weights is None:
             return X @ self.components_.T.astype(X.dtype)
-        target, power = in_units(X)
+        target, power = in_units(X, axis=1)
         scores = coefficients(target, weights, self.components_.astype(np.float64))
         return np.ldexp(scores, power).astype(X.dtype)
 
@@ -144,7 +145,7 @@ class WLRA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
           [[6.0, 8.0]]
         """
         check_is_fitted(self)
-        check_numbers("Z", Z)
+        Z = as_numbers("Z", joined(Z, "Z"))
         if isinstance(Z, np.ma.MaskedArray):
             raise ValueError("Z must not be masked: every coefficient is needed")
         Z, wanted = check_array(Z, dtype=DTYPES, input_name="Z"), len(self.components_)
@@ -180,8 +181,7 @@ def validated(model: WLRA, X: Any, weights: Any, *, reset: bool) -> tuple[np.nda
     """
     check_aligned(X, weights)
     if not is_scipy(X):  # else scikit-learn refuses it
-        X = joined(X, "X")
-        check_numbers("X", X)
+        X = as_numbers("X", joined(X, "X"))
     if isinstance(X, np.ma.MaskedArray):
         weights = checks.hide(X, checks.check_weights(weights, X.shape))
         X = real(X, "X", masked=0.0)
@@ -196,14 +196,26 @@ def validated(model: WLRA, X: Any, weights: Any, *, reset: bool) -> tuple[np.nda
     return np.where(weights > 0, X, 0), weights
 
 
-def check_numbers(name: str, value: Any) -> None:
-    """What scikit-learn would read as numbers, text and dates, is refused."""
+def as_numbers(name: str, value: Any) -> Any:
+    """What scikit-learn can read: of objects their numbers, NaN where one is missing, under the same labels.
+
+    Text and dates, which it would read as numbers, are refused, and so is what becomes zero or infinite in float64.
+    """
     if is_sparse_matrix(value):
         raise ValueError(f"{name} must be dense; got a {type(value).__name__} of shape {value.shape}")
     array = np.ma.getdata(value) if isinstance(value, np.ma.MaskedArray) else as_numpy(value, name)
     words = [entry for entry in array.ravel() if isinstance(entry, WORDS)] if array.dtype == object else []
-    if array.dtype.kind in "USTmM" or words:
+    if array.dtype.kind in "USTmMc" or words:
         raise ValueError(f"{name} must hold numbers; got {words[0] if words else array.dtype!r}")
+    if array.dtype == object and not isinstance(value, np.ma.MaskedArray):
+        array = real(array, name)
+        return type(value)(array, columns=value.columns, index=value.index) if hasattr(value, "columns") else array
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+        with np.errstate(over="ignore", under="ignore"):
+            rounded = array.astype(np.float64)
+        lost = ((rounded == 0) & (array != 0)) | (np.isinf(rounded) & np.isfinite(array))
+        checks.report(name, rounded, lost, "tiny or huge", wanted=f"{name} in units in which float64 holds it")
+    return value
 
 
 def canonical(
@@ -219,7 +231,10 @@ def canonical(
     return np.where(peaks < 0, -components, components), error / (zero if zero > 0 else 1)
 
 
-def in_units(X: Float[np.ndarray, "m n"]) -> tuple[Float[np.ndarray, "m n"], int]:
-    """X over the power of two of its largest entry, in float64, and that power: squares neither overflow nor vanish."""
-    power = int(np.frexp(np.max(np.abs(X)))[1])
+def in_units(X: Float[np.ndarray, "m n"], axis: int | None = None) -> tuple[Float[np.ndarray, "m n"], Any]:
+    """X over the power of two of its largest entry, or of each row's, in float64, and that power.
+
+    So squares neither overflow nor vanish.
+    """
+    power = np.frexp(np.max(np.abs(X), axis=axis, keepdims=True))[1]
     return np.ldexp(X.astype(np.float64), -power), power

@@ -165,7 +165,7 @@ def as_sparse(matrix: Any, name: str) -> Sparse:
     """
     if is_scipy(matrix):
         check_shape(matrix.shape, name)
-        matrix = matrix.tocoo()
+        matrix = of_diagonals(matrix) if matrix.format == "dia" else matrix.tocoo()
         indices = np.stack([matrix.row, matrix.col], axis=1).astype(np.int64)
         indices, data = summed(indices, matrix.data, matrix.shape[1], name)
         return in_row_order(data, indices, matrix.shape, name)
@@ -180,6 +180,14 @@ def as_sparse(matrix: Any, name: str) -> Sparse:
     if isinstance(matrix.indices, Tracer):
         raise ValueError(f"{name} is sparse, and its indices must be known: call outside of jit and vmap; got a tracer")
     return in_row_order(real(matrix.data, name), np.asarray(matrix.indices), matrix.shape, name)
+
+
+def of_diagonals(matrix: Any) -> Any:
+    """A matrix of SciPy that stores diagonals, by its entries: SciPy's own way leaves out those that are zero."""
+    cols = np.broadcast_to(np.arange(matrix.data.shape[1]), matrix.data.shape)
+    rows = cols - matrix.offsets[:, None]
+    inside = (rows >= 0) & (rows < matrix.shape[0]) & (cols < matrix.shape[1])
+    return type(matrix.tocoo())((matrix.data[inside], (rows[inside], cols[inside])), shape=matrix.shape)
 
 
 def check_shape(shape: tuple[int, ...], name: str) -> None:

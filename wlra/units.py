@@ -30,7 +30,9 @@ def exponents(largest: Any, dtype: Any, smallest: Any = np.inf) -> np.ndarray:
 
 
 def shift(array: Any, exponent: Any) -> Any:
-    """array / 2**exponent in the dtype that JAX has for it, computed before the cast; the exponent is of each problem.
+    """array / 2**exponent in the dtype that JAX has for it, computed before the cast.
+
+    The exponent has the array's leading axes: that of each problem, or of each of a factor's components too.
 
     Of NumPy if the array is. What the dtype does not hold becomes infinite or zero.
     """
@@ -75,15 +77,16 @@ def from_unit(factors: Factors, exponent: Int[Array, ""]) -> Factors:
 
 
 def start_in_units(pair: tuple[Any, Any], exponent: np.ndarray) -> Factors:
-    """The factors of the product / 2**exponent, each as large as the other where their dtype might not hold them."""
+    """The factors of the product / 2**exponent, columns as large as rows where their dtype might not hold them."""
     left, right = pair
     if any(isinstance(factor, Tracer) for factor in pair):
         return Factors(shift(left, exponent // 2), shift(right, exponent - exponent // 2))
-    sizes = [np.max(np.abs(np.asarray(factor)), axis=(-2, -1)) for factor in pair]
+    sizes = [np.max(np.abs(np.asarray(factor)), axis=axis) for factor, axis in zip(pair, (-2, -1), strict=True)]
     if not (
         exponent.any() or any(exponents(size, factor.dtype).any() for size, factor in zip(sizes, pair, strict=True))
     ):
         return Factors(shift(left, np.int32(0)), shift(right, np.int32(0)))
-    power = [np.frexp(size)[1].astype(np.int32) for size in sizes]
+    power, exponent = [np.frexp(size)[1].astype(np.int32) for size in sizes], exponent[..., None]
     half = (power[0] + power[1] - exponent) // 2
-    return Factors(shift(left, power[0] - half), shift(right, exponent - power[0] + half))
+    columns = shift(np.swapaxes(left, -2, -1), power[0] - half)  # whose components lead
+    return Factors(np.swapaxes(columns, -2, -1), shift(right, exponent - power[0] + half))
