@@ -19,6 +19,7 @@ from bert_adapter.files import check_writable
 from bert_adapter.importance.fingerprint import of_arrays, of_function, of_params
 from bert_adapter.kinds import as_model, in_kind
 from bert_adapter.layers.capture import Batch, Forward
+from bert_adapter.layers.following import leaving, mean_apart
 from bert_adapter.layers.integers import check_floats
 from bert_adapter.layers.marker import Factorised
 from bert_adapter.losses import distillation
@@ -88,18 +89,42 @@ class Recipe(NamedTuple):
     """The loss of each example: how far the output is from that of the dense model, which comes with the batch.
 
     stored: of the matrices that are trained, which are rounded on the way, and how.
+    teach, paths: the dense model, and the layers whose outputs are to be near its own too; none without it.
     """
 
     run: Forward
     apart: Callable[..., Float[Array, " batch"]]
     weight_decay: float = 0.0
     stored: tuple[Stored, ...] = ()
+    teach: Forward | None = None
+    paths: frozenset[str] = frozenset()
 
-    def __call__(self, params: Any, beside: Any, batch: Batch, key: Any = None) -> Float[Array, " batch"]:
-        """Beside the parameters that are trained: those that are not, and the dense model's outputs."""
-        frozen, wanted = beside
-        whole = joined(straight_through(params, self.stored), frozen)
-        return self.apart(self.run(whole, batch), wanted, batch)
+    def __call__(self, params: Any, beside: "Beside", batch: Batch, key: Any = None) -> Float[Array, " batch"]:
+        """How far the output is, and what the layers add to that."""
+        output, layers = self.parts(params, beside, batch)
+        return output + beside.share * layers
+
+    def parts(self, params: Any, beside: "Beside", batch: Batch) -> tuple[Float[Array, " batch"], Any]:
+        """How far the output is, and how far what leaves the layers."""
+        whole = joined(straight_through(params, self.stored), beside.frozen)
+        if self.teach is None:
+            return self.apart(self.run(whole, batch), beside.wanted, batch), 0.0
+        output, ours = leaving(self.run, whole, batch, self.paths)
+        _, theirs = leaving(self.teach, beside.dense, batch, self.paths)
+        return self.apart(output, beside.wanted, batch), mean_apart(ours, theirs, batch)
+
+
+class Beside(NamedTuple):
+    """What a step is given beside the parameters that are trained.
+
+    frozen: those that are not. wanted: the dense model's outputs. dense: its parameters. share: what the distance of
+      the layers counts.
+    """
+
+    frozen: Any
+    wanted: Any
+    dense: Any = None
+    share: Any = 0.0
 
 
 class Texts(NamedTuple):
@@ -138,12 +163,15 @@ def heal(
     """The compressed model after training it to the dense model's outputs, no labels needed, and what that gained.
 
     The loss is that of `loss_increase`: for embeddings and values half the squared distance; for labels, tokens and
-    answers the divergence of the predictions, at all visible tokens where there are several. AdamW without weight decay
-    or dropout, gradients cut to 1, a rate that rises and falls linearly. Trained are factors, biases, norms and what
-    else there is, but for the tables of embeddings. Some texts are held out; the parameters that do best on them are
-    returned, or those that were given: the held-out loss never rises. High rates may cost at first what low ones bring
-    back, so that no run ends early but one whose loss is not finite. Matrices that are stored in fewer bits are rounded
-    in every step, and gradients pass through that: what is trained, judged and returned is what is stored.
+    answers the divergence of the predictions, at all visible tokens where there are several. What leaves the
+    compressed layers is to be near what leaves the dense ones too: the mean of the squared distances over the squares,
+    which counts as much as the loss does at the start (after Jiao et al. 2020, TinyBERT, sec. 3). AdamW without weight
+    decay or dropout, gradients cut to 1, a rate that rises and falls linearly. Trained are factors, biases, norms and
+    what else there is, but for the tables of embeddings. Some texts are held out; the parameters that do best on them
+    are returned, or those that were given: the held-out loss, of the outputs alone, never rises. High rates may cost at
+    first what low ones bring back, so that no run ends early but one whose loss is not finite. Matrices that are stored
+    in fewer bits are rounded in every step, and gradients pass through that: what is trained, judged and returned is
+    what is stored.
 
     Args:
       small: what `compress` returned, or another model, of any kind that `compress` takes.
@@ -314,14 +342,18 @@ def followed(
     judged, dtypes = Recipe(function_of(model), distillation(model.module, 1.0)), dtypes_of(model.config)
     texts, held = (taught(teacher, pools, plan.batch_size) for pools in (plan.pools, plan.heldout))
     trained, frozen = divided(prepared(model, dtypes, given))
-    recipe = judged._replace(stored=stored_as(trained, dtypes))
+    recipe = judged._replace(stored=stored_as(trained, dtypes), teach=function_of(teacher))
+    recipe = recipe._replace(paths=compressed_layers(model.params, dtypes))
     deals = list(epochs_of(plan.pools, plan.batch_size, plan.epochs, seed))
     every = -(-len(deals) // LOOKS)
     assert plan.learning_rate is not None
     rates = learning_rates(plan.learning_rate, round(WARMUP * len(deals)), len(deals))
-    advance, look = step_function(recipe), looker(judged, held, frozen, plan.batch_size, dtypes=dtypes)
+    look = looker(judged, held, frozen, plan.batch_size, dtypes=dtypes)
     if not np.isfinite(before := look(trained)):
         raise FloatingPointError(f"the held-out loss is {before} to begin with: look at the outputs of both models")
+    beside = Beside(frozen, None, jax.device_put(teacher.params))
+    recipe, beside = with_layers(recipe, beside, held, trained, size=plan.batch_size)
+    advance = step_function(recipe)
     run = {} if file is None else fingerprints(recipe, model, teacher, plan, seed=seed)
     moments = adamw(recipe.weight_decay).init(trained), jax.tree.map(jnp.copy, trained)
     state, losses = resumed(State(trained, moments, 0, run), np.full(len(deals), np.nan, np.float32), file)
@@ -331,7 +363,8 @@ def followed(
             break
         (inner, best), (batch, wanted) = state.moments, texts.batch(deals[number])
         learnt = state.params, inner
-        (params, inner), _ = advance(learnt, beside=(frozen, wanted), batch=batch, key=key, rate=rates[number])
+        now = beside._replace(wanted=wanted)
+        (params, inner), _ = advance(learnt, beside=now, batch=batch, key=key, rate=rates[number])
         if looked := (number + 1) % every == 0 or number + 1 == len(deals):
             loss = look(params)
             losses[number] = loss if np.isfinite(loss) else np.inf
@@ -405,10 +438,32 @@ def looker(
         loss, params = 0.0, jax.device_put(as_stored(params, dtypes))
         for deal in deals:
             batch, wanted = texts.batch(deal)
-            loss += float(np.sum(batch["weights"] * np.asarray(run(params, (frozen, wanted), batch))))
+            loss += float(np.sum(batch["weights"] * np.asarray(run(params, Beside(frozen, wanted), batch))))
         return float(np.float32(loss / total))
 
     return look
+
+
+def compressed_layers(params: Any, dtypes: Collection[str], path: str = "") -> frozenset[str]:
+    """The layers with factors, and those whose kernels are stored in fewer bits."""
+    if any(isinstance(leaf, Factorised) for name, leaf in params.items() if name != FROZEN):
+        return frozenset({path})
+    if path in dtypes and FROZEN not in params:
+        return frozenset({path})
+    inner = [(name, leaf) for name, leaf in params.items() if isinstance(leaf, Mapping)]
+    return frozenset().union(*(compressed_layers(leaf, dtypes, f"{path}/{name}".lstrip("/")) for name, leaf in inner))
+
+
+def with_layers(recipe: Recipe, beside: Beside, held: Texts, trained: Any, *, size: int) -> tuple[Recipe, Beside]:
+    """The recipe in which the layers count as much as the output does on the texts held out, or not at all."""
+    run, sums = jax.jit(recipe.parts), np.zeros(2)
+    for deal in dealt(held.pools, size):
+        batch, wanted = held.batch(deal)
+        parts = run(trained, beside._replace(wanted=wanted), batch)
+        sums += [float(np.sum(batch["weights"] * np.asarray(part))) for part in parts]
+    if not (np.isfinite(sums).all() and (sums > 0).all()):
+        return recipe._replace(teach=None, paths=frozenset()), beside._replace(dense=None)
+    return recipe, beside._replace(share=np.float32(sums[0] / sums[1]))
 
 
 @lru_cache(maxsize=16)

@@ -26,6 +26,7 @@ class Site(NamedTuple):
 
 Touch = Callable[[Site, Any, Any], Any]  # (site, inputs, outputs) -> what stands in the place of the outputs
 TOUCH: ContextVar[Touch | None] = ContextVar("touch", default=None)  # for models that are not Linen's
+ON_FACTORS: ContextVar[Touch | None] = ContextVar("on_factors", default=None)  # for layers that run on factors
 
 
 def layer_of(module: Any) -> Layer | None:
@@ -40,8 +41,11 @@ def layer_input(args: tuple, kwargs: dict[str, Any]) -> Any:
 
 
 @contextmanager
-def observing(touch: Touch) -> Iterator[None]:
-    """Inside, every call of a module that has a kernel or a table of its own is seen, and its outputs replaced."""
+def observing(touch: Touch, factors: bool = False) -> Iterator[None]:
+    """Inside, every call of a module that has a kernel or a table of its own is seen, and its outputs replaced.
+
+    factors: those that run on factors too, whose kernel is no array.
+    """
 
     def interceptor(next_fun: Callable, args: tuple, kwargs: dict[str, Any], context: Any) -> Any:
         outputs, module = next_fun(*args, **kwargs), context.module
@@ -49,15 +53,22 @@ def observing(touch: Touch) -> Iterator[None]:
             return outputs
         if not any(module.has_variable("params", name) for name in ("kernel", "embedding")):
             return outputs
-        site = Site("/".join(module.path), module, layer_of(module), lambda name: module.get_variable("params", name))
-        return touch(site, layer_input(args, kwargs), outputs)
+        if factors and module.has_variable("params", "left") and layer_of(module) is not None:
+            return outputs  # seen by `on_factors`, which may be the outer one of both
+        return touch(site_of(module), layer_input(args, kwargs), outputs)
 
-    token = TOUCH.set(touch)
+    token, inner = TOUCH.set(touch), ON_FACTORS.set(touch if factors else None)
     try:
         with nn.intercept_methods(on_factors), nn.intercept_methods(interceptor):
             yield
     finally:
         TOUCH.reset(token)
+        ON_FACTORS.reset(inner)
+
+
+def site_of(module: nn.Module) -> Site:
+    """A Linen module as it is called."""
+    return Site("/".join(module.path), module, layer_of(module), lambda name: module.get_variable("params", name))
 
 
 def on_factors(next_fun: Callable, args: tuple, kwargs: dict[str, Any], context: Any) -> Any:
@@ -71,7 +82,9 @@ def on_factors(next_fun: Callable, args: tuple, kwargs: dict[str, Any], context:
     factors = module.get_variable("params", "left"), module.get_variable("params", "right")
     if context.method_name != "__call__":
         return layer.methods[context.method_name](module, layer_input(args, kwargs), factors)
-    return run_layer(layer, module, layer_input(args, kwargs), factors, bias=bias)
+    inputs, touch = layer_input(args, kwargs), ON_FACTORS.get()
+    outputs = run_layer(layer, module, inputs, factors, bias=bias)
+    return outputs if touch is None else touch(site_of(module), inputs, outputs)
 
 
 def run_layer(layer: Layer, module: Any, inputs: Any, factors: tuple[Any, Any], *, bias: Any) -> Any:
