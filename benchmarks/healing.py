@@ -36,9 +36,9 @@ BARS = {0.5: (0.866, 0.97), 0.25: (0.860, 0.93), 0.1: (0.835, 0.85)}  # the leas
 FOUND = {0.5: 0.98, 0.25: 0.95}  # the least recall and nDCG, healed, of dense
 LIKE, NEAREST = 4.0, 10  # the label of a pair whose sentences are to find each other, and among how many
 SECONDS = 600.0
-PARAMETERS, BYTES = "parameters", "bytes"
+KERNELS, BYTES = "kernels", "bytes"
 SMALLEST = (0.05,)  # of the bytes
-WHOLE = (PARAMETERS, 1.0)
+WHOLE = (KERNELS, 1.0)
 SOURCES = ("STS-B", "SST-2")
 SCORES = {"spearman": "Spearman", "cosine": "mean cosine to dense", "recall": "recall", "ndcg": "nDCG"}
 DENSE, BEFORE, HEALED = "dense", "compressed", "healed"
@@ -108,7 +108,7 @@ def lines(texts: Texts, seeds: Iterable[int], sizes: list[tuple[str, float]], do
     from bert_adapter.demo import minilm
 
     dense = bert_adapter.load(minilm())
-    if (DENSE, PARAMETERS, 1.0, 0) not in done:
+    if (DENSE, KERNELS, 1.0, 0) not in done:
         yield scored(texts, dense, dense, DENSE, budget=1.0, seed=0)
     for seed in seeds:
         left = [size for size in sizes if (HEALED, *size, seed) not in done]
@@ -116,13 +116,13 @@ def lines(texts: Texts, seeds: Iterable[int], sizes: list[tuple[str, float]], do
             continue
         batches = bert_adapter.text_batches(dense, separate(texts.pairs(seed)))
         importance = None
-        if any(of == PARAMETERS for of, _ in left):
+        if any(of == KERNELS for of, _ in left):
             importance = bert_adapter.decompose(dense.params, measured(dense, batches, DEFAULT, seed))
         for of, budget in left:
-            how: dict[str, Any] = {"importance": importance} if of == PARAMETERS else {"seed": seed}
-            given = () if of == PARAMETERS else batches  # what a plan of bytes needs is measured for itself
+            how: dict[str, Any] = {"importance": importance} if of == KERNELS else {"seed": seed}
+            given = () if of == KERNELS else batches  # what a plan of bytes needs is measured for itself
             small, _ = bert_adapter.compress(dense, given, budget=budget, of=of, progress=False, **how)
-            size: dict[str, Any] = {"budget": budget, "seed": seed} | ({} if of == PARAMETERS else {"of": of})
+            size: dict[str, Any] = {"budget": budget, "seed": seed} | ({} if of == KERNELS else {"of": of})
             if (BEFORE, of, budget, seed) not in done:
                 yield scored(texts, dense, small, BEFORE, **size)
             small, gained = bert_adapter.heal(
@@ -135,7 +135,7 @@ def lines(texts: Texts, seeds: Iterable[int], sizes: list[tuple[str, float]], do
 
 def size_of(line: Row) -> tuple[str, float]:
     """What a share was kept of, and the share."""
-    return line.get("of", PARAMETERS), line["budget"]
+    return line.get("of", KERNELS), line["budget"]
 
 
 def named(size: tuple[str, float]) -> str:
@@ -171,11 +171,11 @@ def report(rows: list[Row]) -> str:
 def verdicts(rows: list[Row], size: tuple[str, float]) -> Iterator[str]:
     """Whether healing reaches what it is held to."""
     of, budget = size
-    for what, least in zip(("spearman", "cosine"), BARS.get(budget, ()) if of == PARAMETERS else (), strict=False):
+    for what, least in zip(("spearman", "cosine"), BARS.get(budget, ()) if of == KERNELS else (), strict=False):
         found = values(rows, HEALED, size, what)
         mean = float(np.mean(found)) if found else math.nan
         yield bar(f"{budget:.0%}, healed: {what} at least {least}", mean, mean >= least)
-    for what in ("recall", "ndcg") if of == PARAMETERS and budget in FOUND else ():
+    for what in ("recall", "ndcg") if of == KERNELS and budget in FOUND else ():
         share = float(np.mean(values(rows, HEALED, size, what)) / np.mean(values(rows, DENSE, WHOLE, what)))
         yield bar(f"{budget:.0%}, healed: {what} at least {FOUND[budget]} of dense", share, share >= FOUND[budget])
     seconds = values(rows, HEALED, size, "run_seconds")
@@ -192,7 +192,7 @@ def draw(rows: list[Row], path: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
     for ax, what in zip(axes, ("spearman", "cosine"), strict=True):
         for name in (BEFORE, HEALED):
-            found = [(size[1], values(rows, name, size, what)) for size in sizes_of(rows, PARAMETERS)]
+            found = [(size[1], values(rows, name, size, what)) for size in sizes_of(rows, KERNELS)]
             means = [(budget, np.mean(each)) for budget, each in found if each]
             ax.plot(*np.array(means).reshape(-1, 2).T, marker="o", label=name)
         ax.axhline(np.mean(values(rows, DENSE, WHOLE, what)), color="black", linewidth=0.8, label=DENSE)
@@ -209,7 +209,7 @@ def main(argv: list[str] | None = None) -> None:
     options: argparse.Namespace = parser.parse_args(argv)
     file = kept_in(options, "healing")
     done = {(line["method"], *size_of(line), line["seed"]) for line in read(file)}
-    sizes = [(PARAMETERS, each) for each in options.budgets] + [(BYTES, each) for each in options.bytes]
+    sizes = [(KERNELS, each) for each in options.budgets] + [(BYTES, each) for each in options.bytes]
     for line in lines(Texts(options.data, options.quick), options.seeds, sizes, done):
         keep(file, line)
         print(f"  {line['method']}, {named(size_of(line))}: {line['spearman']:.4f}, {line['cosine']:.4f}", flush=True)
