@@ -4,13 +4,15 @@ The upper table: plan and factors of a model's kernels for two budgets, beside N
 side, as NumPy runs it and with one thread each. Bars: decomposing, planning and cutting take at most twice as long as
 that. The lower table: `wlra.solve` by each closed form, its first call and the median of later ones, beside the
 decomposition of NumPy that serves it: of the smaller Gram matrix in float64, and for Kronecker weights the products
-with them.
+with them. The last table: `wlra.solve_batch` of the 72 kernels of BERT-base's shapes, those of a shape at a time,
+beside a loop of `wlra.solve`, both after a first call: by two closed forms, and by five iterations of "anderson".
 """
 
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -23,6 +25,8 @@ from wlra.components import congruent
 SIZES = ((64, 64), (384, 384), (384, 1536), (768, 768), (3072, 768))
 FORMS = ("svd", "fwsvd", "separable", "kronecker")
 STEPS, TIMED = "plan and solve", ("first call", "later", "LAPACK")
+BATCHES, BATCHED = "a batch", {"svd": {}, "kronecker": {}, "anderson": {"tol": 0.0, "max_iters": 5}}
+KERNELS = {(768, 768): 48, (768, 3072): 12, (3072, 768): 12}  # of twelve layers
 
 
 class Spent(NamedTuple):
@@ -144,8 +148,47 @@ def closed_forms(sizes: tuple[tuple[int, int], ...] = SIZES, runs: int = 3) -> l
     return rows
 
 
+def in_batches(kernels: Mapping[tuple[int, int], int]) -> list[Row]:
+    """By form and shape, a batch of so many kernels and a loop over them."""
+    rows = []
+    for form, options in BATCHED.items():
+        for (m, n), count in kernels.items():
+            target, weights = problem("separable" if form == "anderson" else form, m, n)
+            rank = max(1, m * n // (m + n) // 2)
+            targets = np.random.default_rng(0).normal(size=(count, m, n)).astype(np.float32)
+            shared = jax.tree.map(lambda leaf, count=count: np.broadcast_to(leaf, (count, *leaf.shape)), weights)
+
+            def batch(targets: Any = targets, weights: Any = shared, rank: int = rank, form: str = form) -> Any:
+                return wlra.solve_batch(targets, weights, rank, method=form, **BATCHED[form]).left.block_until_ready()
+
+            def loop(targets: Any = targets, weights: Any = weights, rank: int = rank, form: str = form) -> Any:
+                found = [wlra.solve(one, weights, rank, method=form, **BATCHED[form]).left for one in targets]
+                return jax.block_until_ready(found)
+
+            wlra.solve(target, weights, rank, method=form, **options)
+            batch()
+            rows.append(
+                row(f"{m} x {n}", form, None, "", kind=BATCHES, count=count, batch=spent(batch), loop=spent(loop))
+            )
+    return rows
+
+
+def batch_table(rows: list[Row]) -> str:
+    """Seconds of both."""
+    cells = [
+        [line["method"], line["count"], line["problem"]]
+        + [f"{each:.2f}" for name in ("batch", "loop") for each in line[name]]
+        + [f"{line['batch'][0] / line['loop'][0]:.2f}"]
+        for line in rows
+    ]
+    columns = [f"{name}, {kind} s" for name in ("batch", "loop") for kind in ("wall", "CPU")]
+    return markdown(["method", "kernels", "size", *columns, "batch over loop"], cells)
+
+
 def report(rows: list[Row]) -> str:
-    """Both tables, in Markdown, and the bars."""
+    """All tables, in Markdown, and the bars."""
+    batched = [line for line in rows if line.get("kind") == BATCHES]
+    rows = [line for line in rows if line.get("kind") != BATCHES]
     steps = {line["method"]: Spent(*line["spent"]) for line in rows if line["problem"] == STEPS}
     forms = [line for line in rows if line["problem"] != STEPS]
     upper = [[name, f"{each.wall:.2f}", f"{each.cpu:.2f}"] for name, each in steps.items()]
@@ -158,7 +201,17 @@ def report(rows: list[Row]) -> str:
     columns = [f"{name}, {kind} s" for name in TIMED for kind in ("wall", "CPU")]
     head = ["form", "size", *columns, "first over LAPACK", "later over LAPACK"]
     tables = [markdown(["step", "wall s", "CPU s"], upper), markdown(head, lower)]
-    return "\n\n".join([*tables, "\n".join(verdicts(steps, forms))])
+    bars = verdicts(steps, forms)
+    if batched:
+        tables.append(batch_table(batched))
+        both = [
+            sum(line[name][0] for line in batched if line["method"] == form)
+            for form in BATCHED
+            for name in ("batch", "loop")
+        ]
+        worst = max(batch / loop for batch, loop in zip(both[::2], both[1::2], strict=True))
+        bars.append(at_most("solve_batch of all 72 kernels, in times of a loop,", worst, 1.0))
+    return "\n\n".join([*tables, "\n".join(bars)])
 
 
 def verdicts(steps: Mapping[str, Spent], forms: list[Row]) -> list[str]:
@@ -176,6 +229,7 @@ def main(argv: list[str] | None = None) -> None:
     options = arguments("decompositions", __doc__).parse_args(argv)
     steps = beside_eigh(*(seeded(1, 48) if options.quick else seeded(12)))
     forms = closed_forms(((24, 16),), runs=1) if options.quick else closed_forms()
+    forms += in_batches({(24, 16): 2} if options.quick else KERNELS)
     rows = [row(STEPS, name, None, "", spent=list(each)) for name, each in steps.items()] + forms
     text = report(rows)
     print(text)
