@@ -223,7 +223,9 @@ def add_weights(group: Any) -> None:
 def add_heal(heal: Any) -> None:
     """What follows what, on which texts, and how."""
     heal.add_argument("model", type=model, metavar="DIR", help="the compressed model, or its name on the Hub")
-    heal.add_argument("--teacher", type=model, required=True, metavar="DENSE", help="the dense model of it")
+    heal.add_argument(
+        "--teacher", type=model, required=True, metavar="DENSE", help="the dense model that it was made of"
+    )
     heal.add_argument(
         "--text", type=place, required=True, metavar="FILE", help="as compress's --text; thousands, like those to come"
     )
@@ -256,7 +258,7 @@ def add_finetune(tune: Any) -> None:
         "--teacher",
         type=model,
         metavar="DIR",
-        help="a dense model whose outputs are followed too",
+        help="a dense model of the same task, whose outputs are followed too",
     )
     tune.add_argument("--distil", type=float, metavar="SHARE", help=f"the teacher's share of the loss ({DISTIL})")
     tune.add_argument("--epochs", type=int, default=3, help="passes over the rows (%(default)s)")

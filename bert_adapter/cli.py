@@ -304,13 +304,16 @@ def check_numbers(options: argparse.Namespace) -> None:
 
 def check_tokens(model: Any, teacher: Any, texts: Any, length: int | None, *, of: str) -> None:
     """A ValueError if a teacher cuts texts into other tokens than the model, whose tokens it is given."""
-    from bert_adapter.importance.fingerprint import of_arrays
-    from bert_adapter.text import text_batches
+    import numpy as np
+
+    from bert_adapter.text import reader_of, text_batches
 
     if teacher is None:
         return
-    cut = [[of_arrays(batch) for batch in text_batches(one, texts, max_length=length)] for one in (model, teacher)]
-    if cut[0] != cut[1]:
+    both = (model, teacher)
+    shorter = min(reader_of(one, length).limit for one in both)  # a teacher may declare another length
+    cut = [[batch["input_ids"] for batch in text_batches(one, texts, max_length=shorter)] for one in both]
+    if not all(map(np.array_equal, *cut)):
         raise ValueError(f"--teacher: got a model that cuts the texts of {of} into other tokens, wanted the same ones")
 
 

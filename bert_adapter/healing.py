@@ -438,7 +438,8 @@ def looker(
         loss, params = 0.0, jax.device_put(as_stored(params, dtypes))
         for deal in deals:
             batch, wanted = texts.batch(deal)
-            loss += float(np.sum(batch["weights"] * np.asarray(run(params, Beside(frozen, wanted), batch))))
+            each, _ = run(params, Beside(frozen, wanted), batch)
+            loss += float(np.sum(batch["weights"] * np.asarray(each)))
         return float(np.float32(loss / total))
 
     return look
@@ -456,8 +457,8 @@ def compressed_layers(params: Any, dtypes: Collection[str], path: str = "") -> f
 
 def with_layers(recipe: Recipe, beside: Beside, held: Texts, trained: Any, *, size: int) -> tuple[Recipe, Beside]:
     """The recipe in which the layers count as much as the output does on the texts held out, or not at all."""
-    run, sums = jax.jit(recipe.parts), np.zeros(2)
-    for deal in dealt(held.pools, size):
+    run, sums = compiled(recipe), np.zeros(2)
+    for deal in dealt(held.pools, size) if recipe.paths else ():
         batch, wanted = held.batch(deal)
         parts = run(trained, beside._replace(wanted=wanted), batch)
         sums += [float(np.sum(batch["weights"] * np.asarray(part))) for part in parts]
@@ -468,8 +469,8 @@ def with_layers(recipe: Recipe, beside: Beside, held: Texts, trained: Any, *, si
 
 @lru_cache(maxsize=16)
 def compiled(recipe: Recipe) -> Callable[..., Any]:
-    """The compiled loss of each example."""
-    return jax.jit(lambda params, beside, batch: recipe(params, beside, batch))
+    """The compiled parts of the loss of each example."""
+    return jax.jit(lambda params, beside, batch: recipe.parts(params, beside, batch))
 
 
 def divided(params: Any) -> tuple[Any, Any]:

@@ -8,6 +8,7 @@ from jaxtyping import Int
 
 Texts = str | Iterable[Any]  # a text, or what holds texts or pairs of texts; see as_texts
 Listed = list[str] | list[tuple[str, str]]
+NO_ROWS = str | bytes | Mapping | set | frozenset  # what holds no rows, or none in an order, and can be iterated
 Place = Callable[[int], str]  # what an error calls a row, by its number
 
 
@@ -74,7 +75,7 @@ def rows_in(texts: Any, wanted: str) -> list[Any]:
     found = texts.to_numpy() if hasattr(texts, "to_numpy") else texts
     if isinstance(found, np.ndarray) and found.ndim == 0:
         found = [found.item()]
-    if isinstance(found, str | bytes | Mapping | set | frozenset) or not isinstance(found, Iterable):
+    if isinstance(found, NO_ROWS) or not isinstance(found, Iterable):
         raise ValueError(f"texts: got {type(texts).__name__}, wanted {wanted}")
     rows = list(found)
     if not rows:

@@ -170,10 +170,8 @@ def labelled_batches(
     """
     check_count("batch_size", batch_size, 1)
     reader, examples = checked_examples(model, rows, max_length)
-    order, size = (
-        np.argsort([example.size for example in examples], kind="stable")[::-1],
-        min(batch_size, len(examples)),
-    )
+    order = np.argsort([example.size for example in examples], kind="stable")[::-1]
+    size = min(batch_size, len(examples))
     groups = [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]
     filled = [[examples[i] for i in np.resize(group, size)] for group in groups]
     batches = of_few_lengths(reader, OUTPUTS[output_of(model.module)], filled)

@@ -15,7 +15,7 @@ import tiny
 import bert_adapter
 import bert_adapter.demo
 from bert_adapter import checkpoint, files, latency, page, training
-from bert_adapter.cli import main
+from bert_adapter.cli import check_tokens, main
 from bert_adapter.compressing import Report
 from bert_adapter.demo import sentences
 from bert_adapter.evaluate import compare, embed, ranks, spearman
@@ -417,6 +417,18 @@ def test_a_teacher_of_other_words_is_refused_wherever_they_are(places, tmp_path,
     options = ["--data", str(tmp_path / "rows"), "-o", str(tmp_path / "out")]
     assert main(["finetune", str(places / "classifier"), *options, "--teacher", str(places / "other-words")]) == 2
     assert "--teacher: got a model that cuts the texts of --data into other tokens" in capsys.readouterr().err
+
+
+def test_a_teacher_may_declare_another_length_and_need_no_types():
+    """The model's batches are what it is given."""
+    texts = ["a red fox runs far from it", "a dog"]
+    short = {"tokenizer_config.json": b'{"model_max_length": 5, "model_input_names": ["input_ids", "attention_mask"]}'}
+    teacher = tiny.model()._replace(files=tiny.model().files | short)
+    check_tokens(tiny.model(), teacher, texts, None, of="--text")
+    words = "\n".join([*tiny.WORDS[:5], *reversed(tiny.WORDS[5:])]).encode()
+    other = teacher._replace(files=teacher.files | {"vocab.txt": words})
+    with pytest.raises(ValueError, match="cuts the texts of --text into other tokens"):
+        check_tokens(tiny.model(), other, texts, None, of="--text")
 
 
 def test_help_shows_how_to_go_on(capsys):

@@ -142,7 +142,7 @@ def check_number(value: Any, limit: float, wanted: str) -> Any:
     """The value, which is a caller's tracer or a finite number from 0 to the limit."""
     if is_traced(value):
         return value
-    scalar = isinstance(value, numbers.Real | decimal.Decimal) and not isinstance(value, bool | np.timedelta64)
+    scalar = isinstance(value, numbers.Real | decimal.Decimal) and not isinstance(value, bool)
     if isinstance(value, np.ndarray | np.generic | jax.Array) and not isinstance(value, np.ma.MaskedArray):
         scalar = value.ndim == 0 and jnp.issubdtype(value.dtype, jnp.number) and not np.iscomplexobj(value)
         scalar &= getattr(value.dtype, "kind", "") != "m"  # NumPy counts spans of time as integers

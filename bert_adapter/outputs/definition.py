@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bert_adapter.distributions.categorical import IGNORED
-from bert_adapter.rows import LabelledTexts, Place
+from bert_adapter.rows import NO_ROWS, LabelledTexts, Place
 
 Arrays = dict[str, np.ndarray]
 
@@ -145,8 +145,7 @@ def check_room(reader: Reader, pair: bool) -> None:
 
 def one_for_each(labels: Any, count: int, wanted: str) -> list[Any]:
     """The labels of `count` rows as a list; a ValueError says what was wanted."""
-    ordered = hasattr(labels, "__len__") and not isinstance(labels, str | Mapping | set | frozenset)
-    found = list(labels) if ordered else None
+    found = list(labels) if hasattr(labels, "__len__") and not isinstance(labels, NO_ROWS) else None
     if found is None or len(found) != count:
         raise ValueError(f"labels: got {f'{labels!r:.80}' if found is None else len(found)}, wanted {wanted}")
     return found

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Num
 
 from bert_adapter.outputs.definition import Head
-from bert_adapter.rows import Place
+from bert_adapter.rows import NO_ROWS, Place
 
 
 def labels_for(head: Head, labels: Any, place: Place) -> Num[np.ndarray, "rows *width"]:
@@ -40,7 +40,7 @@ def class_names(config: Mapping[str, Any]) -> dict[str, int]:
 
 def as_array(labels: Any) -> np.ndarray:
     """The labels as they are, in an array: of objects, unless they are in an array already."""
-    if isinstance(labels, str | bytes | Mapping | set | frozenset) or not isinstance(labels, Iterable):
+    if isinstance(labels, NO_ROWS) or not isinstance(labels, Iterable):
         raise ValueError(f"labels: got {type(labels).__name__}, wanted one for each row, as a list or an array")
     if isinstance(labels, np.ma.MaskedArray):
         return np.where(np.ma.getmaskarray(labels), None, labels.astype(object).data)  # pyright: ignore

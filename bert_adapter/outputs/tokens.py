@@ -4,7 +4,7 @@ Devlin et al. 2019, sec. 5.3: other tokens of a word have no label.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ from bert_adapter.outputs.definition import (
 from bert_adapter.outputs.label_values import class_names, labels_for
 from bert_adapter.outputs.scores import of_entities
 from bert_adapter.reading import read_tagged, read_texts
-from bert_adapter.rows import LabelledTexts, Place, check_unicode, rows_in
+from bert_adapter.rows import NO_ROWS, LabelledTexts, Place, check_unicode, rows_in
 
 ABOUT = "a label for each word"
 
@@ -53,7 +53,7 @@ def as_words(texts: Any, place: Place) -> list[list[str]]:
 
 def is_listed(row: Any) -> bool:
     """Whether it holds words, or labels of them, in an order."""
-    return isinstance(row, Iterable) and not isinstance(row, str | bytes | Mapping | set | frozenset)
+    return isinstance(row, Iterable) and not isinstance(row, NO_ROWS)
 
 
 def as_tags(head: Head, labels: Any, words: list[list[str]], place: Place) -> list[list[int]]:
