@@ -70,11 +70,10 @@ def separate(rows: LabelledTexts) -> list[str]:
 
 
 def measured(dense: Model, batches: Iterable[Batch], signal: str, seed: int = 0) -> Importance:
-    """What a signal needs to know of the kernels, with one random direction for a text."""
+    """What a signal needs to know of the kernels, in whole matrices, with one random direction for a text."""
     params, paths = jax.device_put(dense.params), bert_adapter.select_kernels(dense)
-    return bert_adapter.measure_signal(
-        bert_adapter.forward(dense), params, batches, paths, signal=signal, seed=seed, progress=False
-    )
+    how: dict[str, Any] = {"signal": signal, "whole": True, "seed": seed, "progress": False}
+    return bert_adapter.measure_signal(bert_adapter.forward(dense), params, batches, paths, **how)
 
 
 def compressed(context: Context, importance: Any, signal: str = DEFAULT, **options: Any) -> Model:

@@ -9,12 +9,13 @@ more than those of the clock, though threads that wait spin, and count.
 
 The floor of the importance. In units of a forward pass through the kernels, a plain training gradient is 3: forward,
 backward to the activations, backward to the kernels. Importance needs the first two, and in place of the third the
-sums: both Gram matrices of 768 x 3072 are (768² + 3072²) / (768 x 3072) = 4.25 times as large as the kernel, half of
-which symmetry saves; of all kernels of a layer that is 1.75 units, and 0.79 what enters them, which the default needs
-too. Halving stops at blocks of 192 rows, which makes 1.94 and 0.86 of them; products between an example's time steps
-add 0.08 at 64 tokens. Together 4.88 units, 1.63 gradients. The importance and the plain gradients are measured by turns
-over the same batches, compiled before. Beside plan and solve: NumPy's `eigh` of a symmetric matrix of every kernel's
-smaller side, one after the other, and one on each processor with one thread of LAPACK for each.
+sums. A matrix of 768 x 768 is a twelfth of a layer's kernels, 0.08 units; symmetry saves half of it, and halving stops
+at blocks of 192 rows: 0.05. Each of six kernels has two of them for the gradients, and all inputs have four: 0.83
+units. Of the side of 3072 these are of what the kernel passes on, for which the two large kernels multiply once more:
+0.67. Products between an example's time steps add 0.08 at 64 tokens. Together 3.58 units, 1.19 gradients. The
+importance and the plain gradients are measured by turns over the same batches, compiled before. Beside plan and solve:
+NumPy's `eigh` of a symmetric matrix of every kernel's smaller side, one after the other, and one on each processor with
+one thread of LAPACK for each.
 
 The ten operations that take longest in each stage: of XLA as JAX's profiler has them, added up over threads and over
 operations whose names differ in numbers alone; and of the host, the innermost function that is not the standard

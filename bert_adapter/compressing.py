@@ -144,7 +144,7 @@ def compress(
         replaced by E[xx'] of what enters the layer.
       importance: what `measure_signal` returned for these kernels of this model, to use instead of measuring on
         `batches`. A list of batches must then be the one that was measured on, or empty. Or what `decompose` makes of
-        the importance: at a second budget nothing is computed again.
+        the importance: at a second budget nothing is computed again. of="bytes" needs it measured with whole=True.
       gradients: of which loss. "categorical", "bernoulli", "gaussian" or "span", the distribution that the model
         predicts; see `measure_importance`. By default that of the module's head: of classes, of labels at once, of an
         answer's ends, or around values or an embedding. No labels are needed. Or a function, as `loss`.
@@ -197,7 +197,7 @@ def compress(
     check_affordable(dense.params, shapes, wanted)
     clock.append(time.perf_counter())
     if given is None and chosen.statistics:
-        kept: dict[str, Any] = {"seed": seed, "file": file, "progress": progress}
+        kept: dict[str, Any] = {"seed": seed, "file": file, "whole": needs_bits(wanted), "progress": progress}
         importance = measured(dense, batches, shapes, signal=chosen, gradients=gradients, **kept)
     clock.append(time.perf_counter())
     how: dict[str, Any] = {"signal": chosen, "shrink": shrink, "method": solved_by, "bits": needs_bits(wanted)}

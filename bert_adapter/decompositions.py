@@ -13,6 +13,7 @@ from bert_adapter.checkpoint.names import by_path
 from bert_adapter.checkpoint.nibbles import feedback
 from bert_adapter.importance.fingerprint import of_arrays, of_params
 from bert_adapter.importance.sums import Importance, check_model
+from bert_adapter.importance.through import Through
 from bert_adapter.kernels import Shapes, break_even, shape_of_kernel
 from bert_adapter.layers.places import is_table, kernel_path, layer_path
 from bert_adapter.layers.stacks import unstacked
@@ -20,10 +21,10 @@ from bert_adapter.progress import track
 from bert_adapter.rounding import Rounding, rounding
 from bert_adapter.signals import DEFAULT, as_signal
 from bert_adapter.signals.definition import Evidence, Signal, TableWeights
-from bert_adapter.signals.weights import check_measured, evidence_of, table_weights
+from bert_adapter.signals.weights import check_measured, check_whole, evidence_of, table_weights
 from bert_adapter.tables import Tokens, decompose_table
 from wlra import components
-from wlra.components import Decomposed, Side
+from wlra.components import Decomposed, Seen
 from wlra.options import as_method
 
 BY_ROWS = ("fwsvd", "separable")  # exact for a weight for each row
@@ -92,7 +93,7 @@ def decompose(
       signal, shrink: as `compress` takes them.
       kernels: what `select_kernels` returned. By default all kernels that were measured; all with two axes where
         nothing was.
-      bits: what storing in fewer bits loses too, which plans of bytes need.
+      bits: what storing in fewer bits loses too, which plans of bytes need, of an importance measured with whole=True.
       progress: whether there is a bar on a terminal.
 
     Raises:
@@ -135,10 +136,15 @@ def decompositions(
     flat = by_path(unstacked(params, shapes))
     for path in shapes:
         check_measured(importance, signal, path)
+        if bits:
+            check_whole(importance, path, "plans of bytes, which fewer bits are chosen by, are")
+        if not signal.through:
+            check_whole(importance, path, f"signal {signal.name!r} is")
 
     def one(path: str) -> One:
         place = kernel_path(flat, path)
-        kernel, evidence = flat[place], evidence_of(importance, path, shapes[path])
+        kernel = np.asarray(flat[place]).reshape(shapes[path])
+        evidence = evidence_of(importance, path, shapes[path], kernel)
         options: dict[str, Any] = {"shape": shapes[path], "table": is_table(place), "method": method, "bits": bits}
         found = one_matrix(path, kernel, evidence, signal, shrink=shrink, **options)
         if consume and found.decomposed.left is not None:
@@ -280,10 +286,11 @@ def is_cut(kernel: Float[np.ndarray, "in out"], weights: Any, method: wlra.Metho
     return any(method == wlra.METHODS[name] for name in names)
 
 
-def sides(kernel: Any, weights: Any) -> tuple[Side, Side]:
-    """The weights of rows and of columns, as matrices or vectors; of a separable fit for weights of entries."""
+def sides(kernel: Any, weights: Any) -> tuple[Any, Any]:
+    """The weights of rows and of columns, as `components.decompose` takes them; of entries, those of their fit."""
     if isinstance(weights, wlra.Kronecker):
-        return np.asarray(weights.row), np.asarray(weights.col)
+        row, col = (Seen(each.matrix) if isinstance(each, Through) else np.asarray(each) for each in weights)
+        return row, col
     m, n = kernel.shape
     if weights is None:
         return np.ones(m), np.ones(n)

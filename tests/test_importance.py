@@ -606,7 +606,7 @@ def test_file_of_an_older_schema_is_refused_in_a_sentence(measured, tmp_path, mo
     monkeypatch.setattr(storage, "SCHEMA", 2)
     save_importance(measured, tmp_path / "sums")
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="wanted a file of save_importance, of schema 4; got schema 2: measure again"):
+    with pytest.raises(ValueError, match="wanted a file of save_importance, of schema 5; got schema 2: measure again"):
         load_importance(tmp_path / "sums")
 
 

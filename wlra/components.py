@@ -14,8 +14,20 @@ from wlra.problem import Kronecker
 
 T = TypeVar("T")
 U = TypeVar("U")
-Side = Float[np.ndarray, "..."]  # the weights of rows or columns: a vector, or a positive semi-definite matrix
 BLOCK = 384  # columns that are read or multiplied together
+
+
+class Seen(NamedTuple):
+    """What a target (m, n), m <= n, sees of a matrix of weights that is not at hand: gram = target @ side @ target.T.
+
+    Of a target with m > n it is that of the transpose. It is enough where it is of the larger side, or of either of a
+    square target's columns.
+    """
+
+    gram: Float[np.ndarray, "m m"]
+
+
+Side = Float[np.ndarray, "..."]  # the weights of rows or columns: a vector, or a positive semi-definite matrix
 
 
 class Decomposed(NamedTuple):
@@ -32,8 +44,10 @@ class Decomposed(NamedTuple):
     right: Float[np.ndarray, "r n"] | None = None
 
 
-def decompose(target: Any, row: Side, col: Side, rank: int) -> Decomposed:
+def decompose(target: Any, row: Side | Seen, col: Side | Seen, rank: int) -> Decomposed:
     """The components of least trace(row E col E'), E what they leave of the target (m, n), up to `rank` of them.
+
+    A side that the other is smaller than, or as large as, may be `Seen`: of that it is enough.
 
     In float64, whose errors beside the largest component are below those of float32 in itself: so factors are the best
     of float32, and no better than that in float64. For rank 0, the squares alone. Weights are taken for positive
@@ -62,7 +76,7 @@ def decompose(target: Any, row: Side, col: Side, rank: int) -> Decomposed:
     return found
 
 
-def wide_components(target: Float[np.ndarray, "m n"], row: Side, col: Side, rank: int) -> tuple[Decomposed, bool]:
+def wide_components(target: Float[np.ndarray, "m n"], row: Any, col: Any, rank: int) -> tuple[Decomposed, bool]:
     """The same for m <= n, and whether the values are seen to be fit.
 
     The eigenvectors U of root' target col target' root, root root' = row, give right = U' root' target; the best left
@@ -72,13 +86,14 @@ def wide_components(target: Float[np.ndarray, "m n"], row: Side, col: Side, rank
     m, n = target.shape
     if not (usable(row) and usable(col) and np.isfinite(target).all()):
         return Decomposed(np.zeros(m)), False
-    (wide, power), (row, row_power), (col, col_power) = map(in_units, (target, row, col))
-    root, seen = square_root(row), congruent(wide, col)
+    (wide, power), (row, row_power) = map(in_units, (target, row))
+    seen, seen_power = seen_in_units(wide, power, col)
+    root = square_root(row)
     gram = before(root.T, after(seen, root))
     values, vectors = np.linalg.eigh(gram) if rank else (np.linalg.eigvalsh(gram), gram[:0])
     squares = np.maximum(values[::-1], 0)
     least = -16 * n * float(np.finfo(np.float32).eps) * squares[0]
-    fit, given = bool(values[0] >= least), np.ldexp(squares, 2 * power + row_power + col_power)
+    fit, given = bool(values[0] >= least), np.ldexp(squares, row_power + seen_power)
     if rank == 0:
         return Decomposed(given), fit
     told = squares > (8 * np.finfo(np.float32).eps) ** 2 * np.sum(squares)
@@ -97,13 +112,24 @@ def in_units(array: Any) -> tuple[Float[np.ndarray, "..."], int]:
     return np.multiply(array, np.ldexp(1.0, -power), dtype=np.float64), power
 
 
-def without(side: Side, rows: Float[np.ndarray, "m r"]) -> Float[np.ndarray, "m r"]:
+def seen_in_units(wide: Float[np.ndarray, "m n"], power: int, col: Side | Seen) -> tuple[Float[np.ndarray, "m m"], int]:
+    """What the target, wide * 2**power, sees of the larger side, over 2 to the power that comes second."""
+    if isinstance(col, Seen):
+        return in_units(col.gram)
+    col, col_power = in_units(col)
+    return congruent(wide, col), 2 * power + col_power
+
+
+def without(side: Side | Seen, rows: Float[np.ndarray, "m r"]) -> Float[np.ndarray, "m r"]:
     """The rows, zero where a vector of weights is."""
-    return rows if side.ndim == 2 or np.min(side) > 0 else np.where(side[:, None] > 0, rows, 0)
+    if isinstance(side, Seen) or side.ndim == 2 or np.min(side) > 0:
+        return rows
+    return np.where(side[:, None] > 0, rows, 0)
 
 
-def usable(side: Side) -> bool:
+def usable(side: Side | Seen) -> bool:
     """Whether a vector is not negative, or a matrix symmetric up to rounding errors; no NaN and not infinite."""
+    side = side.gram if isinstance(side, Seen) else side
     least, most = np.min(side), np.max(side)
     if side.ndim == 1:
         return bool(least >= 0 and most < np.inf)
@@ -112,12 +138,19 @@ def usable(side: Side) -> bool:
     return bool(np.isfinite(slack)) and all(np.max(np.abs(upper - lower)) <= slack for upper, lower in blocks)
 
 
-def check_sides(target: Any, row: Side, col: Side) -> None:
+def check_sides(target: Any, row: Side | Seen, col: Side | Seen) -> None:
     """A ValueError that says what is wrong with values that the decomposition could not tell to be fit."""
-    if row.ndim == col.ndim == 1:
+    if not (isinstance(row, Seen) or isinstance(col, Seen)) and row.ndim == col.ndim == 1:
         check_values(target, row[:, None] * col[None, :])
     else:
-        check_kronecker_values(target, Kronecker(*(np.diag(side) if side.ndim == 1 else side for side in (row, col))))
+        check_kronecker_values(target, Kronecker(*(as_matrix(side, target) for side in (row, col))))
+
+
+def as_matrix(side: Side | Seen, target: Any) -> Float[np.ndarray, "n n"]:
+    """Its matrix of weights, or what a target that is not zero sees of it."""
+    if isinstance(side, Seen):
+        return side.gram if np.any(target) else np.eye(len(side.gram))
+    return np.diag(side) if side.ndim == 1 else side
 
 
 def cut(decomposed: Decomposed, rank: int) -> tuple[np.ndarray, np.ndarray]:

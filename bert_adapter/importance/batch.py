@@ -1,6 +1,7 @@
 """The sums over the examples of one batch: what enters and leaves all layers at once, then kernel after kernel."""
 
 from collections import defaultdict
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from bert_adapter.distributions.draw import Draw
 from bert_adapter.importance.gradients import Gradients, output_gradients
 from bert_adapter.importance.sums import OF_TABLES, Sums, corners, named, upper_product, zero_upper, zeros
+from bert_adapter.importance.through import Through
 from bert_adapter.layers.capture import Batch, Forward, Lookup, capture, real_rows
 
 AT_ONCE = 256  # time steps, times gradients of the output, that are held together: more take memory and gain no time
@@ -109,8 +111,11 @@ def unpadded(inputs: Float[Array, "batch time in"], mask: Array | None) -> Float
     return inputs
 
 
-def no_sums(statistics: tuple[str, ...], rows: int, columns: int) -> Sums:
-    """The sums for a kernel (rows, columns) before the first batch."""
+def no_sums(statistics: tuple[str, ...], rows: int, columns: int, through: int | None = None) -> Sums:
+    """The sums for a kernel (rows, columns) before the first batch.
+
+    through: the side, 0 or 1, of which there is a `Through`, if there is one.
+    """
     begin = {
         "fisher": lambda: zeros(2, rows, columns),
         "rows": lambda: zeros(rows),
@@ -120,6 +125,11 @@ def no_sums(statistics: tuple[str, ...], rows: int, columns: int) -> Sums:
         "col_gram": lambda: zero_upper(columns),
         "gram_squares": lambda: zeros(),
     }
+    if through is not None:
+        smaller = min(rows, columns)
+        names = ("inputs", "row_gram") if through == 0 else ("outputs", "col_gram")
+        begin[names[0]] = lambda: Through(zero_upper(smaller), zeros())
+        begin[names[1]] = lambda: Through(zero_upper(smaller), zeros(), squares=zeros())
     return Sums(**{name: begin[name]() for name in statistics})
 
 
@@ -148,25 +158,31 @@ def entering(inputs: Any, mask: Any, weights: Any) -> Steps | Rows:
 
 
 @partial(jax.jit, donate_argnames="total")
-def add_kernel(total: Sums, steps: Steps | Rows, deltas: Any, seen: Any) -> tuple[Sums, Bool[Array, ""]]:
+def add_kernel(
+    total: Sums, steps: Steps | Rows, deltas: Any, seen: Any, kernel: Any = None
+) -> tuple[Sums, Bool[Array, ""]]:
     """The total with what some examples add to the sums of one kernel, and whether that is finite.
 
-    One program for all kernels of a shape, whatever the model. The statistics are those that the total has.
+    One program for all kernels of a shape, whatever the model. The statistics are those that the total has; the kernel
+    is there where it has a `Through`.
     """
     if isinstance(steps, Rows):
         return add_table(total, steps, deltas, seen)
-    statistics = {name for name, _ in named(total)}
+    statistics = dict(named(total))
     with jax.default_matmul_precision("highest"):
-        added = {}
+        added, entered = {}, steps.values
+        if any(isinstance(statistics.get(name), Through) for name in ("inputs", "row_gram")):
+            entered = entered @ kernel.reshape(entered.shape[-1], -1).astype(entered.dtype)
         if "inputs" in statistics:
-            counted = steps.values * steps.root
-            added["inputs"] = upper_product(counted, counted)
+            counted = entered * steps.root
+            mean = jnp.sum((steps.values * steps.root) ** 2) / steps.values.shape[-1]
+            added["inputs"] = held_as(statistics["inputs"], upper_product(counted, counted), mean)
         if deltas is not None:
             reflected = jax.vmap(mean_first, in_axes=(0, None))(
                 deltas.astype(jnp.float32) * steps.root[None], steps.axis
             )
-            added |= gradient_sums(steps, reflected, statistics, seen=seen)
-            added |= input_sums(steps, reflected, statistics)
+            added |= gradient_sums(steps, reflected, statistics, seen=seen, kernel=kernel)
+            added |= input_sums(steps, reflected, statistics, entered)
     good = all_finite([corners(array) for array in added.values()])
     sums = {name: jax.tree.map(jnp.add, getattr(total, name), array) for name, array in added.items()}
     return total._replace(**sums), good
@@ -183,14 +199,16 @@ def add_table(total: Sums, steps: Rows, deltas: Any, seen: Any) -> tuple[Sums, B
             added["token_counts"] = jnp.zeros_like(held["token_counts"]).at[half, steps.values].add(counts, mode="drop")
         if deltas is not None:
             counted = deltas.astype(jnp.float32) * steps.root[None]
-            added |= gradient_sums(steps, counted, statistics - {"fisher"}, seen=seen)
-            both = steps.products @ jnp.sum(jax.vmap(time_products)(counted), axis=0)
+            of_steps = {name: held[name] for name in statistics - {"fisher"}}
+            added |= gradient_sums(steps, counted, of_steps, seen=seen)
+            products = gradient_products(counted)
+            both = steps.products @ products
             if "token_squares" in statistics:
                 squares = steps.first * jnp.maximum(jnp.sum(both * steps.products, axis=2), 0)
                 zero = jnp.zeros_like(held["token_squares"])
                 added["token_squares"] = zero.at[half, steps.values].add(squares, mode="drop")
             if "gram_squares" in statistics:
-                added["gram_squares"] = jnp.sum(both * jnp.swapaxes(both, 1, 2))
+                added["gram_squares"] = square_of(steps.products, products)
             if "fisher" in statistics:
                 sums["fisher"] = with_squares(total.fisher, steps, counted, half)
     good = all_finite([corners(array) for array in added.values()])
@@ -205,15 +223,37 @@ def with_squares(fisher: Any, steps: Rows, deltas: Float[Array, "gradients batch
     return fisher.at[half, steps.values].add(squares, mode="drop")
 
 
+def held_as(total: Any, matrix: Any, mean: Any, squares: Any = None) -> Any:
+    """A Gram matrix as the total is: it alone, or `Through`. What is not held is not computed either, once compiled."""
+    return Through(matrix, mean, squares) if isinstance(total, Through) else matrix
+
+
+def square_of(products: Float[Array, "batch time time"], others: Float[Array, "batch time time"]) -> Float[Array, ""]:
+    """The sum of ||A_b' B_b B_b' A_b||_F**2 over examples, from A_b A_b' and B_b B_b'."""
+    both = products @ others
+    return jnp.sum(both * jnp.swapaxes(both, 1, 2))
+
+
 def gradient_sums(
-    steps: Any, deltas: Float[Array, "gradients batch time out"], statistics: set[str], *, seen: Any
+    steps: Any,
+    deltas: Float[Array, "gradients batch time out"],
+    statistics: Mapping[str, Any],
+    *,
+    seen: Any,
+    kernel: Any = None,
 ) -> dict[str, Any]:
     """By name, the sums over the gradients of the output."""
     added: dict[str, Any] = {}
+    left, width = deltas, deltas.shape[-1]
+    if any(isinstance(statistics.get(name), Through) for name in ("outputs", "col_gram")):
+        left = deltas @ kernel.reshape(-1, width).astype(deltas.dtype).T
     if "outputs" in statistics:
-        added["outputs"] = upper_product(deltas, deltas)
+        added["outputs"] = held_as(statistics["outputs"], upper_product(left, left), jnp.sum(deltas**2) / width)
     if "col_gram" in statistics:
-        added["col_gram"] = upper_product(deltas, jnp.einsum("bts,gbso->gbto", steps.products, deltas))
+        found = upper_product(left, jnp.einsum("bts,gbso->gbto", steps.products, left))
+        mean = jnp.sum(steps.products * gradient_products(deltas)) / width
+        norms = square_of(steps.products, gradient_products(left))
+        added["col_gram"] = held_as(statistics["col_gram"], found, mean, norms)
     if "fisher" in statistics:
         odd = (jnp.arange(deltas.shape[1], dtype=jnp.int32) + seen) % 2
         halves = jnp.stack([1 - odd, odd]).astype(deltas.dtype)
@@ -225,23 +265,31 @@ def gradient_sums(
     return added
 
 
-def input_sums(steps: Steps, deltas: Float[Array, "gradients batch time out"], statistics: set[str]) -> dict[str, Any]:
+def input_sums(
+    steps: Steps,
+    deltas: Float[Array, "gradients batch time out"],
+    statistics: Mapping[str, Any],
+    entered: Float[Array, "batch time _"],
+) -> dict[str, Any]:
     """By name, what the products of output gradients between time steps are enough for.
 
     Of gradients G = inputs' deltas these are summed over all gradients of an example first: no matrix (in, out) of an
     example is formed.
+
+    entered: the inputs, or what the kernel makes of them where Gram matrices are `Through` it.
     """
     added: dict[str, Any] = {}
-    time_gram = jnp.sum(jax.vmap(time_products)(deltas), axis=0)
-    across = time_gram @ steps.values
+    time_gram = gradient_products(deltas)
     if "rows" in statistics:
-        each = jnp.sum(steps.values * across, axis=1)  # squares, but for what is rounded
+        each = jnp.sum(steps.values * (time_gram @ steps.values), axis=1)  # squares, but for what is rounded
         added["rows"] = jnp.sum(jnp.maximum(each, 0), axis=0)
     if "row_gram" in statistics:
-        added["row_gram"] = upper_product(steps.values, across)
+        found = upper_product(entered, time_gram @ entered)
+        mean = jnp.sum(steps.products * time_gram) / steps.values.shape[-1]
+        norms = square_of(time_products(entered), time_gram)
+        added["row_gram"] = held_as(statistics["row_gram"], found, mean, norms)
     if "gram_squares" in statistics:
-        both = steps.products @ time_gram
-        added["gram_squares"] = jnp.sum(both * jnp.swapaxes(both, 1, 2))
+        added["gram_squares"] = square_of(steps.products, time_gram)
     return added
 
 
@@ -253,6 +301,11 @@ def summed(function: Any, stacked: Any) -> Any:
     zero = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), jax.eval_shape(function, first))
     total, _ = jax.lax.scan(lambda sums, one: (jax.tree.map(jnp.add, sums, function(one)), None), zero, stacked)
     return total
+
+
+def gradient_products(deltas: Float[Array, "gradients batch time n"]) -> Float[Array, "batch time time"]:
+    """The products of the time steps of an example, summed over all gradients."""
+    return jnp.sum(jax.vmap(time_products)(deltas), axis=0)
 
 
 def time_products(steps: Float[Array, "batch time n"]) -> Float[Array, "batch time time"]:

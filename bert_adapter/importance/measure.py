@@ -1,7 +1,7 @@
 """How much each entry of a kernel matters: Fisher information, summed over the examples of all batches."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -12,6 +12,7 @@ import numpy as np
 from jax.interpreters import partial_eval
 
 from bert_adapter.batches import check_weights
+from bert_adapter.checkpoint.names import by_path
 from bert_adapter.distributions.draw import Draw
 from bert_adapter.files import check_writable
 from bert_adapter.importance.batch import (
@@ -34,8 +35,11 @@ from bert_adapter.importance.sums import (
     Sums,
     differences,
 )
+from bert_adapter.importance.through import larger_side
 from bert_adapter.layers.capture import Batch, Forward, Lookup
-from bert_adapter.layers.stacks import whole
+from bert_adapter.layers.places import kernel_path
+from bert_adapter.layers.stacks import unstacked
+from bert_adapter.layers.stacks import whole as whole_path
 from bert_adapter.memory import give_back
 from bert_adapter.model import Model, Run, check_batch
 from bert_adapter.model import forward as function_of
@@ -55,6 +59,7 @@ def measure_importance(
     *,
     gradients: Gradients = "gaussian",
     statistics: Iterable[str] = ("fisher", "inputs", "outputs"),
+    whole: bool = True,
     seed: int = 0,
     file: str | Path | None = None,
     progress: bool = True,
@@ -81,6 +86,9 @@ def measure_importance(
         squared error of the output feels (Gauss-Newton).
       statistics: which of those of `Sums`. "inputs" alone needs no backward pass. Of a table they are those of its
         lookups; what a decoder that is tied to it makes of it is not measured.
+      whole: if not, Gram matrices of a side that is at least twice as large as the other are measured as the kernel
+        passes them on, W E[G'G] W' in place of E[G'G]: all that the closed forms need, fewer operations and far fewer
+        numbers. Kernels of float64 have them whole.
       seed: of the random directions.
       file: a safetensors file that holds what was measured so far, once a minute and in the end. If it is there
         already, as many batches are skipped as it has seen: a run that was killed goes on. It knows the fingerprints
@@ -89,7 +97,8 @@ def measure_importance(
     Memory: the parameters once more, unless they lie on the device or came from `load` and that is a CPU; what enters
     and leaves all layers, and what lies between, for some of a batch's examples, `AT_ONCE` tokens or at least one; for
     "fisher" in * out numbers for each of these, of the largest kernel; and the sums, 2 in * out numbers per kernel for
-    "fisher", little more than half of in**2 and out**2 for the others, however many examples there are.
+    "fisher", little more than half of in**2 and out**2 for the others, or of the smaller one's square where they are
+    not whole, however many examples there are.
 
     Raises:
       ValueError: no batches, token ids or weights that cannot be, paths that are no layers of the model, unknown names,
@@ -111,6 +120,7 @@ def measure_importance(
     if file is not None:
         check_writable(Path(file))
     run, key, there = program_for(wanted), jax.random.key(seed), jax.device_put(params)
+    kernels: dict[str, Any] = {}
     total: Importance | None = None
     count = 1
     saved, number = time.monotonic(), -1
@@ -120,14 +130,15 @@ def measure_importance(
         arrays, text = {name: np.asarray(array) for name, array in batch.items()}, of_arrays(batch)
         if total is None:
             shapes = run.eval_shape(there, *next(pieces(arrays, key)))
-            fresh = replace(empty(shapes, wanted, seed), **fingerprints(wanted, params, arrays))
+            kernels = {} if whole else passing(there, shapes)
+            fresh = replace(empty(shapes, wanted, seed, kernels), **fingerprints(wanted, params, arrays))
             total, count = continued(fresh, text, file), shapes.gradients
         if number < total.batches:
             check_text(total, number, text, file)
             continue
         parts = pieces(arrays, jax.random.fold_in(key, number), count)
         seen = round(total.examples)
-        finite = add_batch(total.sums, ((run(there, *part), part[0]) for part in parts), seen)
+        finite = add_batch(total.sums, ((run(there, *part), part[0]) for part in parts), seen, kernels)
         check_sums(finite, number, lambda arrays=arrays: forward(params, arrays))
         total = counted(total, batch, text)
         give_back()
@@ -153,7 +164,7 @@ def check_reached(forward: Forward, params: Any, batch: Batch, paths: Iterable[s
     leaves = jax.tree_util.tree_leaves_with_path(params)
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
     reached = {name.rpartition("/")[0] for name, one in zip(names, used, strict=False) if one}
-    if lost := sorted(path for path in paths if whole(path) not in reached):
+    if lost := sorted(path for path in paths if whole_path(path) not in reached):
         raise ValueError(f"include: got {lost}, which the output does not depend on: exclude them")
 
 
@@ -194,14 +205,34 @@ def check_statistics(statistics: Iterable[str]) -> tuple[str, ...]:
     return tuple(name for name in STATISTICS if name in names)
 
 
-def empty(shapes: Passed, wanted: Wanted, seed: int) -> Importance:
-    """The measurement of no batch yet, of layers whose inputs and output gradients have these shapes."""
+def passing(params: Any, shapes: Passed) -> dict[str, Any]:
+    """By path, the kernels that are to pass Gram matrices of their larger side on: those that have one, of float32."""
+    layers = {paths: inputs for paths, inputs in shapes.inputs.items() if not isinstance(inputs, Lookup)}
+    paths = [path for together in layers for path in together]
+    flat = by_path(unstacked(params, paths))
+    kernels = {path: flat[kernel_path(flat, path)] for path in paths}
+    rows = {path: inputs.shape[-1] for together, inputs in layers.items() for path in together}
+    return {
+        path: kernel
+        for path, kernel in kernels.items()
+        if kernel.dtype != np.float64 and larger_side((rows[path], kernel.size // rows[path])) is not None
+    }
+
+
+def empty(shapes: Passed, wanted: Wanted, seed: int, kernels: Mapping[str, Any]) -> Importance:
+    """The measurement of no batch yet, of layers whose inputs and output gradients have these shapes.
+
+    kernels: by path, those that pass Gram matrices of their larger side on.
+    """
     sums = {}
     for paths, inputs in shapes.inputs.items():
         for path in paths:
             columns = shapes.deltas[path].shape[-1] if shapes.deltas else 0
             if isinstance(inputs, Lookup):
                 sums[path] = no_table_sums(wanted.statistics, inputs.count, columns)
+            elif path in kernels:
+                shape = inputs.shape[-1], kernels[path].size // inputs.shape[-1]
+                sums[path] = no_sums(wanted.statistics, *shape, through=larger_side(shape))
             else:
                 sums[path] = no_sums(wanted.statistics, inputs.shape[-1], columns)
     gradients = wanted.gradients if isinstance(wanted.gradients, str) else "labels"
@@ -303,7 +334,9 @@ def pieces(batch: Batch, key: Any, gradients: int = 1) -> Iterator[tuple[Batch, 
         yield {name: array[begin : begin + size] for name, array in batch.items()}, Draw(key, begin)
 
 
-def add_batch(sums: dict[str, Sums], passes: Iterable[tuple[Passed, Batch]], seen: int) -> tuple[Any, Any]:
+def add_batch(
+    sums: dict[str, Sums], passes: Iterable[tuple[Passed, Batch]], seen: int, kernels: Mapping[str, Any]
+) -> tuple[Any, Any]:
     """The sums get a batch more, in place; whether its outputs are finite, and what was added for each kernel.
 
     What enters and leaves all layers is held for a few examples at a time; what is made of it, for one kernel.
@@ -314,7 +347,8 @@ def add_batch(sums: dict[str, Sums], passes: Iterable[tuple[Passed, Batch]], see
         for paths in list(found.inputs):
             steps = entering(found.inputs.pop(paths), by_row(piece.get("attention_mask")), piece.get("weights"))
             for path in paths:
-                sums[path], good = add_kernel(sums[path], steps, found.deltas.pop(path, None), seen)
+                deltas, kernel = found.deltas.pop(path, None), kernels.get(path)
+                sums[path], good = add_kernel(sums[path], steps, deltas, seen, kernel=kernel)
                 added.append(good)
         seen += len(next(iter(piece.values())))
         jax.block_until_ready(added)  # or the next piece would be passed through the model before this one is gone

@@ -1,6 +1,8 @@
 """Measurements in files."""
 
 import json
+from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,9 @@ import numpy as np
 
 from bert_adapter.files import read_arrays, read_metadata, write_arrays
 from bert_adapter.importance.sums import SYMMETRIC, Importance, Sums, named, packed, unpacked
+from bert_adapter.importance.through import Through
 
-SCHEMA = 4  # of the file
+SCHEMA = 5  # of the file
 FIELDS = ("examples", "tokens", "batches", "gradients", "seed", "model", "function", "inputs", "texts")
 
 
@@ -29,9 +32,9 @@ def save_importance(importance: Importance, file: str | Path) -> None:
       True
     """
     arrays = {
-        f"{path}:{name}": packed(array) if name in SYMMETRIC else np.asarray(array)
+        f"{path}:{name}": packed(array) if is_matrix(name) else np.asarray(array)
         for path, sums in importance.sums.items()
-        for name, array in named(sums)
+        for name, array in chain.from_iterable(parts(*each) for each in named(sums))
     }
     fields = {name: getattr(importance, name) for name in FIELDS}
     about = {"schema": SCHEMA, "paths": list(importance.sums), **fields}
@@ -63,9 +66,31 @@ def load_importance(file: str | Path) -> Importance:
     about["inputs"] = tuple((name, tuple(shape), dtype) for name, shape, dtype in about["inputs"])
     paths = about.pop("paths")
     arrays = read_arrays(file, "a file of save_importance", as_held)
-    return Importance({path: Sums(*(arrays.get(f"{path}:{name}") for name in Sums._fields)) for path in paths}, **about)
+    sums = {path: Sums(*(joined(arrays, f"{path}:{name}") for name in Sums._fields)) for path in paths}
+    return Importance(sums, **about)
+
+
+def parts(name: str, found: Any) -> Iterator[tuple[str, Any]]:
+    """A statistic under its name, or the fields of a `Through` under names that begin with it."""
+    if not isinstance(found, Through):
+        yield name, found
+        return
+    for field, array in found._asdict().items():
+        if array is not None:
+            yield f"{name}.{field}", array
+
+
+def joined(arrays: Mapping[str, Any], name: str) -> Any:
+    """What `parts` took apart; None if there is none."""
+    fields = {field: arrays.get(f"{name}.{field}") for field in Through._fields}
+    return arrays.get(name) if fields["matrix"] is None else Through(**fields)
+
+
+def is_matrix(name: str) -> bool:
+    """Whether what the file has under that name is a symmetric matrix."""
+    return name in SYMMETRIC or name.endswith(".matrix")
 
 
 def as_held(name: str, array: Any) -> Any:
     """What the file has under that name, as `Importance.sums` holds it."""
-    return unpacked(array) if name.rpartition(":")[2] in SYMMETRIC else jnp.asarray(array)
+    return unpacked(array) if is_matrix(name.rpartition(":")[2]) else jnp.asarray(array)

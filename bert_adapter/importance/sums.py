@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from bert_adapter.importance.fingerprint import of_arrays
+from bert_adapter.importance.through import Through
 
 
 class Sums(NamedTuple):
@@ -28,7 +29,8 @@ class Sums(NamedTuple):
       and over the rest. What a text looks up several times has one gradient, their sum.
     Where an example has several gradients, what is squared here is summed over them first.
 
-    Symmetric matrices are whole, or `Upper` where they are held in numbers.
+    Symmetric matrices are whole, or `Upper` where they are held in numbers. Those of a kernel's larger side may be
+    `Through` it.
     """
 
     fisher: Float[Array, "2 in out"] | None = None
@@ -69,6 +71,7 @@ class Importance:
     """What was measured, by kernel, and on how much. `a + b` is what both together would have given.
 
     `importance[path]` has whole matrices, made when asked for; `sums` holds symmetric ones as `Upper`, half as large.
+    Those of a long side may be `Through` the kernel: see `measure_signal`.
 
     tokens: time steps that are no padding, if an attention mask tells; else as many as examples.
     gradients: of whose loss: "labels", or of the model's own predictive distribution, a name in `DISTRIBUTIONS`.
@@ -155,8 +158,10 @@ def differences(a: Importance, b: Importance) -> list[str]:
     return [f"{name}: {x} and {y}" for name, (x, y) in both.items() if x != y][:1]
 
 
-def shape_of(array: Any) -> tuple[int, ...]:
-    """Of an array, or of the matrix that an `Upper` is."""
+def shape_of(array: Any) -> tuple[Any, ...]:
+    """Of an array, or of the matrix that an `Upper` is; marked where that is `Through` a kernel."""
+    if isinstance(array, Through):
+        return ("through", *shape_of(array.matrix))
     return (sum(array.across.shape),) * 2 if isinstance(array, Upper) else np.shape(array)
 
 
@@ -220,6 +225,7 @@ def put_together(part: Any, out: Float[np.ndarray, "n n"]) -> None:
 
 def corners(matrix: Any) -> list[Any]:
     """The blocks on the diagonal: where a Gram matrix is finite there, it is finite."""
+    matrix = matrix.matrix if isinstance(matrix, Through) else matrix
     return [*corners(matrix.first), *corners(matrix.last)] if isinstance(matrix, Upper) else [matrix]
 
 
@@ -246,4 +252,8 @@ def unpacked(entries: Float[np.ndarray, " entries"]) -> Any:
 
 def with_symmetric(sums: Sums, function: Callable[[Any], Any]) -> Sums:
     """The function's values in place of symmetric matrices."""
-    return sums._replace(**{name: function(found) for name, found in named(sums) if name in SYMMETRIC})
+
+    def of(found: Any) -> Any:
+        return found._replace(matrix=function(found.matrix)) if isinstance(found, Through) else function(found)
+
+    return sums._replace(**{name: of(found) for name, found in named(sums) if name in SYMMETRIC})

@@ -11,7 +11,7 @@ from bert_adapter.importance.sums import Sums
 
 
 class Evidence(NamedTuple):
-    """What was measured of one kernel (in, out)."""
+    """What was measured of one kernel (in, out). Symmetric matrices are whole, or `Through` the kernel."""
 
     sums: Sums
     examples: int | float
@@ -56,6 +56,8 @@ class Signal(NamedTuple):
     units: "loss" if half the squared error, weighted by `ranks`, is an increase of the loss, so that those of all
       kernels add up; "own" if it only compares errors in one kernel: ranks are then planned by the share of each kernel
       that is lost.
+    through: whether the weights may be of matrices that are `Through` the kernel, where these are Kronecker's; others
+      are measured whole.
     needs_labels: whether the gradients must be those of a loss of labels; the command line, which has none, does not
       offer it then.
     refuses_labels: whether they must not be.
@@ -81,6 +83,7 @@ class Signal(NamedTuple):
     statistics: tuple[str, ...] = ()
     per_token: bool = False
     units: str = "own"
+    through: bool = False
     needs_labels: bool = False
     refuses_labels: bool = False
     reliability: Callable[[Evidence], float] | None = None

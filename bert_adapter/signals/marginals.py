@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 import wlra
+from bert_adapter.importance.through import Through, diagonal_mean
 from bert_adapter.signals.definition import Evidence, Signal, TableWeights
 from bert_adapter.signals.reliability import gram_reliability
 
@@ -57,32 +58,46 @@ def combined_of_table(evidence: Evidence, shrink: float | None) -> TableWeights:
     return weights._replace(rows=evidence.sums.token_counts, ranks=weights.rows, normed=True)
 
 
-def halfway(gram: Float[np.ndarray, "n n"], other: Any) -> Float[np.ndarray, "n n"]:
+Gram = Float[np.ndarray, "n n"] | Through
+
+
+def halfway(gram: Gram, other: Any) -> Gram:
     """The mean of a matrix and another one, scaled to the same trace."""
-    other = np.asarray(other)
-    trace, its = (float(np.trace(one, dtype=np.float64)) for one in (gram, other))
-    found = np.multiply(other, trace / its if its > 0 else 0.0)
+    mean, its = map(diagonal_mean, (gram, other))
+    scale = mean / its if its > 0 else 0.0
+    if isinstance(gram, Through):
+        return gram._replace(matrix=(gram.matrix + scale * other.matrix) / 2)
+    found = np.multiply(np.asarray(other), scale)
     found += gram
     found *= 0.5
     return found
 
 
-def marginals(grams: list[Any], shares: list[float]) -> list[Float[np.ndarray, "_ _"]]:
+def marginals(grams: list[Any], shares: list[float]) -> list[Any]:
     """Both shrunk towards the identity; the second is divided by the trace, which they have in common."""
     row, col = (towards_identity(gram, share) for gram, share in zip(grams, shares, strict=True))
-    trace = np.trace(row)
-    col /= trace if trace > 0 else 1
-    return [row, col]
+    trace = next(float(np.trace(gram)) for gram in (row, col) if not isinstance(gram, Through))
+    return [row, divided(col, trace if trace > 0 else 1.0)]
 
 
-def towards_identity(gram: Any, share: float) -> Float[np.ndarray, "n n"]:
+def divided(gram: Gram, number: float) -> Gram:
+    """The matrix over a number, in place."""
+    if isinstance(gram, Through):
+        return gram._replace(matrix=gram.matrix / number, mean=gram.mean / number)
+    gram /= number
+    return gram
+
+
+def towards_identity(gram: Any, share: float) -> Any:
     """Shrunk towards the multiple of the identity that has the same trace (Ledoit & Wolf 2004, sec. 2).
 
     On the host, where symmetric matrices are put together: a few passes over memory, and no program for every shape.
     """
+    if isinstance(gram, Through):
+        return gram._replace(matrix=(1 - share) * gram.matrix + share * diagonal_mean(gram) * gram.of_identity)
     gram = np.asarray(gram)
     found = np.multiply(gram, 1 - share)
-    found.reshape(-1)[:: len(gram) + 1] += share * float(np.mean(np.diagonal(gram), dtype=np.float64))
+    found.reshape(-1)[:: len(gram) + 1] += share * diagonal_mean(gram)
     return found
 
 
@@ -93,6 +108,7 @@ SHAMPOO = Signal(
     method="kronecker",
     statistics=("row_gram", "col_gram", "gram_squares"),
     units="loss",
+    through=True,
     tables=shampoo_of_table,
     reliability=lambda evidence: min(gram_reliability(evidence)),
 )

@@ -19,6 +19,7 @@ def measure_signal(
     paths: Iterable[str],
     *,
     signal: str | Signal = DEFAULT,
+    whole: bool = False,
     gradients: Gradients = "gaussian",
     seed: int = 0,
     file: str | Path | None = None,
@@ -29,7 +30,9 @@ def measure_signal(
     The default, "combined", needs the marginals of the Fisher information, E[GG'] along inputs and E[G'G] along
     outputs, with G an example's gradient (Gupta et al. 2018), and E[xx'] of what enters a layer.
 
-    Args are those of `measure_importance`.
+    Args are those of `measure_importance`. By default a Gram matrix of a side at least twice as large as the other is
+    measured as the kernel passes it on, W E[G'G] W', which is all that the factors and the plan need; signals that
+    cannot say what they make of that have theirs whole. Plans of bytes and weights for `wlra.solve` need whole=True.
 
     Example:
       >>> import flax.linen as nn, jax, jax.numpy as jnp, bert_adapter
@@ -42,5 +45,7 @@ def measure_signal(
       >>> importance["layers_0"].inputs.shape
       (5, 5)
     """
+    chosen = as_signal(signal)
     how: dict[str, Any] = {"gradients": gradients, "seed": seed, "file": file, "progress": progress}
-    return measure_importance(forward, params, batches, paths, statistics=as_signal(signal).statistics, **how)
+    how |= {"statistics": chosen.statistics, "whole": whole or not chosen.through}
+    return measure_importance(forward, params, batches, paths, **how)

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from bert_adapter.importance.sums import BLOCK
+from bert_adapter.importance.through import Through, diagonal_mean
 from bert_adapter.signals.definition import Evidence
 
 
@@ -41,25 +42,35 @@ def gram_reliability(evidence: Evidence) -> tuple[float, ...]:
     Squared Frobenius norms of deviations, as Ledoit & Wolf 2004, sec. 3: the variance of a sum of A_b = G_b G_b' is
     N/(N - 1) (sum ||A_b||**2 - ||sum A_b||**2 / N), nothing where examples agree. So is that of G_b' G_b where an
     example has one gradient, whose norm is the same.
+
+    Of what is `Through` the kernel the norms are of that, and the share is squared: a kernel magnifies what is real
+    more than noise. Squared it is near that of the whole matrix, and so is the loss of what is compressed.
     """
     sums, examples = evidence.sums, evidence.examples
-    assert sums.gram_squares is not None
     found = []
     for gram in [gram for gram in (sums.row_gram, sums.col_gram) if gram is not None]:
-        whole, simple = squared_norms(gram)
-        noise = max(float(sums.gram_squares) - whole / examples, 0) * examples / max(examples - 1, 1)
-        real = examples > 1 and whole > simple
-        found.append(min(max(1 - noise / (whole - simple), 0.0), 1.0) if real else 0.0)
+        squares = gram.squares if isinstance(gram, Through) else sums.gram_squares
+        assert squares is not None
+        whole, deviation = squared_norms(gram)
+        noise = max(float(squares) - whole / examples, 0) * examples / max(examples - 1, 1)
+        real = examples > 1 and deviation > 0
+        share = min(max(1 - noise / deviation, 0.0), 1.0) if real else 0.0
+        found.append(share**2 if isinstance(gram, Through) else share)
     return tuple(found)
 
 
 def squared_norms(gram: Any) -> tuple[float, float]:
-    """Of the matrix, and of the multiple of the identity with its trace."""
+    """Of the matrix, and of its deviation from the multiple of the identity with its trace."""
+    if isinstance(gram, Through):
+        return squared_norm(gram.matrix), squared_norm(gram.matrix - diagonal_mean(gram) * gram.of_identity)
     gram = np.asarray(gram)
-    whole = sum(
-        float(np.sum(np.square(rows, dtype=np.float64))) for rows in np.array_split(gram, -(-len(gram) // BLOCK))
-    )
-    return whole, float(np.trace(gram, dtype=np.float64)) ** 2 / len(gram)
+    whole = sum(squared_norm(rows) for rows in np.array_split(gram, -(-len(gram) // BLOCK)))
+    return whole, whole - float(np.trace(gram, dtype=np.float64)) ** 2 / len(gram)
+
+
+def squared_norm(matrix: Any) -> float:
+    """The sum of its squares."""
+    return float(np.sum(np.square(matrix, dtype=np.float64)))
 
 
 def separable_fit(fisher: Float[Array, "in out"]) -> Float[Array, "in out"]:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from bert_adapter.importance.sums import OF_TABLES, Importance, Sums, named
+from bert_adapter.importance.through import Through, of_kernel
 from bert_adapter.signals import SIGNALS, as_signal
 from bert_adapter.signals.definition import Evidence, Signal, TableWeights
 
@@ -22,11 +23,12 @@ def solver_weights(
     as far as they are noise, kernel by kernel: 1 - reliability. What has no known reliability is left as it is.
 
     Raises:
-      ValueError: the signal needs what was not measured.
+      ValueError: the signal needs what was not measured, or not whole.
     """
     chosen = as_signal(signal)
     for path in shapes:
         check_measured(importance, chosen, path)
+        check_whole(importance, path, "weights for the solver are")
     return Made(shapes, lambda path: chosen.weights(evidence_of(importance, path, shapes[path]), shrink))
 
 
@@ -76,8 +78,20 @@ def check_measured(importance: Importance | None, signal: Signal, path: str) -> 
         )
 
 
-def evidence_of(importance: Importance | None, path: str, shape: tuple[int, int]) -> Evidence:
+def check_whole(importance: Importance | None, path: str, wanted: str) -> None:
+    """A ValueError if Gram matrices of a kernel were measured `Through` it, which is not what is wanted."""
+    sums = Sums() if importance is None else importance.sums.get(path, Sums())
+    if held := [name for name, found in named(sums) if isinstance(found, Through)]:
+        raise ValueError(
+            f"{wanted} of whole matrices; got {held} of {path} as the kernel passes them on: "
+            f"measure_signal(..., whole=True) has them whole"
+        )
+
+
+def evidence_of(importance: Importance | None, path: str, shape: tuple[int, int], kernel: Any = None) -> Evidence:
     """What is known of a kernel; nothing if it was not measured."""
     if importance is None:
         return Evidence(Sums(), 0, shape)
-    return Evidence(importance[path] if path in importance.sums else Sums(), importance.examples, shape)
+    sums = importance[path] if path in importance.sums else Sums()
+    known = {name: of_kernel(found, kernel) for name, found in named(sums) if isinstance(found, Through)}
+    return Evidence(sums._replace(**known), importance.examples, shape)
