@@ -69,10 +69,10 @@ def separate(rows: LabelledTexts) -> list[str]:
     return [text for pair in rows.texts for text in pair]
 
 
-def measured(dense: Model, batches: Iterable[Batch], signal: str, seed: int = 0) -> Importance:
-    """What a signal needs to know of the kernels, in whole matrices, with one random direction for a text."""
+def measured(dense: Model, batches: Iterable[Batch], signal: str, seed: int = 0, whole: bool = False) -> Importance:
+    """What a signal needs to know of the kernels, with one random direction for a text."""
     params, paths = jax.device_put(dense.params), bert_adapter.select_kernels(dense)
-    how: dict[str, Any] = {"signal": signal, "whole": True, "seed": seed, "progress": False}
+    how: dict[str, Any] = {"signal": signal, "whole": whole, "seed": seed, "progress": False}
     return bert_adapter.measure_signal(bert_adapter.forward(dense), params, batches, paths, **how)
 
 
@@ -219,12 +219,13 @@ def of_the_default(context: Context) -> Iterable[tuple[str, Callable[[], Model]]
             lambda share=share: compressed(context, marginals, shrink=share),
         )
     yield "the default, biases corrected by E[x] (W - left right)", lambda: with_biases(dense, default, batches)
-    whole, layers = [list(bert_adapter.select_kernels(dense))], by_layer(dense)
-    for order, groups in (("all kernels at once", whole), ("layer after layer", layers)):
+    known = measured(dense, batches, DEFAULT, whole=True)
+    together, layers = [list(bert_adapter.select_kernels(dense))], by_layer(dense)
+    for order, groups in (("all kernels at once", together), ("layer after layer", layers)):
         for name, tokens in (("steps apart", True), ("steps as gradients tie them", False)):
             yield (
                 f"error feedback, {order}, {name}",
-                partial(fed_back, dense, default, batches, importance=marginals, groups=groups, tokens=tokens),
+                partial(fed_back, dense, default, batches, importance=known, groups=groups, tokens=tokens),
             )
     yield "the default, then two epochs of Adam to the dense embeddings", lambda: distilled(context, default, 2)
 

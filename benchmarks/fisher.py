@@ -4,7 +4,9 @@
 iterations that reach it, start and scaling included, compiling apart. Best known: the lowest loss of all runs, among
 them a long one in float64. Bars: within 0.5 % of the best known loss in less time than one SVD, within 0.1 % in less
 than two; past the loss of the published Nesterov's 30 iterations in a tenth of their time; an iteration at most 1.5
-times its three matrix products. Peers in the same process: the published EM, Nesterov and Anderson in NumPy, FWSVD in
+times its three matrix products. What one iteration of anderson is made of is timed operation by operation, each a
+program of its own, with operands in memory as in a solve; what is left of the whole iteration is copies, comparisons
+and the loop. Peers in the same process: the published EM, Nesterov and Anderson in NumPy, FWSVD in
 NumPy, scikit-learn's randomized SVD in separable scales, wv's alternating least squares.
 """
 
@@ -20,11 +22,15 @@ import wlra
 from benchmarks import peers, seeded
 from benchmarks.tables import Row, arguments, at_most, markdown, not_installed, number, row, with_gaps, write
 from benchmarks.timing import Measured, compiled, measure, measure_host, median_of, svd_seconds
+from wlra.linalg.gram import gram_inverse
+from wlra.methods.accelerate import SLOTS
+from wlra.problem import total
 
 GAPS = (5e-3, 1e-3)
 ITERATIONS = {"anderson": 60, "nesterov": 60, "em": 60, "lbfgs": 60, "auto": 60, "als": 3, "newton": 7}
 TIMED = ("anderson", "nesterov", "lbfgs", "auto")  # to the gaps, each length a program of its own
 CLOSED = ("svd", "fwsvd", "separable")
+PIECE = "part of an iteration"
 FULL = {"tol": 0.0, "patience": 10**6}
 
 
@@ -38,6 +44,36 @@ def products(m: int, n: int, rank: int) -> float:
 
     with jax.default_matmul_precision("highest"):
         return measure(three, left, right, G, runs=25).run_seconds
+
+
+def pieces(W: Any, weights: Any, rank: int, runs: int) -> dict[str, float]:
+    """The seconds of what an iteration of anderson computes, by name."""
+    (m, n), rng = W.shape, np.random.default_rng(1)
+    left, right, G = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((m, rank), (rank, n), (m, n)))
+    change, window = (jnp.asarray(rng.normal(size=(*slots, rank * (m + n))), jnp.float32) for slots in ((), (SLOTS,)))
+    square = jnp.eye(rank, dtype=jnp.float32)
+
+    def residual(product: Any, W: Any, weights: Any) -> Any:
+        weighted = weights * (W - product)
+        return weighted, *(total(each) for each in (weighted * (W - product), weighted**2, weights * W**2))
+
+    def correction(left: Any, right: Any) -> Any:
+        return (left.T @ left) @ right, left @ square
+
+    timed = {
+        "left @ right": (jnp.matmul, left, right),
+        "residual @ right'": (lambda G, right: G @ right.T, G, right),
+        "left' @ residual": (lambda left, G: left.T @ G, left, G),
+        "weighted residual, loss and norm": (residual, G, W, weights),
+        "right @ right' and its inverse": (lambda right: gram_inverse(right @ right.T), right),
+        "left' @ left and its inverse": (lambda left: gram_inverse(left.T @ left), left),
+        "products with k x k": (correction, left, right),
+        "window: a change put in, twice": (lambda a, b: (a.at[1].set(b), (2 * a).at[1].set(b)), window, change),
+        "window: its products with two vectors": (lambda a, b: (a @ b, a @ (2 * b)), window, change),
+        "window: combined": (lambda a, b: b - jnp.ones(SLOTS, a.dtype) @ a, window, change),
+    }
+    with jax.default_matmul_precision("highest"):
+        return {name: measure(call, *arrays, runs=5 * runs).run_seconds for name, (call, *arrays) in timed.items()}
 
 
 def per_iteration(W: Any, weights: Any, rank: int, method: str, start: Any, runs: int) -> float:
@@ -147,7 +183,12 @@ def report(rows: list[Row]) -> str:
     """The runs, the times to the goals, the iterations in products, and the bars, in Markdown."""
     svd, best = rows[0]["numpy_svd"], rows[0]["best_known"]
     runs = [line for line in rows if line["loss"] is not None or line["status"] == "not installed"]
-    each = {line["method"].removeprefix("one iteration of "): line["in_its_three_products"] for line in rows[-3:]}
+    whole = "one iteration of "
+    each = {
+        line["method"].removeprefix(whole): line["in_its_three_products"]
+        for line in rows
+        if line["method"].startswith(whole)
+    }
     to = {
         method: {
             line["method"].partition(" to ")[2]: line for line in rows if line["method"].startswith(f"{method} to")
@@ -162,9 +203,24 @@ def report(rows: list[Row]) -> str:
         markdown(head, [run_cells(line, svd) for line in runs]),
         markdown(["to", *goals], cells),
         markdown(["an iteration, in its three products"], [[f"{k}: {v:.2f}"] for k, v in each.items()]),
+        of_pieces(rows, each["anderson"]),
         "\n".join(bars(rows, to, goals, each["anderson"])),
     ]
     return "\n\n".join(parts)
+
+
+def in_products(seconds: dict[str, float], three: float, status: str) -> list[Row]:
+    """A row for each, in times of an iteration's three products."""
+    return [row("fisher", name, None, status, in_its_three_products=each / three) for name, each in seconds.items()]
+
+
+def of_pieces(rows: list[Row], iteration: float) -> str:
+    """What an iteration is made of, and what is left of it."""
+    parts = {line["method"]: line["in_its_three_products"] for line in rows if line["status"] == PIECE}
+    cells = [[name, f"{share:.2f}"] for name, share in parts.items()]
+    together = sum(parts.values())
+    cells += [["together", f"{together:.2f}"], ["left of an iteration", f"{iteration - together:.2f}"]]
+    return markdown(["of one anderson iteration", "in its three products"], cells)
 
 
 def run_cells(line: Row, svd: float) -> list[Any]:
@@ -227,10 +283,8 @@ def main(argv: list[str] | None = None) -> None:
         for goal, t in found.items()
         if t
     ]
-    rows += [
-        row("fisher", f"one iteration of {method}", None, "", in_its_three_products=seconds / three)
-        for method, seconds in each.items()
-    ]
+    rows += in_products({f"one iteration of {method}": seconds for method, seconds in each.items()}, three, "")
+    rows += in_products(pieces(jnp.asarray(W), jnp.asarray(weights), rank, runs), three, PIECE)
     text = report(rows)
     print("\n" + text)
     totals = {method: next(r["run_seconds"] for r in rows if r["method"].startswith(method)) for method in TIMED}

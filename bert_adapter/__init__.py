@@ -1,5 +1,6 @@
 """Flax models, BERT checkpoints among them, factorised by weighted low-rank approximation."""
 
+from bert_adapter.calibration import calibration_batches
 from bert_adapter.checkpoint import load, save
 from bert_adapter.compressing import Report, compress
 from bert_adapter.decompositions import Decompositions, decompose
@@ -61,6 +62,7 @@ __all__ = [
     "apply",
     "as_model",
     "bench",
+    "calibration_batches",
     "choose_ranks",
     "compress",
     "decompose",

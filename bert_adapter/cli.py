@@ -59,6 +59,7 @@ PASSED_ON = (*SIZE, "include", "exclude", "embeddings", "signal", "gradients", "
 
 def run_compress(options: argparse.Namespace) -> None:
     """A checkpoint that is compressed, with a report beside it."""
+    from bert_adapter.calibration import calibration_batches
     from bert_adapter.checkpoint import load, save
     from bert_adapter.compressing import beside, check_signal, compress
     from bert_adapter.families import output_of
@@ -67,7 +68,6 @@ def run_compress(options: argparse.Namespace) -> None:
     from bert_adapter.page import check_drawing, write_page
     from bert_adapter.places import check_places
     from bert_adapter.report import as_text, kernel_table, summary
-    from bert_adapter.text import text_batches
 
     latency = check_how_small(options)
     check_signal(options.signal, options.gradients, method=options.method)
@@ -84,7 +84,7 @@ def run_compress(options: argparse.Namespace) -> None:
     if options.trim:
         model = trimmed(model, [file for file in (options.trim, options.heal) if file], texts)
     say(f"{options.model}: compressing on {len(texts)} texts")
-    batches = text_batches(model, texts, options.batch_size, options.max_length)
+    batches = calibration_batches(model, texts, options.batch_size, options.max_length, seed=options.seed)
     how: dict[str, Any] = {name: getattr(options, name) for name in PASSED_ON}
     heal = texts_of(model, options.heal, options) if options.heal else None
     how |= {"of": measured_latency(model, options)} if latency else {}

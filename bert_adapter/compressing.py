@@ -196,12 +196,11 @@ def compress(
     ranks, predicted, dtypes = None if rank is None else choose_ranks(shapes, rank), None, {}
     check_affordable(dense.params, shapes, wanted)
     clock.append(time.perf_counter())
+    how: dict[str, Any] = {"signal": chosen, "method": solved_by, "bits": needs_bits(wanted), "progress": progress}
     if given is None and chosen.statistics:
-        kept: dict[str, Any] = {"seed": seed, "file": file, "whole": needs_bits(wanted), "progress": progress}
-        importance = measured(dense, batches, shapes, signal=chosen, gradients=gradients, **kept)
+        importance = measured(dense, batches, shapes, gradients=gradients, seed=seed, file=file, **how)
     clock.append(time.perf_counter())
-    how: dict[str, Any] = {"signal": chosen, "shrink": shrink, "method": solved_by, "bits": needs_bits(wanted)}
-    known = decomposed(dense.params, importance, shapes, **how, progress=progress, consume=given is None)
+    known = decomposed(dense.params, importance, shapes, shrink=shrink, consume=given is None, **how)
     if ranks is None:
         assert wanted is not None
         planned = plan_for(dense.params, known, wanted)
@@ -225,9 +224,21 @@ def report_of(kernels: list[KernelReport], known: Decompositions, **done: Any) -
 
 
 def measured(
-    dense: Model, batches: Iterable[Batch], shapes: Shapes, *, signal: Signal, gradients: Gradients | None, **how: Any
+    dense: Model,
+    batches: Iterable[Batch],
+    shapes: Shapes,
+    *,
+    signal: Signal,
+    method: wlra.Method,
+    bits: bool,
+    gradients: Gradients | None,
+    **how: Any,
 ) -> Importance:
-    """What the signal needs to know, with the gradients that are given or those of the head's distribution."""
+    """What the signal needs to know, with the gradients that are given or those of the head's distribution.
+
+    In whole matrices where bits are planned, or where the method is none that cuts what is decomposed.
+    """
+    how["whole"] = bits or method != as_method(signal.method)
     batches = labelled(dense, batches) if isinstance(gradients, TaskLoss) else batches
     chosen = gradients or predictive(dense.module)
     run = as_rows(function_of(dense), chosen)

@@ -136,14 +136,11 @@ def decompositions(
     flat = by_path(unstacked(params, shapes))
     for path in shapes:
         check_measured(importance, signal, path)
-        if bits:
-            check_whole(importance, path, "plans of bytes, which fewer bits are chosen by, are")
-        if not signal.through:
-            check_whole(importance, path, f"signal {signal.name!r} is")
+        check_usable(importance, signal, path, bits)
 
     def one(path: str) -> One:
         place = kernel_path(flat, path)
-        kernel = np.asarray(flat[place]).reshape(shapes[path])
+        kernel = flat[place]
         evidence = evidence_of(importance, path, shapes[path], kernel)
         options: dict[str, Any] = {"shape": shapes[path], "table": is_table(place), "method": method, "bits": bits}
         found = one_matrix(path, kernel, evidence, signal, shrink=shrink, **options)
@@ -186,6 +183,16 @@ class One(NamedTuple):
     rounding: Rounding | None = None
     given: Float[np.ndarray, "in in"] | None = None
     reliability: float | None = None
+
+
+def check_usable(importance: Importance | None, signal: Signal, path: str, bits: bool) -> None:
+    """A ValueError where matrices were measured `Through` a kernel and that will not do."""
+    if bits:
+        check_whole(importance, signal, path, "plans of bytes, which fewer bits are chosen by, are")
+    if not signal.through:
+        check_whole(importance, signal, path, f"signal {signal.name!r} is")
+    if importance is not None and not importance.model:
+        check_whole(importance, signal, path, "a measurement that is to fit another model's kernels is")
 
 
 def one_matrix(

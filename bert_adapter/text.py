@@ -89,7 +89,12 @@ def text_batches(
         [(2, 16), (1, 16)]
     """
     check_count("batch_size", batch_size, 1)
-    output, reader = OUTPUTS[output_of(model.module)], reader_of(model, max_length, prompt_name=prompt_name)
+    return in_batches(model, reader_of(model, max_length, prompt_name=prompt_name), texts, batch_size)
+
+
+def in_batches(model: Model, reader: Reader, texts: Texts, batch_size: int) -> list[Batch]:
+    """The same as the reader reads the texts."""
+    output = OUTPUTS[output_of(model.module)]
     ordered = sorted(output.examples(reader, texts, None, row_number), key=lambda each: each.size, reverse=True)
     return of_few_lengths(reader, output, [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)])
 

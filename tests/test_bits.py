@@ -6,6 +6,7 @@ import math
 import re
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -646,3 +647,13 @@ def test_the_command_line_stores_integers(tmp_path):
     assert set(load(tmp_path / "small").config["low_rank"]["ranks"]) == {QUERY, WORDS}
     assert set(dtypes_of(load(tmp_path / "small").config)) == set(layers_of(by_path(tiny.model().params)))
     assert set(DTYPES) >= {"int8"}
+
+
+def test_kernels_with_more_than_two_axes_have_no_4_bits():
+    net = nn.MultiHeadDotProductAttention(num_heads=4)
+    batches = [{"inputs_q": np.random.default_rng(0).normal(size=(4, 6, 128)).astype(np.float32)}]
+    params = jax.jit(net.init)(jax.random.key(0), **batches[0])["params"]
+    kernels = bert_adapter.select_kernels(bert_adapter.as_model((net, params)), batch=batches[0])
+    known = bert_adapter.decompose(params, None, signal="svd", kernels=kernels, bits=True, progress=False)
+    assert len(known.roundings) == 4
+    assert not any("int4" in rounding.dense for rounding in known.roundings.values())

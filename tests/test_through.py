@@ -1,7 +1,8 @@
 """Of Gram matrices of a kernel's larger side, what the kernel passes on is all that plans and factors need."""
 
+import dataclasses
 import functools
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -12,13 +13,15 @@ import reference
 import tiny
 
 import bert_adapter
+import wlra
+from bert_adapter.importance import batch
 from bert_adapter.importance.sums import Sums, shape_of
 from bert_adapter.importance.through import Through, larger_side, of_kernel
 from bert_adapter.layers.running import apply
 from bert_adapter.signals import SIGNALS
 from bert_adapter.signals.definition import Evidence
 from bert_adapter.signals.reliability import gram_reliability
-from bert_adapter.signals.weights import solver_weights
+from bert_adapter.signals.weights import evidence_of, solver_weights
 from wlra import components
 from wlra.components import Seen
 
@@ -65,6 +68,10 @@ def measured(whole, gradients: Any = sines, batches=(BATCH,), **options):
 
 
 measured_once = functools.cache(measured)
+
+
+def exact(array) -> Any:
+    return np.asarray(array, np.float64)
 
 
 def passed_on(kernel, gram):
@@ -153,7 +160,7 @@ def test_a_target_of_zeros_is_decomposed_and_values_that_cannot_be_are_named():
 
 @pytest.mark.parametrize("examples", [4, 16])
 def test_reliability_is_of_what_is_passed_on(examples):
-    """Its root is the share of the deviation from W W' that is no noise, over many draws with a known mean."""
+    """The share of the deviation from W W' that is no noise, over many draws of examples with a known mean."""
     kernel = RNG.normal(size=(4, 12))
     scales = np.diag(np.geomspace(3, 0.3, 12))
     shares, wanted = [], []
@@ -163,13 +170,24 @@ def test_reliability_is_of_what_is_passed_on(examples):
         matrices = np.stack([passed_on(kernel, gram) for gram in grams])
         mean = np.trace(grams.sum(axis=0)) / 12
         held = Through(matrices.sum(axis=0), mean, np.sum(matrices**2))
-        known: Any = of_kernel(held, kernel)
+        known: Any = of_kernel(held, kernel, kernel.shape)
         evidence = Evidence(Sums(col_gram=known), examples, (4, 12))
         deviation = np.sum((matrices.sum(axis=0) - mean * kernel @ kernel.T) ** 2)
         truth = 2 * examples * passed_on(kernel, scales**2)
-        shares.append(np.sqrt(gram_reliability(evidence)[0]) * deviation)
+        shares.append(gram_reliability(evidence)[0] * deviation)
         wanted.append(deviation - np.sum((matrices.sum(axis=0) - truth) ** 2))
     assert np.mean(shares) == pytest.approx(np.mean(wanted), rel=0.1)
+
+
+def test_what_is_passed_on_is_shrunk_by_the_square_of_its_reliability():
+    kernel = params()["up"]["kernel"]
+    evidence = evidence_of(measured_once(False), "up", (5, 12), kernel)
+    share, gram = gram_reliability(evidence)[1] ** 2, cast(Any, evidence.sums.col_gram)
+    assert 0 < share < 1
+    identity = float(gram.mean) * exact(kernel) @ exact(kernel).T
+    wanted = (share * exact(gram.matrix) + (1 - share) * identity) / np.trace(exact(evidence.sums.row_gram))
+    found = SIGNALS["shampoo"].weights(evidence, None).col
+    np.testing.assert_allclose(found.matrix, wanted, rtol=0, atol=50 * EPS * np.max(np.abs(wanted)))
 
 
 def test_files_and_sums_keep_what_is_passed_on(tmp_path):
@@ -195,6 +213,45 @@ def test_a_measurement_that_was_killed_goes_on_with_what_is_passed_on(tmp_path):
     got = measured(False, batches=[BATCH, other], file=tmp_path / "sums")
     for one, other in zip(jax.tree.leaves(got.sums), jax.tree.leaves(wanted.sums), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_numbers_that_overflow_are_found_wherever_they_are_held():
+    steps = batch.entering(jnp.ones((1, 2, 2)), None, None)
+    total = batch.no_sums(("row_gram", "col_gram"), 2, 4, through=1)
+    for size, fine in ((1.0, True), (1e12, False)):  # whose fourth power is beyond float32
+        _, good = batch.add_kernel(
+            jax.tree.map(jnp.copy, total), steps, jnp.ones((1, 1, 2, 4)), 0, kernel=jnp.full((2, 4), size)
+        )
+        assert bool(good) == fine
+
+
+def test_a_kernel_of_another_model_needs_whole_matrices():
+    other = jax.tree.map(lambda leaf: 2 * leaf, params())
+    for whole in (True, False):
+        free = dataclasses.replace(measured_once(whole), model="")
+        if whole:
+            assert bert_adapter.decompose(other, free, progress=False).kernels.keys() == set(PATHS)
+        else:
+            with pytest.raises(ValueError, match=r"fit another model's kernels is of whole matrices; .*whole=True"):
+                bert_adapter.decompose(other, free, progress=False)
+
+
+def test_signals_that_need_no_such_matrix_take_any_measurement():
+    found = bert_adapter.decompose(params(), measured_once(False), signal="svd", progress=False)
+    assert found.kernels.keys() == set(PATHS)
+
+
+def batches_of_net():
+    return [{"x": BATCH["x"], "mask": BATCH["attention_mask"]}]
+
+
+@pytest.mark.parametrize("kind", ["float64", "own method"])
+def test_whole_matrices_are_measured_where_factors_are_not_cut(kind):
+    """float64 without x64, which JAX makes float32 of; and a method that is not the signal's own."""
+    wide = params() if kind == "own method" else jax.tree.map(lambda leaf: leaf.astype(np.float64), params())
+    method = None if kind == "float64" else wlra.METHODS["kronecker"]._replace(on_host=None)
+    _, report = bert_adapter.compress((NET, wide), batches_of_net(), rank=2, method=method, progress=False)
+    assert [row.status for row in report.kernels] == ["CONVERGED"] * 2 + ["DENSE"] * (len(report.kernels) - 2)
 
 
 def test_whole_matrices_are_asked_for_where_they_are_needed():

@@ -121,6 +121,7 @@ def measure_importance(
         check_writable(Path(file))
     run, key, there = program_for(wanted), jax.random.key(seed), jax.device_put(params)
     kernels: dict[str, Any] = {}
+    compiled: list[Any] = []  # for batches of these shapes
     total: Importance | None = None
     count = 1
     saved, number = time.monotonic(), -1
@@ -129,10 +130,10 @@ def measure_importance(
         check_weights(batch, f"batch {number}")
         arrays, text = {name: np.asarray(array) for name, array in batch.items()}, of_arrays(batch)
         if total is None:
-            shapes = run.eval_shape(there, *next(pieces(arrays, key)))
-            kernels = {} if whole else passing(there, shapes)
-            fresh = replace(empty(shapes, wanted, seed, kernels), **fingerprints(wanted, params, arrays))
-            total, count = continued(fresh, text, file), shapes.gradients
+            layers = run.eval_shape(there, *next(pieces(arrays, key)))
+            kernels = {} if whole else passing(params, there, layers)
+            fresh = replace(empty(layers, wanted, seed, kernels), **fingerprints(wanted, params, arrays))
+            total, count = continued(fresh, text, file), layers.gradients
         if number < total.batches:
             check_text(total, number, text, file)
             continue
@@ -141,7 +142,9 @@ def measure_importance(
         finite = add_batch(total.sums, ((run(there, *part), part[0]) for part in parts), seen, kernels)
         check_sums(finite, number, lambda arrays=arrays: forward(params, arrays))
         total = counted(total, batch, text)
-        give_back()
+        if (shapes := {name: array.shape for name, array in arrays.items()}) not in compiled:
+            compiled.append(shapes)
+            give_back()
         if file is not None and time.monotonic() - saved > SAVE_EVERY:
             save_importance(total, file)
             saved = time.monotonic()
@@ -205,18 +208,22 @@ def check_statistics(statistics: Iterable[str]) -> tuple[str, ...]:
     return tuple(name for name in STATISTICS if name in names)
 
 
-def passing(params: Any, shapes: Passed) -> dict[str, Any]:
-    """By path, the kernels that are to pass Gram matrices of their larger side on: those that have one, of float32."""
+def passing(params: Any, there: Any, shapes: Passed) -> dict[str, Any]:
+    """By path, the kernels that are to pass Gram matrices of their larger side on: those that have one, but of float64.
+
+    there: the parameters on the device, which may have other dtypes.
+    """
     layers = {paths: inputs for paths, inputs in shapes.inputs.items() if not isinstance(inputs, Lookup)}
     paths = [path for together in layers for path in together]
-    flat = by_path(unstacked(params, paths))
-    kernels = {path: flat[kernel_path(flat, path)] for path in paths}
-    rows = {path: inputs.shape[-1] for together, inputs in layers.items() for path in together}
-    return {
-        path: kernel
-        for path, kernel in kernels.items()
-        if kernel.dtype != np.float64 and larger_side((rows[path], kernel.size // rows[path])) is not None
-    }
+    given, held = (by_path(unstacked(tree, paths)) for tree in (params, there))
+    found = {}
+    for together, inputs in layers.items():
+        for path in together:
+            place, rows = kernel_path(held, path), inputs.shape[-1]
+            far = larger_side((rows, held[place].size // rows)) is not None
+            if far and given[place].dtype != np.float64:
+                found[path] = held[place]
+    return found
 
 
 def empty(shapes: Passed, wanted: Wanted, seed: int, kernels: Mapping[str, Any]) -> Importance:

@@ -76,7 +76,7 @@ class Importance:
     tokens: time steps that are no padding, if an attention mask tells; else as many as examples.
     gradients: of whose loss: "labels", or of the model's own predictive distribution, a name in `DISTRIBUTIONS`.
     model, function, texts: fingerprints of the parameters, of the model's and the loss's programs, and of each batch.
-      With another model what was measured is refused. "" is not known, and fits all:
+      With another model what was measured is refused. "" is not known, and fits all, if it was measured whole:
       `dataclasses.replace(importance, model="")`.
     inputs: the names, shapes and dtypes of the batch that the programs are for.
 
@@ -131,7 +131,7 @@ def check_model(importance: Importance, model: str) -> None:
         raise ValueError(
             f"importance: measured on another model, whose parameters have the fingerprint {importance.model}; those "
             f"of this one have {model}: measure_signal(forward(model), model.params, batches, paths) measures it. If "
-            f'it is to be used all the same: dataclasses.replace(importance, model="")'
+            f'it is to be used all the same, measured with whole=True: dataclasses.replace(importance, model="")'
         )
 
 
@@ -224,8 +224,9 @@ def put_together(part: Any, out: Float[np.ndarray, "n n"]) -> None:
 
 
 def corners(matrix: Any) -> list[Any]:
-    """The blocks on the diagonal: where a Gram matrix is finite there, it is finite."""
-    matrix = matrix.matrix if isinstance(matrix, Through) else matrix
+    """The blocks on the diagonal: where a Gram matrix is finite there, it is finite. All else of a `Through`."""
+    if isinstance(matrix, Through):
+        return [*corners(matrix.matrix), *(part for part in matrix[1:] if part is not None)]
     return [*corners(matrix.first), *corners(matrix.last)] if isinstance(matrix, Upper) else [matrix]
 
 

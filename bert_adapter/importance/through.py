@@ -8,7 +8,6 @@ sixteenth of the numbers, and fewer operations.
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
 
 FAR = 2  # as many times as large as the other a side must be
 
@@ -18,7 +17,8 @@ class Through(NamedTuple):
 
     matrix: W gram W' (m, m); `Upper` where it is held in numbers.
     mean: of the diagonal of the Gram matrix itself.
-    squares: sum_b ||W gram_b W'||_F**2 over examples, where that is known.
+    squares: sum_b ||W gram_b W'||_F**2 over examples, where that is known; as of one gradient where an example has
+      several and W is wide.
     of_identity: W W', where that is known.
     """
 
@@ -34,9 +34,9 @@ def larger_side(shape: tuple[int, int]) -> int | None:
     return 0 if rows >= FAR * columns else 1 if columns >= FAR * rows else None
 
 
-def of_kernel(through: Through, kernel: Float[np.ndarray, "in out"]) -> Through:
-    """The same, once it is known what the kernel makes of the identity."""
-    kernel = np.asarray(kernel, np.float32)
+def of_kernel(through: Through, kernel: Any, shape: tuple[int, int]) -> Through:
+    """The same, once it is known what the kernel, of that shape as a matrix, makes of the identity."""
+    kernel = np.asarray(kernel, np.float32).reshape(shape)
     wide = kernel if kernel.shape[0] <= kernel.shape[1] else kernel.T
     return through._replace(of_identity=wide @ wide.T)
 

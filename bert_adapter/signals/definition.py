@@ -56,14 +56,14 @@ class Signal(NamedTuple):
     units: "loss" if half the squared error, weighted by `ranks`, is an increase of the loss, so that those of all
       kernels add up; "own" if it only compares errors in one kernel: ranks are then planned by the share of each kernel
       that is lost.
-    through: whether the weights may be of matrices that are `Through` the kernel, where these are Kronecker's; others
-      are measured whole.
     needs_labels: whether the gradients must be those of a loss of labels; the command line, which has none, does not
       offer it then.
     refuses_labels: whether they must not be.
     tables: (evidence, shrink) -> weights for a table, which then needs no `weights`; None if the signal has none, and
       tables are refused.
     reliability: (evidence) -> the share of what was measured, beyond what is simpler, that is no noise, in [0, 1].
+    through: whether `weights` and `ranks` take matrices that are `Through` the kernel, and return Kronecker's of them;
+      for others they are measured whole. Set it to False with functions of your own in a copy of such a signal.
 
     Example:
       >>> import bert_adapter
@@ -83,9 +83,9 @@ class Signal(NamedTuple):
     statistics: tuple[str, ...] = ()
     per_token: bool = False
     units: str = "own"
-    through: bool = False
     needs_labels: bool = False
     refuses_labels: bool = False
     reliability: Callable[[Evidence], float] | None = None
     tables: Callable[[Evidence, float | None], TableWeights] | None = None
     ranks: Callable[[Evidence, float | None], Any] | None = None
+    through: bool = False

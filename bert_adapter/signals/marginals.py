@@ -19,11 +19,14 @@ def shampoo(evidence: Evidence, shrink: float | None) -> wlra.Kronecker:
 
     With G a gradient, E[GG'] and E[G'G], as in Gupta et al. 2018; one power step from the identity to the nearest
     Kronecker product (Morwani et al. 2024, sec. 3). Unlike E[xx'] and E[delta delta'], they know which time steps go
-    together. Both are shrunk towards the identity.
+    together. Both are shrunk towards the identity, as far as they are noise. A kernel magnifies what is real more than
+    noise; so of what it passes on the square of the share that is real is kept, which is near that of the whole matrix.
     """
     sums = evidence.sums
     grams = [gram for gram in (sums.row_gram, sums.col_gram) if gram is not None]
-    shares = [1 - one for one in gram_reliability(evidence)] if shrink is None else [shrink, shrink]
+    real = zip(gram_reliability(evidence), grams, strict=True)
+    noise = [1 - (share**2 if isinstance(gram, Through) else share) for share, gram in real]
+    shares = noise if shrink is None else [shrink, shrink]
     return wlra.Kronecker(*marginals(grams, shares))
 
 

@@ -32,7 +32,8 @@ def measure_signal(
 
     Args are those of `measure_importance`. By default a Gram matrix of a side at least twice as large as the other is
     measured as the kernel passes it on, W E[G'G] W', which is all that the factors and the plan need; signals that
-    cannot say what they make of that have theirs whole. Plans of bytes and weights for `wlra.solve` need whole=True.
+    cannot say what they make of that have theirs whole. Plans of bytes, weights for `wlra.solve` and other models'
+    kernels need whole=True, with which noise is told a little otherwise, and ranks may differ by a few.
 
     Example:
       >>> import flax.linen as nn, jax, jax.numpy as jnp, bert_adapter

@@ -37,14 +37,12 @@ def reliability(halves: Float[Array, "2 in out"]) -> float:
 def gram_reliability(evidence: Evidence) -> tuple[float, ...]:
     """Of E[GG'] and E[G'G], the share of the deviation from a multiple of the identity that is no noise, in [0, 1].
 
-    Of a table there is E[G'G] alone.
+       Of a table there is E[G'G] alone.
 
-    Squared Frobenius norms of deviations, as Ledoit & Wolf 2004, sec. 3: the variance of a sum of A_b = G_b G_b' is
-    N/(N - 1) (sum ||A_b||**2 - ||sum A_b||**2 / N), nothing where examples agree. So is that of G_b' G_b where an
-    example has one gradient, whose norm is the same.
-
-    Of what is `Through` the kernel the norms are of that, and the share is squared: a kernel magnifies what is real
-    more than noise. Squared it is near that of the whole matrix, and so is the loss of what is compressed.
+       Squared Frobenius norms of deviations, as Ledoit & Wolf 2004, sec. 3: the variance of a sum of A_b = G_b G_b' is
+       N/(N - 1) (sum ||A_b||**2 - ||sum A_b||**2 / N), nothing where examples agree. So is that of G_b' G_b where an
+       example has one gradient, whose norm is the same.
+    Of what is `Through` the kernel the norms are of that.
     """
     sums, examples = evidence.sums, evidence.examples
     found = []
@@ -54,8 +52,7 @@ def gram_reliability(evidence: Evidence) -> tuple[float, ...]:
         whole, deviation = squared_norms(gram)
         noise = max(float(squares) - whole / examples, 0) * examples / max(examples - 1, 1)
         real = examples > 1 and deviation > 0
-        share = min(max(1 - noise / deviation, 0.0), 1.0) if real else 0.0
-        found.append(share**2 if isinstance(gram, Through) else share)
+        found.append(min(max(1 - noise / deviation, 0.0), 1.0) if real else 0.0)
     return tuple(found)
 
 

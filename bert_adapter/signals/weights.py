@@ -28,7 +28,7 @@ def solver_weights(
     chosen = as_signal(signal)
     for path in shapes:
         check_measured(importance, chosen, path)
-        check_whole(importance, path, "weights for the solver are")
+        check_whole(importance, chosen, path, "weights for the solver are")
     return Made(shapes, lambda path: chosen.weights(evidence_of(importance, path, shapes[path]), shrink))
 
 
@@ -78,10 +78,10 @@ def check_measured(importance: Importance | None, signal: Signal, path: str) -> 
         )
 
 
-def check_whole(importance: Importance | None, path: str, wanted: str) -> None:
-    """A ValueError if Gram matrices of a kernel were measured `Through` it, which is not what is wanted."""
-    sums = Sums() if importance is None else importance.sums.get(path, Sums())
-    if held := [name for name, found in named(sums) if isinstance(found, Through)]:
+def check_whole(importance: Importance | None, signal: Signal, path: str, wanted: str) -> None:
+    """A ValueError if what the signal needs of a kernel was measured `Through` it, which is not what is wanted."""
+    sums = dict(named(Sums() if importance is None else importance.sums.get(path, Sums())))
+    if held := [name for name in signal.statistics if isinstance(sums.get(name), Through)]:
         raise ValueError(
             f"{wanted} of whole matrices; got {held} of {path} as the kernel passes them on: "
             f"measure_signal(..., whole=True) has them whole"
@@ -93,5 +93,5 @@ def evidence_of(importance: Importance | None, path: str, shape: tuple[int, int]
     if importance is None:
         return Evidence(Sums(), 0, shape)
     sums = importance[path] if path in importance.sums else Sums()
-    known = {name: of_kernel(found, kernel) for name, found in named(sums) if isinstance(found, Through)}
+    known = {name: of_kernel(found, kernel, shape) for name, found in named(sums) if isinstance(found, Through)}
     return Evidence(sums._replace(**known), importance.examples, shape)
