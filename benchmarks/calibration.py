@@ -121,12 +121,13 @@ def report(rows: list[Row]) -> str:
 
 
 def verdicts(rows: list[Row]) -> Iterator[str]:
-    """What texts of another length cost."""
+    """What texts of another length cost; as `calibration_batches` takes them, it is held against a bar."""
     found = {line["method"]: line["spearman"] for line in rows}
     short = found.get(Calibration("STS-B", SHORT, COUNT).about, math.nan)
-    for kind in (LONG, MIXED, CUT):
-        cost = short - found.get(Calibration("STS-B", kind, COUNT).about, math.nan)
-        yield bar(f"{kind}, of the same domain, cost a test of short ones at most {MOST}", cost, cost <= MOST)
+    cost = {kind: short - found.get(Calibration("STS-B", kind, COUNT).about, math.nan) for kind in (LONG, MIXED, CUT)}
+    what = f"long texts by calibration_batches cost a test of short ones at most {MOST}"
+    yield bar(what, cost[CUT], cost[CUT] <= MOST)
+    yield f"* as they are they cost {cost[LONG]:.4f}; half long and half short, {cost[MIXED]:.4f}"
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,6 +1,6 @@
 """Batches to measure on: texts as they are given, and short spans of every other one that is long.
 
-What is measured on long texts alone does not hold for short ones: a quarter of all-MiniLM-L6-v2 loses five times as
+What is measured on long texts alone does not hold for short ones: a quarter of all-MiniLM-L6-v2 loses three times as
 much of its score so. Half of both is good for both (`python -m benchmarks.calibration`).
 """
 
