@@ -148,6 +148,7 @@ def measure_importance(
         if file is not None and time.monotonic() - saved > SAVE_EVERY:
             save_importance(total, file)
             saved = time.monotonic()
+    give_back()
     importance = check_all_read(total, number + 1, file)
     if file is not None:
         save_importance(importance, file)
