@@ -96,9 +96,9 @@ def span_of(text: str, tokens: list[Token], rng: np.random.Generator) -> str:
     length = int(rng.integers(SPANS[0], SPANS[1] + 1))
     begin = int(rng.integers(len(tokens) - length + 1))
     end = begin + length
-    words = [place for place, token in enumerate(tokens) if token.leads]
+    words = [*(place for place, token in enumerate(tokens) if token.leads), len(tokens)]
     first = max((place for place in words if place <= begin), default=begin)
     last = max((place for place in words if first < place <= end), default=end)
-    last = end if end == len(tokens) else last
-    first, last = (begin, end) if last - first > SPANS[1] else (first, last)  # one word without a space in it
+    if last - first > SPANS[1]:  # one word without a space in it
+        first, last = begin, end
     return text[tokens[first].begin : tokens[last - 1].end]

@@ -20,8 +20,8 @@ BLOCK = 384  # columns that are read or multiplied together
 class Seen(NamedTuple):
     """What a target (m, n), m <= n, sees of a matrix of weights that is not at hand: gram = target @ side @ target.T.
 
-    Of a target with m > n it is that of the transpose. It is enough where it is of the larger side, or of either of a
-    square target's columns.
+    It stands for the weights of the larger side, or of the columns of a square target; for m > n it is that of the
+    transpose.
     """
 
     gram: Float[np.ndarray, "m m"]
@@ -47,7 +47,7 @@ class Decomposed(NamedTuple):
 def decompose(target: Any, row: Side | Seen, col: Side | Seen, rank: int) -> Decomposed:
     """The components of least trace(row E col E'), E what they leave of the target (m, n), up to `rank` of them.
 
-    A side that the other is smaller than, or as large as, may be `Seen`: of that it is enough.
+    Weights of the larger side, or of the columns of a square target, may be `Seen`: that is enough of them.
 
     In float64, whose errors beside the largest component are below those of float32 in itself: so factors are the best
     of float32, and no better than that in float64. For rank 0, the squares alone. Weights are taken for positive

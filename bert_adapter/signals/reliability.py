@@ -37,12 +37,11 @@ def reliability(halves: Float[Array, "2 in out"]) -> float:
 def gram_reliability(evidence: Evidence) -> tuple[float, ...]:
     """Of E[GG'] and E[G'G], the share of the deviation from a multiple of the identity that is no noise, in [0, 1].
 
-       Of a table there is E[G'G] alone.
+    Of a table there is E[G'G] alone.
 
-       Squared Frobenius norms of deviations, as Ledoit & Wolf 2004, sec. 3: the variance of a sum of A_b = G_b G_b' is
-       N/(N - 1) (sum ||A_b||**2 - ||sum A_b||**2 / N), nothing where examples agree. So is that of G_b' G_b where an
-       example has one gradient, whose norm is the same.
-    Of what is `Through` the kernel the norms are of that.
+    Squared Frobenius norms of deviations, as Ledoit & Wolf 2004, sec. 3: the variance of a sum of A_b = G_b G_b' is
+    N/(N - 1) (sum ||A_b||**2 - ||sum A_b||**2 / N), nothing where examples agree. So is that of G_b' G_b where an
+    example has one gradient, whose norm is the same. Of what is `Through` the kernel the norms are of that.
     """
     sums, examples = evidence.sums, evidence.examples
     found = []

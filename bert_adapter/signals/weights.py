@@ -69,8 +69,7 @@ class Made(Mapping):
 
 def check_measured(importance: Importance | None, signal: Signal, path: str) -> None:
     """A ValueError if something that the signal needs was not measured of a kernel."""
-    sums = Sums() if importance is None else importance.sums.get(path, Sums())
-    held = {name for name, _ in named(sums)}
+    held = held_of(importance, path).keys()
     if missing := [name for name in signal.statistics if not held & {name, OF_TABLES.get(name)}]:
         raise ValueError(
             f"signal {signal.name!r} needs {missing} of {path}, which were not measured: "
@@ -80,12 +79,17 @@ def check_measured(importance: Importance | None, signal: Signal, path: str) -> 
 
 def check_whole(importance: Importance | None, signal: Signal, path: str, wanted: str) -> None:
     """A ValueError if what the signal needs of a kernel was measured `Through` it, which is not what is wanted."""
-    sums = dict(named(Sums() if importance is None else importance.sums.get(path, Sums())))
+    sums = held_of(importance, path)
     if held := [name for name in signal.statistics if isinstance(sums.get(name), Through)]:
         raise ValueError(
             f"{wanted} of whole matrices; got {held} of {path} as the kernel passes them on: "
             f"measure_signal(..., whole=True) has them whole"
         )
+
+
+def held_of(importance: Importance | None, path: str) -> dict[str, Any]:
+    """By name, what was measured of a kernel, as it is held."""
+    return {} if importance is None else dict(named(importance.sums.get(path, Sums())))
 
 
 def evidence_of(importance: Importance | None, path: str, shape: tuple[int, int], kernel: Any = None) -> Evidence:
