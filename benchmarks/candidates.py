@@ -141,7 +141,7 @@ def fed_back(
         def crossed(before: Any, after: Any, batch: Batch, key: Any, paths: frozenset[str] = frozenset(group)) -> Any:
             with jax.default_matmul_precision("highest"):
                 x, y = (capture(forward, params, batch, paths) for params in (before, after))
-                deltas = x.deltas(gaussian(x.output, Draw(key, 0))[0])
+                deltas, _ = x.deltas(gaussian(x.output, Draw(key, 0))[0])
                 found = {}
                 for path in paths:
                     old, new = (unpadded(one.inputs[path], batch["attention_mask"]) for one in (x, y))

@@ -85,7 +85,7 @@ def mask_gradients(
     @jax.jit
     def of_batch(params: Any, batch: Batch, key: Any) -> list[Any]:
         found = capture(run, params, batch, paths)
-        deltas = found.deltas(gradient(found.output, batch, key))
+        deltas, _ = found.deltas(gradient(found.output, batch, key))
         both = [(found.inputs[each.path], deltas[each.path] @ kernels[f"{each.path}/kernel"].T) for each in groups]
         sums = [jnp.sum(x * y, axis=1) for x, y in both]
         return [rows.reshape(len(rows), -1, group.size).sum(axis=2) for rows, group in zip(sums, groups, strict=True)]

@@ -63,7 +63,7 @@ class Pair(NamedTuple):
 def capture(forward, objective, params, batch, paths):
     """What enters each layer, and the gradients of the objective of the output with respect to what leaves it."""
     captured = module.capture(forward, params, batch, paths)
-    deltas = captured.deltas(jax.grad(objective)(captured.output))
+    deltas, _ = captured.deltas(jax.grad(objective)(captured.output))
     return {path: Pair(captured.inputs[path], deltas[path]) for path in deltas}
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -461,12 +461,20 @@ def test_file_gives_back_what_was_measured(measured, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, again, measured)
 
 
-def test_a_run_that_was_killed_goes_on_where_it_stopped(tmp_path, monkeypatch):
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Of three rows: five inputs take two of them. What was compiled with blocks of another size is not used."""
+    monkeypatch.setattr(sums, "BLOCK", 3)
+    cast(Any, batch.entering).clear_cache()
+    yield
+    cast(Any, batch.entering).clear_cache()
+
+
+def test_a_run_that_was_killed_goes_on_where_it_stopped(tmp_path, monkeypatch, small_blocks):
     file = tmp_path / "sums.safetensors"
     monkeypatch.setattr(measure, "SAVE_EVERY", 0.0)
-    monkeypatch.setattr(sums, "BLOCK", 3)  # 5 inputs and 4 outputs take two
     batches = [{"x": X}, {"x": X + 1}, {"x": X - 1}]
-    of = partial(measured_net, paths=["first", "last"])  # which no other test measures, with blocks of another size
+    of = partial(measured_net, paths=["first", "last"])  # which no other test measures
 
     def killed():
         yield from batches[:2]

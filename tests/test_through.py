@@ -219,9 +219,8 @@ def test_numbers_that_overflow_are_found_wherever_they_are_held():
     steps = batch.entering(jnp.ones((1, 2, 2)), None, None)
     total = batch.no_sums(("row_gram", "col_gram"), 2, 4, through=1)
     for size, fine in ((1.0, True), (1e12, False)):  # whose fourth power is beyond float32
-        _, good = batch.add_kernel(
-            jax.tree.map(jnp.copy, total), steps, jnp.ones((1, 1, 2, 4)), 0, kernel=jnp.full((2, 4), size)
-        )
+        left = batch.Leaving(jnp.full((1, 1, 2, 2), size), 4 * jnp.ones((1, 2, 2)), 4)
+        _, good = batch.add_kernel(jax.tree.map(jnp.copy, total), steps, left, 0)
         assert bool(good) == fine
 
 

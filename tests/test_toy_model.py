@@ -169,7 +169,7 @@ def test_toy_layer_runs_on_factors(toy_layer):
 
 def test_toy_layer_is_captured_as_a_matrix(toy_layer):
     captured = capture(bert_adapter.forward(toy_layer), toy_layer.params, BATCH, frozenset({"heads"}))
-    deltas = captured.deltas(jnp.ones(captured.output.shape))["heads"]
+    deltas = captured.deltas(jnp.ones(captured.output.shape))[0]["heads"]
     got = np.einsum("bti,bto->io", captured.inputs["heads"], deltas)
 
     def total(params):

@@ -1,7 +1,7 @@
 """How much each entry of a kernel matters: Fisher information, summed over the examples of all batches."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -18,9 +18,12 @@ from bert_adapter.files import check_writable
 from bert_adapter.importance.batch import (
     AT_ONCE,
     AT_ONCE_ELSEWHERE,
+    Leaving,
     Passed,
+    Steps,
     Wanted,
     add_kernel,
+    by_row,
     entering,
     no_sums,
     no_table_sums,
@@ -35,7 +38,6 @@ from bert_adapter.importance.sums import (
     Sums,
     differences,
 )
-from bert_adapter.importance.through import larger_side
 from bert_adapter.layers.capture import Batch, Forward, Lookup
 from bert_adapter.layers.places import kernel_path
 from bert_adapter.layers.stacks import unstacked
@@ -116,11 +118,11 @@ def measure_importance(
       >>> importance.examples, importance["layers_0"].inputs.shape
       (4, (5, 5))
     """
-    wanted = Wanted(forward, check_gradients(gradients), frozenset(paths), check_statistics(statistics))
+    how = check_gradients(gradients), frozenset(paths), check_statistics(statistics)
+    wanted = Wanted(forward, *how, whole=how[1] if whole else of_float64(params, how[1]))
     if file is not None:
         check_writable(Path(file))
     run, key, there = program_for(wanted), jax.random.key(seed), jax.device_put(params)
-    kernels: dict[str, Any] = {}
     compiled: list[Any] = []  # for batches of these shapes
     total: Importance | None = None
     count = 1
@@ -131,18 +133,18 @@ def measure_importance(
         arrays, text = {name: np.asarray(array) for name, array in batch.items()}, of_arrays(batch)
         if total is None:
             layers = run.eval_shape(there, *next(pieces(arrays, key)))
-            kernels = {} if whole else passing(params, there, layers)
-            fresh = replace(empty(layers, wanted, seed, kernels), **fingerprints(wanted, params, arrays))
+            fresh = replace(empty(layers, wanted, seed), **fingerprints(wanted, params, arrays))
             total, count = continued(fresh, text, file), layers.gradients
         if number < total.batches:
             check_text(total, number, text, file)
             continue
         parts = pieces(arrays, jax.random.fold_in(key, number), count)
         seen = round(total.examples)
-        finite = add_batch(total.sums, ((run(there, *part), part[0]) for part in parts), seen, kernels)
+        is_new = (shapes := {name: array.shape for name, array in arrays.items()}) not in compiled
+        finite = add_batch(total.sums, passes(partial(run, there), parts, is_new), seen)
         check_sums(finite, number, lambda arrays=arrays: forward(params, arrays))
         total = counted(total, batch, text)
-        if (shapes := {name: array.shape for name, array in arrays.items()}) not in compiled:
+        if is_new:
             compiled.append(shapes)
             give_back()
         if file is not None and time.monotonic() - saved > SAVE_EVERY:
@@ -191,7 +193,7 @@ def check_module(importance: Importance | None, model: Model) -> None:
         return
     if not isinstance(function_of(model), Run):
         return
-    wanted = Wanted(function_of(model), "gaussian", frozenset(), ())
+    wanted = Wanted(function_of(model), "gaussian", frozenset(), statistics=(), whole=frozenset())
     batch = {name: np.zeros(shape, dtype) for name, shape, dtype in importance.inputs}
     if of_programs(wanted, model.params, batch) != importance.function:
         raise ValueError(
@@ -209,40 +211,27 @@ def check_statistics(statistics: Iterable[str]) -> tuple[str, ...]:
     return tuple(name for name in STATISTICS if name in names)
 
 
-def passing(params: Any, there: Any, shapes: Passed) -> dict[str, Any]:
-    """By path, the kernels that are to pass Gram matrices of their larger side on: those that have one, but of float64.
-
-    there: the parameters on the device, which may have other dtypes.
-    """
-    layers = {paths: inputs for paths, inputs in shapes.inputs.items() if not isinstance(inputs, Lookup)}
-    paths = [path for together in layers for path in together]
-    given, held = (by_path(unstacked(tree, paths)) for tree in (params, there))
-    found = {}
-    for together, inputs in layers.items():
-        for path in together:
-            place, rows = kernel_path(held, path), inputs.shape[-1]
-            far = larger_side((rows, held[place].size // rows)) is not None
-            if far and given[place].dtype != np.float64:
-                found[path] = held[place]
-    return found
+def of_float64(params: Any, paths: frozenset[str]) -> frozenset[str]:
+    """Those of the layers whose kernels have that dtype, on the host: a device may hold them otherwise."""
+    flat = by_path(unstacked(params, paths))
+    places = {path: kernel_path(flat, path) for path in paths}
+    return frozenset(path for path, place in places.items() if place in flat and flat[place].dtype == np.float64)
 
 
-def empty(shapes: Passed, wanted: Wanted, seed: int, kernels: Mapping[str, Any]) -> Importance:
-    """The measurement of no batch yet, of layers whose inputs and output gradients have these shapes.
-
-    kernels: by path, those that pass Gram matrices of their larger side on.
-    """
-    sums = {}
+def empty(shapes: Passed, wanted: Wanted, seed: int) -> Importance:
+    """The measurement of no batch yet, of layers whose inputs and output gradients have these shapes."""
+    sums, names = {}, wanted.statistics
     for paths, inputs in shapes.inputs.items():
         for path in paths:
-            columns = shapes.deltas[path].shape[-1] if shapes.deltas else 0
+            deltas = shapes.deltas.get(path)
+            columns = 0 if deltas is None else deltas.width if isinstance(deltas, Leaving) else deltas.shape[-1]
             if isinstance(inputs, Lookup):
-                sums[path] = no_table_sums(wanted.statistics, inputs.count, columns)
-            elif path in kernels:
-                shape = inputs.shape[-1], kernels[path].size // inputs.shape[-1]
-                sums[path] = no_sums(wanted.statistics, *shape, through=larger_side(shape))
+                sums[path] = no_table_sums(names, inputs.count, columns)
+            elif isinstance(inputs, Steps):
+                sums[path] = no_sums(names, inputs.width, inputs.values.shape[-1], through=0)
             else:
-                sums[path] = no_sums(wanted.statistics, inputs.shape[-1], columns)
+                side = 1 if isinstance(deltas, Leaving) else None
+                sums[path] = no_sums(names, inputs.shape[-1], columns, through=side)
     gradients = wanted.gradients if isinstance(wanted.gradients, str) else "labels"
     sums = dict(sorted(sums.items()))
     return Importance(sums, examples=0, tokens=0, batches=0, gradients=gradients, seed=seed)
@@ -342,9 +331,19 @@ def pieces(batch: Batch, key: Any, gradients: int = 1) -> Iterator[tuple[Batch, 
         yield {name: array[begin : begin + size] for name, array in batch.items()}, Draw(key, begin)
 
 
-def add_batch(
-    sums: dict[str, Sums], passes: Iterable[tuple[Passed, Batch]], seen: int, kernels: Mapping[str, Any]
-) -> tuple[Any, Any]:
+def passes(run: Callable[..., Passed], parts: Iterable[tuple[Batch, Draw]], is_new: bool) -> Iterator[Any]:
+    """What passes for each part of a batch, and the part.
+
+    is_new: the first one is compiled. What that took goes back before what is made of it needs room.
+    """
+    for number, part in enumerate(parts):
+        found = run(*part)
+        if is_new and number == 0:
+            give_back()
+        yield found, part[0]
+
+
+def add_batch(sums: dict[str, Sums], passes: Iterable[tuple[Passed, Batch]], seen: int) -> tuple[Any, Any]:
     """The sums get a batch more, in place; whether its outputs are finite, and what was added for each kernel.
 
     What enters and leaves all layers is held for a few examples at a time; what is made of it, for one kernel.
@@ -353,16 +352,13 @@ def add_batch(
     for found, piece in passes:
         outputs.append(found.finite)
         for paths in list(found.inputs):
-            steps = entering(found.inputs.pop(paths), by_row(piece.get("attention_mask")), piece.get("weights"))
+            steps, mask = found.inputs.pop(paths), by_row(piece.get("attention_mask"))
+            if not isinstance(steps, Steps):
+                gram = all(sums[path].inputs is not None for path in paths)
+                steps = entering(steps, mask, piece.get("weights"), gram=gram)
             for path in paths:
-                deltas, kernel = found.deltas.pop(path, None), kernels.get(path)
-                sums[path], good = add_kernel(sums[path], steps, deltas, seen, kernel=kernel)
+                sums[path], good = add_kernel(sums[path], steps, found.deltas.pop(path, None), seen)
                 added.append(good)
         seen += len(next(iter(piece.values())))
         jax.block_until_ready(added)  # or the next piece would be passed through the model before this one is gone
     return outputs, added
-
-
-def by_row(mask: Any) -> Any:
-    """The mask with the places of an example in one row, where it is several texts, as its choices are."""
-    return None if mask is None else mask.reshape(len(mask), -1)

@@ -14,9 +14,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.interpreters import partial_eval
 from jaxtyping import Array, Float, Shaped
 
-from bert_adapter.layers.layer import Order, by_step, moved
+from bert_adapter.layers.layer import Order, by_step, matrix_shape, moved, moved_back, split
 from bert_adapter.layers.observing import Site, observing
-from bert_adapter.layers.stacks import indexed, whole
+from bert_adapter.layers.places import kernel_path
+from bert_adapter.layers.stacks import indexed, unstacked, whole
 
 Batch = Mapping[str, Any]
 Forward = Callable[[Any, Batch], Any]
@@ -37,12 +38,15 @@ class Captured(NamedTuple):
     """A model's output, what enters its layers, and how a gradient of the output reaches what leaves them.
 
     inputs: by path, (batch, time, in), or a `Lookup`.
-    deltas: (gradient of a scalar with respect to the output) -> its gradients with respect to the layers' outputs.
+    deltas: (gradient of a scalar with respect to the output) -> its gradients with respect to the layers' outputs; and
+      of the layers whose kernel is to pass these on, deltas @ kernel.T, (batch, time, in).
+    onward: of the layers whose kernel is to pass inputs on, inputs @ kernel, (batch, time, out).
     """
 
     output: Any
     inputs: dict[str, Any]
-    deltas: Callable[[Any], dict[str, Float[Array, "batch time out"]]]
+    deltas: Callable[[Any], tuple[dict[str, Float[Array, "batch time out"]], dict[str, Float[Array, "batch time in"]]]]
+    onward: dict[str, Float[Array, "batch time out"]]
 
 
 class Call(NamedTuple):
@@ -52,6 +56,7 @@ class Call(NamedTuple):
       or reaches it, but on the ways of parameters and their gradients.
     stack: the leading axes that the kernel has outside.
     looked_up: how many rows the table has; 0 if it is a kernel.
+    shape: of the kernel, as a matrix.
     """
 
     inputs: jax.ShapeDtypeStruct
@@ -61,9 +66,27 @@ class Call(NamedTuple):
     lifted: bool
     stack: tuple[int, ...]
     looked_up: int
+    shape: tuple[int, int]
+
+    @property
+    def output_axes(self) -> int:
+        """How many of the output's axes are the kernel's."""
+        return self.outputs.ndim - self.inputs.ndim + self.input_axes
+
+    @property
+    def at_hand(self) -> bool:
+        """Whether the model itself makes what the kernel passes on, in float32, where that can be had."""
+        return not self.lifted and self.inputs.dtype == self.outputs.dtype == jnp.float32
 
 
-def capture(forward: Forward, params: Any, batch: Batch, paths: frozenset[str]) -> Captured:
+Passes = Callable[[str, tuple[int, int]], int | None]
+
+
+def nothing(path: str, shape: tuple[int, int]) -> None:
+    """Nothing is wanted as a kernel passes it on."""
+
+
+def capture(forward: Forward, params: Any, batch: Batch, paths: frozenset[str], passes: Passes = nothing) -> Captured:
     """x and delta of every layer in `paths`: the gradient of its kernel, as a matrix, is sum_bt outer(x_bt, delta_bt).
 
     `forward(params, batch)` runs the model. Every layer's output gets a zero added, and the gradient with respect to
@@ -72,18 +95,26 @@ def capture(forward: Forward, params: Any, batch: Batch, paths: frozenset[str]) 
     those of padding are zero. Where rows of an input are several for each example, those of one example follow each
     other. Without dropout, unless `forward` asks for it. Holds the activations of one batch.
 
+    passes: (path, shape of the kernel as a matrix) -> 0 where inputs are wanted as the kernel passes them on, 1 where
+      deltas are. The model makes both anyway, but for a bias: they cost nothing where they can be had.
+
     Raises:
       ValueError: a path is not a layer of `LAYERS` that `forward` calls, or one kernel serves many calls that are
         traced as one, as in `nn.vmap`.
     """
     calls = traced_calls(forward, params, batch, paths)
-    zeros: Any = {place: fresh_probes(call) for place, call in calls.items()}
-
+    sides = sides_of(calls, paths, passes)
+    products, gradients = (made_by_model(calls, sides, side) for side in (0, 1))
+    zeros: Any = {place: fresh_probes(call, back=place in gradients) for place, call in calls.items()}
     first: dict[int, Place] = {}  # the first call that an array enters, by the array's id
     shared: dict[Place, Place] = {}  # the same for each call
 
-    def perturbed(zeros: Any) -> tuple[Any, dict[Place, Array]]:
+    def perturbed(zeros: Any) -> tuple[Any, Any]:
         seen: dict[Place, Array] = {}
+        made: dict[Place, Array] = {}
+
+        def enter(place: Place, inputs: Array) -> Array:
+            return inputs + zeros[place]["back"] if place in gradients else inputs
 
         def perturb(place: Place, site: Site, inputs: Array, outputs: Array) -> Array:
             if place not in calls:
@@ -92,35 +123,103 @@ def capture(forward: Forward, params: Any, batch: Batch, paths: frozenset[str]) 
                 return exported(site, place, inputs, outputs)
             shared[place] = first.setdefault(id(inputs), place)
             seen[shared[place]] = inputs  # held, so that its id is no other's
+            if place in products:
+                made[place] = without_bias(site, calls[place], outputs)
             return outputs + zeros[place]["outputs"]
 
-        lifted = {place: zero for place, zero in zeros.items() if calls[place].lifted}
-        return touched(forward, with_probes(params, lifted), batch, paths, touch=perturb), seen
+        probed = with_probes(params, {place: zero for place, zero in zeros.items() if calls[place].lifted})
+        return touched(forward, probed, batch, paths, touch=perturb, enter=enter), (seen, made)
 
-    output, pull, entered = jax.vjp(perturbed, zeros, has_aux=True)
-    seen = {place: entered[one] for place, one in shared.items()}
-    if any(call.lifted for call in calls.values()):
-        (exports,) = pull(jax.tree.map(jnp.zeros_like, output))
-        seen |= {place: found["inputs"] for place, found in exports.items() if calls[place].lifted}
+    output, pull, (entered, made) = jax.vjp(perturbed, zeros, has_aux=True)
+    seen = {place: entered[one] for place, one in shared.items()} | lifted_inputs(pull, output, calls)
+    steps, mask = partial(by_path, calls=calls, batch=batch, paths=paths), batch.get("attention_mask")
 
-    def deltas(gradient: Any) -> dict[str, Float[Array, "batch time out"]]:
+    def deltas(gradient: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         (found,) = pull(gradient)
-        return by_path({place: each["outputs"] for place, each in found.items()}, calls, batch, paths)
+        leaving = steps({place: each["outputs"] for place, each in found.items()}, of_inputs=False)
+        back = steps({place: found[place]["back"] for place in gradients}, of_inputs=True)
+        return leaving, back | multiplied(params, leaving, missing(sides, 1, back), back=True)
 
-    return Captured(output, by_path(seen, calls, batch, paths, entering=True), deltas)
+    inputs, onward = steps(seen, of_inputs=True, mask=mask), steps(made, of_inputs=False, mask=mask)
+    return Captured(output, inputs, deltas, onward | multiplied(params, inputs, missing(sides, 0, onward)))
 
 
-def touched(forward: Forward, params: Any, batch: Batch, paths: frozenset[str], *, touch: Callable) -> Any:
-    """The output of `forward`, where touch(place, site, x, y) replaces the output y of each call of a layer."""
+def lifted_inputs(pull: Callable, output: Any, calls: Mapping[Place, Call]) -> dict[Place, Array]:
+    """What enters the calls that no array leaves but as a gradient."""
+    lifted = [place for place, call in calls.items() if call.lifted]
+    (exports,) = pull(jax.tree.map(jnp.zeros_like, output)) if lifted else ({},)
+    return {place: exports[place]["inputs"] for place in lifted}
+
+
+def missing(sides: Mapping[str, int], side: int, found: Mapping[str, Any]) -> list[str]:
+    """The paths of which that side is wanted as the kernel passes it on, and not there."""
+    return [path for path, each in sides.items() if each == side and path not in found]
+
+
+def multiplied(params: Any, steps: Mapping[str, Any], paths: list[str], back: bool = False) -> dict[str, Any]:
+    """By path, the steps @ kernel, or @ kernel.T, in float32."""
+    flat: dict[str, Any] = dict(flatten_dict(unstacked(params, paths), sep="/"))
+    found = {}
+    for path in paths:
+        array = steps[path].astype(jnp.float32)
+        kernel = flat[kernel_path(flat, path)].astype(jnp.float32)
+        width = array.shape[-1]
+        found[path] = array @ (kernel.reshape(-1, width).T if back else kernel.reshape(width, -1))
+    return found
+
+
+def sides_of(calls: Mapping[Place, Call], paths: frozenset[str], passes: Passes) -> dict[str, int]:
+    """By path, which side is wanted as the kernel passes it on, of those where one is."""
+    shapes = {path: call.shape for place, call in calls.items() for path in indexed(place[0], call.stack)}
+    kernels = {place[0] for place, call in calls.items() if not call.looked_up}
+    wanted = {path: passes(path, shapes[path]) for path in paths if whole(path) in kernels}
+    return {path: side for path, side in wanted.items() if side is not None}
+
+
+def made_by_model(calls: Mapping[Place, Call], sides: Mapping[str, int], side: int) -> list[Place]:
+    """The calls in which the model makes what is wanted of that side itself, where that goes for all of a layer's."""
+    others = {place[0] for place, call in calls.items() if not call.at_hand}
+    return [place for place in calls if sides.get(place[0]) == side and place[0] not in others]
+
+
+def without_bias(site: Site, call: Call, outputs: Array) -> Array:
+    """inputs @ kernel, from what leaves the layer."""
+    bias = site.param("bias") if getattr(site.module, "use_bias", True) else None
+    if bias is None:
+        return outputs
+    plain = moved(outputs, call.order.outputs)
+    kept = plain.ndim - call.output_axes
+    return moved_back(plain - bias.reshape((1,) * kept + plain.shape[kept:]), call.order.outputs)
+
+
+def touched(
+    forward: Forward,
+    params: Any,
+    batch: Batch,
+    paths: frozenset[str],
+    *,
+    touch: Callable,
+    enter: Callable | None = None,
+) -> Any:
+    """The output of `forward`, where touch(place, site, x, y) replaces the output y of each call of a layer.
+
+    enter: (place, x) -> what the call has in the place of x.
+    """
     wanted, calls = {whole(path) for path in paths}, Counter()
 
+    def is_wanted(site: Site) -> bool:
+        return site.layer is not None and site.path in wanted
+
+    def entered(site: Site, inputs: Any) -> Any:
+        return enter((site.path, calls[site.path]), inputs) if enter is not None and is_wanted(site) else inputs
+
     def counted(site: Site, inputs: Any, outputs: Any) -> Any:
-        if site.layer is None or site.path not in wanted:
+        if not is_wanted(site):
             return outputs
         calls[site.path] += 1
         return touch((site.path, calls[site.path] - 1), site, inputs, outputs)
 
-    with observing(counted):
+    with observing(counted, entered):
         return forward(params, batch)
 
 
@@ -145,6 +244,7 @@ def traced_calls(forward: Forward, params: Any, batch: Batch, paths: frozenset[s
             lifted=kernel is not outside or current_trace() != level[0],
             stack=outside.shape[: outside.ndim - kernel.ndim],
             looked_up=len(kernel) if site.layer.looked_up else 0,
+            shape=matrix_shape(split(kernel.shape, site.layer.input_axes(site.module))),
         )
         return outputs
 
@@ -204,9 +304,14 @@ def reads(forward: Forward, params: Any, batch: Batch, calls: dict[Place, Call])
     return used
 
 
-def fresh_probes(call: Call) -> dict[str, Array]:
-    """Zeros whose gradients are delta and, for what is lifted, x and how often the zeros are read."""
+def fresh_probes(call: Call, back: bool = False) -> dict[str, Array]:
+    """Zeros whose gradients are delta and, for what is lifted, x and how often the zeros are read.
+
+    back: one whose gradient is what the kernel makes of delta, too.
+    """
     zeros = {"outputs": jnp.zeros((*call.stack, *call.outputs.shape), call.outputs.dtype)}
+    if back:
+        zeros["back"] = jnp.zeros(call.inputs.shape, call.inputs.dtype)
     if call.lifted:
         kind = jnp.float32 if call.looked_up else call.inputs.dtype
         zeros["inputs"] = jnp.zeros((*call.stack, *call.inputs.shape), kind)
@@ -259,27 +364,35 @@ leaving.defvjp(leaving_forwards, leaving_backwards)
 
 
 def by_path(
-    arrays: Mapping[Place, Array], calls: dict[Place, Call], batch: Batch, paths: frozenset[str], entering: bool = False
+    arrays: Mapping[Place, Array],
+    *,
+    calls: dict[Place, Call],
+    batch: Batch,
+    paths: frozenset[str],
+    of_inputs: bool,
+    mask: Any = None,
 ) -> dict[str, Any]:
     """What enters, or what leaves, the layers at the paths, as steps of the examples, one call after the other.
 
-    One array for all layers that the same one enters.
+    One array for all layers that the same one enters. Of calls that no array is given for, nothing.
+
+    of_inputs: whether the arrays have the axes of inputs; else they have those of outputs.
+    mask: what tells padding, which is to be zero where a layer has several calls.
     """
     parts: dict[str, list[Any]] = defaultdict(list)
     made: dict[Any, tuple[Array, Any]] = {}  # by id, with the array, which is then no other's
-    for place, call in calls.items():
-        order, axes = call.order.outputs, call.outputs.ndim - call.inputs.ndim + call.input_axes
-        order, axes = (call.order.inputs, call.input_axes) if entering else (order, axes)
+    for place in (place for place in calls if place in arrays):
+        call = calls[place]
+        order, axes = (call.order.inputs, call.input_axes) if of_inputs else (call.order.outputs, call.output_axes)
         for path, index in zip(indexed(place[0], call.stack), np.ndindex(*call.stack), strict=True):
             array = arrays[place][index] if index else arrays[place]
             key = id(array), axes, order, call.looked_up
             if key not in made:
                 steps = of_examples(by_step(moved(array, order), axes), batch, place[0])
-                rows = entering and call.looked_up
+                rows = of_inputs and call.looked_up
                 made[key] = array, Lookup(steps[..., 0].astype(jnp.int32), call.looked_up) if rows else steps
             parts[path].append(made[key][1])
-    mask = batch.get("attention_mask") if entering else None
-    return {path: joined(parts[path], mask) for path in sorted(paths)}
+    return {path: joined(parts[path], mask) for path in sorted(paths) if path in parts}
 
 
 def joined(parts: list[Any], mask: Any) -> Any:

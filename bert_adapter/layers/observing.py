@@ -25,7 +25,9 @@ class Site(NamedTuple):
 
 
 Touch = Callable[[Site, Any, Any], Any]  # (site, inputs, outputs) -> what stands in the place of the outputs
+Enter = Callable[[Site, Any], Any]  # (site, inputs) -> what the layer is called with in their place
 TOUCH: ContextVar[Touch | None] = ContextVar("touch", default=None)  # for models that are not Linen's
+ENTER: ContextVar[Enter | None] = ContextVar("enter", default=None)
 ON_FACTORS: ContextVar[Touch | None] = ContextVar("on_factors", default=None)  # for layers that run on factors
 
 
@@ -40,16 +42,28 @@ def layer_input(args: tuple, kwargs: dict[str, Any]) -> Any:
     return next(iter((*args, *kwargs.values())))
 
 
+def with_input(inputs: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """The arguments with another input, in the place where `layer_input` finds it."""
+    if args:
+        return (inputs, *args[1:]), kwargs
+    return args, kwargs | {next(iter(kwargs)): inputs}
+
+
 @contextmanager
-def observing(touch: Touch, factors: bool = False) -> Iterator[None]:
+def observing(touch: Touch, enter: Enter | None = None, factors: bool = False) -> Iterator[None]:
     """Inside, every call of a module that has a kernel or a table of its own is seen, and its outputs replaced.
 
+    enter: replaces the inputs of those that have it before they are called.
     factors: those that run on factors too, whose kernel is no array.
     """
 
     def interceptor(next_fun: Callable, args: tuple, kwargs: dict[str, Any], context: Any) -> Any:
-        outputs, module = next_fun(*args, **kwargs), context.module
-        if context.method_name != "__call__" or module.scope is None:
+        module, called = context.module, (args, kwargs)
+        is_call = context.method_name == "__call__" and module.scope is not None
+        if is_call and enter is not None and layer_of(module) is not None:
+            called = with_input(enter(site_of(module), layer_input(args, kwargs)), args, kwargs)
+        outputs = next_fun(*called[0], **called[1])
+        if not is_call:
             return outputs
         if not any(module.has_variable("params", name) for name in ("kernel", "embedding")):
             return outputs
@@ -57,13 +71,14 @@ def observing(touch: Touch, factors: bool = False) -> Iterator[None]:
             return outputs  # seen by `on_factors`, which may be the outer one of both
         return touch(site_of(module), layer_input(args, kwargs), outputs)
 
-    token, inner = TOUCH.set(touch), ON_FACTORS.set(touch if factors else None)
+    token, inner, outer = TOUCH.set(touch), ON_FACTORS.set(touch if factors else None), ENTER.set(enter)
     try:
         with nn.intercept_methods(on_factors), nn.intercept_methods(interceptor):
             yield
     finally:
         TOUCH.reset(token)
         ON_FACTORS.reset(inner)
+        ENTER.reset(outer)
 
 
 def site_of(module: nn.Module) -> Site:
