@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import EPS, at, random_params
+from tiny import EPS, assert_passed_on, at, random_params
 
 import bert_adapter
 import wlra
@@ -124,6 +124,11 @@ def test_importance_is_that_of_the_examples_gradients():
         assert_near(np.sum(sums.fisher, axis=0), np.sum(gradients**2, axis=0))
         assert_near(sums.row_gram, np.einsum("bij,bkj->ik", gradients, gradients))
         assert_near(sums.col_gram, np.einsum("bij,bik->jk", gradients, gradients))
+
+
+def test_what_kernels_pass_on_is_the_product_with_them():
+    """Of every kind of layer, those whose arrays are lifted out of a scan too."""
+    assert_passed_on(run, params(), BATCH, SHAPES)
 
 
 def test_any_module_is_compressed_to_a_budget():

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from tiny import BATCH, CLASSIFIER, EPS, random_params
+from tiny import BATCH, CLASSIFIER, EPS, assert_passed_on, random_params
 
 from bert_adapter.layers import capture as module
 from bert_adapter.layers.marker import FACTORISED
@@ -40,6 +40,14 @@ class Tied(nn.Module):
     def __call__(self, x):
         tied = nn.Dense(7, name="tied")
         return nn.Dense(4, name="once")(tied(nn.tanh(tied(x))))
+
+
+class Once(nn.Module):
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(4, dtype=self.dtype, name="once")(x)
 
 
 class ByKeyword(nn.Module):
@@ -186,6 +194,13 @@ def test_input_may_be_given_by_keyword():
     gradients = jax.grad(lambda params: objective(ByKeyword().apply({"params": params}, X)))(params)
     got = capture(forward_of(ByKeyword()), objective, params, {"x": X}, frozenset({"once"}))
     assert_products_are_gradients(got, gradients)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_what_is_passed_on_is_of_float32_whatever_a_layer_computes_in(dtype):
+    """A layer that rounds its outputs is no help: what it passes on is multiplied anew."""
+    net = Once(dtype)
+    assert_passed_on(forward_of(net), random_params(net, X), {"x": X}, {"once": (7, 4)})
 
 
 def test_models_of_transformers_are_captured():

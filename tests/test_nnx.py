@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny import EPS, at
+from tiny import EPS, assert_passed_on, at
 
 import bert_adapter
 
@@ -105,6 +105,14 @@ def test_state_is_of_ordinary_params():
     factors = nnx.to_pure_dict(nnx.state(made, nnx.Param))["blocks"][1]["attention"]["out"]
     assert {name: leaf.shape for name, leaf in factors.items()} == {"bias": (8,), "left": (2, 4, 2), "right": (2, 8)}
     np.testing.assert_array_equal(run(nnx.merge(graph, state)), run(made))
+
+
+def test_what_kernels_pass_on_is_the_product_with_them():
+    model = bert_adapter.as_model(net())
+    params = jax.tree.map(lambda leaf: leaf + 0.1, model.params)  # biases of nnx begin at zero
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        shapes = bert_adapter.select_kernels(model, include="blocks/1|last", batch=BATCH)
+        assert_passed_on(bert_adapter.forward(model), params, BATCH, shapes)
 
 
 def test_importance_is_that_of_the_examples_gradients():

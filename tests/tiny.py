@@ -4,12 +4,15 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from bert_adapter import sample
 from bert_adapter.families import module_for
+from bert_adapter.layers.capture import capture
 from bert_adapter.layers.marker import FACTORISED
+from bert_adapter.layers.stacks import unstacked
 from bert_adapter.model import Model
 from bert_adapter.text import LabelledTexts, labelled_batches
 
@@ -68,6 +71,21 @@ def at(tree, path) -> Any:
     for name in path.split("/"):
         tree = tree[name]
     return tree
+
+
+def assert_passed_on(forward, params, batch, shapes):
+    """What kernels pass on of inputs, and back of deltas, are the products with them, layers' biases left out."""
+    paths, batch = frozenset(shapes), jax.tree.map(jnp.asarray, batch)
+    for side in (0, 1):
+        captured = capture(forward, params, batch, paths, passes=lambda path, shape, side=side: side)
+        deltas, back = captured.deltas(jax.tree.map(jnp.ones_like, captured.output))
+        steps, found = (captured.inputs, captured.onward) if side == 0 else (deltas, back)
+        assert found.keys() == paths
+        for path in paths:
+            kernel = np.asarray(at(unstacked(params, paths), path)["kernel"], np.float64).reshape(shapes[path])
+            wanted = np.asarray(steps[path], np.float64) @ (kernel if side == 0 else kernel.T)
+            atol = 1000 * EPS * np.max(np.abs(wanted))  # a product of float32, and a bias that was added and taken off
+            np.testing.assert_allclose(found[path], wanted, rtol=0, atol=atol, err_msg=path)
 
 
 def factors(shape, rank, dtype: Any = np.float32):
