@@ -232,24 +232,35 @@ def one_kernel(
 
     Rounding is of the components also where the method does not cut them.
     """
-    planned = squares = None
-    if signal.ranks is not None:
-        planned = signal.ranks(evidence, shrink)
-        squares = decompose_one(kernel, planned, None).squares
-        if method is None and not bits:
-            return One(Decomposed(squares), squares)
-    planned = planned if bits else None  # no more than one pair of Gram matrices is held where that will do
+    if signal.ranks is not None and method is None and not bits:
+        squares = decompose_one(kernel, signal.ranks(evidence, shrink), None).squares
+        return One(Decomposed(squares), squares)
     made = signal.weights(evidence, shrink)
-    found = whole = decompose_one(kernel, made, method)
-    squares = found.squares if squares is None else squares
+    by = planned = sides(kernel, made)
+    if signal.ranks is not None:
+        planned = sides(kernel, signal.ranks(evidence, shrink))
+        by, planned = (by, planned) if bits else seen_once(kernel, by, planned)
+    most = most_components(kernel) if is_cut(kernel, made, method) else 0
+    found = whole = components.decompose(kernel, *by, most)
+    squares = found.squares if signal.ranks is None else components.decompose(kernel, *planned, 0).squares
     if not bits:
         return One(found, squares)
-    row, by = sides(kernel, made)[0], made if signal.ranks is None else planned
     if whole.left is None:
-        whole = components.decompose(kernel, *sides(kernel, made), most_components(kernel))
-    given = feedback(row) if row.ndim == 2 and plain else None
-    lost = rounding(kernel, whole, sides(kernel, by), by_rows=False, given=given, plain=plain)
+        whole = components.decompose(kernel, *by, most_components(kernel))
+    given = feedback(by[0]) if by[0].ndim == 2 and plain else None
+    lost = rounding(kernel, whole, planned, by_rows=False, given=given, plain=plain)
     return One(found, squares, rounding=lost, given=given)
+
+
+def seen_once(kernel: Any, one: tuple[Any, Any], other: tuple[Any, Any]) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
+    """Both pairs of sides; columns' matrices that are the same, and no smaller than the rows', as they are `Seen`."""
+    (row, col), (its_row, its_col) = one, other
+    if kernel.shape[0] > kernel.shape[1] or isinstance(col, Seen) or isinstance(its_col, Seen):
+        return one, other
+    if col.ndim != 2 or not np.array_equal(col, its_col):
+        return one, other
+    seen = Seen(components.congruent(np.asarray(kernel, np.float64), col))
+    return (row, seen), (its_row, seen)
 
 
 def one_table(table: Any, weights: TableWeights, method: wlra.Method | None, *, prior: float | None, bits: bool) -> One:

@@ -215,7 +215,7 @@ def test_compress_refuses_what_cannot_be_in_a_line_before_work(changed, message,
     check_refused("compress", options, changed, message, folder=places, capsys=capsys)
 
 
-def of_nothing(shapes, wanted, seed, kernels):
+def of_nothing(shapes, wanted, seed):
     """A measurement of no kernel, so that a file can be compared and nothing can be measured."""
     return bert_adapter.Importance({}, examples=0, tokens=0, batches=0, gradients="gaussian", seed=seed)
 

@@ -15,7 +15,7 @@ from bert_adapter.decompositions import decompose_one
 from bert_adapter.importance.sums import Importance, Sums
 from bert_adapter.ranks import plan
 from bert_adapter.signals import SIGNALS
-from wlra.components import BLOCK, congruent, square_root
+from wlra.components import square_root
 
 RNG = np.random.default_rng(0)
 SHAPES = {"wide": (6, 14), "tall": (12, 5), "square": (8, 8)}
@@ -237,14 +237,6 @@ def test_what_is_left_beside_a_dominant_eigenvalue_is_seen(tall):
     given = (kernel.T, wlra.Kronecker(*sides[::-1])) if tall else (kernel, wlra.Kronecker(*sides))
     # The largest is 1e10 times the second; float64 sees the fifteenth to 1e-4.
     np.testing.assert_allclose(squares(*given)[:15], wanted[:15], rtol=1e-3)
-
-
-def test_wide_gram_matrices_are_multiplied_by_their_upper_triangle():
-    n = 2 * BLOCK + 3
-    kernel, factor = RNG.normal(size=(3, n)), RNG.normal(size=(n, 4))
-    gram = factor @ factor.T
-    wanted = kernel @ gram @ kernel.T
-    np.testing.assert_allclose(congruent(kernel, gram), wanted, atol=1e-9 * np.max(wanted))  # float64
 
 
 def test_root_of_a_gram_matrix_that_rounding_made_indefinite():
