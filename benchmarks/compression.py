@@ -14,7 +14,7 @@ at blocks of 192 rows: 0.05. Each of six kernels has two of them for the gradien
 units. Of the side of 3072 these are of what the kernel passes on, which the model makes itself. Products between an
 example's time steps add 0.08 at 64 tokens. Together 2.91 units, 0.97 gradients. The importance and the plain gradients
 are measured by turns over the same batches, compiled before. Beside plan and solve: NumPy's `eigh` of a symmetric
-matrix of every kernel's smaller side, one after the other, and one on each processor with one thread of LAPACK for each.
+matrix of every kernel's smaller side, one after the other, and one on each processor with one thread of LAPACK each.
 
 The ten operations that take longest in each stage: of XLA as JAX's profiler has them, added up over threads and over
 operations whose names differ in numbers alone; and of the host, the innermost function that is not the standard

@@ -90,7 +90,7 @@ def measure_importance(
         lookups; what a decoder that is tied to it makes of it is not measured.
       whole: if not, Gram matrices of a side that is at least twice as large as the other are measured as the kernel
         passes them on, W E[G'G] W' in place of E[G'G]: all that the closed forms need, fewer operations and far fewer
-        numbers. Kernels of float64 have them whole.
+        numbers. Kernels of float64 have them whole, and all where "fisher" or "rows" are measured too.
       seed: of the random directions.
       file: a safetensors file that holds what was measured so far, once a minute and in the end. If it is there
         already, as many batches are skipped as it has seen: a run that was killed goes on. It knows the fingerprints
