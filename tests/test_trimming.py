@@ -27,9 +27,8 @@ def fast(tokenizer: Any, unknown: str | None, special: list[str]) -> dict[str, b
     """The files of a tokenizer, with its special tokens around each text."""
     processors = tokenizers.processors
     ids = [(token, tokenizer.token_to_id(token)) for token in special]
-    tokenizer.post_processor = processors.RobertaProcessing(
-        ids[2], ids[0], add_prefix_space=False
-    )  # names differ in releases
+    ends = ids[2], ids[0]  # by position: releases call them differently
+    tokenizer.post_processor = processors.RobertaProcessing(*ends, add_prefix_space=False)
     names = {"bos_token": special[0], "pad_token": special[1], "eos_token": special[2], "mask_token": special[-1]}
     names |= {"unk_token": unknown} if unknown else {}
     config = {"tokenizer_class": "PreTrainedTokenizerFast", **names, "model_max_length": 20}
