@@ -46,6 +46,7 @@ LOOKS = 12  # how often the held-out loss is measured in a run
 SEEN, MOST_EPOCHS = 30_000, 20  # texts that are seen in all, with those that are repeated; and how often at most
 BATCH = 16  # texts in a step: 64 of all-MiniLM-L6-v2 take four times as long, and bring less than four steps
 RATE, SMALL = 1e-3, 0.25  # the highest rate, for factors of up to that share of their kernels' numbers
+LOWER, TRIES = 1 / 3, 4  # what the rate is multiplied by where it proves too high, and how many there are
 WARMUP = 0.1  # the share of the steps in which the rate rises
 KEPT_BYTES = 2**28  # outputs of the dense model that are kept rather than computed in each epoch
 FROZEN = "embedding"  # the name of tables, dense or factorised, most of whose rows the texts do not touch
@@ -168,8 +169,10 @@ def heal(
     which counts as much as the loss does at the start (after Jiao et al. 2020, TinyBERT, sec. 3). AdamW without weight
     decay or dropout, gradients cut to 1, a rate that rises and falls linearly. Trained are factors, biases, norms and
     what else there is, but for the tables of embeddings. Some texts are held out; the parameters that do best on them
-    are returned, or those that were given: the held-out loss, of the outputs alone, never rises. High rates may cost at
-    first what low ones bring back, so that no run ends early but one whose loss is not finite. Matrices that are stored
+    are returned, or those that were given: the held-out loss, of the outputs alone, never rises. A default rate that
+    has not lowered it when it is measured first, after a twelfth of the steps, is too high: all begins again at a third
+    of it, three times at most. With a rate that was given no run ends early but one whose loss is not finite: high
+    rates may cost at first what low ones bring back. Matrices that are stored
     in fewer bits are rounded in every step, and gradients pass through that: what is trained, judged and returned is
     what is stored.
 
@@ -182,8 +185,9 @@ def heal(
       forward, output: of a model of your own, as for `compress`.
       epochs: passes at most; by default so many that 30,000 texts are seen, 1 to 20.
       learning_rate: the highest; by default 1e-3 where factors have up to a quarter of their kernels' numbers, and less
-        the more they have, 5e-4 at a half. At a quarter of all-MiniLM-L6-v2 the held-out loss rises on the way
-        at 3e-3; at a half 1e-3 leaves it a quarter higher than 3e-4.
+        the more they have, 5e-4 at a half; classifiers need a third or a ninth of it, which is found on the way. At a
+        quarter of all-MiniLM-L6-v2 the held-out loss rises on the way at 3e-3; at a half 1e-3 leaves it a quarter
+        higher than 3e-4.
       batch_size: by default 16.
       seed: of the order of the rows.
       file: holds the state once a minute and whenever the held-out loss is measured; if it is there already, healing
@@ -319,8 +323,6 @@ def follow(
     given: as `as_stored` takes it, where the parameters will be rounded so.
     """
     began = time.monotonic()
-    if plan.learning_rate is None:
-        plan = plan._replace(learning_rate=rate_for(share_of(model.params)))
     how: dict[str, Any] = {"seed": seed, "file": file, "progress": progress}
     params, gained = followed(model, teacher, plan, given=given, **how)
     gained = gained._replace(seconds=time.monotonic() - began)
@@ -344,40 +346,98 @@ def followed(
     trained, frozen = divided(prepared(model, dtypes, given))
     recipe = judged._replace(stored=stored_as(trained, dtypes), teach=function_of(teacher))
     recipe = recipe._replace(paths=compressed_layers(model.params, dtypes))
-    deals = list(epochs_of(plan.pools, plan.batch_size, plan.epochs, seed))
-    every = -(-len(deals) // LOOKS)
-    assert plan.learning_rate is not None
-    rates = learning_rates(plan.learning_rate, round(WARMUP * len(deals)), len(deals))
     look = looker(judged, held, frozen, plan.batch_size, dtypes=dtypes)
     if not np.isfinite(before := look(trained)):
         raise FloatingPointError(f"the held-out loss is {before} to begin with: look at the outputs of both models")
     beside = Beside(frozen, None, jax.device_put(teacher.params))
     recipe, beside = with_layers(recipe, beside, held, trained, size=plan.batch_size)
-    advance = step_function(recipe)
     run = {} if file is None else fingerprints(recipe, model, teacher, plan, seed=seed)
-    moments = adamw(recipe.weight_decay).init(trained), jax.tree.map(jnp.copy, trained)
-    state, losses = resumed(State(trained, moments, 0, run), np.full(len(deals), np.nan, np.float32), file)
-    saved, key = time.monotonic(), jax.random.key(seed)
-    for number in track(range(state.step, len(deals)), "heal", progress):
-        if np.isinf(losses).any():  # nothing comes back from there
-            break
-        (inner, best), (batch, wanted) = state.moments, texts.batch(deals[number])
-        learnt = state.params, inner
-        now = beside._replace(wanted=wanted)
-        (params, inner), _ = advance(learnt, beside=now, batch=batch, key=key, rate=rates[number])
-        if looked := (number + 1) % every == 0 or number + 1 == len(deals):
-            loss = look(params)
-            losses[number] = loss if np.isfinite(loss) else np.inf
-            best = jax.tree.map(jnp.copy, params) if best_of(before, losses)[0] == number + 1 else best
-        state = State(params, (inner, best), number + 1, run)
-        if file is not None and (looked or time.monotonic() - saved > SAVE_EVERY):
-            save_state(state, losses, Path(file))
-            saved = time.monotonic()
+    schedule = Schedule(
+        deals=list(epochs_of(plan.pools, plan.batch_size, plan.epochs, seed)),
+        rate=rate_for(share_of(model.params)) if plan.learning_rate is None else plan.learning_rate,
+        tries=TRIES if plan.learning_rate is None else 1,
+        key=jax.random.key(seed),
+    )
+    advance = step_function(recipe)
+
+    def step(learnt: tuple[Any, Any], deal: Deal, rate: Any) -> tuple[Any, Any]:
+        batch, wanted = texts.batch(deal)
+        return advance(learnt, beside=beside._replace(wanted=wanted), batch=batch, key=schedule.key, rate=rate)[0]
+
+    fresh = State(trained, (), 0, run)
+    state, losses = descended(fresh, schedule, step, look, before=before, file=file, progress=progress)
     kept, after = best_of(before, losses)
     found = {0: before} | {int(i) + 1: float(losses[i]) for i in np.flatnonzero(~np.isnan(losses))}
     counts = {"texts": texts.count, "heldout": held.count}
     about = Healing(before, after, kept, state.step, losses=found, seconds=0.0, **counts)
     return joined(as_stored(jax.device_get(state.moments[1]), dtypes), jax.device_get(frozen)), about
+
+
+class Schedule(NamedTuple):
+    """What each step takes, the highest rate, how many rates are tried, and the key of all steps."""
+
+    deals: list[Deal]
+    rate: float
+    tries: int
+    key: Any
+
+    @property
+    def every(self) -> int:
+        """After how many steps the held-out loss is measured."""
+        return -(-len(self.deals) // LOOKS)
+
+    def rates(self, tried: int) -> Float[np.ndarray, " steps"]:
+        """Those of the steps, after so many that proved too high."""
+        return learning_rates(self.rate * LOWER**tried, round(WARMUP * len(self.deals)), len(self.deals))
+
+    def too_high(self, tried: int, before: float, losses: Float[np.ndarray, " steps"]) -> bool:
+        """Whether the held-out loss has not fallen when it is measured first, and a lower rate is left to try."""
+        return tried + 1 < self.tries and bool(losses[self.every - 1] >= before)
+
+
+def descended(
+    fresh: State,
+    schedule: Schedule,
+    step: Callable[[tuple[Any, Any], Deal, Any], tuple[Any, Any]],
+    look: Callable[[Any], float],
+    *,
+    before: float,
+    file: str | Path | None,
+    progress: bool,
+) -> tuple[State, Float[np.ndarray, " steps"]]:
+    """The state after all steps, and the held-out losses; where the first is no lower, from anew at a lower rate.
+
+    fresh: with the parameters to begin with. The state's moments are the optimiser's, the parameters that did best, and
+      how many rates proved too high.
+    """
+    start, steps = jax.device_get(fresh.params), len(schedule.deals)
+    state, losses = resumed(begun(fresh, start, 0), np.full(steps, np.nan, np.float32), file)
+    saved = time.monotonic()
+    while True:
+        tried = int(state.moments[2])
+        rates = schedule.rates(tried)
+        for number in track(range(state.step, steps), "heal", progress):
+            if np.isinf(losses).any() or schedule.too_high(tried, before, losses):  # nothing comes back from infinity
+                break
+            inner, best, _ = state.moments
+            params, inner = step((state.params, inner), schedule.deals[number], rates[number])
+            if looked := (number + 1) % schedule.every == 0 or number + 1 == steps:
+                loss = look(params)
+                losses[number] = loss if np.isfinite(loss) else np.inf
+                best = jax.tree.map(jnp.copy, params) if best_of(before, losses)[0] == number + 1 else best
+            state = State(params, (inner, best, np.int32(tried)), number + 1, fresh.run)
+            if file is not None and (looked or time.monotonic() - saved > SAVE_EVERY):
+                save_state(state, losses, Path(file))
+                saved = time.monotonic()
+        if not schedule.too_high(tried, before, losses):
+            return state, losses
+        state, losses = begun(fresh, start, tried + 1), np.full(steps, np.nan, np.float32)
+
+
+def begun(fresh: State, start: Any, tried: int) -> State:
+    """The state before the first step, with copies of the parameters, since a step reuses the memory of the last."""
+    params, best = (jax.tree.map(jnp.array, start) for _ in range(2))
+    return fresh._replace(params=params, moments=(adamw(0.0).init(params), best, np.int32(tried)))
 
 
 def prepared(model: Model, dtypes: Mapping[str, str], given: Mapping[str, Any] | None) -> Any:

@@ -206,6 +206,42 @@ def test_a_run_that_was_killed_ends_where_another_one_does(tmp_path, monkeypatch
             run(**{"small": small(), "epochs": 4} | options)
 
 
+def test_a_default_rate_that_proves_too_high_is_lowered(tmp_path, monkeypatch):
+    """A run that is killed at the second rate goes on there, and a rate that was given is kept."""
+    tried, rates, saved, file = [], healing.learning_rates, healing.save_state, tmp_path / "state"
+
+    def noted(highest, *rest):
+        tried.append(highest)
+        return rates(highest, *rest)
+
+    def killed(state, losses, file):
+        saved(state, losses, file)
+        if len(tried) == 2 and state.step == 5:
+            raise KeyboardInterrupt
+
+    for name, value in {"RATE": 30.0, "LOWER": 1e-4, "SAVE_EVERY": 0.0, "learning_rates": noted}.items():
+        monkeypatch.setattr(healing, name, value)
+    how: dict[str, Any] = {"heldout": others(), "epochs": 4, "batch_size": 8, "progress": False}
+    run = partial(bert_adapter.heal, small(), dense(), batches(), **how)
+    model, gained = run()
+    assert tried[1] == pytest.approx(1e-4 * tried[0])
+    assert len(tried) == 2
+    assert gained.after < gained.before
+    assert gained.steps == 16
+    tried.clear()
+    monkeypatch.setattr(healing, "save_state", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(file=file)
+    monkeypatch.setattr(healing, "save_state", saved)
+    again, same = run(file=file)
+    assert len(tried) == 3
+    assert same.losses == gained.losses
+    jax.tree.map(np.testing.assert_array_equal, again.params, model.params)
+    tried.clear()
+    run(learning_rate=1.0)
+    assert tried == [1.0]
+
+
 def test_what_was_healed_says_so_and_is_saved_and_loaded(tmp_path):
     save(healed()[0], tmp_path / "healed")
     found = load(tmp_path / "healed")
