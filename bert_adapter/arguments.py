@@ -237,7 +237,9 @@ def add_heal(heal: Any) -> None:
     heal.add_argument("-o", "--output", type=place, required=True, metavar="OUT", help="the new checkpoint")
     heal.add_argument("--epochs", type=int, help="passes over the texts at most (1 to 20, so that 30,000 are seen)")
     heal.add_argument(
-        "--learning-rate", type=float, help="the highest, of AdamW (up to 1e-3, the less the more is kept)"
+        "--learning-rate",
+        type=float,
+        help="the highest, of AdamW (up to 1e-3, the less the more is kept; a third where that proves too high)",
     )
     heal.add_argument("--batch-size", type=int, help="texts at a time (16)")
     heal.add_argument("--max-length", type=int, help="tokens of a text at most (what the model declares)")
