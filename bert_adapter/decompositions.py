@@ -257,7 +257,7 @@ def seen_once(kernel: Any, one: tuple[Any, Any], other: tuple[Any, Any]) -> tupl
     (row, col), (its_row, its_col) = one, other
     if kernel.shape[0] > kernel.shape[1] or isinstance(col, Seen) or isinstance(its_col, Seen):
         return one, other
-    if col.ndim != 2 or not np.array_equal(col, its_col):
+    if col.shape != 2 * kernel.shape[1:] or not np.array_equal(col, its_col) or not components.usable(col):
         return one, other
     seen = Seen(components.congruent(np.asarray(kernel, np.float64), col))
     return (row, seen), (its_row, seen)

@@ -203,6 +203,49 @@ def test_what_is_passed_on_is_of_float32_whatever_a_layer_computes_in(dtype):
     assert_passed_on(forward_of(net), random_params(net, X), {"x": X}, {"once": (7, 4)})
 
 
+class Twice(nn.Dense):
+    def __call__(self, inputs):
+        return super().__call__(inputs)
+
+
+class Scaled(nn.Dense):
+    def __call__(self, inputs):
+        return 3 * super().__call__(inputs)
+
+
+class Biased(nn.Dense):
+    def __call__(self, inputs):
+        return super().__call__(inputs) + 1
+
+
+class Of(nn.Module):
+    kind: Any
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(2, name="last")(self.kind(4, dtype=jnp.float32, name="once")(x))
+
+
+@pytest.mark.parametrize("kind", [nn.Dense, Twice, Scaled, Biased])
+@pytest.mark.parametrize("bias", [1.0, 1e3, 1e6])
+def test_what_is_passed_on_is_the_product_whatever_else_a_layer_does(kind, bias):
+    """The model's own outputs and gradients count where they are that, and no further."""
+    params = random_params(Of(kind), X)
+    params["once"]["bias"] = jnp.asarray(bias * params["once"]["bias"], jnp.bfloat16)
+    assert_passed_on(forward_of(Of(kind)), params, {"x": X}, {"once": (7, 4)}, near=bias)
+
+
+def test_an_interceptor_of_the_models_own_does_not_count():
+    def triple(call, args, kwargs, context):
+        return 3 * call(*args, **kwargs) if context.module.name == "once" else call(*args, **kwargs)
+
+    def forward(params, batch):
+        with nn.intercept_methods(triple):
+            return Of(nn.Dense).apply({"params": params}, batch["x"])
+
+    assert_passed_on(forward, random_params(Of(nn.Dense), X), {"x": X}, {"once": (7, 4)})
+
+
 def test_models_of_transformers_are_captured():
     model, params = tiny.flax_bert(CLASSIFIER), tiny.params(CLASSIFIER)
     layer = "bert/encoder/layer/0"

@@ -115,6 +115,18 @@ def test_what_kernels_pass_on_is_the_product_with_them():
         assert_passed_on(bert_adapter.forward(model), params, BATCH, shapes)
 
 
+def test_a_layer_that_rounds_what_it_multiplies_is_multiplied_anew():
+    """Its outputs are of float32 nevertheless."""
+    how: dict[str, Any] = {"dtype": jnp.bfloat16, "preferred_element_type": jnp.float32}
+    model = bert_adapter.as_model(
+        nnx.Sequential(nnx.Linear(16, 4, rngs=nnx.Rngs(0), **how)), forward=lambda m, b: m(b["x"])
+    )
+    params = jax.tree.map(lambda leaf: leaf + 0.1, model.params)
+    batch = {"x": rng.normal(size=(4, 3, 16)).astype(np.float32)}
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        assert_passed_on(bert_adapter.forward(model), params, batch, {"layers/0": (16, 4)})
+
+
 def test_importance_is_that_of_the_examples_gradients():
     """Of attention's kernels of three axes, and of a layer that is called twice under two names."""
 

@@ -240,6 +240,19 @@ def test_signals_that_need_no_such_matrix_take_any_measurement():
     assert found.kernels.keys() == set(PATHS)
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+def test_columns_that_are_no_weights_are_refused_where_they_are_multiplied_once(rows):
+    """Of a kernel of one row, an antisymmetric part leaves nothing to see."""
+    kernel, col = RNG.normal(size=(rows, 9)).astype(np.float32), np.eye(9) + np.triu(np.ones((9, 9)), 1)
+
+    def weights(evidence, shrink):
+        return wlra.Kronecker(np.eye(rows), col)
+
+    own = SIGNALS["svd"]._replace(name="own", weights=weights, ranks=weights, method="kronecker")
+    with pytest.raises(ValueError, match=r"weights\.col must be symmetric positive semi-definite"):
+        bert_adapter.decompose({"layer": {"kernel": kernel}}, None, signal=own, progress=False)
+
+
 def batches_of_net():
     return [{"x": BATCH["x"], "mask": BATCH["attention_mask"]}]
 

@@ -73,8 +73,11 @@ def at(tree, path) -> Any:
     return tree
 
 
-def assert_passed_on(forward, params, batch, shapes):
-    """What kernels pass on of inputs, and back of deltas, are the products with them, layers' biases left out."""
+def assert_passed_on(forward, params, batch, shapes, near=1.0):
+    """What kernels pass on of inputs, and back of deltas, are the products with them, layers' biases left out.
+
+    near: how large biases are.
+    """
     paths, batch = frozenset(shapes), jax.tree.map(jnp.asarray, batch)
     for side in (0, 1):
         captured = capture(forward, params, batch, paths, passes=lambda path, shape, side=side: side)
@@ -84,7 +87,8 @@ def assert_passed_on(forward, params, batch, shapes):
         for path in paths:
             kernel = np.asarray(at(unstacked(params, paths), path)["kernel"], np.float64).reshape(shapes[path])
             wanted = np.asarray(steps[path], np.float64) @ (kernel if side == 0 else kernel.T)
-            atol = 1000 * EPS * np.max(np.abs(wanted))  # a product of float32, and a bias that was added and taken off
+            atol = 1000 * EPS * np.max(np.abs(wanted))  # a product of float32
+            atol = max(atol, min(8 * EPS * near, 2.0**-10))  # and a bias that was added and taken off
             np.testing.assert_allclose(found[path], wanted, rtol=0, atol=atol, err_msg=path)
 
 

@@ -22,6 +22,7 @@ from bert_adapter.layers.stacks import indexed, unstacked, whole
 Batch = Mapping[str, Any]
 Forward = Callable[[Any, Batch], Any]
 Place = tuple[str, int]  # a layer's path, and the number of its call
+NEAR = 2.0**-13  # how far two float32 products of one sum may be apart: bfloat16 is further
 PROBE = "captured_"  # begins the names of zeros that are put beside a kernel
 
 
@@ -138,10 +139,10 @@ def capture(forward: Forward, params: Any, batch: Batch, paths: frozenset[str], 
         (found,) = pull(gradient)
         leaving = steps({place: each["outputs"] for place, each in found.items()}, of_inputs=False)
         back = steps({place: found[place]["back"] for place in gradients}, of_inputs=True)
-        return leaving, back | multiplied(params, leaving, missing(sides, 1, back), back=True)
+        return leaving, multiplied(params, leaving, back, paths_of(sides, 1), back=True)
 
     inputs, onward = steps(seen, of_inputs=True, mask=mask), steps(made, of_inputs=False, mask=mask)
-    return Captured(output, inputs, deltas, onward | multiplied(params, inputs, missing(sides, 0, onward)))
+    return Captured(output, inputs, deltas, multiplied(params, inputs, onward, paths_of(sides, 0)))
 
 
 def lifted_inputs(pull: Callable, output: Any, calls: Mapping[Place, Call]) -> dict[Place, Array]:
@@ -151,21 +152,37 @@ def lifted_inputs(pull: Callable, output: Any, calls: Mapping[Place, Call]) -> d
     return {place: exports[place]["inputs"] for place in lifted}
 
 
-def missing(sides: Mapping[str, int], side: int, found: Mapping[str, Any]) -> list[str]:
-    """The paths of which that side is wanted as the kernel passes it on, and not there."""
-    return [path for path, each in sides.items() if each == side and path not in found]
+def paths_of(sides: Mapping[str, int], side: int) -> list[str]:
+    """The paths of which that side is wanted as the kernel passes it on."""
+    return [path for path, each in sides.items() if each == side]
 
 
-def multiplied(params: Any, steps: Mapping[str, Any], paths: list[str], back: bool = False) -> dict[str, Any]:
-    """By path, the steps @ kernel, or @ kernel.T, in float32."""
+def multiplied(
+    params: Any, steps: Mapping[str, Any], made: Mapping[str, Any], paths: list[str], back: bool = False
+) -> dict[str, Any]:
+    """By path, the steps @ kernel, or @ kernel.T, in float32, by the model itself where it has made that."""
     flat: dict[str, Any] = dict(flatten_dict(unstacked(params, paths), sep="/"))
     found = {}
     for path in paths:
         array = steps[path].astype(jnp.float32)
-        kernel = flat[kernel_path(flat, path)].astype(jnp.float32)
+        kernel = jnp.asarray(flat[kernel_path(flat, path)], jnp.float32)
         width = array.shape[-1]
-        found[path] = array @ (kernel.reshape(-1, width).T if back else kernel.reshape(width, -1))
+        kernel = kernel.reshape(-1, width).T if back else kernel.reshape(width, -1)
+        found[path] = confirmed(made[path], array, kernel) if path in made else array @ kernel
     return found
+
+
+def confirmed(
+    made: Float[Array, "batch time n"], steps: Float[Array, "batch time m"], kernel: Float[Array, "m n"]
+) -> Float[Array, "batch time n"]:
+    """What the model made, if that is steps @ kernel as far as a random combination of the columns tells; else this.
+
+    It is not if a layer does more than a `Layer` should, rounds what it multiplies, or adds a bias that is far larger.
+    """
+    direction = np.random.default_rng(0).normal(size=kernel.shape[1]).astype(np.float32)
+    wanted, got = steps @ (kernel @ direction), made @ direction
+    same = jnp.linalg.norm(got - wanted) <= NEAR * jnp.linalg.norm(wanted)
+    return jax.lax.cond(same, lambda: made, lambda: steps @ kernel)
 
 
 def sides_of(calls: Mapping[Place, Call], paths: frozenset[str], passes: Passes) -> dict[str, int]:
@@ -189,7 +206,8 @@ def without_bias(site: Site, call: Call, outputs: Array) -> Array:
         return outputs
     plain = moved(outputs, call.order.outputs)
     kept = plain.ndim - call.output_axes
-    return moved_back(plain - bias.reshape((1,) * kept + plain.shape[kept:]), call.order.outputs)
+    bias = bias.reshape((1,) * kept + plain.shape[kept:]).astype(plain.dtype)
+    return moved_back(plain - bias, call.order.outputs)
 
 
 def touched(
@@ -206,18 +224,19 @@ def touched(
     enter: (place, x) -> what the call has in the place of x.
     """
     wanted, calls = {whole(path) for path in paths}, Counter()
-
-    def is_wanted(site: Site) -> bool:
-        return site.layer is not None and site.path in wanted
+    begun: dict[str, list[Place]] = defaultdict(list)  # by path, the calls that have not ended: one may make another
 
     def entered(site: Site, inputs: Any) -> Any:
-        return enter((site.path, calls[site.path]), inputs) if enter is not None and is_wanted(site) else inputs
+        if site.path not in wanted:
+            return inputs
+        begun[site.path].append((site.path, calls[site.path]))
+        calls[site.path] += 1
+        return inputs if enter is None else enter(begun[site.path][-1], inputs)
 
     def counted(site: Site, inputs: Any, outputs: Any) -> Any:
-        if not is_wanted(site):
+        if site.layer is None or site.path not in wanted:
             return outputs
-        calls[site.path] += 1
-        return touch((site.path, calls[site.path] - 1), site, inputs, outputs)
+        return touch(begun[site.path].pop(), site, inputs, outputs)
 
     with observing(counted, entered):
         return forward(params, batch)
