@@ -185,7 +185,7 @@ def heal(
       forward, output: of a model of your own, as for `compress`.
       epochs: passes at most; by default so many that 30,000 texts are seen, 1 to 20.
       learning_rate: the highest; by default 1e-3 where factors have up to a quarter of their kernels' numbers, and less
-        the more they have, 5e-4 at a half; classifiers need a third or a ninth of it, which is found on the way. At a
+        the more they have, 5e-4 at a half; classifiers may need a ninth of it, which is found on the way. At a
         quarter of all-MiniLM-L6-v2 the held-out loss rises on the way at 3e-3; at a half 1e-3 leaves it a quarter
         higher than 3e-4.
       batch_size: by default 16.
