@@ -186,10 +186,13 @@ def confirmed(
 
 
 def sides_of(calls: Mapping[Place, Call], paths: frozenset[str], passes: Passes) -> dict[str, int]:
-    """By path, which side is wanted as the kernel passes it on, of those where one is."""
+    """By path, which side is wanted as the kernel passes it on, of those where one is.
+
+    Sorted: the program would be another in every process.
+    """
     shapes = {path: call.shape for place, call in calls.items() for path in indexed(place[0], call.stack)}
     kernels = {place[0] for place, call in calls.items() if not call.looked_up}
-    wanted = {path: passes(path, shapes[path]) for path in paths if whole(path) in kernels}
+    wanted = {path: passes(path, shapes[path]) for path in sorted(paths) if whole(path) in kernels}
     return {path: side for path, side in wanted.items() if side is not None}
 
 
