@@ -206,28 +206,21 @@ def report(rows: list[Row]) -> str:
 
 def classified(rows: list[Row]) -> Iterator[str]:
     """The table of classifiers, and whether healing reaches what it is held to."""
-    kept = {(line["problem"], line["method"]): [] for line in rows if line["problem"] in CLASSIFIERS}
-    for line in rows:
-        if line["problem"] in CLASSIFIERS:
-            kept[line["problem"], line["method"]].append(line)
+    kept: dict[tuple[str, str], list[Row]] = {}
+    for line in (line for line in rows if line["problem"] in CLASSIFIERS):
+        kept.setdefault((line["problem"], line["method"]), []).append(line)
     if not kept:
         return
-    cells = [
-        [task, name, with_error([line["score"] for line in found]), seconds_of(found), len(found)]
-        for (task, name), found in kept.items()
-    ]
+    cells = []
+    for (task, name), found in kept.items():
+        seconds = [line["run_seconds"] for line in found if name == HEALED]
+        cells.append([task, name, with_error([line["score"] for line in found]), with_error(seconds, 0), len(found)])
     yield "\n" + markdown(["a quarter of the kernels", "", "score", "seconds", "seeds"], cells) + "\n"
     for task, less in CLASSIFIERS.items():
         dense, healed = ([line["score"] for line in kept.get((task, name), [])] for name in (DENSE, HEALED))
         if dense and healed:
             change = float(np.mean(healed) - np.mean(dense))
             yield bar(f"{task}, healed: score less dense, at least -{less}", change, change >= -less)
-
-
-def seconds_of(rows: list[Row]) -> str:
-    """Their mean, where healing took some."""
-    found = [line["run_seconds"] for line in rows if line.get("run_seconds") is not None]
-    return with_error(found, 0) if found else ""
 
 
 def verdicts(rows: list[Row], size: tuple[str, float]) -> Iterator[str]:

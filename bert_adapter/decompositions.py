@@ -233,7 +233,7 @@ def one_kernel(
     Rounding is of the components also where the method does not cut them.
     """
     if signal.ranks is not None and method is None and not bits:
-        squares = decompose_one(kernel, signal.ranks(evidence, shrink), None).squares
+        squares = components.decompose(kernel, *sides(kernel, signal.ranks(evidence, shrink)), 0).squares
         return One(Decomposed(squares), squares)
     made = signal.weights(evidence, shrink)
     by = planned = sides(kernel, made)
@@ -280,12 +280,6 @@ def calibration(importance: Importance | None) -> dict[str, Any]:
         return {}
     texts = {str(i): np.frombuffer(text.encode(), np.uint8) for i, text in enumerate(importance.texts)}
     return {"texts": importance.examples, "fingerprint": of_arrays(texts)}
-
-
-def decompose_one(kernel: Float[np.ndarray, "in out"], weights: Any, method: wlra.Method | None) -> Decomposed:
-    """Components where cutting them is what the method does, and the squares alone elsewhere."""
-    most = most_components(kernel) if is_cut(kernel, weights, method) else 0
-    return components.decompose(kernel, *sides(kernel, weights), most)
 
 
 def most_components(kernel: Float[np.ndarray, "in out"]) -> int:

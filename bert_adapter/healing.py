@@ -356,13 +356,12 @@ def followed(
         deals=list(epochs_of(plan.pools, plan.batch_size, plan.epochs, seed)),
         rate=rate_for(share_of(model.params)) if plan.learning_rate is None else plan.learning_rate,
         tries=TRIES if plan.learning_rate is None else 1,
-        key=jax.random.key(seed),
     )
-    advance = step_function(recipe)
+    advance, key = step_function(recipe), jax.random.key(seed)
 
     def step(learnt: tuple[Any, Any], deal: Deal, rate: Any) -> tuple[Any, Any]:
         batch, wanted = texts.batch(deal)
-        return advance(learnt, beside=beside._replace(wanted=wanted), batch=batch, key=schedule.key, rate=rate)[0]
+        return advance(learnt, beside=beside._replace(wanted=wanted), batch=batch, key=key, rate=rate)[0]
 
     fresh = State(trained, (), 0, run)
     state, losses = descended(fresh, schedule, step, look, before=before, file=file, progress=progress)
@@ -374,12 +373,11 @@ def followed(
 
 
 class Schedule(NamedTuple):
-    """What each step takes, the highest rate, how many rates are tried, and the key of all steps."""
+    """What each step takes, the highest rate, and how many rates are tried."""
 
     deals: list[Deal]
     rate: float
     tries: int
-    key: Any
 
     @property
     def every(self) -> int:

@@ -20,7 +20,7 @@ from bert_adapter.layers.dense import summed_last
 from bert_adapter.layers.embed import attend, look_up
 from bert_adapter.layers.layer import Layer
 from bert_adapter.layers.marker import Factorised
-from bert_adapter.layers.observing import ENTER, TOUCH, Site, layer_input, layer_of, run_layer, with_input
+from bert_adapter.layers.observing import ENTER, TOUCH, Site, entered, layer_input, layer_of, run_layer
 from bert_adapter.layers.places import kernel_names
 from bert_adapter.own import arguments
 
@@ -100,10 +100,8 @@ def announced(kind: type) -> type:
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         site = Site(self.announced_at, self, layer_of(self), lambda name: value_of(getattr(self, name, None)))
-        enter, touch, called = ENTER.get(), TOUCH.get(), (args, kwargs)
-        if enter is not None:
-            called = with_input(enter(site, layer_input(args, kwargs)), args, kwargs)
-        outputs = kind.__call__(self, *called[0], **called[1])
+        its_args, its_kwargs = entered(ENTER.get(), site, args, kwargs)
+        outputs, touch = kind.__call__(self, *its_args, **its_kwargs), TOUCH.get()
         return outputs if touch is None else touch(site, layer_input(args, kwargs), outputs)
 
     return type(kind.__name__, (kind,), {"__call__": call, "of": kind, "__module__": __name__})

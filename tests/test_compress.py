@@ -18,7 +18,7 @@ from bert_adapter import as_model
 from bert_adapter.checkpoint import load, save
 from bert_adapter.checkpoint.names import by_path
 from bert_adapter.compressing import Report
-from bert_adapter.decompositions import decompose_one, predicted_losses
+from bert_adapter.decompositions import predicted_losses, sides
 from bert_adapter.demo import sentences
 from bert_adapter.factorisation import merge
 from bert_adapter.families import module_for
@@ -32,6 +32,7 @@ from bert_adapter.model import Model, forward
 from bert_adapter.sample import CONFIG, sample_model
 from bert_adapter.signals.weights import solver_weights
 from bert_adapter.text import text_batches
+from wlra import components
 
 TEXTS = ["a dog runs", "a red fox runs far from it", "foxs", "red", "the dog runs from a dog", "far far far"]
 ATTENTION = [f"encoder/layer/0/attention/{name}" for name in ("output/dense", "self/key", "self/query", "self/value")]
@@ -471,6 +472,7 @@ def test_real_kernels_lose_what_the_plan_predicts(signal, shrink, minilm_path):
             kernel, factors = at(dense.params, row.path)["kernel"], at(small.params, row.path)
             error = np.asarray(kernel, float) - np.asarray(factors["left"], float) @ np.asarray(factors["right"], float)
             found = np.sum((np.float64(weights[row.path].row) @ error) * (error @ np.float64(weights[row.path].col)))
-            losses = 2 * predicted_losses(decompose_one(np.asarray(kernel), weights[row.path], None).squares)
+            both = sides(np.asarray(kernel), weights[row.path])
+            losses = 2 * predicted_losses(components.decompose(kernel, *both, 0).squares)
             # Rounding makes weights of few examples, which are singular, indefinite.
             assert found == pytest.approx(losses[row.rank], rel=1e-3, abs=1e-9 * losses[0]), row.path

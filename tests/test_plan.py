@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 import wlra
+from bert_adapter import decompositions
 from bert_adapter.choices import lower_hull
-from bert_adapter.decompositions import decompose_one
 from bert_adapter.importance.sums import Importance, Sums
 from bert_adapter.ranks import plan
 from bert_adapter.signals import SIGNALS
+from wlra import components
 from wlra.components import square_root
 
 RNG = np.random.default_rng(0)
@@ -209,7 +210,7 @@ def test_share_is_of_what_the_budget_names(unit, whole):
 
 
 def squares(kernel, weights):
-    return decompose_one(kernel, weights, None).squares
+    return components.decompose(kernel, *decompositions.sides(kernel, weights), 0).squares
 
 
 @pytest.mark.parametrize("tall", [False, True])

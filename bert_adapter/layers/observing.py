@@ -42,8 +42,11 @@ def layer_input(args: tuple, kwargs: dict[str, Any]) -> Any:
     return next(iter((*args, *kwargs.values())))
 
 
-def with_input(inputs: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    """The arguments with another input, in the place where `layer_input` finds it."""
+def entered(enter: Enter | None, site: Site, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """The arguments of a call with what `enter` makes of a layer's input, in the place where `layer_input` finds it."""
+    if enter is None or site.layer is None:
+        return args, kwargs
+    inputs = enter(site, layer_input(args, kwargs))
     if args:
         return (inputs, *args[1:]), kwargs
     return args, kwargs | {next(iter(kwargs)): inputs}
@@ -58,13 +61,11 @@ def observing(touch: Touch, enter: Enter | None = None, factors: bool = False) -
     """
 
     def interceptor(next_fun: Callable, args: tuple, kwargs: dict[str, Any], context: Any) -> Any:
-        module, called = context.module, (args, kwargs)
-        is_call = context.method_name == "__call__" and module.scope is not None
-        if is_call and enter is not None and layer_of(module) is not None:
-            called = with_input(enter(site_of(module), layer_input(args, kwargs)), args, kwargs)
-        outputs = next_fun(*called[0], **called[1])
-        if not is_call:
-            return outputs
+        module = context.module
+        if context.method_name != "__call__" or module.scope is None:
+            return next_fun(*args, **kwargs)
+        its_args, its_kwargs = entered(enter, site_of(module), args, kwargs)
+        outputs = next_fun(*its_args, **its_kwargs)
         if not any(module.has_variable("params", name) for name in ("kernel", "embedding")):
             return outputs
         if factors and module.has_variable("params", "left") and layer_of(module) is not None:
