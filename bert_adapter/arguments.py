@@ -235,7 +235,7 @@ def add_heal(heal: Any) -> None:
         "--heldout", type=place, metavar="FILE", help="other texts, which say when to stop (one of 16 of --text's)"
     )
     heal.add_argument("-o", "--output", type=place, required=True, metavar="OUT", help="the new checkpoint")
-    heal.add_argument("--epochs", type=int, help="passes over the texts at most (1 to 20, so that 30,000 are seen)")
+    heal.add_argument("--epochs", type=int, help="passes over the texts at most (1 to 20, so that 40,000 are seen)")
     heal.add_argument(
         "--learning-rate",
         type=float,

@@ -43,7 +43,7 @@ from bert_adapter.values import check_finite
 
 HELD_OUT = (16, 512)  # one of so many rows is held out, and no more than that many
 LOOKS = 12  # how often the held-out loss is measured in a run
-SEEN, MOST_EPOCHS = 30_000, 20  # texts that are seen in all, with those that are repeated; and how often at most
+SEEN, MOST_EPOCHS = 40_000, 20  # texts that are seen in all, with those that are repeated; and how often at most
 BATCH = 16  # texts in a step: 64 of all-MiniLM-L6-v2 take four times as long, and bring less than four steps
 RATE, SMALL = 1e-3, 0.25  # the highest rate, for factors of up to that share of their kernels' numbers
 LOWER, TRIES = 1 / 3, 4  # what the rate is multiplied by where it proves too high, and how many there are
@@ -183,7 +183,7 @@ def heal(
         in every epoch into batches of rows of one shape; "labels" do not matter, "weights" weigh rows.
       heldout: other batches, to be held out. By default one of 16 rows, 512 at most, chosen by what they hold.
       forward, output: of a model of your own, as for `compress`.
-      epochs: passes at most; by default so many that 30,000 texts are seen, 1 to 20.
+      epochs: passes at most; by default so many that 40,000 texts are seen, 1 to 20.
       learning_rate: the highest; by default 1e-3 where factors have up to a quarter of their kernels' numbers, and less
         the more they have, 5e-4 at a half; classifiers may need a ninth of it, which is found on the way. At a
         quarter of all-MiniLM-L6-v2 the held-out loss rises on the way at 3e-3; at a half 1e-3 leaves it a quarter
