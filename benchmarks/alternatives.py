@@ -1,11 +1,12 @@
 """What would a user pick instead, and what does each keep at the same number of operations?
 
 all-MiniLM-L6-v2 as it comes, an embedder scored by Spearman's correlation on STS-B's dev rows; and with a head,
-fine-tuned on each of three tasks as [study](study.md) does it. Cells are scores on the whole of dev; nothing was
-trained afterwards, but for "then an epoch", on the train rows with their labels. Differences of 0.003 are noise for
-Spearman, of 0.01 for the other two. Columns are the share of the multiplications with the encoder's kernels that may be
-left; no method exceeds it. All see the same 1,024 texts of train rows. "labels" says who sees their labels too, of the
-tasks; the embedder has none.
+fine-tuned on each of three tasks as [study](study.md) does it; and the embedder in the directory after `--model`, which
+is fine-tuned at a rate of 3e-5. Cells are scores on the whole of dev; nothing was trained afterwards, but for "healed",
+on 10,000 texts of train rows, and "then an epoch", on the train rows with their labels. Differences of 0.003 are noise
+for Spearman, of 0.01 for the other two. Columns are the share of the multiplications with the encoder's kernels that
+may be left; no method exceeds it. All see the same 1,024 texts of train rows. "labels" says who sees their labels too,
+of the tasks; the embedder has none.
 
 "layers": the first that the share allows, or that many from the first to the last, without training. "pruned heads and
 neurons": Kwon et al. 2022, masks tuned by least squares, written from the paper (benchmarks/pruning.py).
@@ -36,10 +37,12 @@ import numpy as np
 import bert_adapter
 from benchmarks import study
 from benchmarks.base import FIRST, SPREAD, with_layers, without_kernels
+from benchmarks.candidates import OWN, name_of, separate
 from benchmarks.pruning import pruned
+from benchmarks.study import chosen
 from benchmarks.tables import Row, arguments, bar, conclude, keep, kept_in, markdown, number, read, row
 from benchmarks.timing import Measured
-from benchmarks.whole import EMBEDDER, METRICS, Use, calibration, use_of
+from benchmarks.whole import EMBEDDER, METRICS, calibration, use_of
 from bert_adapter.distributions.draw import Draw
 from bert_adapter.distributions.gaussian import gaussian
 from bert_adapter.engines import batch_for
@@ -50,6 +53,7 @@ from bert_adapter.timing import in_turns
 
 SIZES = (0.75, 0.5, 0.25, 0.125)
 OURS, DENSE, FLOOR = "the default", "dense", "no encoder"
+HEALED, TEXTS = f"{OURS}, healed", 10_000
 LABELLED = ("fwsvd", "pruned heads and neurons")
 NAMES = (
     FIRST,
@@ -62,9 +66,10 @@ NAMES = (
     "kfac",
     OURS,
     f"{OURS}, int8",
+    HEALED,
 )
 TIMED = (FIRST, OURS)
-TRAINED, AFTER = (FIRST, SPREAD, "svd", "fwsvd", "activation", "kfac", OURS), "then an epoch"
+TRAINED, AFTER = (FIRST, SPREAD, "svd", "fwsvd", "activation", "kfac", OURS, HEALED), "then an epoch"
 BATCH, LENGTH, ROUNDS = 8, 128, 15
 
 
@@ -79,9 +84,10 @@ class Small(NamedTuple):
 class Bench:
     """What the ways to compress a use share, each measured once."""
 
-    def __init__(self, use: Use, quick: bool) -> None:
-        self.use, self.dense = use, use.dense
-        self.batches = calibration(use, 0, quick)
+    def __init__(self, name: str, options: argparse.Namespace) -> None:
+        self.use, self.quick, self.name = use_of(name, options), options.quick, name_of(options.model)
+        self.rate = study.OTHER_RATE if options.model else study.RATE
+        self.dense, self.batches = self.use.dense, calibration(self.use, 0, self.quick)
         self.size = sum(leaf.nbytes for leaf in jax.tree.leaves(self.dense.params))
         shapes = bert_adapter.select_kernels(self.dense)
         self.kernels = sum(m * n for m, n in shapes.values())
@@ -89,6 +95,7 @@ class Bench:
         self.known = cache(
             lambda signal: bert_adapter.decompose(self.dense.params, self.importance(signal), signal=signal)
         )
+        self.healed = cache(self.heal)
 
     def measured(self, signal: str) -> Any:
         """What the signal needs of the encoder's kernels; fwsvd's gradients are those of labels where there are any."""
@@ -147,6 +154,15 @@ class Bench:
             written = sum(file.stat().st_size for file in Path(folder).rglob("*.safetensors"))
             return Small(bert_adapter.load(folder), operations, written / self.size)
 
+    def heal(self, size: float) -> Small:
+        """The default, trained to the dense model's outputs on train rows."""
+        rows = chosen(self.use.train, 64 if self.quick else TEXTS, 0)
+        texts = separate(rows)[:TEXTS] if self.use.name == EMBEDDER else rows.texts
+        small = self.factorised("combined", size, uniform=False)
+        model, gained = bert_adapter.heal(small.model, self.dense, bert_adapter.text_batches(self.dense, texts))
+        print(f"  {gained}", flush=True)
+        return small._replace(model=model)
+
     def make(self, name: str, size: float) -> Small | None:
         """What a name in NAMES stands for."""
         if name in (FIRST, SPREAD):
@@ -158,6 +174,7 @@ class Bench:
             "pruned heads and neurons": self.masked,
             "activation, on its own inputs": self.in_turn,
             OURS: partial(self.factorised, "combined", uniform=False),
+            HEALED: self.healed,
         }
         return calls[name](size) if name in calls else self.factorised(name, size)
 
@@ -173,16 +190,16 @@ def cells_of(bench: Bench) -> Iterator[tuple[str, float, Callable[[], Small | No
             yield name, size, partial(bench.make, name, size)
 
 
-def scored(use: Use, name: str, size: float, make: Callable[[], Small | None]) -> Row:
+def scored(bench: Bench, name: str, size: float, make: Callable[[], Small | None]) -> Row:
     """The row of a model; without a score where there is none of that size."""
-    began = time.perf_counter()
+    began, use = time.perf_counter(), bench.use
     small = make()
-    cost = Measured(None, None, time.perf_counter() - began, None)
+    about = {"cost": Measured(None, None, time.perf_counter() - began, None), "model": bench.name, "size": size}
     if small is None:
-        return row(use.name, name, None, "none of that size", cost, size=size, score=None)
+        return row(use.name, name, None, "none of that size", **about, score=None)
     model = small.model._replace(params=bert_adapter.merge(small.model.params))  # all run by one program
     score = bert_adapter.score(model, use.dev, progress=False)[METRICS[use.name]]
-    return row(use.name, name, None, "", cost, size=size, score=score, operations=small.operations, bytes=small.bytes)
+    return row(use.name, name, None, "", **about, score=score, operations=small.operations, bytes=small.bytes)
 
 
 def timed(bench: Bench) -> list[Row]:
@@ -196,8 +213,10 @@ def timed(bench: Bench) -> list[Row]:
         calls[key] = lambda run=run, params=params: jax.block_until_ready(run(params, batch))
     seconds = in_turns(calls, ROUNDS)
     return [
-        row("milliseconds", name, None, "", size=size, score=None, run_seconds=float(np.median(seconds[name, size])))
-        for name, size in models
+        row(
+            "milliseconds", name, None, "", model=bench.name, size=size, score=None, run_seconds=float(np.median(found))
+        )
+        for (name, size), found in seconds.items()
     ]
 
 
@@ -207,7 +226,7 @@ def trained(bench: Bench, name: str, size: float) -> Small | None:
     if small is None:
         return None
     batches = bert_adapter.labelled_batches(bench.dense, bench.use.train)
-    model, _ = bert_adapter.finetune(small.model, batches, epochs=1, learning_rate=study.RATE, progress=False)
+    model, _ = bert_adapter.finetune(small.model, batches, epochs=1, learning_rate=bench.rate, progress=False)
     return small._replace(model=model)
 
 
@@ -239,7 +258,20 @@ def verdicts(rows: list[Row], use: str) -> Iterator[str]:
             yield bar(f"{use}, {size:.1%}: the default above the best other, {best}, by", gap, gap > 0)
 
 
+def by_model(rows: list[Row]) -> dict[str, list[Row]]:
+    """The rows of each model, in the order in which they came."""
+    found: dict[str, list[Row]] = {}
+    for line in rows:
+        found.setdefault(line.get("model", OWN), []).append(line)
+    return found
+
+
 def report(rows: list[Row]) -> str:
+    """What there is of each model."""
+    return "\n\n".join(f"**{model}**\n\n{of_model(found)}" for model, found in by_model(rows).items())
+
+
+def of_model(rows: list[Row]) -> str:
     """A table for each use, the times, and who keeps most."""
     uses = [use for use in METRICS if any(line["problem"] == use for line in rows)]
     parts = [table(rows, use) for use in uses]
@@ -257,69 +289,108 @@ def report(rows: list[Row]) -> str:
 
 
 def draw(rows: list[Row], path: Path) -> None:
-    """A panel for each use, scores against operations, and one of the embedder's scores against milliseconds."""
+    """A line of panels for each model: scores against operations, and the embedder's against milliseconds."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    uses = [use for use in METRICS if any(line["problem"] == use for line in rows)]
+    every = {model: panels(found) for model, found in by_model(rows).items()}
+    count = max(map(len, every.values()))
+    size = (4 * count + 4, 4 * len(every))
+    figure, axes = plt.subplots(len(every), count, figsize=size, squeeze=False, layout="constrained")
+    for line, (model, found) in zip(axes, every.items(), strict=True):
+        for ax in line[len(found) :]:
+            ax.axis("off")
+        for ax, panel in zip(line, found, strict=False):
+            show(ax, panel)
+            ax.set(title=f"{model}\n{panel.use}", xlabel=panel.label, ylabel=METRICS[panel.use])
+    axes[0][0].legend(fontsize=6)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+class Panel(NamedTuple):
+    """Scores of a use against something.
+
+    lines: by name, the points (what, score) in the order of what. ends: by what is left, scores of dense and of none.
+    """
+
+    use: str
+    label: str
+    lines: dict[str, list[tuple[float, float]]]
+    ends: dict[float, float]
+
+
+def panels(rows: list[Row]) -> list[Panel]:
+    """Those of a model."""
     times = {
         (line["method"], line["size"]): 1000 * line["run_seconds"] for line in rows if line["problem"] == "milliseconds"
     }
-    figure, axes = plt.subplots(
-        1, len(uses) + bool(times), figsize=(4 * (len(uses) + 1), 4), squeeze=False, layout="constrained"
-    )
+    found = []
+    for use in METRICS:
+        scores = [line for line in rows if line["problem"] == use and line["score"] is not None]
+        ends = {line["size"]: line["score"] for line in scores if line["method"] in (DENSE, FLOOR)}
+        axes: dict[str, Callable[[Row], float | None]] = {
+            "share of the encoder kernels' operations": lambda line: line["operations"],
+            "milliseconds": lambda line: times.get((line["method"], line["size"])),
+        }
+        for label, place in axes.items():
+            lines = {name: placed(scores, name, place) for name in NAMES}
+            if any(lines.values()) and (label != "milliseconds" or use == EMBEDDER):
+                found.append(Panel(use, label, lines, ends))
+    return found
 
-    def panel(ax: Any, use: str, place: Callable[[Row], float | None], label: str) -> None:
-        for color, name in enumerate(NAMES):
-            lines = [
-                line for line in rows if (line["problem"], line["method"]) == (use, name) and line["score"] is not None
-            ]
-            points = sorted((x, line["score"]) for line in lines if (x := place(line)) is not None)
-            style = {"marker": "o", "markersize": 3, "linewidth": 2.5 if name == OURS else 1.2, "color": f"C{color}"}
-            style["linestyle"] = ":" if "int8" in name else "-"
-            if points:
-                ax.plot(*np.array(points).T, label=name, **style)
-        for line in rows:
-            if (line["problem"], line["method"]) in ((use, DENSE), (use, FLOOR)):
-                ax.axhline(line["score"], color="black", linewidth=0.8, linestyle="-" if line["size"] else ":")
-        ax.set(title=use, xlabel=label, ylabel=METRICS[use])
 
-    for ax, use in zip(axes[0], uses, strict=False):
-        panel(ax, use, lambda line: line["operations"], "share of the encoder kernels' operations")
-    if times:
-        panel(axes[0][-1], EMBEDDER, lambda line: times.get((line["method"], line["size"])), "milliseconds")
-    axes[0][0].legend(fontsize=6)
-    figure.savefig(path, dpi=120)
+def placed(rows: list[Row], name: str, place: Callable[[Row], float | None]) -> list[tuple[float, float]]:
+    """Where the points of a method are."""
+    lines = [line for line in rows if line["method"] == name]
+    return sorted((x, line["score"]) for line in lines if (x := place(line)) is not None)
+
+
+def show(ax: Any, panel: Panel) -> None:
+    """The lines of a panel."""
+    for name, points in panel.lines.items():
+        color = f"C{NAMES.index(OURS if OURS in name else name)}"
+        style = {"marker": "o", "markersize": 3, "linewidth": 2.5 if name == OURS else 1.2, "color": color}
+        style["linestyle"] = {f"{OURS}, int8": ":", HEALED: "--"}.get(name, "-")
+        if points:
+            ax.plot(*np.array(points).T, label=name, **style)
+    for left, score in panel.ends.items():
+        ax.axhline(score, color="black", linewidth=0.8, linestyle="-" if left else ":")
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = arguments("alternatives", __doc__, data="GLUE, as TASK/train.tsv and dev.tsv")
     parser.add_argument("--uses", nargs="+", choices=METRICS, default=list(METRICS), help="(all)")
     parser.add_argument("--sizes", type=float, nargs="+", default=SIZES, help="shares of the operations")
+    parser.add_argument("--model", type=Path, metavar="MODEL", help=f"the directory of an embedder ({OWN})")
+    parser.add_argument("--healed", type=float, nargs="*", default=[], help="sizes at which to heal the default too")
     parser.add_argument("--trained", type=float, nargs="*", default=[], help="sizes at which to train an epoch too")
     parser.add_argument("--times", action="store_true", help="time the embedder too, on a machine that is quiet")
     study.add_cache(parser)
     options = parser.parse_args(argv)
     file = kept_in(options, "alternatives")
     for name in options.uses:
-        run(Bench(use_of(name, options), options.quick), options, file)
-    if options.times and not any(line["problem"] == "milliseconds" for line in read(file)):
-        keep(file, *timed(Bench(use_of(EMBEDDER, options), options.quick)))
+        run(Bench(name, options), options, file)
+    rows = by_model(read(file)).get(name_of(options.model), [])
+    if options.times and not any(line["problem"] == "milliseconds" for line in rows):
+        keep(file, *timed(Bench(EMBEDDER, options)))
     conclude(file, report, draw, __doc__)
 
 
 def run(bench: Bench, options: argparse.Namespace, file: Path) -> None:
     """The rows of a use that are not there yet."""
-    use, done = bench.use, {(line["problem"], line["method"], line["size"]) for line in read(file)}
+    rows, use = by_model(read(file)).get(bench.name, []), bench.use
+    done = {(line["problem"], line["method"], line["size"]) for line in rows}
     cells = [cell for cell in cells_of(bench) if cell[1] in (0.0, 1.0, *options.sizes)]
+    cells = [cell for cell in cells if cell[0] != HEALED or cell[1] in options.healed]
     if use.name != EMBEDDER:
         after = [(name, size) for size in options.trained for name in TRAINED]
         cells += [(f"{name}, {AFTER}", size, partial(trained, bench, name, size)) for name, size in after]
     for name, size, make in cells:
         if (use.name, name, size) not in done:
-            line = scored(use, name, size, make)
+            line = scored(bench, name, size, make)
             keep(file, line)
             print(f"  {use.name}, {name}, {size:.1%}: {number(line['score'], '.4f')}", flush=True)
 

@@ -2,10 +2,11 @@
 
 Masks of heads and of the feed-forward layers' neurons: found by the Fisher information of their gradients for what
 operations there are (sec. 4.1), dealt anew within each layer by what pruned units do together (sec. 4.2), and tuned
-layer by layer by least squares to the dense model's states (sec. 4.3). Models of BERT's own layout. The rows of a
-kernel that a pruned unit enters are zero, so the model runs as the dense one does; `Pruned` says what would be left.
+layer by layer by least squares to the dense model's states (sec. 4.3). Models of BERT's layout or MPNet's. The rows of
+a kernel that a pruned unit enters are zero, so the model runs as the dense one does; `Pruned` says what would be left.
 """
 
+import itertools
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -20,6 +21,8 @@ from bert_adapter.checkpoint.names import by_path
 from bert_adapter.layers.capture import Batch, capture
 from bert_adapter.model import Model, forward
 
+# by the end of the path of what attention's heads enter, that of a layer that the residual enters
+HEADS = {"attention/output/dense": "attention/self/query", "attention/attn/o": "attention/attn/q"}
 DAMP, FAR = 1.0, 10.0  # of the paper's solver, and beyond which it takes a tuned mask for failed
 Gradient = Callable[[Any, Batch, Any], Any]  # (output, batch, key) -> the loss's gradient with respect to the output
 
@@ -53,12 +56,10 @@ def groups_of(dense: Model) -> list[Group]:
     config = dense.module.config
     width, wide = config.hidden_size, config.hidden_size // config.num_attention_heads
     found = []
-    for path in by_path(dense.params):
-        if path.endswith("attention/output/dense/kernel"):
-            layer = path.removesuffix("/attention/output/dense/kernel")
-            found.append(
-                Group(f"{layer}/attention/output/dense", f"{layer}/attention/self/query", wide, 4 * width * wide)
-            )
+    for path, (heads, residual) in itertools.product(by_path(dense.params), HEADS.items()):
+        if path.endswith(f"/{heads}/kernel"):
+            layer = path.removesuffix(f"/{heads}/kernel")
+            found.append(Group(f"{layer}/{heads}", f"{layer}/{residual}", wide, 4 * width * wide))
             found.append(Group(f"{layer}/output/dense", f"{layer}/intermediate/dense", 1, 2 * width))
     return sorted(found, key=lambda group: int(group.path.split("layer/")[1].split("/")[0]))  # stable
 
@@ -91,8 +92,16 @@ def mask_gradients(
         return [rows.reshape(len(rows), -1, group.size).sum(axis=2) for rows, group in zip(sums, groups, strict=True)]
 
     params, keys = jax.device_put(dense.params), jax.random.split(jax.random.key(0), len(batches))
-    found = [jax.device_get(of_batch(params, *each)) for each in zip(batches, keys, strict=True)]
+    found = [
+        [rows[counted(batch)] for rows in jax.device_get(of_batch(params, batch, key))]
+        for batch, key in zip(batches, keys, strict=True)
+    ]
     return [np.concatenate(each).astype(np.float64) for each in zip(*found, strict=True)]
+
+
+def counted(batch: Batch) -> Bool[np.ndarray, " batch"]:
+    """Which rows count; one that fills a batch up does not."""
+    return np.asarray(batch.get("weights", np.ones(len(batch["input_ids"])))) > 0
 
 
 def searched(
@@ -179,7 +188,8 @@ def states(
     found: dict[str, list[np.ndarray]] = {}
     for batch in batches:
         for path, rows in jax.device_get(program(params, batch)).items():
-            found.setdefault(path, []).append(rows[np.asarray(batch["attention_mask"]) > 0])
+            seen = (np.asarray(batch["attention_mask"]) > 0) & counted(batch)[:, None]
+            found.setdefault(path, []).append(rows[seen])
     return {path: np.concatenate(rows) for path, rows in found.items()}
 
 

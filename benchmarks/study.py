@@ -62,7 +62,7 @@ TASKS = {
 KERNELS = {"all": r"^(bert/)?encoder/", "ffn": r"^(bert/)?encoder/layer/\d+/(intermediate|output)/"}
 RANKS = (75, 150, 225)  # the study's 150, 300 and 450 of 768
 BUDGETS = (0.25, 0.5, 0.75)
-EPOCHS, RATE = 3, 1e-4
+EPOCHS, RATE, OTHER_RATE = 3, 1e-4, 3e-5  # the last for models in the place of all-MiniLM-L6-v2
 FORGET = 32  # models, after which what was compiled for them is let go: a process can map only so many programs
 
 
@@ -173,19 +173,23 @@ class Bench(NamedTuple):
 
 
 def prepared(task: str, options: argparse.Namespace) -> Bench:
-    """The task with the model that is fine-tuned on it, trained or read from where an earlier run left it."""
+    """The task with the model that is fine-tuned on it, trained or read from where an earlier run left it.
+
+    options: with a `model`, the directory of another than all-MiniLM-L6-v2, where there is one.
+    """
     from bert_adapter.demo import minilm
 
-    wanted = TASKS[task]
+    wanted, other = TASKS[task], getattr(options, "model", None)
     train = chosen(rows_of(task, "train", options.data), 64 if options.quick else wanted.rows, 0)
     dev = chosen(rows_of(task, "dev", options.data), 64 if options.quick else None, 0)
-    folder = options.cache / ("study-quick" if options.quick else "study") / task
+    folder = options.cache / ("study-quick" if options.quick else "study")
+    folder = (folder / other.resolve().name if other else folder) / task
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "dense").exists():
-        model = bert_adapter.with_head(bert_adapter.load(minilm()), wanted.labels)
+        model = bert_adapter.with_head(bert_adapter.load(other or minilm()), wanted.labels)
         batches = bert_adapter.labelled_batches(model, train)
         model, losses = bert_adapter.finetune(
-            model, batches, epochs=EPOCHS, learning_rate=RATE, file=folder / "dense.state"
+            model, batches, epochs=EPOCHS, learning_rate=OTHER_RATE if other else RATE, file=folder / "dense.state"
         )
         print(f"{task}: mean loss of the epochs {', '.join(f'{loss:.3f}' for loss in losses)}", flush=True)
         bert_adapter.save(model, folder / "dense")

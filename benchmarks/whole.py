@@ -96,7 +96,8 @@ def use_of(name: str, options: argparse.Namespace) -> Use:
         bench = study.prepared(name, options)
         return Use(name, bench.dense, bench.folder / "dense", bench.train, bench.dev)
     dev = chosen(rows_of("STS-B", "dev", options.data), 64 if options.quick else None, 0)
-    return Use(name, bert_adapter.load(minilm()), minilm(), rows_of("STS-B", "train", options.data), dev)
+    files = getattr(options, "model", None) or minilm()
+    return Use(name, bert_adapter.load(files), files, rows_of("STS-B", "train", options.data), dev)
 
 
 def calibration(use: Use, seed: int, quick: bool) -> list[Batch]:
