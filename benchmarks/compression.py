@@ -41,6 +41,7 @@ STAGES = ("load", "importance", "plan", "solve", "save")
 BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
 SMALL = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
 LENGTH, BUDGET, MOST = 64, 0.5, 10
+MINILM, RANDOM = "all-MiniLM-L6-v2", "random numbers"
 
 
 class Clock(NamedTuple):
@@ -251,8 +252,10 @@ RUNS = {"gradients": gradients, "eigh": eigh, "operations": operations}
 def run_part(options: argparse.Namespace) -> None:
     """A part, in this process; its rows go to standard output."""
     count_compiling()
+    name = RANDOM if options.model is None else Path(options.model).resolve().name
+    about = {"model": MINILM if options.part.startswith("MiniLM") else name}
     for line in RUNS.get(options.part, whole)(options.part, options):
-        print("ROW " + json.dumps(line), flush=True)
+        print("ROW " + json.dumps(line | about), flush=True)
 
 
 @contextmanager
@@ -349,7 +352,9 @@ def report(rows: list[Row]) -> str:
         [line["method"], line["status"], *(number(line[key], ".2f") for key in ("run_seconds", "cpu_seconds"))]
         for line in timed
     ]
-    parts = [costs(rows), markdown(["beside each other", "", "seconds", "of CPU"], cells), "\n".join(verdicts(rows))]
+    names = dict.fromkeys(line["model"] for line in rows if line["model"] != MINILM)
+    parts = [f"*base* is {', '.join(names)}.", costs(rows)]
+    parts += [markdown(["beside each other", "", "seconds", "of CPU"], cells), "\n".join(verdicts(rows))]
     listed = [line for line in rows if line["problem"] == "operations"]
     for stage in dict.fromkeys(line["stage"] for line in listed):
         cells = [
