@@ -33,7 +33,7 @@ EPILOG = """examples:
   bert-adapter compress ./my-model --rank 96 --text my-sentences.txt -o small --include 'intermediate|output/dense'
       rank 96 in the feed-forward and output kernels only
   bert-adapter heal bert-half --teacher bert-base-uncased --text many-sentences.txt -o bert-healed
-      train it, without labels, until it no longer comes nearer to what the dense model makes of other sentences
+      train it, without labels, to what the dense model makes of sentences; what does best on others is kept
   bert-adapter finetune bert-half --data train.tsv --dev dev.tsv --teacher bert-base-uncased-on-the-task -o bert-tuned
       train it on labelled rows, and on what a dense model says about them
   bert-adapter export bert-half -o bert-half-onnx --to onnx --dtype int8
@@ -219,7 +219,12 @@ def add_weights(group: Any) -> None:
         help="how far weights are shrunk towards simpler ones, in [0, 1] (as far as they are noise)",
     )
     group.add_argument("--method", choices=wlra.METHODS, help="of the solver (the one that fits the signal)")
-    group.add_argument("--seed", type=int, default=0, help="of the random directions in place of labels (%(default)s)")
+    group.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="of the random directions in place of labels, the spans cut from long texts, and --heal (%(default)s)",
+    )
 
 
 def add_heal(heal: Any) -> None:
@@ -232,7 +237,10 @@ def add_heal(heal: Any) -> None:
         "--text", type=place, required=True, metavar="FILE", help="as compress's --text; thousands, like those to come"
     )
     heal.add_argument(
-        "--heldout", type=place, metavar="FILE", help="other texts, which say when to stop (one of 16 of --text's)"
+        "--heldout",
+        type=place,
+        metavar="FILE",
+        help="other texts; what does best on them is kept (one of 16 of --text's)",
     )
     heal.add_argument("-o", "--output", type=place, required=True, metavar="OUT", help="the new checkpoint")
     heal.add_argument("--epochs", type=int, help="passes over the texts at most (1 to 20, so that 40,000 are seen)")

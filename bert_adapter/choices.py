@@ -217,10 +217,20 @@ def within_both(
 
 
 def even(choices: dict[str, Choices], wholes: dict[str, float], affordable: float) -> dict[str, int]:
-    """By path, the option that keeps the same share of every kernel, of which all costs so much, or the smallest."""
-    whole = sum(wholes.values())
-    share = affordable / whole * (1 + 1e-12) if whole > 0 else 1.0
+    """By path, the option that keeps the same share of every kernel, all of them together costing no more.
+
+    A kernel whose smallest option is more than that keeps it, and the others share what is left.
+    """
+    free, smallest, share = dict(wholes), {path: float(choice.cost[0]) for path, choice in choices.items()}, 1.0
+    while free:
+        left = affordable - sum(cost for path, cost in smallest.items() if path not in free)
+        whole = sum(free.values())
+        share = left / whole * (1 + 1e-12) if whole > 0 else 1.0
+        fitting = {path: each for path, each in free.items() if smallest[path] <= share * each}
+        if len(fitting) == len(free):
+            break
+        free = fitting
     return {
-        path: max(0, int(np.searchsorted(choice.cost, share * wholes[path], side="right")) - 1)
+        path: int(np.searchsorted(choice.cost, share * free[path], side="right")) - 1 if path in free else 0
         for path, choice in choices.items()
     }

@@ -54,7 +54,19 @@ def run_demo(options: argparse.Namespace) -> None:
 
 # Options of the command that are those of `compress`, under the same names.
 SIZE = ("rank", "budget", "of", "flops", "uniform", "multiple_of")
-PASSED_ON = (*SIZE, "include", "exclude", "embeddings", "signal", "gradients", "shrink", "method", "seed", "file")
+PASSED_ON = (
+    *SIZE,
+    "include",
+    "exclude",
+    "embeddings",
+    "signal",
+    "gradients",
+    "shrink",
+    "method",
+    "seed",
+    "file",
+    "dtype",
+)
 
 
 def run_compress(options: argparse.Namespace) -> None:
@@ -88,7 +100,8 @@ def run_compress(options: argparse.Namespace) -> None:
     how: dict[str, Any] = {name: getattr(options, name) for name in PASSED_ON}
     heal = texts_of(model, options.heal, options) if options.heal else None
     how |= {"of": measured_latency(model, options)} if latency else {}
-    small, report = compress(model, batches, heal=heal, **how)
+    with of_option("--heal"):
+        small, report = compress(model, batches, heal=heal, **how)
     say(f"{as_text(kernel_table(report))}\n\n{summary(report)}")
     with or_kept("what was measured", options.file):
         save(small, output, dtype=options.dtype)
@@ -183,7 +196,8 @@ def run_heal(options: argparse.Namespace) -> None:
     batches = texts_of(small, options.text, options)
     heldout = texts_of(small, options.heldout, options) if options.heldout else None
     how = {name: getattr(options, name) for name in ("epochs", "learning_rate", "batch_size", "seed", "file")}
-    healed, gained = heal(small, dense, batches, heldout=heldout, **how)
+    with of_option("--text"):
+        healed, gained = heal(small, dense, batches, heldout=heldout, **how)
     say(str(gained))
     with or_kept("the state of the training", options.file):
         save(healed, options.output)
@@ -325,6 +339,17 @@ def or_kept(what: str, file: Path | None) -> Iterator[None]:
     except (OSError, ValueError) as error:
         kept = f"is kept in {file}, and the same command goes on from it" if file else "is lost: --file FILE keeps it"
         raise OSError(f"{error}; {what} {kept}") from error
+
+
+@contextmanager
+def of_option(name: str) -> Iterator[None]:
+    """Too few texts to heal on are said to be those of the option."""
+    from bert_adapter.healing import TooFewTexts
+
+    try:
+        yield
+    except TooFewTexts as error:
+        raise ValueError(f"{name}: {str(error).removeprefix('batches: ')}") from error
 
 
 def figures(scores: dict[str, float]) -> str:

@@ -10,8 +10,8 @@ import jax
 
 import wlra
 from bert_adapter.batches import labelled
-from bert_adapter.checkpoint.bits import as_stored
-from bert_adapter.checkpoint.names import SCHEMA, WITH_DTYPES, dtypes_of, low_rank
+from bert_adapter.checkpoint.bits import DTYPES, as_stored, chosen_dtypes
+from bert_adapter.checkpoint.names import SCHEMA, WITH_DTYPES, by_path, dtypes_of, low_rank, with_dtypes
 from bert_adapter.decompositions import (
     Decompositions,
     check_of,
@@ -43,6 +43,7 @@ from bert_adapter.signals.definition import Signal
 from bert_adapter.signals.measure import measure_signal
 from bert_adapter.signals.weights import no_tables, solver_weights
 from bert_adapter.tables import Tokens
+from wlra.checks import check_name
 from wlra.options import as_method, check_options
 
 
@@ -116,6 +117,7 @@ def compress(
     file: str | Path | None = None,
     solver: Mapping[str, Any] | None = None,
     heal: Iterable[Batch] | None = None,
+    dtype: str | Mapping[str, str] | None = None,
     progress: bool = True,
 ) -> tuple[Any, Report]:
     """The model with its selected kernels factorised where that makes them smaller, and a report.
@@ -158,12 +160,14 @@ def compress(
         of your own all that can be factorised: those of Dense, DenseGeneral and Einsum, NNX's Linear and LinearGeneral.
       embeddings: the table of words (vocabulary, width) too. It becomes `left` (vocabulary, k), in which words are
         looked up, and `right` (k, width). `budget` is then a share of the kernels and the table.
-      seed: of the random directions that stand in for labels.
+      seed: of the random directions that stand in for labels, and of the order of the texts in healing.
       file: what was measured is kept there, and a run that was killed goes on from it; see `measure_importance`. The
-        state of healing is kept beside it, in FILE.healing.
+        state of healing is kept beside it, in FILE.healing: delete that once the result is saved, since it fits no
+        other.
       solver: other options of `wlra.solve_batch` (tol, max_iters, ...).
       heal: batches of texts without labels, thousands of them, on which the result is trained to the outputs of the
         model as `bert_adapter.heal` does it by default.
+      dtype: what matrices are stored as, as `save` takes it: they are rounded so, healed so, and `save` stores them so.
       progress: whether there are bars on a terminal.
 
     Raises:
@@ -181,7 +185,7 @@ def compress(
     signal, given = chosen_signal(signal, shrink, importance), importance
     chosen, solved_by = check_signal(signal, gradients, method=method, solver=solver, measured=given is not None)
     size: dict[str, Any] = {"of": of, "flops": flops, "uniform": uniform, "multiple_of": multiple_of, "shrink": shrink}
-    wanted = check_size(rank=rank, budget=budget, **size)
+    wanted = check_size(rank=rank, budget=budget, dtype=dtype, **size)
     check_given(given, None if heal is not None else file, gradients)  # healing has a state of its own
     clock = [time.perf_counter()]
     dense = as_model(model, forward=forward, output=output)
@@ -213,9 +217,9 @@ def compress(
     done: dict[str, Any] = {"method": solved_by.name, "signal": chosen.name, "dtypes": dtypes, "predicted": predicted}
     report = report_of(kernels, known, seconds=stages([*clock, time.perf_counter()]), **done)
     config = dense.config | {"low_rank": section(dense, report, seed, known.calibration)}
-    small = dense._replace(params=params, config=config)
+    small = in_dtypes(dense._replace(params=params, config=config), dtype)
     small, report = healed(small, dense, healing, report, seed=seed, file=file, given=known.given, progress=progress)
-    return in_kind(model, small._replace(params=as_stored(small.params, dtypes, known.given))), report
+    return in_kind(model, small), report
 
 
 def report_of(kernels: list[KernelReport], known: Decompositions, **done: Any) -> Report:
@@ -277,11 +281,19 @@ def healed(
     given: Mapping[str, Any],
     progress: bool,
 ) -> tuple[Model, Report]:
-    """The model after `heal`, and the report with what that gained, if there is a plan for it."""
-    if plan is None:
-        return small, report
-    small, gained = follow(small, dense, plan, seed=seed, file=beside(file), progress=progress, given=given)
-    return small, report._replace(healed=gained, seconds=report.seconds | {"heal": gained.seconds})
+    """The model as it is stored, after `heal` if there is a plan for it, and the report with what that gained."""
+    if plan is not None:
+        small, gained = follow(small, dense, plan, seed=seed, file=beside(file), progress=progress, given=given)
+        report = report._replace(healed=gained, seconds=report.seconds | {"heal": gained.seconds})
+    return small._replace(params=as_stored(small.params, dtypes_of(small.config), given)), report
+
+
+def in_dtypes(small: Model, dtype: str | Mapping[str, str] | None) -> Model:
+    """The model whose config says what its matrices are stored as, if that is given."""
+    if dtype is None:
+        return small
+    found = chosen_dtypes(dtype, by_path(small.params), dtypes_of(small.config))
+    return small._replace(config=with_dtypes(small.config, found))
 
 
 def beside(file: str | Path | None) -> Path | None:
@@ -352,9 +364,14 @@ def check_size(
     uniform: bool,
     multiple_of: int,
     shrink: float | None,
+    dtype: Any = None,
 ) -> Budget | None:
     """The budget, if there is one, once it is known that all of these can be, together."""
     check_one_size(rank, budget)
+    for name in () if dtype is None else dtype.values() if isinstance(dtype, Mapping) else (dtype,):
+        check_name("dtype", name, DTYPES)
+    if dtype is not None and of == "bytes":
+        raise ValueError("dtype: got one with of='bytes', which chooses it for each matrix: wanted either")
     check_shrink(shrink)
     if budget is not None:
         return budget_of(budget, of, flops=flops, uniform=uniform, multiple_of=multiple_of)
@@ -417,8 +434,8 @@ def stages(clock: list[float]) -> dict[str, float]:
 def section(dense: Model, report: Report, seed: int, calibration: Mapping[str, Any]) -> dict[str, Any]:
     """The "low_rank" section of config.json: which kernels have which rank, and how that was done."""
     ranks = {whole(kernel.path): kernel.rank for kernel in report.kernels if kernel.status != "DENSE"}
-    anew = {whole(kernel.path) for kernel in report.kernels}
-    dtypes = {path: dtype for path, dtype in dtypes_of(dense.config).items() if path not in anew} | dict(report.dtypes)
+    dtypes = {path: dtype for path, dtype in dtypes_of(dense.config).items() if path not in ranks}
+    dtypes |= report.dtypes
     return {
         "schema": WITH_DTYPES if dtypes else SCHEMA,
         "ranks": low_rank(dense.config) | ranks,

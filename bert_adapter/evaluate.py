@@ -13,7 +13,7 @@ from bert_adapter.families import output_of
 from bert_adapter.importance.gradients import Loss
 from bert_adapter.layers.capture import Batch, Forward
 from bert_adapter.losses import TaskLoss, distillation
-from bert_adapter.model import Model, check_batch, forward
+from bert_adapter.model import Model, check_batch, check_same_tokens, forward
 from bert_adapter.outputs import OUTPUTS
 from bert_adapter.outputs.definition import Example, Output, Reader, Run
 from bert_adapter.outputs.scores import of_classes, of_values, ranks, spearman
@@ -130,8 +130,8 @@ def loss_increase(
     whether there is a bar on a terminal.
 
     Raises:
-      ValueError: no batches, token ids or weights that cannot be, or, for `task_loss`, labels that are none of the
-        head's.
+      ValueError: no batches, models with other tokens, token ids or weights that cannot be, or, for `task_loss`, labels
+        that are none of the head's.
       FloatingPointError: an output of either model is not finite; the message names the batch.
 
     Example:
@@ -142,6 +142,7 @@ def loss_increase(
         >>> bert_adapter.loss_increase(model, model, batches)
         0.0
     """
+    check_same_tokens(dense, small, name="small")
     runs = [(jax.jit(forward(model)), jax.device_put(model.params)) for model in (dense, small)]
     apart = distillation(dense.module, temperature=1.0)
     total = count = 0.0

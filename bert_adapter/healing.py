@@ -23,7 +23,7 @@ from bert_adapter.layers.following import leaving, mean_apart
 from bert_adapter.layers.integers import check_floats
 from bert_adapter.layers.marker import Factorised
 from bert_adapter.losses import distillation
-from bert_adapter.model import Model, check_batch, is_own
+from bert_adapter.model import Model, check_batch, check_same_tokens, is_own
 from bert_adapter.model import forward as function_of
 from bert_adapter.pools import Deal, Pool, batch_of, count_of, dealt, epochs_of, held_out, pools_of
 from bert_adapter.progress import track
@@ -32,12 +32,13 @@ from bert_adapter.steps import (
     State,
     adamw,
     check_range,
+    check_run,
     learning_rates,
     resumed,
     save_state,
     step_function,
 )
-from bert_adapter.straight_through import straight_through
+from bert_adapter.straight_through import as_kept, narrowed, straight_through, widened
 from bert_adapter.training import check_teacher
 from bert_adapter.values import check_finite
 
@@ -50,6 +51,10 @@ LOWER, TRIES = 1 / 3, 4  # what the rate is multiplied by where it proves too hi
 WARMUP = 0.1  # the share of the steps in which the rate rises
 KEPT_BYTES = 2**28  # outputs of the dense model that are kept rather than computed in each epoch
 FROZEN = "embedding"  # the name of tables, dense or factorised, most of whose rows the texts do not touch
+
+
+class TooFewTexts(ValueError):
+    """There is not a batch of texts beside those held out."""
 
 
 class Healing(NamedTuple):
@@ -109,10 +114,10 @@ class Recipe(NamedTuple):
         """How far the output is, and how far what leaves the layers."""
         whole = joined(straight_through(params, self.stored), beside.frozen)
         if self.teach is None:
-            return self.apart(self.run(whole, batch), beside.wanted, batch), 0.0
+            return self.apart(widened(self.run(whole, batch)), beside.wanted, batch), 0.0
         output, ours = leaving(self.run, whole, batch, self.paths)
         _, theirs = leaving(self.teach, beside.dense, batch, self.paths)
-        return self.apart(output, beside.wanted, batch), mean_apart(ours, theirs, batch)
+        return self.apart(widened(output), beside.wanted, batch), mean_apart(ours, theirs, batch)
 
 
 class Beside(NamedTuple):
@@ -138,7 +143,7 @@ class Texts(NamedTuple):
     def batch(self, deal: Deal) -> tuple[Batch, Any]:
         """A batch and what the dense model makes of it."""
         batch, outputs = batch_of(self.pools, deal), self.outputs[deal.pool]
-        return batch, self.teach(batch) if outputs is None else outputs[deal.rows]
+        return batch, widened(self.teach(batch)) if outputs is None else outputs[deal.rows]
 
     @property
     def count(self) -> int:
@@ -174,7 +179,8 @@ def heal(
     of it, three times at most. With a rate that was given no run ends early but one whose loss is not finite: high
     rates may cost at first what low ones bring back. Matrices that are stored
     in fewer bits are rounded in every step, and gradients pass through that: what is trained, judged and returned is
-    what is stored.
+    what is stored. A model in 16 bits is trained in float32, and judged and returned in 16 bits. A model of your own is
+    healed by squared distances, whatever its outputs mean.
 
     Args:
       small: what `compress` returned, or another model, of any kind that `compress` takes.
@@ -218,7 +224,7 @@ def heal(
         model, teacher, batches, heldout, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size
     )
     healed, gained = follow(model, teacher, plan, seed=seed, file=file, progress=progress)
-    return in_kind(small, healed) if gained.kept else small, gained
+    return in_kind(small, healed), gained
 
 
 class HealingPlan(NamedTuple):
@@ -249,7 +255,7 @@ def healing_plan(
     for number, batch in enumerate(listed + (others or [])):
         for one in (model, teacher):
             check_batch(function_of(one), batch, number)
-    check_tables(model, teacher)
+    check_same_tokens(model, teacher, name="dense")
     check_teacher(model, teacher, listed[0], name="dense")
     leave_out = () if is_own(model) else ("labels",)
     pools = pools_of(listed, leave_out)
@@ -267,7 +273,7 @@ def healing_plan(
         check_range(name, given.get(name, least), least, most)
     plan = HealingPlan(pools, held, **chosen | given)
     if count < plan.batch_size or not sum(map(count_of, held)):
-        raise ValueError(
+        raise TooFewTexts(
             f"batches: got {count} texts that count beside those held out, wanted at least {plan.batch_size}, a batch"
         )
     return plan
@@ -299,13 +305,6 @@ def counts_of(params: Any) -> Iterator[tuple[int, int]]:
             left, right = params["left"], params["right"]
             both, stack = left.size // left.shape[-1] * (right.size // left.shape[-1]), left.shape[: leaf.stacked]
             yield left.size + right.size, both // math.prod(stack)
-
-
-def check_tables(model: Model, teacher: Model) -> None:
-    """A ValueError unless both read token ids of one number."""
-    sizes = [dict(getattr(function_of(one), "sizes", ())).get("input_ids") for one in (model, teacher)]
-    if None not in sizes and sizes[0] != sizes[1]:
-        raise ValueError(f"dense: got a model of {sizes[1]} tokens, wanted {sizes[0]}, those of the compressed one")
 
 
 def follow(
@@ -342,16 +341,19 @@ def followed(
 ) -> tuple[Any, Healing]:
     """The parameters that did best on the texts held out, and what is known of the run, but for its seconds."""
     judged, dtypes = Recipe(function_of(model), distillation(model.module, 1.0)), dtypes_of(model.config)
-    texts, held = (taught(teacher, pools, plan.batch_size) for pools in (plan.pools, plan.heldout))
     trained, frozen = divided(prepared(model, dtypes, given))
     recipe = judged._replace(stored=stored_as(trained, dtypes), teach=function_of(teacher))
     recipe = recipe._replace(paths=compressed_layers(model.params, dtypes))
-    look = looker(judged, held, frozen, plan.batch_size, dtypes=dtypes)
+    run = {} if file is None else fingerprints(recipe, model, teacher, plan, seed=seed)
+    check_run(run, file)
+    texts, held = (taught(teacher, pools, plan.batch_size) for pools in (plan.pools, plan.heldout))
+    like, untouched = divided(model.params)
+    keep, untouched = partial(as_kept, like=like, dtypes=dtypes), narrowed(frozen, untouched)
+    look = looker(judged, held, untouched, plan.batch_size, keep=keep)
     if not np.isfinite(before := look(trained)):
         raise FloatingPointError(f"the held-out loss is {before} to begin with: look at the outputs of both models")
     beside = Beside(frozen, None, jax.device_put(teacher.params))
     recipe, beside = with_layers(recipe, beside, held, trained, size=plan.batch_size)
-    run = {} if file is None else fingerprints(recipe, model, teacher, plan, seed=seed)
     schedule = Schedule(
         deals=list(epochs_of(plan.pools, plan.batch_size, plan.epochs, seed)),
         rate=rate_for(share_of(model.params)) if plan.learning_rate is None else plan.learning_rate,
@@ -369,7 +371,7 @@ def followed(
     found = {0: before} | {int(i) + 1: float(losses[i]) for i in np.flatnonzero(~np.isnan(losses))}
     counts = {"texts": texts.count, "heldout": held.count}
     about = Healing(before, after, kept, state.step, losses=found, seconds=0.0, **counts)
-    return joined(as_stored(jax.device_get(state.moments[1]), dtypes), jax.device_get(frozen)), about
+    return joined(keep(jax.device_get(state.moments[1])), jax.device_get(untouched)), about
 
 
 class Schedule(NamedTuple):
@@ -439,8 +441,11 @@ def begun(fresh: State, start: Any, tried: int) -> State:
 
 
 def prepared(model: Model, dtypes: Mapping[str, str], given: Mapping[str, Any] | None) -> Any:
-    """Copies of the parameters, since a step reuses the memory of the last: as they are stored, or else balanced."""
-    params = jax.device_get(model.params)
+    """Copies of the parameters, since a step reuses the memory of the last: as they are stored, or else balanced.
+
+    What has 16 bits has 32 here.
+    """
+    params = widened(jax.device_get(model.params))
     return jax.tree.map(jnp.array, as_stored(balanced(params, dtypes), dtypes, given))
 
 
@@ -481,19 +486,19 @@ def taught(teacher: Model, pools: list[Pool], size: int) -> Texts:
             room += wanted
         for each in found:
             check_finite(each, number, "the dense model")
-        outputs.append(np.concatenate(found)[: count_of(pool)] if fits else None)
+        outputs.append(widened(np.concatenate(found)[: count_of(pool)]) if fits else None)
     return Texts(pools, outputs, partial(run, params))
 
 
 def looker(
-    recipe: Recipe, texts: Texts, frozen: Any, size: int, *, dtypes: Mapping[str, str]
+    recipe: Recipe, texts: Texts, frozen: Any, size: int, *, keep: Callable[[Any], Any]
 ) -> Callable[[Any], float]:
-    """(parameters) -> the mean loss on the texts of what is stored of them."""
+    """(parameters) -> the mean loss on the texts of what is kept of them."""
     run, deals = compiled(recipe), dealt(texts.pools, size)
     total = sum(float(pool["weights"].sum()) for pool in texts.pools)
 
     def look(params: Any) -> float:
-        loss, params = 0.0, jax.device_put(as_stored(params, dtypes))
+        loss, params = 0.0, jax.device_put(keep(params))
         for deal in deals:
             batch, wanted = texts.batch(deal)
             each, _ = run(params, Beside(frozen, wanted), batch)

@@ -40,10 +40,10 @@ def as_model(model: Any, *, forward: Callable[..., Any] | None = None, output: i
         (1, 2)
     """
     if is_nnx(model):
-        from bert_adapter.nnx_models import taken_apart
+        from bert_adapter.nnx_models import config_in, taken_apart
 
         skeleton, params = taken_apart(model, forward)
-        return Model(model, params, {}, {}, forward=Own(skeleton, output))
+        return Model(model, params, config_in(model), {}, forward=Own(skeleton, output))
     found = as_it_is(model)
     if forward is None and output is None:
         return found
@@ -92,7 +92,7 @@ def in_kind(model: Any, small: Model) -> Any:
     if is_nnx(model):
         from bert_adapter.nnx_models import with_params as filled
 
-        return filled(model, small.params)
+        return filled(model, small.params, small.config)
     return with_params_of(model, small) if is_flax_model(model) else small
 
 

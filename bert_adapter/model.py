@@ -102,6 +102,15 @@ class Run:
         return apply(self.module, params, **{name: batch[name] for name in self.inputs if name in batch})
 
 
+def check_same_tokens(model: Model, other: Model, name: str) -> None:
+    """A ValueError unless both read token ids of one number."""
+    sizes = [dict(getattr(forward(one), "sizes", ())).get("input_ids") for one in (model, other)]
+    if None not in sizes and sizes[0] != sizes[1]:
+        raise ValueError(
+            f"{name}: got a model of {sizes[1]} tokens, wanted {sizes[0]} as the model has: their ids are not the same"
+        )
+
+
 def check_batch(forward: Forward, batch: Batch, number: int) -> None:
     """A ValueError if a batch holds values that the model does not know: a compiled program could not say so."""
     try:

@@ -3,6 +3,7 @@
 Imported when such a model is met, for flax.nnx takes a second to import; `LAYERS` then has its layers.
 """
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -218,6 +219,17 @@ def marked(path: str, module: Any) -> tuple[str, Factorised]:
     return f"{path}/{layer.kernel}", Factorised(value_of(module.left).ndim - 1 - layer.input_axes(module))
 
 
-def with_params(model: Any, params: Any) -> Any:
-    """A copy of the NNX model with these parameters, dense or factorised."""
-    return taken_apart(model, None)[0].filled(params)
+def with_params(model: Any, params: Any, config: dict[str, Any]) -> Any:
+    """A copy of the NNX model with these parameters, dense or factorised, and what its config says of them."""
+    made = taken_apart(model, None)[0].filled(params)
+    if "low_rank" in config:
+        made.low_rank = json.dumps(config["low_rank"])
+    elif hasattr(made, "low_rank"):
+        del made.low_rank
+    return made
+
+
+def config_in(model: Any) -> dict[str, Any]:
+    """What the NNX model says of its factors, and of how its matrices are stored."""
+    section = getattr(model, "low_rank", None)
+    return {"low_rank": json.loads(section)} if isinstance(section, str) else {}

@@ -93,23 +93,32 @@ def save_state(state: State, history: np.ndarray, file: Path) -> None:
 
 def resumed(fresh: State, history: np.ndarray, file: str | Path | None) -> tuple[State, np.ndarray]:
     """The state and the losses that the file holds, if there is one; else the fresh ones."""
+    check_run(fresh.run, file)
     if file is None or not Path(file).exists():
         return fresh, history
     leaves, structure = jax.tree.flatten((fresh.params, fresh.moments))
-    metadata, names = read_metadata(file, "the state of a training")
-    if not {"step", "run"} <= metadata.keys():
-        raise ValueError(f"{file}: wanted the state of a training; got {names[:3]}")
+    metadata, _ = read_metadata(file, "the state of a training")
     arrays = read_arrays(file, "the state of a training")
     losses = arrays.pop("history")
     found = [arrays[name] for name in sorted(arrays)]
-    run = json.loads(metadata["run"])
-    others = [f"another {name}" for name, value in fresh.run.items() if run.get(name) != value]
-    same = [leaf.shape for leaf in found] == [np.shape(leaf) for leaf in leaves] and losses.shape == history.shape
-    if others or not same:
-        how = ", ".join(others) or "other shapes"
-        raise ValueError(
-            f"{file} holds the state of another training, of {len(losses)} steps ({how}): name another file, or delete "
-            f"this one"
-        )
+    if [leaf.shape for leaf in found] != [np.shape(leaf) for leaf in leaves] or losses.shape != history.shape:
+        raise ValueError(another(file, "other shapes"))
     params, moments = jax.tree.unflatten(structure, [jnp.asarray(leaf) for leaf in found])
-    return State(params, moments, int(metadata["step"]), run), losses
+    return State(params, moments, int(metadata["step"]), fresh.run), losses
+
+
+def check_run(run: Mapping[str, str], file: str | Path | None) -> None:
+    """A ValueError if the file is there, and does not hold a state of this run."""
+    if file is None or not Path(file).exists():
+        return
+    metadata, names = read_metadata(file, "the state of a training")
+    if not {"step", "run"} <= metadata.keys():
+        raise ValueError(f"{file}: wanted the state of a training; got {names[:3]}")
+    found = json.loads(metadata["run"])
+    if others := [f"another {name}" for name, value in run.items() if found.get(name) != value]:
+        raise ValueError(another(file, ", ".join(others)))
+
+
+def another(file: str | Path, how: str) -> str:
+    """What is wrong with a file of another training."""
+    return f"{file} holds the state of another training ({how}): name another file, or delete this one"

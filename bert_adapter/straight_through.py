@@ -1,9 +1,10 @@
 """Rounding that gradients pass through, as if it were not there (Bengio, Léonard & Courville 2013, sec. 2).
 
 So matrices that are stored in fewer bits are trained as what they will be. The numbers are those of
-`checkpoint.bits`, computed by JAX.
+`checkpoint.bits`, computed by JAX. What has 16 bits itself is trained in 32, since small steps are lost in 16.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float
 
-from bert_adapter.checkpoint.bits import FLOATS, INT8, LARGEST, Stored
+from bert_adapter.checkpoint.bits import FLOATS, INT8, LARGEST, Stored, as_stored
 from bert_adapter.checkpoint.nibbles import HIGHEST
 from bert_adapter.layers.integers import LOWEST, in_groups
 
@@ -24,6 +25,26 @@ def straight_through(params: Any, stored: tuple[Stored, ...]) -> Any:
     for path, dtype, by_rows in stored:
         flat[path] = flat[path] + jax.lax.stop_gradient(nearest(flat[path], dtype, by_rows) - flat[path])
     return unflatten_dict(flat, sep="/")
+
+
+def widened(tree: Any) -> Any:
+    """The arrays, those of floats of 16 bits in float32."""
+
+    def wide(leaf: Any) -> Any:
+        floats = jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.dtype.itemsize < 4
+        return leaf.astype(jnp.float32) if floats else leaf
+
+    return jax.tree.map(wide, tree)
+
+
+def narrowed(tree: Any, like: Any) -> Any:
+    """The arrays, each in the dtype that it has in `like`."""
+    return jax.tree.map(lambda leaf, of: leaf.astype(of.dtype), tree, like)
+
+
+def as_kept(trained: Any, like: Any, dtypes: Mapping[str, str]) -> Any:
+    """What is kept of parameters that were trained: each in the dtype that it has in `like`, and as it is stored."""
+    return as_stored(narrowed(trained, like), dtypes)
 
 
 def nearest(array: Float[Array, "*stack m n"], dtype: str, by_rows: bool) -> Float[Array, "*stack m n"]:

@@ -12,13 +12,15 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from bert_adapter.batches import check_weights, labelled
+from bert_adapter.checkpoint.bits import Stored, stored_as
+from bert_adapter.checkpoint.names import dtypes_of
 from bert_adapter.families import predictive
 from bert_adapter.files import check_writable
 from bert_adapter.importance.fingerprint import of_arrays, of_function, of_params
 from bert_adapter.layers.capture import Batch, Forward
 from bert_adapter.layers.integers import check_floats
 from bert_adapter.losses import TaskLoss, distillation, task_loss
-from bert_adapter.model import Model, check_batch, forward, is_own, training_forward
+from bert_adapter.model import Model, check_batch, check_same_tokens, forward, is_own, training_forward
 from bert_adapter.progress import track
 from bert_adapter.steps import (
     SAVE_EVERY,
@@ -31,6 +33,7 @@ from bert_adapter.steps import (
     save_state,
     step_function,
 )
+from bert_adapter.straight_through import as_kept, straight_through, widened
 
 TEMPERATURE = 2.0  # at which a teacher's classes are followed
 
@@ -41,6 +44,7 @@ class Recipe(NamedTuple):
     run: (params, batch, key) -> output.
     teach: (params, batch) -> the teacher's output, if there is one.
     apart: (output, teacher's output, batch) -> (batch,).
+    stored: of the matrices that are rounded on the way, and how.
     """
 
     run: Callable[[Any, Batch, Any], Any]
@@ -49,14 +53,15 @@ class Recipe(NamedTuple):
     loss: Callable[[Any, Batch], Float[Array, " batch"]]
     distil: float
     weight_decay: float
+    stored: tuple[Stored, ...] = ()
 
     def __call__(self, params: Any, taught: Any, batch: Batch, key: Any) -> Float[Array, " batch"]:
         """The loss of each example, with the teacher's parameters beside."""
-        output = self.run(params, batch, key)
+        output = self.run(straight_through(params, self.stored), batch, key)
         each = self.loss(output, batch)
         if self.teach is None:
             return each
-        wanted = jax.lax.stop_gradient(self.teach(taught, batch))
+        wanted = widened(jax.lax.stop_gradient(self.teach(taught, batch)))
         return (1 - self.distil) * each + self.distil * self.apart(output, wanted, batch)
 
 
@@ -78,7 +83,9 @@ def finetune(
     """The model after training all its parameters, factors among them, and the mean loss of each epoch's batches.
 
     AdamW (Loshchilov & Hutter 2019) with a rate that rises linearly, then falls linearly to zero; gradients longer than
-    1 are cut to that; weight decay for matrices alone; dropout as the model's config says.
+    1 are cut to that; weight decay for matrices alone; dropout as the model's config says. Matrices that are stored in
+    fewer bits are rounded in every step, and gradients pass through that: what is returned is what is stored. A model
+    in 16 bits is trained in float32, and returned in 16 bits.
 
     Args:
       model: dense or factorised.
@@ -95,7 +102,8 @@ def finetune(
 
     Raises:
       ValueError: no batches, token ids, weights or a number that cannot be, for `task_loss` a label that is none of the
-        head's, a teacher with outputs of another shape, a file of another training, or one that cannot be written.
+        head's, a teacher with outputs of another shape or with other tokens, a file of another training, or one that
+        cannot be written.
       FloatingPointError: the loss of a step is not finite.
 
     Example:
@@ -124,7 +132,7 @@ def finetune(
     recipe = recipe_for(model, teacher, loss=loss, distil=distil, weight_decay=weight_decay)
     advance = step_function(recipe)
     order, rates = batch_order(seed, epochs, len(batches)), learning_rates(learning_rate, round(warmup * total), total)
-    params = jax.tree.map(jnp.array, model.params)  # copies: a step reuses the memory of the last one's
+    params = jax.tree.map(jnp.array, widened(model.params))  # copies: a step reuses the memory of the last one's
     run = {} if file is None else fingerprints(recipe, model, teacher, batches, options=options | {"seed": seed})
     fresh = State(params, adamw(weight_decay).init(params), 0, run)
     state, history = resumed(fresh, np.zeros(total, np.float32), file)
@@ -142,7 +150,8 @@ def finetune(
             save_state(state, history, Path(file))
             saved = time.monotonic()
     means = history.reshape(epochs, -1).mean(axis=1)
-    return model._replace(params=jax.device_get(state.params)), [float(mean) for mean in means]
+    params = as_kept(jax.device_get(state.params), model.params, dtypes_of(model.config))
+    return model._replace(params=params), [float(mean) for mean in means]
 
 
 def loss_for(model: Model) -> TaskLoss:
@@ -163,6 +172,7 @@ def check_batches(model: Model, teacher: Model | None, batches: Sequence[Batch],
         if not check_weights(batch, f"batch {number}").any():
             raise ValueError(f"batch {number}: got no row that counts, wanted some of weight above 0")
     if teacher is not None:
+        check_same_tokens(model, teacher, name="teacher")
         check_teacher(model, teacher, batches[0])
 
 
@@ -191,7 +201,7 @@ def fingerprints(
         "teacher": "" if teacher is None else of_params(teacher.params),
         "teacher's module": "" if teacher is None else of_function(forward(teacher), teacher.params, first),
         "texts or labels": " ".join(map(of_arrays, batches)),
-        "options": json.dumps(options),
+        "options": json.dumps([options, recipe.stored]),
     }
 
 
@@ -204,4 +214,5 @@ def recipe_for(model: Model, teacher: Model | None, *, loss: Callable, distil: f
         loss=loss,
         distil=0.0 if teacher is None else distil,
         weight_decay=weight_decay,
+        stored=stored_as(model.params, dtypes_of(model.config)),
     )

@@ -657,3 +657,16 @@ def test_kernels_with_more_than_two_axes_have_no_4_bits():
     known = bert_adapter.decompose(params, None, signal="svd", kernels=kernels, bits=True, progress=False)
     assert len(known.roundings) == 4
     assert not any("int4" in rounding.dense for rounding in known.roundings.values())
+
+
+def test_a_kernel_that_stays_dense_keeps_its_integers(tmp_path):
+    save(tiny.model(), tmp_path / "few", dtype="int8")
+    given = load(tmp_path / "few")
+    small, report = bert_adapter.compress(given, [], rank=9, signal="svd", include="query|intermediate", progress=False)
+    assert report.dense  # the square one, at that rank
+    assert report.dense != [kernel.path for kernel in report.kernels]
+    assert set(report.dense) <= dtypes_of(small.config).keys()
+    cut = {kernel.path for kernel in report.kernels} - set(report.dense)
+    assert not cut & dtypes_of(small.config).keys()
+    for path in report.dense:
+        np.testing.assert_array_equal(by_path(small.params)[f"{path}/kernel"], by_path(given.params)[f"{path}/kernel"])

@@ -353,3 +353,20 @@ def test_scanned_layers_have_a_kernel_at_each_index():
         assert made.layers.left.shape == (3, 8, 2)
         merged = bert_adapter.with_params(model, bert_adapter.merge(bert_adapter.as_model(made).params))
         assert_near(run(made, batch), run(merged, batch))
+
+
+def test_how_matrices_are_stored_is_known_of_what_comes_back(tmp_path):
+    wide = nnx.Sequential(nnx.Linear(32, 128, rngs=nnx.Rngs(0)), nnx.gelu, nnx.Linear(128, 32, rngs=nnx.Rngs(1)))
+    batches = [{"x": rng.normal(size=(16, 32)).astype(np.float32)}]
+    how: dict[str, Any] = {"forward": lambda model, batch: model(batch["x"])}
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        made, report = compress(wide, batches, budget=0.2, of="bytes", **how)
+        bert_adapter.save(bert_adapter.as_model(made, **how), tmp_path / "made")
+        again = bert_adapter.load_into(tmp_path / "made", wide)
+    assert report.dtypes
+    whole = sum(leaf.nbytes for leaf in jax.tree.leaves(nnx.state(wide, nnx.Param)))
+    assert (tmp_path / "made/parameters.safetensors").stat().st_size < 0.2 * whole + 2000  # its names
+    for model in (made, again):
+        assert bert_adapter.as_model(model, **how).config["low_rank"]["dtypes"] == report.dtypes
+    dense = bert_adapter.with_params(made, bert_adapter.merge(bert_adapter.as_model(made).params))
+    assert "low_rank" not in bert_adapter.as_model(dense).config

@@ -284,3 +284,10 @@ def test_hull_is_that_of_all_lines_between_points():
 def test_what_cannot_be_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         plan(PARAMS, FISHER, **{"signal": "fisher"} | options)
+
+
+@pytest.mark.parametrize("thin", [1, 2])
+def test_equal_shares_leave_room_for_kernels_whose_smallest_rank_is_more_than_theirs(thin):
+    shapes = {"thin": (thin, 64), "square": (64, 64)}
+    params = {path: {"kernel": RNG.normal(size=shape).astype(np.float32)} for path, shape in shapes.items()}
+    assert plan(params, None, 0.3125, signal="svd", uniform=True).share <= 0.3125

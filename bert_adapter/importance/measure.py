@@ -141,7 +141,7 @@ def measure_importance(
         parts = pieces(arrays, jax.random.fold_in(key, number), count)
         seen = round(total.examples)
         is_new = (shapes := {name: array.shape for name, array in arrays.items()}) not in compiled
-        finite = add_batch(total.sums, passes(partial(run, there), parts, is_new), seen)
+        finite = add_batch(total.sums, found_in(partial(run, there), parts, is_new), seen)
         check_sums(finite, number, lambda arrays=arrays: forward(params, arrays))
         total = counted(total, batch, text)
         if is_new:
@@ -331,8 +331,8 @@ def pieces(batch: Batch, key: Any, gradients: int = 1) -> Iterator[tuple[Batch, 
         yield {name: array[begin : begin + size] for name, array in batch.items()}, Draw(key, begin)
 
 
-def passes(run: Callable[..., Passed], parts: Iterable[tuple[Batch, Draw]], is_new: bool) -> Iterator[Any]:
-    """What passes for each part of a batch, and the part.
+def found_in(run: Callable[..., Passed], parts: Iterable[tuple[Batch, Draw]], is_new: bool) -> Iterator[Any]:
+    """What a program finds in each part of a batch, and the part.
 
     is_new: the first one is compiled. What that took goes back before what is made of it needs room.
     """
@@ -343,13 +343,13 @@ def passes(run: Callable[..., Passed], parts: Iterable[tuple[Batch, Draw]], is_n
         yield found, part[0]
 
 
-def add_batch(sums: dict[str, Sums], passes: Iterable[tuple[Passed, Batch]], seen: int) -> tuple[Any, Any]:
+def add_batch(sums: dict[str, Sums], parts: Iterable[tuple[Passed, Batch]], seen: int) -> tuple[Any, Any]:
     """The sums get a batch more, in place; whether its outputs are finite, and what was added for each kernel.
 
     What enters and leaves all layers is held for a few examples at a time; what is made of it, for one kernel.
     """
     outputs, added = [], []
-    for found, piece in passes:
+    for found, piece in parts:
         outputs.append(found.finite)
         for paths in list(found.inputs):
             steps, mask = found.inputs.pop(paths), by_row(piece.get("attention_mask"))
