@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,13 +11,16 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from bert_adapter.checkpoint.names import low_rank
+from bert_adapter.checkpoint import load
+from bert_adapter.checkpoint.names import low_rank, with_dtypes
 from bert_adapter.exporting import export
-from bert_adapter.exporting.program import INPUTS
+from bert_adapter.exporting.program import has_choices, inputs_of
+from bert_adapter.exporting.pytorch import task_of
 from bert_adapter.families import family_of
 from bert_adapter.model import Batch, Model, forward
 
 Step = Callable[[Batch], Any]  # the model's output for a batch, once it is there
+TASK = "task"  # the file with the end of the name of transformers' Auto class
 
 
 class Engine(NamedTuple):
@@ -24,7 +28,8 @@ class Engine(NamedTuple):
 
     about: what it is, in a line.
     packages: what has to be importable.
-    start: (model, an empty directory, threads) -> the function that runs a batch.
+    write: (model, directory) -> nothing; the directory holds what is opened, or there is a ValueError before work.
+    open: (model, directory, threads) -> the function that runs a batch; only JAX looks at the model.
 
     Example:
       >>> import bert_adapter
@@ -34,36 +39,54 @@ class Engine(NamedTuple):
 
     about: str
     packages: tuple[str, ...]
-    start: Callable[[Model, Path, int], Step]
+    write: Callable[[Model, Path], None]
+    open: Callable[[Model | str, Path, int], Step]
+
+    def start(self, model: Model, directory: Path, threads: int) -> Step:
+        """The function that runs a batch, of a model whose files go into an empty directory."""
+        self.write(model, directory)
+        return self.open(model, directory, threads)
 
 
-def in_jax(model: Model, directory: Path, threads: int) -> Step:
+def write_nothing(model: Model, directory: Path) -> None:
+    """JAX runs the model itself."""
+
+
+def in_jax(model: Model | str, directory: Path, threads: int) -> Step:
     """The model's own module, compiled for each shape of a batch. Its threads are those that the process may use."""
-    run, params = jax.jit(forward(model)), jax.device_put(model.params)
+    dense = load(model) if isinstance(model, str) else model
+    run, params = jax.jit(forward(dense)), jax.device_put(dense.params)
     return lambda batch: jax.block_until_ready(run(params, batch))
 
 
-def in_onnxruntime(dtype: str) -> Callable[[Model, Path, int], Step]:
-    """What makes a session on the graph that `export` writes, in this dtype."""
-
-    def start(model: Model, directory: Path, threads: int) -> Step:
-        runtime: Any = import_module("onnxruntime")
-        export(model, directory / "onnx", to="onnx", dtype=dtype)
-        options = runtime.SessionOptions()
-        options.intra_op_num_threads = threads
-        session = runtime.InferenceSession(directory / "onnx/model.onnx", options, providers=["CPUExecutionProvider"])
-        return lambda batch: session.run(None, {name: np.asarray(array, np.int64) for name, array in batch.items()})
-
-    return start
+def write_graph(dtype: str, model: Model, directory: Path) -> None:
+    """The graph that `export` writes, in this dtype."""
+    export(model, directory / "onnx", to="onnx", dtype=dtype)
 
 
-def in_pytorch(model: Model, directory: Path, threads: int) -> Step:
-    """transformers' model on what `export` writes."""
-    from bert_adapter.exporting.pytorch import task_of
+def in_onnxruntime(model: Model | str, directory: Path, threads: int) -> Step:
+    """A session on the graph."""
+    runtime: Any = import_module("onnxruntime")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = runtime.InferenceSession(directory / "onnx/model.onnx", options, providers=["CPUExecutionProvider"])
+    return lambda batch: session.run(None, {name: np.asarray(array, np.int64) for name, array in batch.items()})
 
+
+def write_torch(model: Model, directory: Path) -> None:
+    """What `export` writes for transformers, in floats."""
+    floats = model._replace(config=with_dtypes(model.config, {}))
+    try:
+        export(floats, directory / "torch", to="transformers" if low_rank(floats.config) else "transformers-dense")
+    except ValueError as error:
+        raise ValueError(f"engines: pytorch has no such model, wanted others: {error}") from error
+    (directory / TASK).write_text(task_of(model), "utf-8")
+
+
+def in_pytorch(model: Model | str, directory: Path, threads: int) -> Step:
+    """transformers' model."""
     torch, transformers = import_module("torch"), import_module("transformers")
-    export(model, directory / "torch", to="transformers" if low_rank(model.config) else "transformers-dense")
-    kind = getattr(transformers, f"Auto{task_of(model)}")
+    kind = getattr(transformers, f"Auto{(directory / TASK).read_text('utf-8')}")
     theirs = kind.from_pretrained(directory / "torch", trust_remote_code=True).eval()
     torch.set_num_threads(threads)
 
@@ -75,12 +98,17 @@ def in_pytorch(model: Model, directory: Path, threads: int) -> Step:
 
 
 ENGINES: dict[str, Engine] = {
-    "jax": Engine("this package's module, compiled by XLA", (), in_jax),
-    "onnxruntime": Engine("the graph of `export`, float32", ("onnx", "onnxruntime"), in_onnxruntime("float32")),
-    "onnxruntime-int8": Engine(
-        "the graph of `export`, its kernels and tables in 8 bits", ("onnx", "onnxruntime"), in_onnxruntime("int8")
+    "jax": Engine("this package's module, compiled by XLA", (), write_nothing, in_jax),
+    "onnxruntime": Engine(
+        "the graph of `export`, float32", ("onnx", "onnxruntime"), partial(write_graph, "float32"), in_onnxruntime
     ),
-    "pytorch": Engine("transformers' model, float32", ("torch", "transformers"), in_pytorch),
+    "onnxruntime-int8": Engine(
+        "the graph of `export`, its kernels and tables in 8 bits",
+        ("onnx", "onnxruntime"),
+        partial(write_graph, "int8"),
+        in_onnxruntime,
+    ),
+    "pytorch": Engine("transformers' model, float32", ("torch", "transformers"), write_torch, in_pytorch),
 }
 
 
@@ -110,7 +138,8 @@ def use_threads(count: int) -> None:
 
 def batch_for(model: Model, batch: int, length: int) -> Mapping[str, np.ndarray]:
     """Texts of `length` tokens without padding, drawn from the whole vocabulary."""
-    family, sizes = family_of(model.config), family_of(model.config).sizes(model.module.config)
-    ids = np.random.default_rng(0).integers(sizes["input_ids"], size=(batch, length))
+    sizes = family_of(model.config).sizes(model.module.config)
+    shape = (batch, *([1] if has_choices(model) else []), length)  # of choices, one for each text
+    ids = np.random.default_rng(0).integers(sizes["input_ids"], size=shape)
     values = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
-    return {name: values[name].astype(np.int32) for name in INPUTS if name in family.inputs}
+    return {name: values[name].astype(np.int32) for name in inputs_of(model)}

@@ -194,11 +194,11 @@ def with_factors(params: Any, paths: Sequence[str], shape: tuple[int, int], rank
 
 def where(model: Model, inputs: Batch, shapes: Shapes) -> dict[str, Any]:
     """What times belong to."""
-    device, (batch, length) = jax.devices()[0], np.shape(inputs["input_ids"])
+    (device,), shape = jax.device_put(0.0).devices(), np.shape(inputs["input_ids"])  # where the model runs
     machine = f"{platform.node()}, {device.platform} {device.device_kind}, {threads_here()} threads"
     params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype), model.params)
     program = f"{of_function(forward(model), params, inputs)}, {sorted({whole(path) for path in shapes})}"
-    return dict(zip(PLACE, (machine, jax.__version__, int(batch), int(length), program), strict=True))
+    return dict(zip(PLACE, (machine, jax.__version__, shape[0], shape[-1], program), strict=True))
 
 
 def read(file: Path, place: dict[str, Any]) -> Latency | None:

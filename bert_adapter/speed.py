@@ -9,7 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from bert_adapter.checkpoint import load
 from bert_adapter.engines import ENGINES, Step, batch_for, missing, threads_here
@@ -22,7 +24,8 @@ from wlra.checks import check_count, check_name
 CELLS = ((1, 16), (1, 32), (1, 128), (8, 128), (32, 128))  # texts by tokens
 ROUNDS = 9
 SETTLE = 0.2  # seconds in which threads of another library stop to spin
-PEAK = "import sys, bert_adapter.speed as b; print(b.peak_bytes(*sys.argv[1:3], *map(int, sys.argv[3:])))"
+PEAK = "import sys, bert_adapter.speed as b; print(b.peak_bytes(*sys.argv[1:]))"
+BATCH = "batch.npz"  # the file of the batch that is run for its memory
 
 
 class Timing(NamedTuple):
@@ -111,7 +114,7 @@ def bench(
         seconds = in_turns(calls, rounds, settle=SETTLE)
         timings += [timing(key, seconds, first=names[0], cell=(batch, length)) for key in steps]
     most = max(cells, key=lambda cell: cell[0] * cell[1])
-    peaks = {key: peak_apart(*key, *most) for key in track(list(steps), "memory", progress)}
+    peaks = {key: peak_apart(*key, loaded[key[0]], most) for key in track(list(steps), "memory", progress)}
     return Bench(timings, slower_and_faster(loaded.values(), most[0] * most[1]), peaks, threads_here())
 
 
@@ -164,20 +167,24 @@ def chosen_engines(engines: Iterable[str] | None) -> list[str]:
     return chosen
 
 
-def peak_bytes(name: str, engine: str, batch: int, length: int) -> int:
-    """The most memory that this process has held, once it has run a batch."""
-    model = load(name)
-    started(model, engine)(batch_for(model, batch, length))
+def peak_bytes(name: str, engine: str, folder: str) -> int:
+    """The most memory that this process has held, once it has opened what is in the folder and run the batch there."""
+    with np.load(Path(folder) / BATCH) as batch:
+        ENGINES[engine].open(name, Path(folder), threads_here())(dict(batch))
     status = Path("/proc/self/status")
     if status.exists():  # what getrusage says there includes the process that began this one
         return 1024 * int(re.search(r"VmHWM:\s*(\d+)", status.read_text("utf-8"))[1])  # pyright: ignore
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def peak_apart(name: str, engine: str, batch: int, length: int) -> int:
-    """The same of a process that does nothing else."""
-    command = [sys.executable, "-c", PEAK, name, engine, str(batch), str(length)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
+def peak_apart(name: str, engine: str, model: Model, cell: tuple[int, int]) -> int:
+    """The same of a process that does nothing else; what it opens is written here."""
+    with tempfile.TemporaryDirectory() as folder:
+        ENGINES[engine].write(model, Path(folder))
+        arrays: dict[str, Any] = dict(batch_for(model, *cell))
+        np.savez(Path(folder) / BATCH, **arrays)
+        command = [sys.executable, "-c", PEAK, name, engine, folder]
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:
         raise OSError(f"{name} in {engine}: {done.stderr.strip().splitlines()[-1:]}")
     return int(done.stdout.split()[-1])

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from bert_adapter.checkpoint.bits import factorised_tables
 from bert_adapter.checkpoint.names import low_rank
 from bert_adapter.layers.running import kernel_shapes
 from bert_adapter.model import Model
@@ -96,6 +97,7 @@ def timed(call: Callable[[], Any], times: int) -> float:
 
 
 def kernels_of(model: Model) -> list[Kernel]:
-    """The kernels of a model that have factors."""
-    shapes = kernel_shapes(model.module)
-    return [Kernel(path, shapes[path], rank) for path, rank in low_rank(model.config).items() if path in shapes]
+    """The kernels of a model that have factors; a table is looked up, and is none."""
+    shapes, tables = kernel_shapes(model.module), factorised_tables(model.params)
+    ranks = {path: rank for path, rank in low_rank(model.config).items() if path in shapes and path not in tables}
+    return [Kernel(path, shapes[path], rank) for path, rank in ranks.items()]

@@ -16,6 +16,7 @@ from bert_adapter.families import family_of
 from bert_adapter.families.sentence import prompts
 from bert_adapter.json_files import parsed
 from bert_adapter.model import Model
+from bert_adapter.rows import NO_ROWS, LabelledTexts, rows_in
 from bert_adapter.vocabulary import TRIMMED, tokenizer_of
 
 JSON, SETTINGS, LINES = "tokenizer.json", "tokenizer_config.json", "vocab.txt"
@@ -65,11 +66,13 @@ def trim(model: Model, texts: Iterable[Any], keep: Iterable[str] = ()) -> Trimme
     known = vocabulary(model)
     if odd := [token for token in keep if token not in known.numbers]:
         raise ValueError(f"keep: got {odd[:3]}, wanted tokens of the vocabulary")
-    flat = [part for text in texts for part in strings_in(text)]
+    flat = [part for text in rows_of(texts) for part in strings_in(text)]
     flat = [prompt + text for prompt in ("", *prompts(model.files)) for text in flat]  # as each is read
     used = {number for some in in_parts(flat) for row in tokenize(some)["input_ids"] for number in row}
     used |= {known.numbers[token] for token in keep} | set(tokenize.all_special_ids)
-    used |= set(range((tokenize.pad_token_id or 0) + 1))  # positions may be counted from its number
+    module: Any = model.module
+    if family_of(model.config).longest(module.config) < module.config.max_position_embeddings:
+        used |= set(range(tokenize.pad_token_id + 1))  # positions are counted from the number of padding
     used |= set(tokenize.get_added_vocab().values())
     rows = model.config["vocab_size"]
     kept = np.array(sorted(number for number in known.closed(used) if number < rows))
@@ -77,9 +80,20 @@ def trim(model: Model, texts: Iterable[Any], keep: Iterable[str] = ()) -> Trimme
     return Trimmed(with_rows(model, kept, files), kept)
 
 
+def rows_of(texts: Any) -> list[Any]:
+    """The texts in a list; a single one is a list of one."""
+    if isinstance(texts, LabelledTexts):
+        texts = texts.texts
+    return [texts] if isinstance(texts, str) else rows_in(texts, "a list of texts, or of tuples or lists of texts")
+
+
 def strings_in(text: Any) -> list[str]:
     """The strings of a text, or of a tuple or list of texts."""
-    return [text] if isinstance(text, str) else [part for each in text for part in strings_in(each)]
+    if isinstance(text, str):
+        return [text]
+    if isinstance(text, NO_ROWS) or not isinstance(text, Iterable):
+        raise ValueError(f"texts: got {text!r:.80}, wanted texts (str), or tuples or lists of texts")
+    return [part for each in text for part in strings_in(each)]
 
 
 def in_parts(texts: list[str], size: int = 1000) -> Iterable[list[str]]:

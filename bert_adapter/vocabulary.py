@@ -44,11 +44,16 @@ def tokenizer_of(model: Model) -> Any:
     return tokenize
 
 
+def has_tokenizer(model: Model) -> bool:
+    """Whether the model's files have one."""
+    return bool(model.files.keys() & {"tokenizer.json", "vocab.txt", "vocab.json", SENTENCEPIECE})
+
+
 def as_described(model: Model) -> Any:
     """What transformers makes of the model's files; a ValueError names them, and says why it cannot."""
     from transformers import AutoTokenizer
 
-    if not model.files.keys() & {"tokenizer.json", "vocab.txt", "vocab.json", SENTENCEPIECE}:
+    if not has_tokenizer(model):
         wanted = f"tokenizer.json, vocab.txt or vocab.json, or {SENTENCEPIECE}"
         raise ValueError(f"files: got {sorted(model.files)}, wanted {wanted}")
     with tempfile.TemporaryDirectory() as directory:

@@ -486,3 +486,16 @@ def test_default_method_fits_the_weights():
 def test_plan_knows_the_signal_that_measures_nothing():
     planned = bert_adapter.plan(params(), None, budget=0.9, signal="svd", kernels={"tied": (8, 8)})
     assert planned.ranks["tied"] <= 4
+
+
+class Warm(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(8, use_bias=False, name="layer")(x) * self.param("temperature", nn.initializers.ones, ())
+
+
+def test_parameters_without_an_axis_are_kept(tmp_path):
+    given = Warm(), {"layer": {"kernel": np.eye(8, dtype=np.float32)}, "temperature": np.array(2, np.float32)}
+    small, _ = compress(given, [{"x": np.ones((2, 8), np.float32)}], rank=2, signal="svd")
+    bert_adapter.save(small, tmp_path)
+    assert np.shape(bert_adapter.load_into(tmp_path, given).params["temperature"]) == ()

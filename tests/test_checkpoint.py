@@ -357,3 +357,13 @@ def test_pairs_have_two_token_types():
 def test_tokenizer_needs_its_files():
     with pytest.raises(ValueError, match=r"wanted tokenizer\.json, vocab\.txt or vocab\.json"):
         tokenizer(random_model()._replace(files={}))
+
+
+@pytest.mark.parametrize("name", ["1_runs/best/model.safetensors", "1_runs/model.safetensors", "old/config.json"])
+def test_checkpoints_of_the_users_own_inside_are_not_replaced(name, tmp_path):
+    save(tiny.model(), tmp_path / "model")
+    (tmp_path / "model" / name).parent.mkdir(parents=True)
+    (tmp_path / "model" / name).write_text("mine", "utf-8")
+    with pytest.raises(ValueError, match="wanted a new or empty directory"):
+        save(tiny.model(), tmp_path / "model")
+    assert (tmp_path / "model" / name).read_text("utf-8") == "mine"

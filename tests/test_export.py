@@ -543,3 +543,39 @@ def test_sentence_transformers_embeds_as_our_module_does(given, torch, tmp_path)
 def undeclared() -> bert_adapter.Model:
     """An encoder without modules.json."""
     return model()._replace(module=module_for(tiny.config()), files=dict(tiny.FILES))
+
+
+@pytest.mark.parametrize("to", ["onnx", "stablehlo"])
+def test_inputs_are_those_that_the_tokenizer_gives(to, tmp_path):
+    """RoBERTa's gives no token types; the card's code has none either."""
+    pytest.importorskip(exporting.TARGETS[to].packages[0])
+    declared = json.loads(tiny.FILES["tokenizer_config.json"]) | {"model_input_names": ["input_ids", "attention_mask"]}
+    given = model()._replace(files=model().files | {"tokenizer_config.json": json.dumps(declared).encode()})
+    bert_adapter.export(given, tmp_path, to=to)
+    code = re.search(r"```python\n(.*?)```", (tmp_path / CARD).read_text("utf-8"), re.DOTALL)
+    assert code is not None
+    if to == "onnx":
+        pytest.importorskip("onnxruntime")
+    exec(code[1].replace("OUT", str(tmp_path)), {})
+
+
+def test_numbers_are_counted_without_protobuf(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    bert_adapter.export(model(), tmp_path, to="onnx")
+    proto = onnx.load(tmp_path / "model.onnx")
+    held = [onnx.numpy_helper.to_array(each).nbytes for each in proto.graph.initializer]
+    assert onnx_file.bytes_in(proto) == sum(held) < proto.ByteSize()
+
+
+def test_long_texts_are_pooled_in_32_bits(tmp_path):
+    """The weights of 400 positions add up to more than float16 holds."""
+    pytest.importorskip("onnx")
+    pooling = {"pooling_mode_weightedmean_tokens": True, "pooling_mode_mean_tokens": False}
+    long = tiny.model(max_position_embeddings=400)
+    files = long.files | {"1_Pooling/config.json": json.dumps(pooling).encode()}
+    long = long._replace(files=files, module=module_for(long.config, files))
+    bert_adapter.export(long, tmp_path, to="onnx", dtype="float16")
+    batch = {name: np.full((1, 400), value) for name, value in zip(BATCH, (5, 1, 0), strict=True)}
+    wanted = bert_adapter.apply(long.module, long.params, **batch)
+    got = graph_outputs(tmp_path, {name: array.astype(np.int64) for name, array in batch.items()})
+    np.testing.assert_allclose(got["sentence_embedding"], wanted, atol=5e-3)

@@ -397,3 +397,29 @@ def test_times_of_an_earlier_version_are_replaced(turns, tmp_path):
     found = bert_adapter.measure_latency(tiny.model(), 1, 4, file=file, progress=False)
     assert bert_adapter.measure_latency(tiny.model(), 1, 4, file=file, progress=False) == found
     assert len(turns) == 3
+
+
+@pytest.mark.parametrize("engine", engines.ENGINES)
+def test_a_text_with_choices_is_timed_with_one(engine, tmp_path):
+    for package in engines.ENGINES[engine].packages:
+        pytest.importorskip(package)
+    model = bert_adapter.with_head(tiny.model(), head="choice")
+    batch = engines.batch_for(model, 2, 5)
+    assert batch["input_ids"].shape == (2, 1, 5)
+    engines.ENGINES[engine].start(model, tmp_path, 1)(batch)
+
+
+def test_the_table_of_words_is_timed_as_no_product():
+    small = tiny.with_factors(tiny.model(), {QUERY: 2, "embeddings/word_embeddings": 3})
+    assert [kernel.path for kernel in timing.kernels_of(small)] == [QUERY]
+
+
+def test_pytorch_runs_floats_and_says_so_where_it_cannot(tmp_path):
+    pytest.importorskip("torch")
+    bert_adapter.save(tiny.with_factors(tiny.model(), {QUERY: 2}), tmp_path / "few", dtype="int8")
+    engines.ENGINES["pytorch"].write(bert_adapter.load(tmp_path / "few"), tmp_path / "floats")
+    assert json.loads((tmp_path / "floats/torch/config.json").read_text("utf-8"))["low_rank"]["integers"] == {}
+    words = tiny.model("BertForMaskedLM")
+    small, _ = bert_adapter.compress(words, [], rank=2, signal="svd", embeddings=True, progress=False)
+    with pytest.raises(ValueError, match=r"engines: pytorch has no such model, wanted others: .*tied"):
+        engines.ENGINES["pytorch"].write(small, tmp_path / "tied")

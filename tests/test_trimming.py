@@ -203,3 +203,22 @@ def test_a_trimmed_tokenizer_with_the_old_model_is_refused():
     mixed = model("BPE")._replace(files=small.files)
     with pytest.raises(ValueError, match=f"trimmed_to {len(kept)}, of a vocabulary that was trimmed with its model"):
         tokenizer_of(mixed)
+
+
+def test_padding_at_the_end_of_a_vocabulary_keeps_no_other_tokens():
+    words = [*(word for word in tiny.WORDS if word != "[PAD]"), "[PAD]"]
+    late = tiny.model()._replace(files=tiny.FILES | {"vocab.txt": "\n".join(words).encode()})
+    kept = trim(late, ["a red fox"]).kept
+    assert len(kept) == len(trim(tiny.model(), ["a red fox"]).kept) < len(words)
+    assert len(words) - 1 in kept
+
+
+def test_a_text_is_a_list_of_one_and_what_holds_no_texts_is_refused():
+    wanted = trim(tiny.model(), ["a red fox"]).kept.tolist()
+    assert trim(tiny.model(), "a red fox").kept.tolist() == wanted
+    rows = bert_adapter.LabelledTexts(["a red fox"], np.array([0]))
+    assert trim(tiny.model(), rows).kept.tolist() == wanted
+    given: Any
+    for given in ({"a": 1}, [None], [["a red fox", 3]]):
+        with pytest.raises(ValueError, match=r"texts: got (dict|None|3)"):
+            trim(tiny.model(), given)

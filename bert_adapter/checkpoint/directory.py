@@ -169,10 +169,27 @@ def replaceable(target: Path) -> bool:
         return not target.exists()
     paths = [path for path in target.rglob("*") if path.is_symlink() or not path.is_dir()]
     names = [path.relative_to(target).as_posix() for path in paths]
-    patterns = (*CHECKPOINT_FILES, *EXPORTED, MSGPACK)
-    known = all(any(fnmatch(name, pattern) for pattern in patterns) for name in names)
+    folders = stages_in(target) if any("/" in name for name in names) else []
+    known = all(is_ours(name, folders) for name in names)
     own = CARD not in names or MARK.encode() in (target / CARD).read_bytes()  # a card of the user's is work
     return known and own and (not names or CONFIG in names)
+
+
+def is_ours(name: str, folders: list[str]) -> bool:
+    """Whether a checkpoint has a file of that name; in a folder, if that is of what follows its encoder."""
+    folder, _, file = name.rpartition("/")
+    patterns = [pattern.rpartition("/") for pattern in (*CHECKPOINT_FILES, *EXPORTED, MSGPACK)]
+    fitting = [pattern for inner, _, pattern in patterns if bool(inner) == bool(folder)]
+    return (not folder or folder in folders) and any(fnmatch(file, pattern) for pattern in fitting)
+
+
+def stages_in(target: Path) -> list[str]:
+    """The folders of what follows the encoder of the checkpoint in a directory; none where that cannot be read."""
+    modules = target / MODULES
+    try:
+        return stage_paths(modules.read_bytes() if modules.is_file() else None)
+    except ValueError:
+        return []
 
 
 def synchronise(directory: Path) -> None:

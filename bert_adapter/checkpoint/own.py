@@ -29,7 +29,7 @@ def save_own(model: Model, directory: str | Path, dtype: str | Mapping[str, str]
     arrays = encoded(params, dtypes, factorised_tables(model.params))
     with replacing(Path(directory)) as fresh:
         write_texts(model._replace(config=config), fresh)
-        save_file({path: np.ascontiguousarray(leaf) for path, leaf in arrays.items()}, fresh / PARAMETERS)
+        save_file({path: np.require(leaf, requirements="C") for path, leaf in arrays.items()}, fresh / PARAMETERS)
         shutil.copymode(fresh / CONFIG, fresh / PARAMETERS)  # safetensors writes for the owner's eyes only
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,10 +13,10 @@ import numpy as np
 
 from bert_adapter.checkpoint.directory import write_texts
 from bert_adapter.exporting.primitives import kind
-from bert_adapter.exporting.program import INPUTS, Program, program_of
+from bert_adapter.exporting.program import Program, inputs_of, program_of
 from bert_adapter.exporting.target import Target
 from bert_adapter.exporting.translate import translated
-from bert_adapter.families import family_name, family_of
+from bert_adapter.families import family_name
 from bert_adapter.model import Model
 
 FILE = "model.onnx"
@@ -67,8 +68,16 @@ def save(proto: Any, path: Path) -> None:
     """The file, and another beside it with the numbers of a model that is too large for one."""
     import onnx  # pyright: ignore[reportMissingImports]
 
-    large = proto.ByteSize() > LARGEST
+    large = bytes_in(proto) > LARGEST
     onnx.save_model(proto, path, save_as_external_data=large, location=beside(path).name if large else None)
+
+
+def bytes_in(proto: Any) -> int:
+    """Of the numbers in the graph; protobuf's own count of all bytes fails where there are too many for a file."""
+    from onnx import helper  # pyright: ignore[reportMissingImports]
+
+    held = proto.graph.initializer
+    return sum(math.prod(each.dims) * helper.tensor_dtype_to_np_dtype(each.data_type).itemsize for each in held)
 
 
 def beside(path: Path) -> Path:
@@ -120,7 +129,7 @@ def check_quantiser(model: Model, dtype: str | None) -> None:
 
 def load(model: Model) -> str:
     """How to load it."""
-    names = [name for name in INPUTS if name in family_of(model.config).inputs]
+    names = inputs_of(model)
     return f"""import onnxruntime
 from transformers import AutoTokenizer
 

@@ -15,6 +15,7 @@ from bert_adapter.families.parts import Inputs, Scope, embedding
 from bert_adapter.layers.integers import is_integers
 from bert_adapter.layers.running import apply
 from bert_adapter.model import Model
+from bert_adapter.vocabulary import has_tokenizer, tokenizer_of
 
 OUTPUTS = ("last_hidden_state", "sentence_embedding", "logits", "start_logits", "end_logits")  # in this order
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # those that tokenizers give
@@ -40,13 +41,26 @@ def program_of(model: Model, dtype: Any = jnp.float32) -> Program:
     """The model's function, which computes in this dtype."""
     family, module = family_of(model.config), clone(model.module, dtype)
     architecture = architecture_of(model.config)
-    choices = architecture.names[0].endswith("ForMultipleChoice")
-    axes = ["batch_size", *(["num_choices"] if choices else []), "sequence_length"]
+    axes = ["batch_size", *(["num_choices"] if has_choices(model) else []), "sequence_length"]
     limits = [f"{axis} >= 1" for axis in axes] + [f"sequence_length <= {family.longest(module.config)}"]
     shape = jax.export.symbolic_shape(", ".join(axes), constraints=limits)
     params = jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype), model.params, is_leaf=is_integers)
-    inputs = {name: shape for name in INPUTS if name in family.inputs}
+    inputs = dict.fromkeys(inputs_of(model), shape)
     return Program(refusing(outputs_of(module, architecture, family), architecture.names[0]), params, inputs)
+
+
+def inputs_of(model: Model) -> list[str]:
+    """The names of what the model is called with: of what its family takes, what its tokenizer gives, if it has one."""
+    names = [name for name in INPUTS if name in family_of(model.config).inputs]
+    if not has_tokenizer(model):
+        return names
+    given = tokenizer_of(model).model_input_names
+    return [name for name in names if name in given]
+
+
+def has_choices(model: Model) -> bool:
+    """Whether each example is a text with several ways to go on."""
+    return architecture_of(model.config).names[0].endswith("ForMultipleChoice")
 
 
 def refusing(run: Callable[..., Any], name: str) -> Callable[..., Any]:

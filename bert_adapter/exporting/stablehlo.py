@@ -7,7 +7,7 @@ import jax.export
 
 from bert_adapter.checkpoint.directory import write_texts
 from bert_adapter.checkpoint.names import by_path
-from bert_adapter.exporting.program import program_of
+from bert_adapter.exporting.program import inputs_of, program_of
 from bert_adapter.exporting.target import Target
 from bert_adapter.families import family_name
 from bert_adapter.model import Model
@@ -36,7 +36,7 @@ def write_stablehlo(model: Model, directory: Path, dtype: str | None = None) -> 
 
 def load(model: Model) -> str:
     """How to load it."""
-    names = list(program_of(model).inputs)
+    names = inputs_of(model)
     return f"""from pathlib import Path
 
 import jax

@@ -111,14 +111,23 @@ MODES: dict[str, Callable[[Hidden, Visible], Rows]] = {
 
 
 def pooled(stage: Pooling, hidden: Hidden, mask: Any) -> Float[Array, "batch width"]:
-    """A row for each text. One without visible tokens is zeros, with zero gradients, unless its first token counts."""
+    """A row for each text. One without visible tokens is zeros, with zero gradients, unless its first token counts.
+
+    Sums of states in 16 bits are made in 32.
+    """
     if stage.width not in (None, hidden.shape[-1]):
         raise ValueError(f"{stage.name}/config.json: got states of {stage.width} numbers, wanted {hidden.shape[-1]}")
-    visible = jnp.ones(hidden.shape[:2], hidden.dtype) if mask is None else jnp.asarray(mask, hidden.dtype)
-    return jnp.concatenate([MODES[mode](hidden, visible) for mode in stage.modes], axis=1)
+    states = wide(hidden)
+    visible = jnp.ones(states.shape[:2], states.dtype) if mask is None else jnp.asarray(mask, states.dtype)
+    return jnp.concatenate([MODES[mode](states, visible) for mode in stage.modes], axis=1).astype(hidden.dtype)
 
 
 def normalised(rows: Rows) -> Rows:
     """The rows scaled to length one; zeros stay zeros, with zero gradients."""
-    squared = (rows**2).sum(axis=1, keepdims=True)
-    return rows / jnp.sqrt(jnp.where(squared > 0, squared, 1))
+    squared = (wide(rows) ** 2).sum(axis=1, keepdims=True)
+    return (wide(rows) / jnp.sqrt(jnp.where(squared > 0, squared, 1))).astype(rows.dtype)
+
+
+def wide(array: Array) -> Array:
+    """In 32 bits at least."""
+    return array.astype(jnp.float32) if array.dtype.itemsize < 4 else array
