@@ -10,7 +10,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Int
 
-from bert_adapter.checkpoint.directory import SENTENCEPIECE
+from bert_adapter.checkpoint.directory import CODES, SENTENCEPIECE
 from bert_adapter.checkpoint.names import by_path, low_rank, shapes
 from bert_adapter.families import family_of
 from bert_adapter.families.sentence import prompts
@@ -132,7 +132,7 @@ def vocabulary(model: Model) -> Vocabulary:
     files = model.files
     if JSON in files:
         return of_json(parsed(files[JSON], JSON)["model"])
-    if LINES in files:
+    if LINES in files and CODES not in files:
         numbers = {token: number for number, token in enumerate(lines_of(files[LINES]))}
         return Vocabulary(numbers, single(numbers, "##"), [])
     if WORDS in files and MERGES in files:

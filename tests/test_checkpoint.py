@@ -18,6 +18,7 @@ from tiny import CLASSIFIER, EMBEDDER, WORDS, at
 from bert_adapter import checkpoint
 from bert_adapter.checkpoint import directory, load, save
 from bert_adapter.text import tokenizer
+from bert_adapter.trimming import trim
 
 QUERY, DENSE = "bert/encoder/layer/0/attention/self/query", "bert/encoder/layer/0/intermediate/dense"
 DTYPES = [np.float32, np.float16, jnp.bfloat16]
@@ -367,3 +368,13 @@ def test_checkpoints_of_the_users_own_inside_are_not_replaced(name, tmp_path):
     with pytest.raises(ValueError, match="wanted a new or empty directory"):
         save(tiny.model(), tmp_path / "model")
     assert (tmp_path / "model" / name).read_text("utf-8") == "mine"
+
+
+def test_the_pairs_of_bertweets_tokenizer_go_with_it(tmp_path):
+    save(tiny.model(), tmp_path / "model")
+    (tmp_path / "model/bpe.codes").write_bytes(b"r e 5\n")
+    model = load(tmp_path / "model")
+    save(model, tmp_path / "again")
+    assert (tmp_path / "again/bpe.codes").read_bytes() == b"r e 5\n"
+    with pytest.raises(ValueError, match=r"files: got .*bpe\.codes"):
+        trim(model, ["a red fox"])

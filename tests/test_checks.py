@@ -635,3 +635,51 @@ def test_what_the_caller_changes_afterwards_is_not_read():
     mine[:], theirs[:] = np.nan, -1
     np.testing.assert_array_equal(target, W)
     np.testing.assert_array_equal(weights, WEIGHTS)
+
+
+def test_the_loss_is_that_of_the_factors_in_the_targets_dtype_where_float64_is_enabled(x64):
+    rng = np.random.default_rng(0)
+    W, weights = rng.poisson(0.3, size=(6, 15)).astype(np.float32), 10.0 ** rng.uniform(-30, 30, size=(6, 15))
+    for method in ("fwsvd", "newton"):
+        result = solve(W, weights, 2, method=method)
+        left, right = (np.asarray(factor, np.float64) for factor in result[:2])
+        true = np.sum(weights * (W - left @ right) ** 2) / np.sum(weights * W**2)
+        assert result.left.dtype == np.float32
+        np.testing.assert_allclose(result.loss, true, rtol=1e-5)
+
+
+def test_half_precision_comes_back_from_float64_too():
+    weights = 10.0 ** np.linspace(-30, 30, 20).reshape(5, 4)
+    result = solve(jnp.ones((5, 4), jnp.bfloat16), weights, 1, method="separable")
+    assert result.left.dtype == result.right.dtype == jnp.bfloat16
+    left, right = (np.asarray(factor, np.float64) for factor in result[:2])
+    true = np.sum(weights * (1 - left @ right) ** 2) / np.sum(weights)
+    np.testing.assert_allclose(result.loss, true, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("fill", "dtype"), [(3e38, np.float32), (7.0, np.float64), (3e38, np.float64)])
+def test_what_traced_weights_hide_does_not_set_the_scale(fill, dtype):
+    target, seen = np.outer([1.0, 2, 3, 4], [1.0, 0.5, 2]), np.ones((4, 3), np.float32)
+    seen[0, 1] = 0
+    hidden = np.where(seen > 0, target, fill).astype(dtype)
+    result = jax.jit(lambda seen: solve(hidden, seen, 1))(seen)
+    assert result.converged
+    np.testing.assert_allclose((result.left @ result.right)[seen > 0], target[seen > 0], rtol=1e-5)
+
+
+def test_what_traced_weights_may_hide_is_refused_where_it_wipes_out_the_rest():
+    with pytest.raises(ValueError, match="W has entries from 1 to 1e\\+50, too far apart for float32: hide entries by"):
+        jax.jit(lambda seen: solve(np.array([[1, 1e50], [1, 1]]), seen, 1))(np.ones((2, 2), np.float32))
+
+
+def test_sides_of_data_frames_in_another_order_are_refused():
+    pandas = pytest.importorskip("pandas")
+    names, side = list("abcd"), np.diag([1.0, 2, 3, 4])
+    frame = pandas.DataFrame(np.ones((4, 5)), index=names)
+    row = pandas.DataFrame(side, index=names, columns=names)
+    solve(frame, Kronecker(row, np.eye(5)), 1, method="kronecker")
+    for given in (row.loc[names[::-1], names[::-1]], row.loc[names, names[::-1]]):
+        with pytest.raises(ValueError, match=r"weights\.row must have the index of W along both axes"):
+            solve(frame, Kronecker(given, np.eye(5)), 1, method="kronecker")
+    with pytest.raises(ValueError, match=r"weights\.row must have its index along both axes"):
+        solve(np.ones((4, 5)), Kronecker(row.loc[names, names[::-1]], np.eye(5)), 1, method="kronecker")

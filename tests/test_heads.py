@@ -820,3 +820,16 @@ def test_the_command_line_puts_a_head_on_for_the_labels_of_words(tmp_path, capsy
     assert main(["finetune", str(tmp_path / "dense"), "--data", str(data), *common]) == 0
     assert "gets a new head of 2 outputs: a label for each word" in capsys.readouterr().out
     assert load(tmp_path / "tuned").config["id2label"] == {"0": "O", "1": "B-X"}
+
+
+@pytest.mark.parametrize("stale", [{"LABEL_0": 0, "LABEL_1": 1, "LABEL_2": 2}, {"O": 0, "B-X": 2, "I-X": 1}])
+def test_classes_are_called_what_id2label_says(stale):
+    """As transformers does it, whatever label2id has."""
+    model = bert_adapter.with_head(tiny.model(), 3, head="tokens")
+    rows = bert_adapter.LabelledTexts([["a", "red", "fox"], ["a", "dog"]], [[0, 1, 2], [0, 1]])
+    named, other = (
+        model._replace(config=model.config | TAGS | {"label2id": each}) for each in (TAGS["label2id"], stale)
+    )
+    wanted = bert_adapter.score(named, rows, progress=False)
+    assert "f1" in wanted
+    assert bert_adapter.score(other, rows, progress=False) == wanted

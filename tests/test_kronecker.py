@@ -4,6 +4,7 @@ import functools
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
@@ -304,3 +305,19 @@ def test_under_jit_bad_values_give_finite_factors(arrays, status):
     result = traced(*map(np.float32, arrays))
     assert np.isfinite(result.left).all()
     assert np.isfinite(result.right).all()
+
+
+@pytest.mark.parametrize("side", [[[1, 2], [2, 1]], [[1, 0], [0, -1]], [[1, 1], [1, 0]]])
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_smaller_side_that_is_indefinite_is_refused(side, turned):
+    target, weights = np.arange(6.0).reshape(2, 3) + np.eye(2, 3), Kronecker(np.array(side, float), np.eye(3))
+    if turned:
+        target, weights = target.T, Kronecker(weights.col, weights.row)
+    with pytest.raises(ValueError, match="must be symmetric positive semi-definite"):
+        wlra.solve(target, weights, 1, method="kronecker")
+
+
+def test_sides_in_16_bits_are_judged_in_32():
+    column = np.random.default_rng(0).normal(size=N)
+    weights = Kronecker(jnp.eye(M, dtype=jnp.bfloat16), jnp.asarray(np.outer(column, column), jnp.bfloat16))
+    assert wlra.solve(np.float32(W), weights, 1, method="kronecker").loss <= 1

@@ -2,6 +2,7 @@
 
 from fractions import Fraction
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -62,3 +63,11 @@ def test_rows_and_targets_without_weight_are_not_looked_at():
     got = coefficients(hidden, weight, COMPONENTS)
     assert not got[3].any()
     np.testing.assert_array_equal(got, coefficients(np.where(weight > 0, TARGET, 7.0), weight, COMPONENTS))
+
+
+def test_weights_in_fewer_bits_are_divided_in_float64():
+    target, components = np.array([[1.0, 5.0, 9.0]]), np.array([[1.0, 0, 0], [0, 1.0, 1.0]])
+    weights = np.array([[1e25, 1e-25, 3e-25]], np.float32)
+    np.testing.assert_allclose(coefficients(target, weights, components), [[1, 8]], rtol=1e-6)
+    half = np.asarray(jnp.array([[1, 3]], jnp.bfloat16))
+    np.testing.assert_allclose(coefficients(np.array([[1.0, 2.0]]), half, np.ones((1, 2))), [[1.75]], rtol=1e-12)

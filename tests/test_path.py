@@ -180,3 +180,17 @@ def test_a_selection_is_drawn_as_means_over_folds():
     axes = wlra.plot.path(selection(0).ranks, {"hidden": selection(0).error}, ylabel="error")
     np.testing.assert_allclose(np.asarray(axes.lines[0].get_ydata()), selection(0).error.mean(axis=1))
     assert axes.get_ylabel() == "error"
+
+
+def test_a_path_of_penalties_starts_from_the_one_before():
+    target = np.random.default_rng(0).normal(size=(20, 15))
+    largest = np.linalg.norm(target, 2)
+    found = wlra.solve_path(target, None, rank=15, nuclear=[0.99 * largest, 0.95 * largest])
+    assert found.history.loss[1, 0] <= 1.001  # as zero is, near which the one before ends
+
+
+def test_courses_that_reach_zero_are_drawn_as_they_are():
+    pytest.importorskip("matplotlib").use("Agg")
+    axes = wlra.plot.convergence({"a": [0.3, 0.1, 0.0]})
+    np.testing.assert_allclose(np.asarray(axes.lines[0].get_ydata()), [0.3, 0.1, 1e-7])
+    assert axes.get_ylabel() == "loss"

@@ -75,3 +75,10 @@ def test_an_iteration_begins_with_the_start_it_is_given(name):
     wanted = reference.loss(*arrays, reference.product(closed_forms(*arrays)[name]))
     got = first_loss(*arrays, start=name)
     assert np.sqrt(got) == pytest.approx(np.sqrt(wanted), abs=32 * EPS32)  # a relative distance, and rounding moves it
+
+
+@pytest.mark.parametrize(("weights", "start"), [([[1.0], [100.0]], "svd"), ([[1.0, 100.0]], "fwsvd")])
+def test_a_start_in_other_variables_than_the_scalings_is_looked_around(weights, start):
+    """The SVD of a diagonal target is stationary, and keeps what weighs a hundredth."""
+    result = wlra.solve(np.diag([3.0, 2.0]), weights, 1, start=start)
+    np.testing.assert_allclose(result.loss, 9 / 409, rtol=1e-4)

@@ -219,6 +219,19 @@ def named(entries):
 NAMED = {"label2id": {"no": 0, "yes": 1}, "id2label": {"0": "no", "1": "yes"}}
 
 
+STARS = {"id2label": {"0": "1", "1": "2"}, "label2id": {"1": 0, "2": 1}}
+
+
+@pytest.mark.parametrize("labels", [[1], np.array([1, 1]), [np.int64(1)]])
+def test_integers_that_are_other_classes_names_are_refused(labels):
+    """A file's "1" may be the class 1 or the class of that name."""
+    with pytest.raises(ValueError, match="got the integer 1, a class's number, and in id2label the name of class 0"):
+        as_labels(named(STARS), labels)
+    assert as_labels(named(STARS), ["1", "2"]).tolist() == [0, 1]
+    assert as_labels(named(STARS), [0, 1]).tolist() == [0, 1]  # no class is called 0
+    assert as_labels(named({"id2label": {"0": "0", "1": "1"}}), [0, 1]).tolist() == [0, 1]
+
+
 def test_name_of_two_classes_names_none():
     model = named({"label2id": {"no": 0, "yes": 1}, "id2label": {"0": "yes", "1": "other"}})
     assert as_labels(model, ["no", "other"]).tolist() == [0, 1]

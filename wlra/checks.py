@@ -359,9 +359,11 @@ def is_flushed(array: Array) -> Bool[Array, "..."]:
 @jax.jit
 def semidefinite(matrix: Any) -> Bool[Array, "*b"]:
     """Whether the matrix is symmetric, positive semi-definite and not zero, up to the rounding errors of its dtype."""
+    eps = float(jnp.finfo(matrix.dtype).eps)
+    matrix = matrix.astype(jnp.float32) if matrix.dtype.itemsize < 4 else matrix  # 16 bits are not decomposed
     transposed = jnp.swapaxes(matrix, -1, -2)
     size = jnp.max(jnp.abs(matrix), axis=(-2, -1))
-    slack = 16 * matrix.shape[-1] * jnp.finfo(matrix.dtype).eps * size
+    slack = 16 * matrix.shape[-1] * eps * size
     symmetric = jnp.max(jnp.abs(matrix - transposed), axis=(-2, -1)) <= slack
     shift = slack[..., None, None] * jnp.broadcast_to(jnp.eye(matrix.shape[-1], dtype=matrix.dtype), matrix.shape)
     lower = jnp.linalg.cholesky((matrix + transposed) / 2 + shift)

@@ -88,16 +88,16 @@ def wide_components(target: Float[np.ndarray, "m n"], row: Any, col: Any, rank: 
         return Decomposed(np.zeros(m)), False
     (wide, power), (row, row_power) = map(in_units, (target, row))
     seen, seen_power = seen_in_units(wide, power, col)
-    root = square_root(row)
+    root, told = root_of(row)
     gram = before(root.T, after(seen, root))
     values, vectors = np.linalg.eigh(gram) if rank else (np.linalg.eigvalsh(gram), gram[:0])
     squares = np.maximum(values[::-1], 0)
     least = -16 * n * float(np.finfo(np.float32).eps) * squares[0]
-    fit, given = bool(values[0] >= least), np.ldexp(squares, row_power + seen_power)
+    fit, given = told and bool(values[0] >= least), np.ldexp(squares, row_power + seen_power)
     if rank == 0:
         return Decomposed(given), fit
-    told = squares > (8 * np.finfo(np.float32).eps) ** 2 * np.sum(squares)
-    count = min(rank, int(np.sum(told)))
+    large = squares > (8 * np.finfo(np.float32).eps) ** 2 * np.sum(squares)
+    count = min(rank, int(np.sum(large)))
     basis = before(root, vectors[:, ::-1][:, :count] / np.sqrt(squares[:count]))
     left, right = balanced(without(row, seen @ basis), without(col, (basis.T @ wide).T).T)
     half = np.ldexp(1.0, power // 2)
@@ -215,17 +215,27 @@ def balanced(left: Float[np.ndarray, "m r"], right: Float[np.ndarray, "r n"]) ->
 def square_root(side: Side) -> Side:
     """A vector or matrix whose product with its transpose is the side, to rounding of its diagonal.
 
-    Decomposed with a unit diagonal, so that no row is lost beside larger ones; negative eigenvalues, which are those of
-    rounding errors, count as 0. By Cholesky, seven times as fast, where that goes.
+    Negative eigenvalues, which are those of rounding errors, count as 0.
+    """
+    return root_of(side)[0]
+
+
+def root_of(side: Side) -> tuple[Side, bool]:
+    """The square root, and whether the side is seen to have no negative eigenvalue but by rounding errors.
+
+    Decomposed with a unit diagonal, so that no row is lost beside larger ones. By Cholesky, seven times as fast, where
+    that goes.
     """
     if side.ndim == 1:
-        return np.sqrt(side)
+        return np.sqrt(side), True
     size = np.sqrt(np.maximum(np.diag(side), 0))
+    told = bool(np.min(np.diag(side)) >= 0) and not np.any(side[size == 0])
     inverse = np.divide(1, size, out=np.zeros_like(size), where=size > 0)
     unit = side * inverse[:, None] * inverse[None, :]
     try:
         shift = len(side) * np.finfo(side.dtype).eps * np.eye(len(side))
-        return size[:, None] * np.linalg.cholesky(unit + shift)
+        return size[:, None] * np.linalg.cholesky(unit + shift), told
     except np.linalg.LinAlgError:
         values, vectors = np.linalg.eigh(unit)
-        return size[:, None] * vectors * np.sqrt(np.maximum(values, 0))
+        told = told and bool(values[0] >= -16 * len(side) * float(np.finfo(np.float32).eps))
+        return size[:, None] * vectors * np.sqrt(np.maximum(values, 0)), told

@@ -161,9 +161,31 @@ def check_aligned(W: Any, weights: Any) -> None:
     if isinstance(W, list | tuple) and isinstance(weights, list | tuple):
         for one, its in zip(W, weights, strict=False):
             check_aligned(one, its)
-    if not all(hasattr(frame, "iloc") and hasattr(frame, "columns") for frame in (W, weights)):
+    if not (is_frame(W) and is_frame(weights)):
         return
     for axis in ("index", "columns"):
-        wanted, labels = getattr(W, axis), getattr(weights, axis)
-        if len(wanted) == len(labels) and not wanted.equals(labels) and len(wanted.intersection(labels)):
+        if in_another_order(getattr(W, axis), getattr(weights, axis)):
             raise ValueError(f"weights must have the {axis} of W in its order: write weights.reindex_like(W)")
+
+
+def check_sides_aligned(W: Any, sides: dict[str, Any]) -> None:
+    """The same for weights of rows and columns as wholes, each of whose sides has the labels twice."""
+    for (name, side), of in zip(sides.items(), ("index", "columns"), strict=True):
+        if not is_frame(side):
+            continue
+        wanted = getattr(W, of) if is_frame(W) else side.index
+        if in_another_order(wanted, side.index) or in_another_order(wanted, side.columns):
+            place = f"the {of} of W" if is_frame(W) else "its index"
+            raise ValueError(
+                f"weights.{name} must have {place} along both axes, in that order: write .loc[labels, labels]"
+            )
+
+
+def is_frame(value: Any) -> bool:
+    """Whether the value is a data frame, whose axes have labels."""
+    return hasattr(value, "iloc") and hasattr(value, "columns")
+
+
+def in_another_order(wanted: Any, labels: Any) -> bool:
+    """Whether some of the labels are there, and not all of them in their places."""
+    return len(wanted) == len(labels) and not wanted.equals(labels) and len(wanted.intersection(labels)) > 0

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from wlra import checks
-from wlra.convert import check_aligned, in_jax
+from wlra.convert import check_aligned, check_sides_aligned, in_jax
 from wlra.narrowing import narrowed
 from wlra.problem import Kronecker
 from wlra.sparse import is_sparse, like, values
@@ -53,7 +53,8 @@ def enter(W: Any, weights: Any, solve: Callable[[Given], T], *, batched: bool = 
     """
     given = check_problem(W, weights, batched)
     dtype = "float64" if wide(given) else "float32"
-    if dtype == "float64" or given.survey is None or held(given, dtype):
+    narrow = in_jax(values(given.target).dtype) != np.float64  # factors are
+    if given.survey is None or (held(given, dtype) and not (dtype == "float64" and narrow and known)):
         check_held(given, dtype)
         return solve(given)
     check_held(given, "float64" if known else "float32")
@@ -61,7 +62,8 @@ def enter(W: Any, weights: Any, solve: Callable[[Given], T], *, batched: bool = 
         target, weights = (
             like(matrix, np.asarray(values(matrix)).astype(np.float64)) for matrix in (given.target, given.weights)
         )
-        return narrowed(solve(given._replace(target=target, weights=weights)), target, weights)
+        found = solve(given._replace(target=target, weights=weights))
+        return narrowed(found, target, weights, in_jax(values(given.target).dtype))
 
 
 def check_problem(W: Any, weights: Any, batched: bool = False) -> Given:
@@ -69,6 +71,7 @@ def check_problem(W: Any, weights: Any, batched: bool = False) -> Given:
     check_aligned(W, weights)
     target = checks.check_target(W, batched)
     if isinstance(weights, Kronecker):
+        check_sides_aligned(W, weights._asdict())
         if is_sparse(target):
             raise ValueError("weights of a sparse W must be None or sparse like it; got Kronecker")
         checks.hide(W, weights)
@@ -180,7 +183,10 @@ def in_units(given: Given) -> tuple[Any, Any, Units]:
         return target, Kronecker(*(array for array, _ in factors)), Units(exponent, np.zeros_like(exponent))
     target, weights = values(given.target), values(given.weights)
     found = given.survey or known_weights(given)
-    if given.survey is None:
+    if given.survey is None and holds_as_it_is(target):
+        exponent = np.zeros(target.shape[: max(0, target.ndim - 2)], np.int32)
+        target = shift(target, exponent)
+    elif given.survey is None:
         target, exponent = alone(target)
     else:
         exponent = exponents(given.survey.largest, target.dtype)
@@ -194,6 +200,23 @@ def in_units(given: Given) -> tuple[Any, Any, Units]:
             weights = raised(np.asarray(weights), least)
         weights = shift(weights, weight_exponent)
     return like(given.target, target), like(given.weights, weights), Units(exponent, weight_exponent)
+
+
+def holds_as_it_is(target: Any) -> bool:
+    """Whether the solver's dtype holds all numbers of a target whose weights are traced: these may hide the largest.
+
+    Raises:
+      ValueError: it does not, and the others would be lost beside the largest.
+    """
+    if checks.is_traced(target) or checks.on_accelerator(target):
+        return True  # which has a dtype of JAX
+    kind, sizes = np.finfo(in_jax(target.dtype)), np.abs(np.asarray(target))
+    sizes = np.where(np.isfinite(sizes), sizes, 0)
+    most, least = np.max(sizes, initial=0), np.min(sizes, where=sizes > 0, initial=np.inf)
+    if most > kind.max and least < most * float(kind.tiny):
+        way = "hide entries by NaN, give W in other units" + ("" if kind.bits == 64 else f", or {X64}")
+        raise ValueError(f"W has entries from {least:.3g} to {most:.3g}, too far apart for {kind.dtype}: {way}")
+    return bool(most <= kind.max and least >= kind.tiny)
 
 
 def alone(array: Any) -> tuple[Any, np.ndarray]:

@@ -17,6 +17,7 @@ def coefficients(
     """
     m, n = target.shape
     k = len(components)
+    weight = at_least_double(weight)
     largest = np.max(weight, axis=1, keepdims=True)
     positive = weight > 0
     weight = (weight / np.where(largest > 0, largest, 1)).astype(np.float64)
@@ -28,6 +29,11 @@ def coefficients(
         rows = slice(start, start + step)
         result[rows] = of_chunk(target[rows], weight[rows], components)
     return result
+
+
+def at_least_double(array: np.ndarray) -> np.ndarray:
+    """The array in float64, or in more."""
+    return array if array.dtype.kind == "f" and array.dtype.itemsize > 8 else array.astype(np.float64)
 
 
 def of_chunk(

@@ -15,8 +15,8 @@ EXACT = 1e-10  # a loss that counts for nothing in float32
 SOUND = (Status.CONVERGED, Status.CLOSED_FORM)
 
 
-def narrowed(found: Any, target: Any, weights: Any) -> Any:
-    """What was found in float32. The loss of a result is that of the factors as they are returned.
+def narrowed(found: Any, target: Any, weights: Any, dtype: Any) -> Any:
+    """What was found in float32, factors in the dtype. The loss of a result is that of the factors as returned.
 
     Where rounding them has raised it, nothing is said to have converged; where it is above that of zero then, and was
     not before, zero is returned.
@@ -24,6 +24,7 @@ def narrowed(found: Any, target: Any, weights: Any) -> Any:
     rounded = jax.tree.map(narrow, found)
     if not isinstance(found, Result):
         return rounded
+    rounded = rounded._replace(left=rounded.left.astype(dtype), right=rounded.right.astype(dtype))
     lost = loss_of(rounded, target, weights) - loss_of(found, target, weights)
     before, loss = np.asarray(found.loss), np.maximum(np.asarray(found.loss) + lost, 0)
     nothing = (loss > 1) & (before <= 1)
@@ -48,8 +49,11 @@ def loss_of(result: Result, target: Any, weights: Any) -> Float[np.ndarray, "*b"
     entries, weight = (np.asarray(values(matrix)).astype(np.float64) for matrix in (target, weights))
     left, right = (np.asarray(factor).astype(np.float64) for factor in result[:2])
     entries = np.where(weight > 0, entries, 0)
-    shares, size = weight / weight.max(), np.abs(entries).max() or 1.0
-    left, right, entries = left / np.sqrt(size), right / np.sqrt(size), entries / size
-    fit, axes = entries_on_host(target, left, right), (-1,) if is_sparse(target) else (-2, -1)
+    axes = (-1,) if is_sparse(target) else (-2, -1)
+    heaviest, size = (np.max(each, axis=axes, keepdims=True) for each in (weight, np.abs(entries)))
+    shares, size = weight / heaviest, np.where(size > 0, size, 1)
+    root = np.sqrt(size)[..., None] if is_sparse(target) else np.sqrt(size)
+    left, right, entries = left / root, right / root, entries / size
+    fit = entries_on_host(target, left, right)
     error, zero = (np.sum(shares * square, axis=axes) for square in ((entries - fit) ** 2, entries**2))
     return np.asarray(error / np.where(zero > 0, zero, 1))

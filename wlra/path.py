@@ -87,21 +87,25 @@ def warm(given: Given, request: Request, result: Result | None, rank: int) -> Re
     """The request, started from a result of at least this rank if there is one and the method iterates."""
     if result is None or not request.method.stages:
         return request
-    return request._replace(start=truncate(given, result, rank))
+    penalised = request.ridge is not None or request.nuclear is not None
+    return request._replace(start=truncate(given, result, rank, compared=not penalised))
 
 
-def truncate(given: Given, result: Result, rank: int) -> tuple[Array, Array]:
+def truncate(given: Given, result: Result, rank: int, *, compared: bool = True) -> tuple[Array, Array]:
     """The leading components of a result, in variables that make the weights nearly equal; or the target's own there.
 
-    Those with the lower loss: what a result holds where nothing is observed can be as large as it likes.
+    Those with the lower loss: what a result holds where nothing is observed can be as large as it likes. Not where they
+    are not `compared`: with a penalty it cannot.
     """
     target, weights, units = in_units(given)
     exponent = jnp.broadcast_to(jnp.asarray(units.target, jnp.int32), result.loss.shape)
-    return truncate_arrays(target, weights, exponent, Factors(result.left, result.right), rank=rank)
+    return truncate_arrays(target, weights, exponent, Factors(result.left, result.right), rank=rank, compared=compared)
 
 
-@functools.partial(jax.jit, static_argnames="rank")
-def truncate_arrays(target: Any, weights: Any, exponent: Array, factors: Factors, *, rank: int) -> tuple[Array, Array]:
+@functools.partial(jax.jit, static_argnames=("rank", "compared"))
+def truncate_arrays(
+    target: Any, weights: Any, exponent: Array, factors: Factors, *, rank: int, compared: bool
+) -> tuple[Array, Array]:
     """The same for arrays, with a batch axis or without; the target is the caller's over 2**exponent."""
     dtype = jnp.promote_types(jnp.promote_types(values(weights).dtype, factors.left.dtype), jnp.float32)
     target, weights = (like(matrix, values(matrix).astype(dtype)) for matrix in (target, weights))
@@ -113,8 +117,8 @@ def truncate_arrays(target: Any, weights: Any, exponent: Array, factors: Factors
         (left, power_left), (right, power_right) = map(to_unit, factors)
         ordered = balance(scale_factors(Factors(left, right), scaling))
         cut = from_unit(Factors(ordered.left[:, :rank], ordered.right[:rank]), power_left + power_right - exponent)
-        own = leading_components(scaled.target, rank)
-        lower = choose(loss(scaled, cut) <= loss(scaled, own), cut, own)
+        own = leading_components(scaled.target, rank) if compared else cut
+        lower = choose(loss(scaled, cut) <= loss(scaled, own), cut, own) if compared else cut
         left, right = from_unit(unscale_factors(lower, scaling), exponent)
         return left, right
 

@@ -140,14 +140,16 @@ def iterate(standard: Standard, inputs: Inputs, options: Options) -> tuple[Outco
     scaled = scale(standard.problem, scaling)
     start = mask_rank(scaled_start(standard, scaling, scaled, inputs=inputs, options=options), inputs.ranks)
     scaled = scaled._replace(penalty=scaled_penalty(standard, scaling, scaled, inputs=inputs, options=options))
-    method = options.method
+    method, named, settled = options.method, options.start is not None, jnp.array(False)
+    if options.start is not None and not options.unit:  # a start in other variables has seen the weights as given
+        settled = nearly_equal((scaled if options.start.equalise is equalise else standard.problem).weight)
     stages = method.svd_stages if options.projection == "svd" else method.stages
     limits = Limits(
         tol=inputs.tol,
         patience=inputs.patience,
         max_iters=options.max_iters,
-        settled=nearly_equal(scaled.weight) if options.start is not None and not options.unit else jnp.array(False),
-        trusted=trusted(scaled.weight) if options.start is not None else jnp.array(False),
+        settled=settled,
+        trusted=trusted(scaled.weight) if named else jnp.array(False),
         ranks=inputs.ranks,
     )
     outcome = run(scaled, start, stages, limits=limits, status=standard.status)

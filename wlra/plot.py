@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 def convergence(losses: Mapping[str, Any], best: float | None = None, ax: "Axes | None" = None) -> "Axes":
     """The axes, with the relative gap (loss - best) / best of every named course of losses against the iteration.
 
+    Where the best is 0, the losses themselves are drawn.
+
     Args:
       losses: by name, losses per iteration, entry 0 the start: `result.history.loss`; +inf ends a course.
       best: the lowest loss known; if None, the lowest among `losses`.
@@ -31,9 +33,10 @@ def convergence(losses: Mapping[str, Any], best: float | None = None, ax: "Axes 
     courses = {name: course[np.isfinite(course)] for name, course in courses.items()}
     lowest = min(course.min() for course in courses.values()) if best is None else best
     for name, course in courses.items():
-        gap = np.maximum((course - lowest) / lowest, 1e-7)
+        gap = np.maximum((course - lowest) / lowest if lowest > 0 else course, 1e-7)
         ax.plot(gap, label=name, marker="o" if len(gap) < 3 else None)
-    ax.set(xlabel="iteration", ylabel="loss above the best known, relative", yscale="log")
+    above = "loss above the best known, relative" if lowest > 0 else "loss"
+    ax.set(xlabel="iteration", ylabel=above, yscale="log")
     ax.grid(alpha=0.3)
     ax.legend(fontsize="small")
     return ax

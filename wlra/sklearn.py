@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from wlra import checks
 from wlra.api import solve
 from wlra.convert import as_numpy, check_aligned, is_scipy, is_sparse_matrix, joined, real
-from wlra.leastsquares import coefficients
+from wlra.leastsquares import at_least_double, coefficients
 from wlra.options import MAX_ITERS, PATIENCE, TOL
 from wlra.result import Status
 
@@ -222,7 +222,7 @@ def canonical(
     X: Float[np.ndarray, "m n"], weights: np.ndarray, right: Float[np.ndarray, "k n"]
 ) -> tuple[Float[np.ndarray, "k n"], float]:
     """Components that span the rows of `right`, in the gauge that `WLRA` promises, and the least loss they allow."""
-    target, weights = in_units(X)[0], weights / np.max(weights)
+    target, weights = in_units(X)[0], at_least_double(weights) / np.max(weights)
     span = np.linalg.qr(right.astype(np.float64).T)[0].T
     scores = coefficients(target, weights, span)
     components = np.linalg.svd(scores, full_matrices=False)[2] @ span

@@ -26,6 +26,7 @@ WEIGHTS, INDEX, FACTORS = "model.safetensors", "model.safetensors.index.json", "
 
 
 SENTENCEPIECE = "sentencepiece.bpe.model"  # no text, unlike all others
+CODES = "bpe.codes"  # of BERTweet's and PhoBERT's, beside vocab.txt
 PARAMETERS = "parameters.safetensors"  # of a model whose module is the caller's own
 TOKENIZER = (
     "tokenizer.json",
@@ -33,6 +34,7 @@ TOKENIZER = (
     "vocab.txt",
     "vocab.json",
     "merges.txt",
+    CODES,
     SENTENCEPIECE,
     "special_tokens_map.json",
     "added_tokens.json",

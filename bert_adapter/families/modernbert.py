@@ -98,6 +98,7 @@ SAME_NAMES = (
     "problem_type",
 )
 COMPUTED = SUPPORTED | {
+    "position_embedding_type": ("absolute", "sans_pos"),  # which transformers does not look at: RoPE it is
     "classifier_pooling": ("cls", "mean"),
     "rope_scaling": (None,),
     "rope_theta": (None,),

@@ -17,6 +17,7 @@ def labels_for(head: Head, labels: Any, place: Place) -> Num[np.ndarray, "rows *
     several = kind == "bernoulli" or (count > 1 and kind == "gaussian")
     names = class_names(head.config) if kind == "categorical" else {}
     given = with_width(as_array(labels), count if several else None)
+    check_not_names(given, names)
     numbers = as_numbers(given, names)
     if kind == "categorical":
         hint = f", or one of {', '.join(map(repr, names))}" if names else ""
@@ -36,6 +37,13 @@ def class_names(config: Mapping[str, Any]) -> dict[str, int]:
     pairs |= {(str(name), int(number)) for name, number in (config.get("label2id") or {}).items() if number is not None}
     uses = Counter(name for name, _ in pairs)
     return {name: number for name, number in sorted(pairs, key=lambda pair: pair[::-1]) if uses[name] == 1}
+
+
+def names_of(config: Mapping[str, Any]) -> dict[int, str]:
+    """What transformers calls each class: its name in "id2label", or in "label2id" where there is no other."""
+    if known := config.get("id2label"):
+        return {int(number): str(name) for number, name in known.items()}
+    return {int(number): str(name) for name, number in (config.get("label2id") or {}).items() if number is not None}
 
 
 def as_array(labels: Any) -> np.ndarray:
@@ -68,6 +76,19 @@ def as_numbers(labels: np.ndarray, names: Mapping[str, int]) -> Num[np.ndarray, 
         return labels.astype(np.float64)
     numbers = [as_number(label, names) for label in labels.reshape(-1)]
     return np.array(numbers, np.float64).reshape(labels.shape)
+
+
+def check_not_names(labels: np.ndarray, names: Mapping[str, int]) -> None:
+    """A ValueError for integers each of which is the name of a class too, and one of them that of another class."""
+    given = labels.reshape(-1).tolist() if names else []
+    if not given or not all(isinstance(label, int | np.integer) and not isinstance(label, bool) for label in given):
+        return
+    both = {int(label): names.get(str(label)) for label in set(given)}
+    if None not in both.values() and (odd := [label for label, number in sorted(both.items()) if number != label]):
+        raise ValueError(
+            f"labels: got the integer {odd[0]}, a class's number, and in id2label the name of class {both[odd[0]]}: "
+            f"wanted names as str, or an id2label whose names are no integers"
+        )
 
 
 def as_number(label: Any, names: Mapping[str, int]) -> float:

@@ -25,7 +25,7 @@ from bert_adapter.outputs.definition import (
     padded,
     tokenized,
 )
-from bert_adapter.outputs.label_values import class_names, labels_for
+from bert_adapter.outputs.label_values import labels_for, names_of
 from bert_adapter.outputs.scores import of_entities
 from bert_adapter.reading import read_tagged, read_texts
 from bert_adapter.rows import NO_ROWS, LabelledTexts, Place, check_unicode, rows_in
@@ -124,7 +124,7 @@ def score(reader: Reader, run: Run, rows: LabelledTexts) -> dict[str, float]:
     A word beyond the longest row is predicted to be of no entity, and counts as wrong unless that is its label.
     """
     found = examples(reader, rows.texts, rows.labels, rows.place)
-    names = {number: name for name, number in class_names(reader.head.config).items()}
+    names = names_of(reader.head.config)
     outside = next((number for number, name in names.items() if name == "O"), IGNORED)
     said, there = [], []
     for example, classes in zip(found, run(found), strict=True):
