@@ -347,9 +347,9 @@ def followed(
     run = {} if file is None else fingerprints(recipe, model, teacher, plan, seed=seed)
     check_run(run, file)
     texts, held = (taught(teacher, pools, plan.batch_size) for pools in (plan.pools, plan.heldout))
-    like, untouched = divided(model.params)
-    keep, untouched = partial(as_kept, like=like, dtypes=dtypes), narrowed(frozen, untouched)
-    look = looker(judged, held, untouched, plan.batch_size, keep=keep)
+    like, tables = divided(model.params)
+    keep, tables = partial(as_kept, like=like, dtypes=dtypes), narrowed(frozen, tables)
+    look = looker(judged, held, tables, plan.batch_size, keep=keep)
     if not np.isfinite(before := look(trained)):
         raise FloatingPointError(f"the held-out loss is {before} to begin with: look at the outputs of both models")
     beside = Beside(frozen, None, jax.device_put(teacher.params))
@@ -371,7 +371,7 @@ def followed(
     found = {0: before} | {int(i) + 1: float(losses[i]) for i in np.flatnonzero(~np.isnan(losses))}
     counts = {"texts": texts.count, "heldout": held.count}
     about = Healing(before, after, kept, state.step, losses=found, seconds=0.0, **counts)
-    return joined(keep(jax.device_get(state.moments[1])), jax.device_get(untouched)), about
+    return joined(keep(jax.device_get(state.moments[1])), jax.device_get(tables)), about
 
 
 class Schedule(NamedTuple):

@@ -117,9 +117,10 @@ def truncate_arrays(
         (left, power_left), (right, power_right) = map(to_unit, factors)
         ordered = balance(scale_factors(Factors(left, right), scaling))
         cut = from_unit(Factors(ordered.left[:, :rank], ordered.right[:rank]), power_left + power_right - exponent)
-        own = leading_components(scaled.target, rank) if compared else cut
-        lower = choose(loss(scaled, cut) <= loss(scaled, own), cut, own) if compared else cut
-        left, right = from_unit(unscale_factors(lower, scaling), exponent)
+        if compared:
+            own = leading_components(scaled.target, rank)
+            cut = choose(loss(scaled, cut) <= loss(scaled, own), cut, own)
+        left, right = from_unit(unscale_factors(cut, scaling), exponent)
         return left, right
 
     with jax.default_matmul_precision("highest"):
