@@ -19,10 +19,11 @@ COUNT = 300  # problems
 
 
 def problem(seed):
-    """A target and weights of one of ten kinds."""
+    """A target and weights of one of twelve kinds."""
     rng = np.random.default_rng(seed)
     W = rng.normal(size=(M, K)) @ rng.normal(size=(K, N)) + 10.0 ** rng.uniform(-2, 0) * rng.normal(size=(M, N))
     weights = np.exp(rng.uniform(0, 2) * rng.normal(size=(M, N)))
+    within = blocks(rng, 2)  # of the target: a start that lies in one of them has no gradient in the other
     kinds = [
         lambda: (W, weights * (rng.uniform(size=(M, N)) < 0.6)),
         lambda: (W, 10.0 ** rng.uniform(-6, 0, size=(M, N))),
@@ -34,6 +35,8 @@ def problem(seed):
         lambda: (np.ones((M, N)) * rng.normal(), weights),
         lambda: (W, np.exp(3 * rng.standard_cauchy(size=(M, N)).clip(-6, 6))),
         lambda: (W, np.maximum(blocks(rng, 2), 1e-6)),
+        lambda: (W * within, np.where(within > 0, 10.0 ** rng.uniform(-1, 0, size=(M, N)), 0.05)),
+        lambda: (rng.normal(size=(M, N)) * halves(), np.where(halves() > 0, weights.clip(0.3, 3), 0.1)),
     ]
     return kinds[seed % len(kinds)]()
 
@@ -41,6 +44,11 @@ def problem(seed):
 def blocks(rng, count):
     """Weights of 1 where the row's group is the column's."""
     return (rng.integers(count, size=(M, 1)) == rng.integers(count, size=(1, N))).astype(float)
+
+
+def halves():
+    """Ones in two blocks, one after the other."""
+    return np.kron(np.eye(2), np.ones((M // 2, N // 2)))
 
 
 @functools.cache

@@ -428,6 +428,13 @@ NO_NUMBERS = {
     "sparse": (scipy.sparse.csr_array(WHOLE), "must be one of .* for a sparse W|must be dense"),
     "sparse, of JAX": (BCOO.fromdense(jnp.asarray(WHOLE)), "must be one of .* for a sparse W|must be dense"),
 }
+
+
+def test_a_start_that_is_none_is_refused_of_closed_forms_too():
+    with pytest.raises(ValueError, match="start must be one of .*; got 'nonsense'"):
+        solve(WHOLE, None, 1, method="svd", start="nonsense")
+
+
 DOORS: dict[str, Any] = {
     "solve": lambda W, weights: solve(W, weights, 1, method="svd"),
     "solve_batch": lambda W, weights: solve_batch(W, weights, 1, method="svd"),

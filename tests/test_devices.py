@@ -15,7 +15,8 @@ import several_devices
 from contract import cases
 
 import wlra
-from wlra.devices import check_mesh
+from wlra.devices import check_mesh, turned_over
+from wlra.methods.closed import row_sums
 
 W, WEIGHTS = np.ones((4, 3), np.float32), np.ones((4, 3), np.float32)
 ROUNDING = 1e-5  # of sums of parts, in float32, after iterations that converge
@@ -104,6 +105,13 @@ def test_two_processes_give_the_result_of_one():
         assert ended(first) == checks
     assert_same(checks["dealt"])
     assert checks["exact"] < ROUNDING
+
+
+def test_a_start_that_sums_rows_does_so_of_what_lies_transposed():
+    weight = several_devices.normal(9, 4, 3) ** 2
+    row, col = turned_over(row_sums)(jax.numpy.asarray(weight.T))
+    np.testing.assert_allclose(col, weight.sum(axis=1), rtol=1e-6)
+    assert (row == 1).all()
 
 
 def test_mesh_that_is_none_is_refused():

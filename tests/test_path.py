@@ -79,6 +79,18 @@ def test_the_planted_rank_is_selected():
     assert selection(0).error.shape == (2, 3)
 
 
+def test_a_closed_form_that_looks_at_what_weighs_nothing_is_not_shown_it():
+    found = [wlra.select_rank(W, None, [1, K, 6], key=jax.random.key(0), method=name) for name in ("svd", "separable")]
+    assert [each.rank for each in found] == [K, K]
+    np.testing.assert_allclose(found[0].error, found[1].error, rtol=1e-4)  # of equal weights, both see zeros there
+
+
+def test_a_path_of_numbers_whose_squares_overflow_is_that_of_small_ones():
+    larger = np.float32(2.0**63 / np.abs(W).max())
+    large = wlra.solve_path(larger * W, WEIGHTS, RANKS, tol=1e-4)
+    np.testing.assert_allclose(large.loss, of_ranks().loss, rtol=5e-3)  # other roundings, other last iterates
+
+
 def test_the_error_of_a_selection_is_that_of_entries_not_seen():
     worst = selection(0).error.mean(axis=1)
     # Noise of 0.1 on a target of variance 2: hidden entries cannot be predicted better than that, nor much worse.

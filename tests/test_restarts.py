@@ -41,6 +41,11 @@ def test_the_same_key_gives_the_same_bits():
     jax.tree.map(np.testing.assert_array_equal, solve(W, 1), solve(W, 1))
 
 
+def test_a_key_without_restarts_is_refused():
+    with pytest.raises(ValueError, match="key draws random starts: got it alone, wanted restarts=10 beside it"):
+        wlra.solve(W, WEIGHTS, K, key=jax.random.key(0))
+
+
 def test_another_key_gives_other_starts():
     assert solve(W, 1).history.loss[0] != solve(W, 2).history.loss[0]
 

@@ -52,6 +52,16 @@ def solved(method):
     return jax.tree.map(np.asarray, wlra.solve(W, WEIGHTS, K, method=method, tol=1e-13, max_iters=60))
 
 
+def test_varpro_returns_nothing_worse_than_its_start():
+    left = np.vstack([[[1.0, 0], [1, 1e-3], [0, 1]], STEP[:7]]).astype(np.float32)
+    right = np.vstack([np.ones(N), W[0]]).astype(np.float32)
+    right[1, 0], weights = 1e3, np.ones((M, N))
+    weights[:2, 0], weights[2:, 0] = 1e4, 0  # a column in which the factors need what a pseudo-inverse leaves out
+    how = {"start": (left, right), "scaling": "none", "max_iters": 1}
+    result = wlra.solve((left.astype(float) @ right).astype(np.float32), weights, K, method="varpro", **how)
+    assert result.loss < 1e-6
+
+
 @functools.cache
 def minimum(method):
     """The loss where exact alternating least squares ends that begins with the factors of the method."""

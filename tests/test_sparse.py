@@ -227,6 +227,7 @@ TWICE = np.append(PLACES, PLACES[2:3], axis=0)
 OTHER = np.append(PLACES[1:], np.argwhere(~MASK)[:1], axis=0)
 NAN = np.where(WEIGHTS.max() == WEIGHTS, np.nan, W)
 REFUSED = {
+    "each entry once: W.sum_duplicates.remove_zeros=False.": (stored(W, places=TWICE), None, {}),
     "W stores 1 entries again": (stored(W, places=TWICE), None, {}),
     "weights stores 1 entries again": (stored(W), stored(WEIGHTS, places=TWICE), {}),
     "the same entries as W; got one at": (stored(W), stored(WEIGHTS, places=OTHER), {}),
@@ -247,6 +248,13 @@ REFUSED = {
     "ridge, .* needs a dense W": (stored(W), None, {"ridge": 0.1}),
     "restarts needs a dense W": (stored(W), None, {"restarts": 3}),
 }
+
+
+def test_entries_stored_twice_are_summed_as_the_error_says_and_known_zeros_stay():
+    matrix = stored(np.where(MASK & (np.cumsum(MASK).reshape(M, N) > 1), 0, W), places=TWICE)
+    summed = matrix.sum_duplicates(remove_zeros=False)
+    assert summed.nse == ENTRIES
+    assert (wlra.solve(summed, None, K, max_iters=1).left.shape) == (M, K)
 
 
 @pytest.mark.parametrize("message", REFUSED)

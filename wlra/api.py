@@ -134,6 +134,8 @@ def solve_given(
     """The same of a problem that has been checked."""
     if is_sparse(given.target):
         refuse_filled(request, restarts, mesh)
+    if key is not None and restarts is None:
+        raise ValueError("key draws random starts: got it alone, wanted restarts=10 beside it, or no key")
     if restarts is not None and request.method.closed_form is not None:
         raise ValueError(f"restarts needs a method that iterates; got {request.method.name!r}, which has one result")
     if mesh is not None:
@@ -145,7 +147,7 @@ def solve_given(
         return solve_on_host(inputs, options)
     if mesh is not None:
         inputs, plan = devices.cut(mesh, inputs)
-        return solve_cut(inputs, options, plan)
+        return solve_cut(inputs, devices.turned(options, plan), plan)
     inputs = jax.tree.map(on_device, inputs)
     if restarts is not None:
         several = partial(solve_repeatedly, count=checks.check_count("restarts", restarts, 1), key=key)

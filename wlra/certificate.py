@@ -4,7 +4,7 @@ A small gradient bounds nothing where the curvature is small or negative. What i
 Hessian H, if no direction bends downwards; both are read off a few products with H (see `look_around`).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from wlra.linalg.batch import over_grams
+from wlra.linalg.decompose import orthonormal
 from wlra.linalg.gram import eliminated, gram_inverse
 from wlra.problem import Factors, Problem, loss, residual, total, weighted_residual
 from wlra.sparse import Matrix, entries, is_sparse, like, values
@@ -20,6 +21,7 @@ WITHIN = 0.01  # a loss that is said to have converged is within this share of a
 STEPS, FEW = 20, 8  # products with the Hessian, and for factors of more than MANY numbers
 MANY, GRAMS = 2**14, 2**20  # numbers of the factors, and of the Gram matrices of all rows and columns
 COUNTS, NEARLY_ALL = 0.01, 0.95  # a scaled weight that counts; the share of each row and column whose weights must
+DIRECTIONS, PASSES = 4, 8  # in which a component is turned, and how often they are improved
 
 
 class Look(NamedTuple):
@@ -49,6 +51,52 @@ def trusted(weight: Matrix) -> Bool[Array, ""]:
         return jnp.array(False)
     counts = (weight >= COUNTS).astype(weight.dtype)
     return (jnp.min(jnp.mean(counts, axis=0)) >= NEARLY_ALL) & (jnp.min(jnp.mean(counts, axis=1)) >= NEARLY_ALL)
+
+
+def bends(problem: Problem, factors: Factors, ranks: Int[Array, ""] | None = None) -> Bool[Array, ""]:
+    """Whether the loss falls where the weakest component turns towards what the factors lack.
+
+    As it does at a saddle that symmetry holds the iterates at: a block of the target that no factor meets has no
+    gradient. The Hessian of component (l, r) alone is [D, M; M', E], with D = diag(weight r^2), E = diag(l^2 weight)
+    and M = weight * (l r' - residual). It has a negative direction where D^-1/2 M E^-1/2 is longer than 1, which it is
+    along (l, -r), where nothing changes. A few steps of subspace iteration, of 16 mn operations each, tell; what cannot
+    be computed, as of a component of zero, counts as bent.
+    """
+    if is_sparse(problem.weight):
+        return jnp.array(True)
+    (left, right), weight = weakest(factors, ranks), values(problem.weight)
+    rows, columns = weight @ right**2 + problem.penalty, left**2 @ weight + problem.penalty
+    least = jnp.finfo(weight.dtype).eps
+    rows, columns = (1 / jnp.sqrt(jnp.maximum(each, least * jnp.max(each))) for each in (rows, columns))
+    mixed = weight * (left[:, None] * right[None, :] - residual(problem, factors)) * rows[:, None] * columns[None, :]
+    start = patternless(min(weight.shape[1], DIRECTIONS) * weight.shape[1], weight.dtype).reshape(weight.shape[1], -1)
+
+    def improved(_: Any, basis: Float[Array, "n d"]) -> Float[Array, "n d"]:
+        return orthonormal(mixed.T @ (mixed @ orthonormal(basis)[0]))[0]
+
+    images = mixed @ jax.lax.fori_loop(0, PASSES, improved, start)
+    return ~(jnp.linalg.eigvalsh(images.T @ images)[-1] <= (1 + WITHIN) ** 2)
+
+
+def weakest(factors: Factors, ranks: Int[Array, ""] | None) -> tuple[Float[Array, " m"], Float[Array, " n"]]:
+    """A component (l, r) of about the least singular value of the product, both parts of one size.
+
+    By a few steps of inverse iteration: z is an eigenvector of right right' left' left, and l = left z.
+    """
+    left, right = factors
+    inverses = gram_inverse(left.T @ left), gram_inverse(right @ right.T)
+    place = jnp.arange(left.shape[1], dtype=jnp.int32)
+    start = patternless(len(place), left.dtype)
+    start = start if ranks is None else jnp.where(place < ranks, start, 0)
+
+    def improved(_: Any, mix: Float[Array, " k"]) -> Float[Array, " k"]:
+        mix = inverses[0] @ (inverses[1] @ mix)
+        return mix / jnp.max(jnp.abs(mix))
+
+    along = left @ jax.lax.fori_loop(0, PASSES, improved, start)
+    across = (left.T @ along) @ right / jnp.sum(along**2)
+    size = jnp.sqrt(jnp.sqrt(jnp.sum(across**2) / jnp.sum(along**2)))
+    return along * size, across / size
 
 
 def nearly_equal(weight: Matrix) -> Bool[Array, ""]:
@@ -179,10 +227,14 @@ def lowest_of(problem: Problem, factors: Factors, newton: Array, bending: Array,
 def wavy(around: Surroundings) -> Float[Array, " d"]:
     """Forces without a pattern that a problem could share, about as large in both factors as a step is stiff."""
     left, right = around.factors
-    place = jnp.arange(left.size + right.size, dtype=jnp.int32)
-    waves = jnp.sin(place.astype(left.dtype) * 12.9898) * 43758.547
-    noise = unflat(waves - jnp.floor(waves) - 0.5, around.factors)
+    noise = unflat(patternless(left.size + right.size, left.dtype), around.factors)
     return flat(Factors(noise.left * jnp.sum(right**2, 1)[None, :], noise.right * jnp.sum(left**2, 0)[:, None]))
+
+
+def patternless(count: int, dtype: Any) -> Float[Array, " count"]:
+    """Numbers in [-1/2, 1/2], the same each time."""
+    waves = jnp.sin(jnp.arange(count, dtype=jnp.int32).astype(dtype) * 12.9898) * 43758.547
+    return waves - jnp.floor(waves) - 0.5
 
 
 def flat(factors: Factors) -> Float[Array, " d"]:

@@ -12,8 +12,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from wlra import checks
-from wlra.options import Inputs
+from wlra.methods.closed import equal
+from wlra.options import Inputs, Options
 from wlra.problem import Factors
+from wlra.scaling import Scaling, equilibrate
 
 AXIS = "devices"
 
@@ -76,6 +78,25 @@ def cut(mesh: Mesh, inputs: Inputs) -> tuple[Inputs, Cut]:
         start = Factors(place(left, NamedSharding(mesh, REPLICATED)), part(right, plan))
     W, weights = (part(array.T if plan.transposed else array, plan) for array in (inputs.target, inputs.weights))
     return inputs._replace(target=W, weights=weights, start=start), plan
+
+
+def turned(options: Options, plan: Cut) -> Options:
+    """The options, their start by the rows and columns of the caller's matrix, which may lie transposed."""
+    start = options.start
+    if start is None or start.equalise in (None, equal, equilibrate) or not plan.transposed:
+        return options
+    return options._replace(start=start._replace(equalise=turned_over(start.equalise)))
+
+
+@functools.cache
+def turned_over(equalise: Callable[[Any], Scaling]) -> Callable[[Any], Scaling]:
+    """The function weight -> scaling, of a weight that is transposed."""
+
+    def of_columns(weight: Any) -> Scaling:
+        row, col = equalise(weight.T)
+        return Scaling(col, row)
+
+    return of_columns
 
 
 def uncut(left: Array, right: Array, plan: Cut) -> Factors:

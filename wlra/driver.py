@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from wlra.certificate import look_around
+from wlra.certificate import bends, look_around
 from wlra.linalg.decompose import balance, mask_rank
 from wlra.methods.method import Evaluated, Stage, State, choose
 from wlra.problem import Factors, Problem, loss, rounding, stationarity, stationarity_bound
@@ -77,6 +77,7 @@ def through(problem: Problem, state: State, stages: Sequence[Stage], limits: Lim
         state = loop(problem, state, stage, limits)
         if place < len(stages):
             given_up = (state.status == Status.STALLED) | (state.status == Status.NONFINITE) | (state.status == LEAVING)
+            given_up &= state.iteration <= limits.max_iters
             state = state._replace(status=jnp.where(given_up, RUNNING, state.status))
     return state._replace(aux=())
 
@@ -84,11 +85,13 @@ def through(problem: Problem, state: State, stages: Sequence[Stage], limits: Lim
 def confirm(problem: Problem, state: State, limits: Limits) -> State:
     """The state with its convergence confirmed, or on its way again: from a lower point nearby, or to a smaller `tol`.
 
-    Where the weights leave no doubt, or the fit is exact up to rounding, it stands. The look around is a loop of one
-    pass, which a batch enters only if one of its problems is in doubt.
+    Where the weights leave no doubt and no component bends, or the fit is exact up to rounding, it stands. The look
+    around is a loop of one pass, which a batch enters only if one of its problems is in doubt.
     """
-    moved = state.iteration - 1 >= MOVED
-    sure = (limits.trusted & moved & ~state.looked) | limits.settled | (state.loss <= rounding(state.best))
+    converged = state.status == Status.CONVERGED
+    trusted = converged & limits.trusted & (state.iteration - 1 >= MOVED) & ~state.looked
+    trusted &= ~jax.lax.cond(trusted, lambda: bends(problem, state.best, limits.ranks), lambda: jnp.array(True))
+    sure = trusted | limits.settled | (state.loss <= rounding(state.best))
 
     def body(carry: tuple[Array, State]) -> tuple[Array, State]:
         _, state = carry
@@ -104,8 +107,7 @@ def confirm(problem: Problem, state: State, limits: Limits) -> State:
             status=jnp.where(look.certified, Status.CONVERGED, again).astype(jnp.int32),
         )
 
-    doubtful = (state.status == Status.CONVERGED) & ~sure
-    return jax.lax.while_loop(lambda carry: carry[0], body, (doubtful, state))[1]
+    return jax.lax.while_loop(lambda carry: carry[0], body, (converged & ~sure, state))[1]
 
 
 def initial(problem: Problem, factors: Factors, limits: Limits, status: Int[Array, ""]) -> State:

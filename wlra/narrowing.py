@@ -18,8 +18,8 @@ SOUND = (Status.CONVERGED, Status.CLOSED_FORM)
 def narrowed(found: Any, target: Any, weights: Any, dtype: Any) -> Any:
     """What was found in float32, factors in the dtype. The loss of a result is that of the factors as returned.
 
-    Where rounding them has raised it, nothing is said to have converged; where it is above that of zero then, and was
-    not before, zero is returned.
+    Where rounding them has raised it, nothing is said to have converged or is certified; where it is above that of zero
+    then, and was not before, zero is returned.
     """
     rounded = jax.tree.map(narrow, found)
     if not isinstance(found, Result):
@@ -34,6 +34,7 @@ def narrowed(found: Any, target: Any, weights: Any, dtype: Any) -> Any:
         left=left,
         right=right,
         loss=jnp.asarray(np.where(nothing, 1, loss), np.float32),
+        gap=jnp.where(raised | nothing, jnp.inf, rounded.gap),
         status=jnp.where(raised, jnp.int32(Status.STALLED.value), rounded.status),
     )
 

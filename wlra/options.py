@@ -93,9 +93,9 @@ def check_options(method: Any, **options: Any) -> Request:
     if method.stages and request.projection == "svd" and not method.svd_stages:
         raise ValueError(f"method {method.name!r} projects nothing: projection must be 'subspace'; got 'svd'")
     start = request.start
+    if isinstance(start, str):
+        checks.check_name("start", start, able(lambda method: method.equalise is not None))
     if method.stages and isinstance(start, str | Method):
-        if isinstance(start, str):
-            checks.check_name("start", start, able(lambda method: method.equalise is not None))
         start = as_method(start)
         if start.equalise is None:
             raise ValueError(f"start must be a closed form for weights of entries, with `equalise`; got {start.name!r}")

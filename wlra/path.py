@@ -112,8 +112,9 @@ def truncate_arrays(
 
     def one(target: Matrix, weights: Matrix, exponent: Array, factors: Factors) -> tuple[Array, Array]:
         weight = like(weights, values(weights) / jnp.max(values(weights)))
-        scaling, seen = equilibrate(weight), like(target, jnp.where(values(weight) > 0, values(target), 0))
-        scaled = scale(Problem(seen, weight), scaling)
+        shown, power = to_unit(jnp.where(values(weight) > 0, values(target), 0))
+        scaling = equilibrate(weight)
+        scaled, exponent = scale(Problem(like(target, shown), weight), scaling), exponent + power
         (left, power_left), (right, power_right) = map(to_unit, factors)
         ordered = balance(scale_factors(Factors(left, right), scaling))
         cut = from_unit(Factors(ordered.left[:, :rank], ordered.right[:rank]), power_left + power_right - exponent)

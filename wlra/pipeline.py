@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from wlra import checks
-from wlra.certificate import nearly_equal, trusted
+from wlra.certificate import COUNTS, WITHIN, nearly_equal, trusted
 from wlra.driver import RUNNING, Limits, Outcome, closed, run
 from wlra.duality import duality_gap
 from wlra.linalg.batch import after
@@ -143,13 +143,14 @@ def iterate(standard: Standard, inputs: Inputs, options: Options) -> tuple[Outco
     method, named, settled = options.method, options.start is not None, jnp.array(False)
     if options.start is not None and not options.unit:  # a start in other variables has seen the weights as given
         settled = nearly_equal((scaled if options.start.equalise is equalise else standard.problem).weight)
+        settled &= nearly_equal(scale(standard.problem, options.start.equalise(standard.problem.weight)).weight)
     stages = method.svd_stages if options.projection == "svd" else method.stages
     limits = Limits(
         tol=inputs.tol,
         patience=inputs.patience,
         max_iters=options.max_iters,
         settled=settled,
-        trusted=trusted(scaled.weight) if named else jnp.array(False),
+        trusted=trusted(scaled.weight) & (inputs.tol**2 <= WITHIN * COUNTS) if named else jnp.array(False),
         ranks=inputs.ranks,
     )
     outcome = run(scaled, start, stages, limits=limits, status=standard.status)

@@ -76,8 +76,9 @@ class Result(NamedTuple):
     """The best factors found, and how they were found. With a leading batch axis from `solve_batch`.
 
     `loss` is sum weights (W - left @ right)**2 / sum weights W**2 for the weights as given; with a penalty, the
-    objective over that of zero. `stationarity` is the share
-    of the gradient, in scaled variables, that a matrix of rank k can still follow (see `wlra.problem.stationarity`).
+    objective over that of zero. Of a W of 16 bits, factors are rounded to these at the end, and all numbers are of
+    those before. `stationarity` is the share of the gradient, in scaled variables, that a matrix of rank k can still
+    follow (see `wlra.problem.stationarity`).
     `status` is a `wlra.Status`; `advice` says in a sentence what to do, `converged` whether nothing is to be done: the
     stationarity is at most `tol`, and the loss within 1 % of a local minimum (see `wlra.certificate`).
     `history` holds loss and stationarity of every iterate, entry 0 the start, +inf where no iteration came; a

@@ -130,7 +130,10 @@ def each_fold(
     target, weight = values(given.target), np.asarray(values(given.weights))
     shown = np.where(hidden, weight.dtype.type(0), weight[None])
     if not is_sparse(given.target):
-        targets = np.broadcast_to(np.asarray(target)[None], shown.shape)
+        target = np.asarray(target)
+        targets = np.where(
+            hidden, target.dtype.type(np.nan), target[None]
+        )  # some closed forms look at what weighs nothing
         batch = Given(targets, shown, checks.check_values(targets, shown), examined=True)
         return lambda rank, before: batch_given(batch, rank, warm(batch, request, before, rank), chunk=chunk, mesh=mesh)
     refuse_filled(request, mesh=mesh)

@@ -223,7 +223,7 @@ def in_row_order(data: Any, indices: np.ndarray, shape: tuple[int, ...], name: s
         place = tuple(map(int, indices[again[0]]))
         raise ValueError(
             f"{name} stores {len(again)} entries again, the first at {place}; wanted each entry once: "
-            f"{name}.sum_duplicates() adds them up"
+            f"{name}.sum_duplicates(remove_zeros=False) adds them up"
         )
     if not len(indices):
         raise ValueError(f"{name} stores no entry; wanted at least one")

@@ -42,9 +42,19 @@ def init(problem: Problem, factors: Factors) -> tuple[Factors, State]:
             f"{min(m, n) * rank}: use 'newton', which never forms it"
         )
     inner, around = shorter_first(problem, balance(factors))
-    factors, _ = eliminate(inner, around.left)
+    factors = no_worse(inner, eliminate(inner, around.left)[0], around)
     infinite, damping = (jnp.array(value, problem.target.dtype) for value in (jnp.inf, DAMPING))
     return restore_axes(factors, problem), State(factors.left, infinite, damping, PENALTY * jnp.mean(problem.weight))
+
+
+def no_worse(problem: Problem, factors: Factors, given: Factors) -> Factors:
+    """The factors, of the same span, with the columns of `right` that were given where those fit better.
+
+    As they can where a column is seen in few rows, and what those tell apart is below what a pseudo-inverse keeps.
+    """
+    theirs = Factors(factors.left, factors.left.T @ given.left @ given.right)
+    lost, other = (jnp.sum(problem.weight * residual(problem, each) ** 2, axis=0) for each in (factors, theirs))
+    return factors._replace(right=jnp.where(lost <= other, factors.right, theirs.right))
 
 
 def step(problem: Problem, factors: Factors, last: State) -> tuple[Factors, State]:
