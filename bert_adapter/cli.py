@@ -211,6 +211,7 @@ def run_finetune(options: argparse.Namespace) -> None:
     from bert_adapter.checkpoint import load, save
     from bert_adapter.evaluate import score
     from bert_adapter.families import label_count, output_of
+    from bert_adapter.heads import drawn
     from bert_adapter.labels import head_wanted, with_head_for
     from bert_adapter.outputs import OUTPUTS
     from bert_adapter.places import check_places
@@ -229,7 +230,8 @@ def run_finetune(options: argparse.Namespace) -> None:
     model = with_head_for(loaded, rows.labels, head=head, seed=options.seed)
     if model is not loaded:
         was, count = OUTPUTS[output_of(loaded.module)].about, label_count(model.module) or 0
-        say(f"{options.model}, {was}, gets a new head of {count} output{'s' * (count > 1)}: {OUTPUTS[head].about}")
+        new = f"a new head of {count} output{'s' * (count > 1)}: {OUTPUTS[head].about}"
+        say(f"{options.model}, {was}, gets {new}; drawn at random: {', '.join(drawn(loaded, model))}")
     if dev:
         checked_examples(model, dev, options.max_length)
     check_tokens(model, teacher, rows.texts, options.max_length, of="--data")

@@ -55,10 +55,10 @@ def load(path_or_hub_id: str | Path, *, integers: bool = False) -> Model:
 
     Reads `model.safetensors`, whole or sharded, or else `flax_model.msgpack`; `factorised.safetensors` where the config
     has ranks. A masked LM is read as such, or as its encoder where sentence-transformers' files say that it embeds, or
-    where its head is not in the file; other pretraining heads are left out. The config then says so. An encoder that
-    was saved without a pooler has none here, because no embedding depends on it. Any other parameter that is missing,
-    and every one that is left over or has another shape, is an error. An encoder embeds as `modules.json` declares:
-    pooling, dense layers, scaling to length one; without that file it is the mean of a text's tokens, unscaled.
+    where its head is not in the file; other pretraining heads are left out. The config then says so. An encoder, or a
+    masked LM, has a pooler if it was saved with one, for heads to come. Any other parameter that is missing, and every
+    one that is left over or has another shape, is an error. An encoder embeds as `modules.json` declares: pooling,
+    dense layers, scaling to length one; without that file it is the mean of a text's tokens, unscaled.
 
     Args:
       integers: whether matrices that are stored as integers stay so in memory, which is then a quarter or an eighth. A
