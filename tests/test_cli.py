@@ -14,7 +14,7 @@ import tiny
 
 import bert_adapter
 import bert_adapter.demo
-from bert_adapter import checkpoint, files, latency, page, training
+from bert_adapter import checkpoint, compressing, files, healing, latency, page, reading, training
 from bert_adapter.cli import check_tokens, main
 from bert_adapter.compressing import Report
 from bert_adapter.demo import sentences
@@ -347,6 +347,33 @@ def test_pipes_and_devices_are_read_and_never_replaced(places, monkeypatch, tmp_
     writer.start()
     assert read_texts(pipe) == ["a dog"]
     writer.join()
+
+
+def enough(*_, **__):
+    raise ValueError("enough")
+
+
+def test_every_file_is_read_once(places, monkeypatch, tmp_path, capsys):
+    """It may be a pipe."""
+    monkeypatch.chdir(places)
+    reads: list[str] = []
+    lines = reading.read_lines
+    monkeypatch.setattr(reading, "read_lines", lambda file: reads.append(Path(file).name) or lines(file))
+    monkeypatch.setattr(healing, "heal", enough)
+    monkeypatch.setattr(compressing, "compress", enough)
+    out = ["-o", str(tmp_path / "out")]
+    for argv, wanted in (
+        (["heal", "model", "--teacher", "model", "--text", "text", "--heldout", "rows"], ["text", "rows"]),
+        (["compress", "model", "--rank", "4", "--text", "text", "--heal", "rows"], ["text", "rows"]),
+        (
+            ["compress", "model", "--rank", "4", "--text", "pairs", "--trim", "rows", "--heal", "pairs"],
+            ["pairs", "pairs", "rows"],
+        ),
+    ):
+        reads.clear()
+        assert main([*argv, *out]) == 2
+        assert capsys.readouterr().err == "bert-adapter: error: enough\n"
+        assert reads == wanted
 
 
 def test_a_place_without_permission_is_refused(places, monkeypatch, capsys):
