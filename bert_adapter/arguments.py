@@ -129,7 +129,7 @@ def add_places(compress: Any) -> None:
         type=place,
         required=True,
         metavar="FILE",
-        help="UTF-8, a text a line, or for answers and choices rows as finetune's --data; hundreds will do, of the "
+        help="UTF-8, a text a line, or rows as finetune's --data, whose labels are left out; hundreds will do, of the "
         "domain to come. Of single texts of more than 32 tokens every other one is cut to a span of 8 to 32, so that "
         "what is measured holds for short texts too",
     )

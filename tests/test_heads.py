@@ -36,7 +36,7 @@ from bert_adapter.importance.measure import measure_importance
 from bert_adapter.layers.running import parameter_shapes
 from bert_adapter.losses import distillation, task_loss
 from bert_adapter.outputs.scores import entities, of_answers, of_entities, plain
-from bert_adapter.reading import read_tagged
+from bert_adapter.tagged import read_tagged
 
 NAMES = {
     "tokens": "BertForTokenClassification",
@@ -818,6 +818,25 @@ def test_heads_that_cannot_be_new_are_refused(labels, head, message):
 # Files and the command line.
 
 
+@pytest.mark.parametrize(
+    "content",
+    ["# NN O\nAda NN B-PER\n", "#\tO\nAda\tB-PER\n", "1 O\nAda L-PER\n", "O O\nPER PER\n", "Word N\n", "1 I-X\n"],
+)
+def test_words_that_look_odd_are_words(content, tmp_path):
+    (tmp_path / "file").write_text(content, "utf-8")
+    assert read_tagged(tmp_path / "file").texts == [[line.split()[0] for line in content.splitlines()]]
+
+
+def test_tagged_sentences_are_texts_without_their_tags(tmp_path):
+    file = tmp_path / "file"
+    for content, texts in (
+        ("Ada NN B-PER\nruns VB O\n\nFar RB O\n", [["Ada", "runs"], ["Far"]]),
+        ("a\nit O\n", ["a", "it O"]),
+    ):
+        file.write_text(content, "utf-8")
+        assert OUTPUTS["tokens"].texts(file) == texts
+
+
 def test_tagged_sentences_are_read_with_their_lines(tmp_path):
     file = tmp_path / "tags.txt"
     file.write_text("-DOCSTART- -X- O\n\nAda NNP B-PER\nruns VBZ O\n\n\nFar\tRB\tO\n", "utf-8")
@@ -831,6 +850,17 @@ def test_tagged_sentences_are_read_with_their_lines(tmp_path):
     [
         ("tokens", "Ada B-PER\nruns\n", "line 2: got 'runs', wanted a word and its label"),
         ("tokens", "\n", "holds no sentence"),
+        ("tokens", "Word\tTag\nAda\tB-PER\nruns\tO\n", "line 1: got a heading, 'Word' and 'Tag', wanted a word"),
+        ("tokens", "word\tpos\nAda\tN\nruns\tV\n", "line 1: got a heading, 'word' and 'pos', wanted a word"),
+        (
+            "tokens",
+            "Ada\tB-PER\nruns\tPER\n",
+            "line 2: got the label 'PER', wanted O, or B-, I- and so on before a type",
+        ),
+        ("tokens", "# id 5\tdomain=en\nAda\tB-PER\nruns\tO\n", "line 1: got a comment, wanted none"),
+        ("tokens", "# sent_id = 5\nAda\tB-PER\nruns\tO\n", "line 1: got a comment, wanted none"),
+        ("tokens", "1\tAda\tN\n2\truns\tV\n\n1\tit\tN\n", "line 1: got a first column that counts words"),
+        ("tokens", "1-2\tAmy's\t_\n1\tAmy\tN\n2\t's\tV\n", "line 1: got a first column that counts words"),
         ("answer", '{"question": "it", "context": "a"}\n', "line 1: got no 'answers', wanted 'answers', an object"),
         ("answer", "[]\n", "line 1: got list, wanted an object"),
         ("choice", '{"text": "it", "choices": "a", "label": 0}\n', "line 1: got \"a\", wanted 'choices', a list"),
