@@ -9,6 +9,7 @@ from bert_adapter.checkpoint.bits import DTYPES
 from bert_adapter.distributions import DISTRIBUTIONS
 from bert_adapter.engines import ENGINES, missing
 from bert_adapter.exporting import TARGETS
+from bert_adapter.files import path_of
 from bert_adapter.outputs import OUTPUTS
 from bert_adapter.ranks import UNITS
 from bert_adapter.signals import DEFAULT, SIGNALS
@@ -303,9 +304,9 @@ def add_export(export: Any) -> None:
 def place(text: str) -> Path:
     """A path, whose ~ is the user's home, which a shell leaves in --option=~/file."""
     try:
-        return Path(text).expanduser()
-    except RuntimeError as error:
-        raise argparse.ArgumentTypeError(f"got {text!r}: {error}") from None
+        return path_of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"got {error}") from None
 
 
 def model(text: str) -> str:

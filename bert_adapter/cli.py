@@ -83,7 +83,7 @@ def run_compress(options: argparse.Namespace) -> None:
 
     latency = check_options(options)
     check_drawing()
-    output = options.output.expanduser().resolve()
+    output = options.output.resolve()
     page = options.report or output.with_name(f"{output.name}.html")
     files = {"--text": options.text, "--trim": options.trim, "--heal": options.heal}
     healing = {"--file's state of healing": beside(options.file)} if options.heal else {}

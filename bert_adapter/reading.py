@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from bert_adapter.files import path_of
 from bert_adapter.json_files import parsed, shown
 from bert_adapter.rows import LabelledTexts, Listed, Source
 
@@ -28,7 +29,7 @@ def read_lines(file: str | Path) -> list[str]:
       OSError: it cannot be read.
       ValueError: it is in another encoding; the message names the line.
     """
-    data = Path(file).read_bytes()
+    data = path_of(file).read_bytes()
     if name := next((name for mark, name in MARKS.items() if data.startswith(mark)), None):
         raise ValueError(f"{file}: got {name}, wanted UTF-8: iconv -f {name} -t UTF-8 converts it")
     try:

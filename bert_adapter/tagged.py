@@ -75,7 +75,7 @@ def cells_of(line: str) -> list[str]:
 def check_sentences(file: str | Path, sentences: list[list[Line]]) -> None:
     """A ValueError for lines that are no word with its label, as far as that shows."""
     lines = [line for sentence in sentences for line in sentence]
-    tags, widths = (Counter(line[column] for line in lines) for column in (1, 3))
+    tags, widths = Counter(line.tag for line in lines), Counter(line.columns for line in lines)
     tagged, usual = any(re.fullmatch("[BIES]-.+", tag) for tag in tags), widths.most_common(1)[0][0]
     wanted = "a word and its label"
     for line in lines:

@@ -202,7 +202,7 @@ def check_refused(command, options, changed, message, *, folder, capsys):
         ({"--rank": "-", "--budget": 0.5, "--of": "latency", "--cell": "0x8"}, "argument --cell: got '0x8'"),
         ({"--rank": "-", "--budget": 0.5, "--of": "latency", "--cell": "1x21"}, "--cell: got 1x21, wanted at most 20"),
         ({"--rank": "-", "--budget": 0.5, "--of": "latency", "--heal": "utf16"}, "utf16: got UTF-16, wanted UTF-8"),
-        ({"--report": "~no-such-user/page"}, "argument --report: got '~no-such-user/page'"),
+        ({"--report": "~no-such-user/page"}, "argument --report: got ~no-such-user/page: Could not"),
         ({"DIR": "text"}, "text"),
     ],
     ids=lambda value: "" if isinstance(value, str) else " ".join(f"{k} {v}"[:40] for k, v in value.items()),
