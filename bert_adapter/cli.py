@@ -146,11 +146,30 @@ def measured_latency(model: Any, options: argparse.Namespace) -> Any:
     batch, length = options.cell or CELL
     if length > (longest := family_of(model.config).longest(model.module.config)):
         raise ValueError(f"--cell: got {batch}x{length}, wanted at most {longest} tokens, the positions of the model")
-    file, kernels = folder() / "latency.json", select_kernels(model, options.include, options.exclude)
-    say(f"timing the model for {batch} x {length} tokens; times are kept in {file}")
+    file, kernels = file_of_times(), select_kernels(model, options.include, options.exclude)
+    kept = f"kept in {file}" if file else f"not kept, for nothing can be written in {folder()}"
+    say(f"timing the model for {batch} x {length} tokens; times are {kept}")
     found = measure_latency(model, batch, length, kernels=kernels, file=file)
     say(f"the dense model takes {1e3 * found.seconds:.1f} ms")
     return found
+
+
+def file_of_times() -> Path | None:
+    """Where times are kept, unless nothing can be; a ValueError if something else is there."""
+    from bert_adapter.files import check_writable
+    from bert_adapter.latency import UNKNOWN, entries
+
+    file = folder() / "latency.json"
+    try:
+        check_writable(file)
+    except ValueError:
+        return None
+    try:
+        entries(file)
+    except ValueError as error:
+        said = str(error).removeprefix("file: ").removesuffix(UNKNOWN)
+        raise ValueError(f"{said}: it is where --of {LATENCY} keeps times, delete it") from None
+    return file
 
 
 def trimmed(model: Any, texts: Any) -> Any:

@@ -220,6 +220,9 @@ def costs_from(entry: dict[str, Any]) -> Costs:
     return found
 
 
+UNKNOWN = ": wanted another file, or none"
+
+
 def entries(file: Path) -> list[dict[str, Any]]:
     """What the file holds, for all places."""
     if not file.exists():
@@ -237,7 +240,7 @@ def entries(file: Path) -> list[dict[str, Any]]:
             for each in entry["kernels"]:
                 costs_from(each)
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"file: {file} holds no times of kernels, {error}: wanted another file, or none") from None
+        raise ValueError(f"file: {file} holds no times of kernels, {error}{UNKNOWN}") from None
     return known
 
 

@@ -376,6 +376,32 @@ def test_every_file_is_read_once(places, monkeypatch, tmp_path, capsys):
         assert reads == wanted
 
 
+OF_TIME = ["compress", "model", "--budget", "0.9", "--of", "latency", "--cell", "1x8", "--text", "text"]
+
+
+def test_times_are_not_kept_where_nothing_can_be(places, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(places)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(latency, "measure_latency", lambda *_, file, **__: enough() if file is None else None)
+    assert main([*OF_TIME, "-o", str(tmp_path / "out")]) == 2
+    printed = capsys.readouterr()
+    assert printed.err == "bert-adapter: error: enough\n"
+    assert f"times are not kept, for nothing can be written in {tmp_path}/file/bert-adapter" in printed.out
+
+
+@pytest.mark.parametrize(("content", "said"), [("{", "wanted JSON: .*"), ('{"schema": 99}', "schema 99")])
+def test_a_cache_of_times_that_cannot_be_read_is_to_be_deleted(content, said, places, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(places)
+    file = tmp_path / "bert-adapter/latency.json"
+    file.parent.mkdir()
+    file.write_text(content, "utf-8")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert main([*OF_TIME, "-o", str(tmp_path / "out")]) == 2
+    wanted = f"error: {file} holds no times of kernels, .*{said}: it is where --of latency keeps times, delete it\n"
+    assert re.search(wanted, capsys.readouterr().err)
+
+
 def test_a_place_without_permission_is_refused(places, monkeypatch, capsys):
     monkeypatch.chdir(places)
     monkeypatch.setattr(files.tempfile, "TemporaryFile", forbidden)  # root may write everywhere
