@@ -183,6 +183,18 @@ def test_a_tilde_is_the_home_of_the_user_wherever_a_path_is_taken(tmp_path, monk
         save(model, "~no-such-user/model")
 
 
+@pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1", b"# A model"])
+def test_a_card_that_says_nothing_is_none(content, saved):
+    (saved / "README.md").write_bytes(content)
+    assert "README.md" not in load(saved).files
+
+
+def test_a_card_in_another_encoding_is_read_as_far_as_that_goes(saved):
+    (saved / "README.md").write_bytes("---\nlicense: mit\n---\nna\u00efve".encode("latin-1"))
+    with pytest.warns(UserWarning, match=r"README\.md: letters that are not UTF-8 are not carried over"):
+        assert b"license: mit" in load(saved).files["README.md"]
+
+
 def test_encoder_without_pooler_stays_without(tmp_path):
     model = random_model(architecture=EMBEDDER)
     params = {name: model.params[name] for name in ("embeddings", "encoder")}

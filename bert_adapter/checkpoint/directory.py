@@ -110,12 +110,13 @@ def read_texts(directory: Path, embeds: bool) -> dict[str, bytes]:
     older = [name for name in OLDER_SETTINGS if is_there(directory / name)]
     if older and SETTINGS not in found:
         found[SETTINGS] = (directory / older[0]).read_bytes()
+    kept = provenance(found.pop(CARD, None), directory / CARD)
     for name, content in found.items():
         check_fetched(directory / name, content)
         found[name] = content if name == SENTENCEPIECE else without_mark(content, directory / name)
         if name.endswith(".json"):
             parsed(content, directory / name, list if name == MODULES else dict)
-    if kept := provenance(found.pop(CARD, None), directory / CARD):
+    if kept:
         found[CARD] = card(kept)  # the rest is about that model, and not about what is made of it
     return found
 
