@@ -49,7 +49,8 @@ def with_head(
     check_family(model, "gets no head: put one into your module")
     has, count, family = output_of(model.module), label_count(model.module), family_of(model.config)
     if count is not None and not OUTPUTS[has].pretraining:
-        raise ValueError(f"the model has a head already, of {count} labels: without_head(model) has none")
+        advice = "finetune trains it; without_head(model), in Python, has none"
+        raise ValueError(f"the model has a head already, of {count} labels: {advice}")
     architecture = architectures_of(family).get(head)
     if architecture is None:
         known = ", ".join(map(repr, architectures_of(family)))
