@@ -199,7 +199,7 @@ def check_module(importance: Importance | None, model: Model) -> None:
         raise ValueError(
             "importance: measured on another module, whose parameters are the same, but whose program differs: "
             "measure_signal(forward(model), model.params, batches, paths) measures this one. If it is to be used all "
-            'the same: dataclasses.replace(importance, function="")'
+            'the same: dataclasses.replace(importance, function=""), or known._replace(measured=None) of decompositions'
         )
 
 
