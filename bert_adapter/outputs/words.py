@@ -121,6 +121,6 @@ WORDS = Output(
     classes=lambda labels: None,
     read=read,
     texts=texts_in,
-    files="a sentence a line; what is masked is chosen at random, and the same for the same file",
+    files="a sentence a line, or rows as for labels; what is masked is random, and the same for the same file",
     pretraining=True,
 )
