@@ -42,7 +42,8 @@ from bert_adapter.importance.measure import measure_importance
 from bert_adapter.importance.storage import load_importance, save_importance
 from bert_adapter.importance.sums import Importance, Sums
 from bert_adapter.losses import task_loss
-from bert_adapter.text import LabelledTexts
+from bert_adapter.reading import labels_in, read_lines
+from bert_adapter.rows import LabelledTexts, Source
 
 
 class Task(NamedTuple):
@@ -139,11 +140,39 @@ def grid(tasks: list[str], seeds: int, epochs: list[int]) -> list[Cell]:
     return list(dict.fromkeys([*headline, *first, *others, *tuned]))
 
 
+class Layout(NamedTuple):
+    """Of a file as GLUE has it: whether there is a heading, how many columns, and which are texts and the label."""
+
+    heading: bool
+    columns: int
+    texts: tuple[int, ...]
+    label: int
+
+
+LAYOUTS = {"STS-B": Layout(True, 10, (7, 8), 9), "CoLA": Layout(False, 4, (3,), 1)}  # SST-2's is that of `read_rows`
+
+
+def rows_in(file: Path, layout: Layout | None) -> LabelledTexts:
+    """The rows of a file in GLUE's layout, or, if its first line is not that, in the one of `read_rows`."""
+    lines = read_lines(file)
+    if layout is None or len(lines[0].split("\t")) != layout.columns:
+        return bert_adapter.read_rows(file)
+    rows = [(place, line.split("\t")) for place, line in enumerate(lines, 1) if line][layout.heading :]
+    for place, row in rows:
+        if len(row) != layout.columns:
+            raise ValueError(f"{file}, line {place}: wanted {layout.columns} columns; got {len(row)}")
+    source = Source(str(file), np.array([place for place, _ in rows]))
+    texts: Any = [tuple(row[column] for column in layout.texts) for _, row in rows]
+    labels = labels_in([row[layout.label] for _, row in rows], source)
+    return LabelledTexts(texts if len(layout.texts) == 2 else [text for (text,) in texts], labels, source)
+
+
 @cache
 def rows_of(task: str, split: str, folder: Path | None) -> LabelledTexts:
-    """The rows of GLUE's task: of the folder's {task}/{split}.tsv, or, without a folder, of Hugging Face's copy."""
+    """The rows of GLUE's task: of the folder's {task}/{split}.tsv, as GLUE has it or as `read_rows` reads it; without a
+    folder, of Hugging Face's copy."""
     if folder is not None:
-        return bert_adapter.read_rows(folder / task / f"{split}.tsv")
+        return rows_in(folder / task / f"{split}.tsv", LAYOUTS.get(task))
     from datasets import load_dataset  # pyright: ignore[reportMissingImports]
 
     found = load_dataset("nyu-mll/glue", TASKS[task].online, split={"dev": "validation"}.get(split, split))

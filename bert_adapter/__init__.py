@@ -25,13 +25,14 @@ from bert_adapter.layers.running import apply, factorised
 from bert_adapter.model import Model, forward
 from bert_adapter.outputs import OUTPUTS
 from bert_adapter.ranks import Plan, plan
-from bert_adapter.reading import read_choices, read_questions, read_rows, read_tagged, read_texts
+from bert_adapter.reading import read_choices, read_questions, read_rows, read_texts
 from bert_adapter.rows import LabelledTexts
 from bert_adapter.signals import SIGNALS
 from bert_adapter.signals.definition import Signal
 from bert_adapter.signals.measure import measure_signal
 from bert_adapter.signals.reliability import reliability
 from bert_adapter.speed import Bench, bench
+from bert_adapter.tagged import read_tagged
 from bert_adapter.text import labelled_batches, text_batches, tokenizer
 from bert_adapter.training import finetune
 from bert_adapter.trimming import Trimmed, trim

@@ -9,6 +9,7 @@ from bert_adapter.checkpoint.bits import DTYPES
 from bert_adapter.distributions import DISTRIBUTIONS
 from bert_adapter.engines import ENGINES, missing
 from bert_adapter.exporting import TARGETS
+from bert_adapter.files import path_of
 from bert_adapter.outputs import OUTPUTS
 from bert_adapter.ranks import UNITS
 from bert_adapter.signals import DEFAULT, SIGNALS
@@ -26,19 +27,19 @@ ABOUT = "bert-adapter: compress a BERT checkpoint from the command line."
 EPILOG = """examples:
   bert-adapter demo
       compress all-MiniLM-L6-v2 to half its encoder and compare methods on held-out sentences
-  bert-adapter compress bert-base-uncased --budget 0.5 --text my-sentences.txt -o bert-half
+  bert-adapter compress sentence-transformers/all-mpnet-base-v2 --budget 0.5 --text my-sentences.txt -o half
       keep half of the encoder kernels' parameters, where your sentences make them matter
   bert-adapter compress bert-base-uncased --budget 0.7 --of bytes --multiple-of 8 --text my-sentences.txt -o bert-70
       keep 70 % of the whole checkpoint's bytes, at ranks that are multiples of 8
   bert-adapter compress ./my-model --rank 96 --text my-sentences.txt -o small --include 'intermediate|output/dense'
       rank 96 in the feed-forward and output kernels only
-  bert-adapter heal bert-half --teacher bert-base-uncased --text many-sentences.txt -o bert-healed
+  bert-adapter heal half --teacher sentence-transformers/all-mpnet-base-v2 --text many-sentences.txt -o healed
       train it, without labels, to what the dense model makes of sentences; what does best on others is kept
-  bert-adapter finetune bert-half --data train.tsv --dev dev.tsv --teacher bert-base-uncased-on-the-task -o bert-tuned
+  bert-adapter finetune half --data train.tsv --dev dev.tsv --teacher ./dense-on-the-task -o tuned
       train it on labelled rows, and on what a dense model says about them
-  bert-adapter export bert-half -o bert-half-onnx --to onnx --dtype int8
+  bert-adapter export half -o half-onnx --to onnx --dtype int8
       write it for onnxruntime; --to transformers or sentence-transformers writes it for PyTorch
-  bert-adapter bench bert-base-uncased bert-half --cell 1x32 --cell 8x128
+  bert-adapter bench sentence-transformers/all-mpnet-base-v2 half --cell 1x32 --cell 8x128
       milliseconds and memory of both, in JAX and, where they are installed, onnxruntime and PyTorch
 
 "bert-adapter compress --help" says what each option does, and which signals there are.
@@ -49,9 +50,9 @@ nowhere.
 
 then, in Python:
   import bert_adapter
-  model = bert_adapter.load("bert-half")
+  model = bert_adapter.load("half")
   batch = bert_adapter.tokenizer(model)(["A sentence.", "Another one."])
-  embeddings = bert_adapter.apply(model.module, model.params, **batch)
+  embeddings = bert_adapter.apply(model.module, model.params, **batch)  # of a model with a head, what that gives
 """
 LATENCY, CELL = "latency", (8, 128)  # a budget of time, and the texts and tokens for which it is
 DISTIL = 0.5  # the share of a teacher, if none is given
@@ -129,7 +130,7 @@ def add_places(compress: Any) -> None:
         type=place,
         required=True,
         metavar="FILE",
-        help="UTF-8, a text a line, or for answers and choices rows as finetune's --data; hundreds will do, of the "
+        help="UTF-8, a text a line, or rows as finetune's --data, whose labels are left out; hundreds will do, of the "
         "domain to come. Of single texts of more than 32 tokens every other one is cut to a span of 8 to 32, so that "
         "what is measured holds for short texts too",
     )
@@ -303,9 +304,9 @@ def add_export(export: Any) -> None:
 def place(text: str) -> Path:
     """A path, whose ~ is the user's home, which a shell leaves in --option=~/file."""
     try:
-        return Path(text).expanduser()
-    except RuntimeError as error:
-        raise argparse.ArgumentTypeError(f"got {text!r}: {error}") from None
+        return path_of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"got {error}") from None
 
 
 def model(text: str) -> str:

@@ -73,32 +73,30 @@ def run_compress(options: argparse.Namespace) -> None:
     """A checkpoint that is compressed, with a report beside it."""
     from bert_adapter.calibration import calibration_batches
     from bert_adapter.checkpoint import load, save
-    from bert_adapter.compressing import beside, check_signal, compress
+    from bert_adapter.compressing import beside, compress
     from bert_adapter.families import output_of
-    from bert_adapter.kernels import check_pattern
     from bert_adapter.outputs import OUTPUTS
     from bert_adapter.page import check_drawing, write_page
     from bert_adapter.places import check_places
     from bert_adapter.report import as_text, kernel_table, summary
+    from bert_adapter.text import text_batches
 
-    latency = check_how_small(options)
-    check_signal(options.signal, options.gradients, method=options.method)
-    check_pattern("include", options.include)
-    check_pattern("exclude", options.exclude)
+    latency = check_options(options)
     check_drawing()
-    output = options.output.expanduser().resolve()
+    output = options.output.resolve()
     page = options.report or output.with_name(f"{output.name}.html")
-    read = {"--text": options.text, "--trim": options.trim, "--heal": options.heal}
+    files = {"--text": options.text, "--trim": options.trim, "--heal": options.heal}
     healing = {"--file's state of healing": beside(options.file)} if options.heal else {}
-    check_places({"DIR": options.model}, read, {"--report": page, "--file": options.file, **healing}, output)
+    check_places({"DIR": options.model}, files, {"--report": page, "--file": options.file, **healing}, output)
     model = load(options.model)
-    texts = OUTPUTS[output_of(model.module)].texts(options.text)
+    read = OUTPUTS[output_of(model.module)].texts
+    texts, more = read(options.text), read(options.heal) if options.heal else []
     if options.trim:
-        model = trimmed(model, [file for file in (options.trim, options.heal) if file], texts)
+        model = trimmed(model, [*texts, *read(options.trim), *more])
     say(f"{options.model}: compressing on {len(texts)} texts")
     batches = calibration_batches(model, texts, options.batch_size, options.max_length, seed=options.seed)
     how: dict[str, Any] = {name: getattr(options, name) for name in PASSED_ON}
-    heal = texts_of(model, options.heal, options) if options.heal else None
+    heal = text_batches(model, more, max_length=options.max_length) if options.heal else None
     how |= {"of": measured_latency(model, options)} if latency else {}
     with of_option("--heal"):
         small, report = compress(model, batches, heal=heal, **how)
@@ -112,9 +110,10 @@ def run_compress(options: argparse.Namespace) -> None:
     say(f"report: {page}")
 
 
-def check_how_small(options: argparse.Namespace) -> bool:
-    """Whether the budget is of time, once it is known that the options of size can be."""
-    from bert_adapter.compressing import check_size
+def check_options(options: argparse.Namespace) -> bool:
+    """Whether the budget is of time, once it is known that the options can be."""
+    from bert_adapter.compressing import check_signal, check_size
+    from bert_adapter.kernels import check_pattern
 
     check_numbers(options)
     latency = check_latency(options)
@@ -123,6 +122,9 @@ def check_how_small(options: argparse.Namespace) -> bool:
         size["of"] = "kernels"  # whose times are not known yet
     check_size(**size)
     check_dtype(options)
+    check_signal(options.signal, options.gradients, method=options.method)
+    check_pattern("include", options.include)
+    check_pattern("exclude", options.exclude)
     return latency
 
 
@@ -144,21 +146,37 @@ def measured_latency(model: Any, options: argparse.Namespace) -> Any:
     batch, length = options.cell or CELL
     if length > (longest := family_of(model.config).longest(model.module.config)):
         raise ValueError(f"--cell: got {batch}x{length}, wanted at most {longest} tokens, the positions of the model")
-    file, kernels = folder() / "latency.json", select_kernels(model, options.include, options.exclude)
-    say(f"timing the model for {batch} x {length} tokens; times are kept in {file}")
+    file, kernels = file_of_times(), select_kernels(model, options.include, options.exclude)
+    kept = f"kept in {file}" if file else f"not kept, for nothing can be written in {folder()}"
+    say(f"timing the model for {batch} x {length} tokens; times are {kept}")
     found = measure_latency(model, batch, length, kernels=kernels, file=file)
     say(f"the dense model takes {1e3 * found.seconds:.1f} ms")
     return found
 
 
-def trimmed(model: Any, files: list[Path], texts: Any) -> Any:
-    """The model without the tokens that neither these texts nor those of the files use."""
-    from bert_adapter.families import output_of
-    from bert_adapter.outputs import OUTPUTS
+def file_of_times() -> Path | None:
+    """Where times are kept, unless nothing can be; a ValueError if something else is there."""
+    from bert_adapter.files import check_writable
+    from bert_adapter.latency import UNKNOWN, entries
+
+    file = folder() / "latency.json"
+    try:
+        check_writable(file)
+    except ValueError:
+        return None
+    try:
+        entries(file)
+    except ValueError as error:
+        said = str(error).removeprefix("file: ").removesuffix(UNKNOWN)
+        raise ValueError(f"{said}: it is where --of {LATENCY} keeps times, delete it") from None
+    return file
+
+
+def trimmed(model: Any, texts: Any) -> Any:
+    """The model without the tokens that these texts do not use."""
     from bert_adapter.trimming import trim
 
-    read = OUTPUTS[output_of(model.module)].texts
-    small, kept = trim(model, [*texts, *(text for file in files for text in read(file))])
+    small, kept = trim(model, texts)
     say(f"{len(kept):,} of {model.config['vocab_size']:,} tokens are kept")
     return small
 
@@ -169,15 +187,6 @@ def check_dtype(options: argparse.Namespace) -> None:
         raise ValueError("--dtype: got one with --of bytes, which chooses it for each matrix: wanted either")
 
 
-def texts_of(model: Any, file: Path, options: argparse.Namespace) -> Any:
-    """Batches of the texts in a file, as many at a time as `heal` can deal anew."""
-    from bert_adapter.families import output_of
-    from bert_adapter.outputs import OUTPUTS
-    from bert_adapter.text import text_batches
-
-    return text_batches(model, OUTPUTS[output_of(model.module)].texts(file), max_length=options.max_length)
-
-
 def run_heal(options: argparse.Namespace) -> None:
     """A compressed checkpoint that is trained to a dense one's outputs."""
     from bert_adapter.checkpoint import load, save
@@ -185,16 +194,18 @@ def run_heal(options: argparse.Namespace) -> None:
     from bert_adapter.healing import heal
     from bert_adapter.outputs import OUTPUTS
     from bert_adapter.places import check_places
+    from bert_adapter.text import text_batches
 
     check_numbers(options)
     files = {"--text": options.text, "--heldout": options.heldout}
     check_places({"DIR": options.model, "--teacher": options.teacher}, files, {"--file": options.file}, options.output)
     small, dense = load(options.model), load(options.teacher)
-    texts = OUTPUTS[output_of(small.module)].texts(options.text)
+    read = OUTPUTS[output_of(small.module)].texts
+    texts, others = read(options.text), read(options.heldout) if options.heldout else None
     check_tokens(small, dense, texts, options.max_length, of="--text")
     say(f"{options.model}: healing on {len(texts)} texts")
-    batches = texts_of(small, options.text, options)
-    heldout = texts_of(small, options.heldout, options) if options.heldout else None
+    batches = text_batches(small, texts, max_length=options.max_length)
+    heldout = text_batches(small, others, max_length=options.max_length) if others else None
     how = {name: getattr(options, name) for name in ("epochs", "learning_rate", "batch_size", "seed", "file")}
     with of_option("--text"):
         healed, gained = heal(small, dense, batches, heldout=heldout, **how)
@@ -211,6 +222,7 @@ def run_finetune(options: argparse.Namespace) -> None:
     from bert_adapter.checkpoint import load, save
     from bert_adapter.evaluate import score
     from bert_adapter.families import label_count, output_of
+    from bert_adapter.heads import drawn
     from bert_adapter.labels import head_wanted, with_head_for
     from bert_adapter.outputs import OUTPUTS
     from bert_adapter.places import check_places
@@ -229,7 +241,8 @@ def run_finetune(options: argparse.Namespace) -> None:
     model = with_head_for(loaded, rows.labels, head=head, seed=options.seed)
     if model is not loaded:
         was, count = OUTPUTS[output_of(loaded.module)].about, label_count(model.module) or 0
-        say(f"{options.model}, {was}, gets a new head of {count} output{'s' * (count > 1)}: {OUTPUTS[head].about}")
+        new = f"a new head of {count} output{'s' * (count > 1)}: {OUTPUTS[head].about}"
+        say(f"{options.model}, {was}, gets {new}; drawn at random: {', '.join(drawn(loaded, model))}")
     if dev:
         checked_examples(model, dev, options.max_length)
     check_tokens(model, teacher, rows.texts, options.max_length, of="--data")

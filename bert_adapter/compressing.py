@@ -22,7 +22,7 @@ from bert_adapter.decompositions import (
 )
 from bert_adapter.factorisation import KernelReport, factorise
 from bert_adapter.families import predictive
-from bert_adapter.files import check_writable
+from bert_adapter.files import check_writable, path_of
 from bert_adapter.healing import Healing, HealingPlan, follow, healing_plan
 from bert_adapter.importance.gradients import Gradients, Loss, check_gradients
 from bert_adapter.importance.measure import check_module, check_reached
@@ -298,7 +298,7 @@ def in_dtypes(small: Model, dtype: str | Mapping[str, str] | None) -> Model:
 
 def beside(file: str | Path | None) -> Path | None:
     """The file of the state of healing, beside that of what was measured."""
-    return None if file is None else Path(file).with_name(f"{Path(file).name}.healing")
+    return None if file is None else path_of(file).with_name(f"{path_of(file).name}.healing")
 
 
 def decomposed(

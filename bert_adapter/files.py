@@ -13,9 +13,18 @@ import numpy as np
 from safetensors import safe_open
 
 
+def path_of(path: str | Path) -> Path:
+    """The path, whose ~ is the user's home: of whatever is read or written, before anything looks at it."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
 @contextmanager
-def writing(path: Path) -> Iterator[Path]:
+def writing(path: str | Path) -> Iterator[Path]:
     """A path beside `path` whose file takes its place when the block ends, and vanishes if it fails."""
+    path = path_of(path)
     check_writable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -32,12 +41,13 @@ def writing(path: Path) -> Iterator[Path]:
         raise
 
 
-def check_writable(path: Path) -> None:
+def check_writable(path: str | Path) -> None:
     """A ValueError if no file can be put there, so that it is known before work and not after it.
 
     What is there and is neither a file nor a directory, such as /dev/null or a pipe, is left alone: a file that takes
     its place would be in the way of all that use it.
     """
+    path = path_of(path)
     if path.exists() and not path.is_file():
         kind = "a directory" if path.is_dir() else "a device or a pipe"
         raise ValueError(f"{path}: got {kind}, wanted the name of a file")
@@ -46,7 +56,7 @@ def check_writable(path: Path) -> None:
 
 def check_parent(path: Path) -> None:
     """A ValueError if nothing can be put where the path lies."""
-    nearest = next(parent for parent in path.expanduser().absolute().parents if os.path.lexists(parent))
+    nearest = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
     if not nearest.is_dir():
         raise ValueError(f"{path}: {nearest} is a file, wanted a directory to write in")
     try:
@@ -73,7 +83,7 @@ KINDS = {  # of numbers: NumPy's names, and those of safetensors
 }
 
 
-def write_arrays(path: Path, arrays: Mapping[str, Any], metadata: dict[str, str]) -> None:
+def write_arrays(path: str | Path, arrays: Mapping[str, Any], metadata: dict[str, str]) -> None:
     """The file, in safetensors, holds the arrays, or what it held before.
 
     A list of flat arrays is one array, end to end. Nothing is copied, where safetensors' own function would make all of
@@ -101,7 +111,7 @@ def write_arrays(path: Path, arrays: Mapping[str, Any], metadata: dict[str, str]
             raise OSError(f"{path}: {error.strerror or error}") from error
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: str | Path, text: str) -> None:
     """The file holds the text, or what it held before."""
     with writing(path) as temporary:
         temporary.write_text(text, "utf-8")
@@ -133,7 +143,7 @@ def read_metadata(file: str | Path, wanted: str) -> tuple[dict[str, str], list[s
 def opened(file: str | Path, wanted: str) -> Iterator[Any]:
     """A safetensors file, or a ValueError that says that what is `wanted` was."""
     try:
-        with safe_open(file, "numpy") as content:
+        with safe_open(path_of(file), "numpy") as content:
             yield content
     except Exception as error:  # safetensors has an exception of its own
         raise ValueError(f"{file}: wanted {wanted}: {error}") from error

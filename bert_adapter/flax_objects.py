@@ -11,6 +11,7 @@ from bert_adapter.checkpoint.directory import FACTORS, PARAMETERS
 from bert_adapter.checkpoint.names import by_path
 from bert_adapter.checkpoint.own import load_own
 from bert_adapter.families import family_of, flax_architectures
+from bert_adapter.files import path_of
 from bert_adapter.layers.capture import Batch
 from bert_adapter.layers.running import factorised
 from bert_adapter.model import Model, on
@@ -81,12 +82,14 @@ def on_factors(kind: Any) -> Any:
 
     def from_pretrained(cls: Any, directory: str | Path, *args: Any, **kwargs: Any) -> Any:
         """The object that was saved there, or, from a directory of transformers', what its class loads."""
-        if not any((Path(directory) / name).is_file() for name in (FACTORS, PARAMETERS)):
+        place = path_of(directory)
+        directory = place if place.is_dir() else directory
+        if not any((place / name).is_file() for name in (FACTORS, PARAMETERS)):
             return with_params_of(dense := kind.from_pretrained(directory, *args, **kwargs), of_flax(dense))
         blank = kind(kind.config_class.from_pretrained(directory), *args, _do_init=False, **kwargs)
-        if (Path(directory) / PARAMETERS).is_file():
+        if (place / PARAMETERS).is_file():
             shapes = Model(blank.module, blank.params_shape_tree, {}, {})
-            return with_params_of(blank, load_own(Path(directory), shapes))
+            return with_params_of(blank, load_own(place, shapes))
         return with_params_of(blank, load(directory))
 
     methods = {"__call__": call, "save_pretrained": save_pretrained, "from_pretrained": classmethod(from_pretrained)}

@@ -24,9 +24,10 @@ def with_head(
 ) -> Model:
     """The model with a new head; by default a classifier of `labels` classes, or of one, the value of a regression.
 
-    What followed the encoder to embed texts is gone, dense layers and modules.json among it, and so are a pretraining
-    head, and a pooler that the new head does not use. One that it uses and that is missing is new too. New kernels are
-    drawn from the normal distribution that the config names; new biases are zero.
+    What followed the encoder to embed texts is gone, dense layers and modules.json among it, and a pooler that the new
+    head does not use. Of a pretraining head stays what transformers has there too, ModernBERT's `head`. What is missing
+    is new, a pooler among it: `heads.drawn` names it. New kernels are drawn from the normal distribution that the
+    config names; new biases are zero.
 
     Args:
       labels: how many classes; None for "answer" and "choice", whose outputs are given.
@@ -48,20 +49,35 @@ def with_head(
     check_family(model, "gets no head: put one into your module")
     has, count, family = output_of(model.module), label_count(model.module), family_of(model.config)
     if count is not None and not OUTPUTS[has].pretraining:
-        raise ValueError(f"the model has a head already, of {count} labels: without_head(model) has none")
+        advice = "finetune trains it; without_head(model), in Python, has none"
+        raise ValueError(f"the model has a head already, of {count} labels: {advice}")
     architecture = architectures_of(family).get(head)
     if architecture is None:
         known = ", ".join(map(repr, architectures_of(family)))
         raise ValueError(f"head: got {head!r}, supported by models of this family: {known}")
     entries = OUTPUTS[head].entries(labels) | ({} if problem_type is None else {"problem_type": problem_type})
-    encoder = without_head(model)
-    config = bare(encoder.config) | entries | {"architectures": [architecture.names[0]]}
-    headed = moved(encoder, config, lambda path: f"{family.prefix}{path}")
+    config = bare(model.config) | entries | {"architectures": [architecture.names[0]]}
+    headed = moved(model, config, lambda path: path if count is not None else f"{family.prefix}{path}")
     params: dict[str, Any] = dict(flatten_dict(headed.params, keep_empty_nodes=True, sep="/"))
     wanted = shapes(headed.module, low_rank(headed.config))
     missing = {path: wanted[path] for path in wanted if path not in params}
     new = fresh(missing, family.deviation(headed.module.config), seed)
     return headed._replace(params=unflatten_dict(params | new, sep="/"))
+
+
+def drawn(model: Model, headed: Model) -> list[str]:
+    """The paths of the layers that are new in what `with_head` made of the model.
+
+    Example:
+        >>> import bert_adapter
+        >>> from bert_adapter.heads import drawn
+        >>> from bert_adapter.sample import sample_model
+        >>> drawn(model := sample_model(), bert_adapter.with_head(model, 3))
+        ['classifier']
+    """
+    prefix = "" if label_count(model.module) is not None else family_of(model.config).prefix
+    had, has = (flatten_dict(each.params, keep_empty_nodes=True, sep="/") for each in (model, headed))
+    return sorted({str(path).rpartition("/")[0] for path in has.keys() - {f"{prefix}{path}" for path in had}})
 
 
 def without_head(model: Model) -> Model:

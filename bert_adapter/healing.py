@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from bert_adapter.checkpoint.bits import Stored, as_stored, factorised_tables, stored_as
 from bert_adapter.checkpoint.names import dtypes_of
-from bert_adapter.files import check_writable
+from bert_adapter.files import check_writable, path_of
 from bert_adapter.importance.fingerprint import of_arrays, of_function, of_params
 from bert_adapter.kinds import as_model, in_kind
 from bert_adapter.layers.capture import Batch, Forward
@@ -216,7 +216,7 @@ def heal(
         True
     """
     if file is not None:
-        check_writable(Path(file))
+        check_writable(file)
     model, teacher = (as_model(one, forward=forward, output=output) for one in (small, dense))
     check_floats(model.params, "small")
     check_range("seed", seed, 0, 2**32 - 1)
@@ -427,7 +427,7 @@ def descended(
                 best = jax.tree.map(jnp.copy, params) if best_of(before, losses)[0] == number + 1 else best
             state = State(params, (inner, best, np.int32(tried)), number + 1, fresh.run)
             if file is not None and (looked or time.monotonic() - saved > SAVE_EVERY):
-                save_state(state, losses, Path(file))
+                save_state(state, losses, path_of(file))
                 saved = time.monotonic()
         if not schedule.too_high(tried, before, losses):
             return state, losses

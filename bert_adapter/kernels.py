@@ -75,7 +75,10 @@ def select_kernels(
         raise ValueError(f"include={pattern!r} and exclude={exclude!r} select none of {sorted(shapes)}{others}")
     leaves = by_path(model.params)
     if done := [path for path in selected if f"{whole(path)}/left" in leaves]:
-        raise ValueError(f"{len(done)} of the selected kernels are factorised already, {done[0]!r} first: merge() them")
+        advice = (
+            "merge(model) is dense, and so is what `bert-adapter export DIR --to transformers-dense -o DENSE` writes"
+        )
+        raise ValueError(f"{len(done)} of the selected kernels are factorised already, {done[0]!r} first: {advice}")
     return selected
 
 

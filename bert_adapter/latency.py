@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 
 from bert_adapter.engines import batch_for, threads_here
 from bert_adapter.factorisation import factors_of
-from bert_adapter.files import check_writable, write_text
+from bert_adapter.files import check_writable, path_of, write_text
 from bert_adapter.importance.fingerprint import of_function
 from bert_adapter.json_files import parsed
 from bert_adapter.kernels import Shapes, break_even, select_kernels
@@ -136,7 +136,7 @@ def measure_latency(
     check_family(model, "is not timed by its texts: wanted one of a family")
     check_floats(model.params, "model")
     shapes = multiplied(model, select_kernels(model) if kernels is None else kernels)
-    place = None if file is None else Path(file)
+    place = None if file is None else path_of(file)
     if place is not None:
         check_writable(place)
     inputs = batch_for(model, batch, length)
@@ -220,6 +220,9 @@ def costs_from(entry: dict[str, Any]) -> Costs:
     return found
 
 
+UNKNOWN = ": wanted another file, or none"
+
+
 def entries(file: Path) -> list[dict[str, Any]]:
     """What the file holds, for all places."""
     if not file.exists():
@@ -237,7 +240,7 @@ def entries(file: Path) -> list[dict[str, Any]]:
             for each in entry["kernels"]:
                 costs_from(each)
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"file: {file} holds no times of kernels, {error}: wanted another file, or none") from None
+        raise ValueError(f"file: {file} holds no times of kernels, {error}{UNKNOWN}") from None
     return known
 
 

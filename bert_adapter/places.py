@@ -23,8 +23,8 @@ def check_places(
     """
     inputs = {name: path.resolve() for name, path in read.items() if path is not None}
     directories = {name: Path(path).resolve() for name, path in models.items() if path and Path(path).is_dir()}
-    outputs = {name: path.expanduser().resolve() for name, path in written.items() if path is not None}
-    checkpoint = {} if output is None else {"-o": output.expanduser().resolve()}
+    outputs = {name: path.resolve() for name, path in written.items() if path is not None}
+    checkpoint = {} if output is None else {"-o": output.resolve()}
     for name, path in inputs.items():
         if path.is_dir() or not path.exists():
             raise ValueError(f"{name}: {path} is {'a directory' if path.is_dir() else 'not there'}, wanted a file")

@@ -1,15 +1,18 @@
 """Texts and labelled rows from files."""
 
 import codecs
+import json
 import math
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from bert_adapter.files import path_of
 from bert_adapter.json_files import parsed, shown
-from bert_adapter.rows import LabelledTexts, Source
+from bert_adapter.rows import LabelledTexts, Listed, Source
 
 MARKS = {  # of encodings that are not ours; those of UTF-32 begin as those of UTF-16 do
     codecs.BOM_UTF32_LE: "UTF-32",
@@ -26,7 +29,7 @@ def read_lines(file: str | Path) -> list[str]:
       OSError: it cannot be read.
       ValueError: it is in another encoding; the message names the line.
     """
-    data = Path(file).read_bytes()
+    data = path_of(file).read_bytes()
     if name := next((name for mark, name in MARKS.items() if data.startswith(mark)), None):
         raise ValueError(f"{file}: got {name}, wanted UTF-8: iconv -f {name} -t UTF-8 converts it")
     try:
@@ -48,7 +51,7 @@ def read_texts(file: str | Path) -> list[str]:
 
     Raises:
       OSError: it cannot be read.
-      ValueError: it is in another encoding than UTF-8, or all blank.
+      ValueError: it is in another encoding than UTF-8, or all blank, or a table or JSON: no text a line.
 
     Example:
         >>> import os, tempfile, bert_adapter
@@ -59,21 +62,63 @@ def read_texts(file: str | Path) -> list[str]:
         ...     bert_adapter.read_texts(file)
         ['a red fox', 'a dog']
     """
-    texts = [line for line in read_lines(file) if line.strip()]
+    return plain(file, read_lines(file))
+
+
+def texts_in(file: str | Path) -> Listed:
+    """The texts of a file that need no labels: a text a line, or those of `read_rows` where a heading has 'label'."""
+    lines = read_lines(file)
+    return rows_from(file, lines).texts if "label" in columns_of(lines[0]) else plain(file, lines)
+
+
+def columns_of(line: str) -> list[str]:
+    """What stands between the tabs of a line; nothing where it has none."""
+    return line.split("\t") if "\t" in line else []
+
+
+def plain(file: str | Path, lines: list[str]) -> list[str]:
+    """The lines that are not blank, if they are texts."""
+    texts = [line for line in lines if line.strip()]
     if not texts:
         raise ValueError(f"{file} holds no text; wanted a sentence a line")
+    if "label" in columns_of(texts[0]):
+        raise ValueError(f"{file}: got a heading with 'label', wanted a text a line: read_rows reads such a file")
+    if "label" in (names := re.split("[,;]", texts[0])) and all(re.fullmatch(r'"?\w+"?', name) for name in names):
+        raise ValueError(
+            f"{file}: got a heading with commas, {texts[0]!r:.80}, wanted a text a line, or tabs for commas"
+        )
+    tabs = {line.count("\t") for line in texts}
+    if len(texts) > 1 and tabs != {0} and len(tabs) == 1:
+        raise ValueError(
+            f"{file}: got {tabs.pop() + 1} columns in every line, wanted a text a line, or a heading with 'label': "
+            f"`cut -f 1` writes the first column"
+        )
+    if is_json(texts[0]):
+        raise ValueError(
+            f"{file}: got JSON, {texts[0]!r:.60}, wanted a text a line: `jq -r .text` writes the entry 'text'"
+        )
     return texts
+
+
+def is_json(line: str) -> bool:
+    """Whether a file that begins so holds JSON."""
+    try:
+        return isinstance(json.loads(line), dict) if line.lstrip().startswith("{") else line.strip() == "["
+    except ValueError:
+        return line.strip() == "{"
 
 
 def read_rows(file: str | Path) -> LabelledTexts:
     """The rows of a tab-separated file with a heading, such as GLUE's: all columns but "label" are text, one or two.
 
-    In UTF-8. Nothing is quoted, as in GLUE. Labels are integers if all of them are, or all numbers, or all names.
+    In UTF-8. Nothing is quoted, as in GLUE; a warning says where a cell looks as if it were. Labels are integers if all
+    of them are, or all numbers, or all names.
 
     Raises:
       OSError: it cannot be read.
-      ValueError: another encoding, no column "label", no text or more than two, a row of another length, or a label
-        that is missing, not finite, or not of the kind of the others. The message names the line.
+      ValueError: another encoding, no column "label", no text or more than two, an index in place of a text, a row of
+        another length, a text that is missing, or a label that is missing, not finite, or not of the kind of the
+        others. The message names the line.
 
     Example:
         >>> import os, tempfile, bert_adapter
@@ -84,9 +129,15 @@ def read_rows(file: str | Path) -> LabelledTexts:
         ...     bert_adapter.read_rows(file).texts
         ['a red fox']
     """
-    heading, *lines = (line.split("\t") for line in read_lines(file))
+    return rows_from(file, read_lines(file))
+
+
+def rows_from(file: str | Path, given: list[str]) -> LabelledTexts:
+    """The rows of a file that holds these lines."""
+    heading, *lines = (line.split("\t") for line in given)
     if heading.count("label") != 1 or not 2 <= len(heading) <= 3:
         raise ValueError(f"{file}: wanted a heading of one or two columns of text and 'label'; got {heading}")
+    check_heading(file, heading)
     place = heading.index("label")
     cells = [(number, row) for number, row in enumerate(lines, 2) if len(row) > 1 or row[0].strip()]
     for number, row in cells:
@@ -96,8 +147,34 @@ def read_rows(file: str | Path) -> LabelledTexts:
         raise ValueError(f"{file}: wanted rows below the heading; got none")
     source = Source(str(file), np.array([number for number, _ in cells]))
     texts = [tuple(cell for i, cell in enumerate(row) if i != place) for _, row in cells]
+    check_cells(texts, [name for name in heading if name != "label"], source)
     columns = [row[0] for row in texts] if len(heading) == 2 else [(row[0], row[1]) for row in texts]
     return LabelledTexts(columns, labels_in([row[place] for _, row in cells], source), source)
+
+
+NO_INDEX = "wanted texts: pandas writes no index with to_csv(file, sep='\\t', index=False)"
+
+
+def check_heading(file: str | Path, heading: list[str]) -> None:
+    """A ValueError for a column that by its name is an index, and no text."""
+    for name in heading:
+        if name.strip().lower() in ("", "idx", "index", "id") or name.startswith("Unnamed: "):
+            raise ValueError(f"{file}: got a column called {name!r} in the heading {heading}, {NO_INDEX}")
+
+
+def check_cells(rows: list[tuple[str, ...]], names: list[str], source: Source) -> None:
+    """A ValueError for a text that is missing, or a column of integers; a warning for one that looks quoted."""
+    for row, line in zip(rows, source.lines, strict=True):
+        for name, cell in zip(names, row, strict=True):
+            if not cell.strip():
+                raise ValueError(f"{source.file}, line {line}: got {cell!r} in the column {name!r}, wanted a text")
+    for name, column in zip(names, zip(*rows, strict=True), strict=True):
+        if all(re.fullmatch(r"\s*[+-]?[0-9]+\s*", cell) for cell in column):
+            raise ValueError(f"{source.file}: got an integer in every row of the column {name!r}, {NO_INDEX}")
+        quoted = (cell[:1] == cell[-1:] == '"' and '""' in cell[1:-1] for cell in column)
+        if line := next((line for line, each in zip(source.lines, quoted, strict=True) if each), None):
+            said = "got a quoted cell, whose quotes are read as text: pandas writes none with quoting=csv.QUOTE_NONE"
+            warnings.warn(f"{source.file}, line {line}: {said}", stacklevel=4)
 
 
 KINDS = {"an integer": np.int32, "a number": np.float32, "a name": np.str_}
@@ -124,48 +201,6 @@ def kind_of(cell: str) -> str:
     except ValueError:
         return "a name" if cell else ""
     return "a number" if abs(value) <= float(np.finfo(np.float32).max) else ""
-
-
-def read_tagged(file: str | Path) -> LabelledTexts:
-    """The sentences of a file with a word a line, as CoNLL-2003's: the first column is the word, the last its label.
-
-    In UTF-8, with columns between spaces or tabs, and blank lines between sentences. Lines that begin with "-DOCSTART-"
-    are skipped.
-
-    Raises:
-      OSError: it cannot be read.
-      ValueError: another encoding, no sentence, or a line of one column. The message names the line.
-
-    Example:
-        >>> import os, tempfile, bert_adapter
-        >>> with tempfile.TemporaryDirectory() as directory:
-        ...     file = os.path.join(directory, "tags.txt")
-        ...     with open(file, "w") as text:
-        ...         _ = text.write("Ada B-PER\\nruns O\\n\\nFar O\\n")
-        ...     bert_adapter.read_tagged(file).labels
-        [['B-PER', 'O'], ['O']]
-    """
-    words: list[list[str]] = []
-    tags: list[list[str]] = []
-    lines: list[int] = []
-    inside = False
-    for number, line in enumerate(read_lines(file), 1):
-        cells = line.split("\t") if "\t" in line else line.split()
-        if not line.strip() or cells[0] == "-DOCSTART-":
-            inside = False
-            continue
-        if len(cells) < 2 or not cells[0].strip() or not cells[-1].strip():
-            raise ValueError(f"{file}, line {number}: got {line!r:.80}, wanted a word and its label")
-        if not inside:
-            words.append([])
-            tags.append([])
-            lines.append(number)
-            inside = True
-        words[-1].append(cells[0])
-        tags[-1].append(cells[-1].strip())
-    if not words:
-        raise ValueError(f"{file} holds no sentence; wanted a word and its label a line")
-    return LabelledTexts(words, tags, Source(str(file), np.array(lines)))
 
 
 def read_questions(file: str | Path) -> LabelledTexts:

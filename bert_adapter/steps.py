@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from bert_adapter.files import read_arrays, read_metadata, write_arrays
+from bert_adapter.files import path_of, read_arrays, read_metadata, write_arrays
 from bert_adapter.layers.capture import Batch
 
 SAVE_EVERY = 60.0  # seconds between two states of a training that may be killed
@@ -94,7 +94,7 @@ def save_state(state: State, history: np.ndarray, file: Path) -> None:
 def resumed(fresh: State, history: np.ndarray, file: str | Path | None) -> tuple[State, np.ndarray]:
     """The state and the losses that the file holds, if there is one; else the fresh ones."""
     check_run(fresh.run, file)
-    if file is None or not Path(file).exists():
+    if file is None or not path_of(file).exists():
         return fresh, history
     leaves, structure = jax.tree.flatten((fresh.params, fresh.moments))
     metadata, _ = read_metadata(file, "the state of a training")
@@ -109,7 +109,7 @@ def resumed(fresh: State, history: np.ndarray, file: str | Path | None) -> tuple
 
 def check_run(run: Mapping[str, str], file: str | Path | None) -> None:
     """A ValueError if the file is there, and does not hold a state of this run."""
-    if file is None or not Path(file).exists():
+    if file is None or not path_of(file).exists():
         return
     metadata, names = read_metadata(file, "the state of a training")
     if not {"step", "run"} <= metadata.keys():

@@ -15,7 +15,7 @@ from bert_adapter.batches import check_weights, labelled
 from bert_adapter.checkpoint.bits import Stored, stored_as
 from bert_adapter.checkpoint.names import dtypes_of
 from bert_adapter.families import predictive
-from bert_adapter.files import check_writable
+from bert_adapter.files import check_writable, path_of
 from bert_adapter.importance.fingerprint import of_arrays, of_function, of_params
 from bert_adapter.layers.capture import Batch, Forward
 from bert_adapter.layers.integers import check_floats
@@ -119,7 +119,7 @@ def finetune(
     if not batches:
         raise ValueError("no batches: wanted at least one to train on")
     if file is not None:
-        check_writable(Path(file))
+        check_writable(file)
     options = {"learning_rate": learning_rate, "warmup": warmup, "distil": distil, "weight_decay": weight_decay}
     for name, value in options.items():
         check_range(name, value, 0, 1)
@@ -147,7 +147,7 @@ def finetune(
         if not np.isfinite(history[number]):
             raise FloatingPointError(f"the loss is {history[number]} in step {number + 1}: try a lower learning_rate")
         if file is not None and (time.monotonic() - saved > SAVE_EVERY or (number + 1) % len(batches) == 0):
-            save_state(state, history, Path(file))
+            save_state(state, history, path_of(file))
             saved = time.monotonic()
     means = history.reshape(epochs, -1).mean(axis=1)
     params = as_kept(jax.device_get(state.params), model.params, dtypes_of(model.config))

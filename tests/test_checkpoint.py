@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,8 +16,11 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from tiny import CLASSIFIER, EMBEDDER, WORDS, at
 
+import bert_adapter
 from bert_adapter import checkpoint
 from bert_adapter.checkpoint import directory, load, save
+from bert_adapter.importance.measure import continued
+from bert_adapter.steps import State, resumed, save_state
 from bert_adapter.text import tokenizer
 from bert_adapter.trimming import trim
 
@@ -151,6 +155,44 @@ def test_pretraining_checkpoint_is_read_as_its_encoder(tmp_path):
     edit(tmp_path / "model", lambda tensors: {f"bert.{name}": tensors[name] for name in tensors} | heads)
     edit_config(tmp_path / "model", architectures=["BertForMaskedLM"])
     assert_same(load(tmp_path / "model"), encoder)
+
+
+def test_a_tilde_is_the_home_of_the_user_wherever_a_path_is_taken(tmp_path, monkeypatch):
+    home, here = tmp_path / "home", tmp_path / "here"
+    home.mkdir()
+    here.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(here)
+    model = tiny.model()
+    save(model, "~/model")
+    assert load("~/model").module == load(Path("~/model")).module == model.module
+    bert_adapter.export("~/model", "~/dense", to="transformers-dense")
+    with pytest.raises(ValueError, match="lies in ~/model, which is to be exported"):
+        bert_adapter.export("~/model", "~/model/dense", to="transformers-dense")
+    sums = bert_adapter.Importance({}, 8, 80, 1, gradients="gaussian", seed=0, texts=("one",))
+    bert_adapter.save_importance(sums, "~/sums")
+    assert bert_adapter.load_importance("~/sums") == continued(sums, "one", "~/sums") == sums
+    state = State({}, (), 3, {"model": "this"})
+    save_state(state, np.zeros(1), Path("~/state"))
+    assert resumed(state._replace(step=0), np.zeros(1), "~/state")[0].step == 3
+    (home / "texts").write_text("a fox", "utf-8")
+    assert bert_adapter.read_texts("~/texts") == ["a fox"]
+    assert {path.name for path in home.iterdir()} == {"model", "dense", "sums", "state", "texts"}
+    assert not list(here.iterdir())
+    with pytest.raises(ValueError, match="~no-such-user/model: "):
+        save(model, "~no-such-user/model")
+
+
+@pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1", b"# A model"])
+def test_a_card_that_says_nothing_is_none(content, saved):
+    (saved / "README.md").write_bytes(content)
+    assert "README.md" not in load(saved).files
+
+
+def test_a_card_in_another_encoding_is_read_as_far_as_that_goes(saved):
+    (saved / "README.md").write_bytes("---\nlicense: mit\n---\nna\u00efve".encode("latin-1"))
+    with pytest.warns(UserWarning, match=r"README\.md: letters that are not UTF-8 are not carried over"):
+        assert b"license: mit" in load(saved).files["README.md"]
 
 
 def test_encoder_without_pooler_stays_without(tmp_path):

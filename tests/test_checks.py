@@ -431,7 +431,7 @@ NO_NUMBERS = {
 
 
 def test_a_start_that_is_none_is_refused_of_closed_forms_too():
-    with pytest.raises(ValueError, match="start must be one of .*; got 'nonsense'"):
+    with pytest.raises(ValueError, match=r"start must be one of .*; got 'nonsense'"):
         solve(WHOLE, None, 1, method="svd", start="nonsense")
 
 

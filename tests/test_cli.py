@@ -14,7 +14,7 @@ import tiny
 
 import bert_adapter
 import bert_adapter.demo
-from bert_adapter import checkpoint, files, latency, page, training
+from bert_adapter import checkpoint, compressing, files, healing, latency, page, reading, training
 from bert_adapter.cli import check_tokens, main
 from bert_adapter.compressing import Report
 from bert_adapter.demo import sentences
@@ -202,7 +202,7 @@ def check_refused(command, options, changed, message, *, folder, capsys):
         ({"--rank": "-", "--budget": 0.5, "--of": "latency", "--cell": "0x8"}, "argument --cell: got '0x8'"),
         ({"--rank": "-", "--budget": 0.5, "--of": "latency", "--cell": "1x21"}, "--cell: got 1x21, wanted at most 20"),
         ({"--rank": "-", "--budget": 0.5, "--of": "latency", "--heal": "utf16"}, "utf16: got UTF-16, wanted UTF-8"),
-        ({"--report": "~no-such-user/page"}, "argument --report: got '~no-such-user/page'"),
+        ({"--report": "~no-such-user/page"}, "argument --report: got ~no-such-user/page: Could not"),
         ({"DIR": "text"}, "text"),
     ],
     ids=lambda value: "" if isinstance(value, str) else " ".join(f"{k} {v}"[:40] for k, v in value.items()),
@@ -347,6 +347,59 @@ def test_pipes_and_devices_are_read_and_never_replaced(places, monkeypatch, tmp_
     writer.start()
     assert read_texts(pipe) == ["a dog"]
     writer.join()
+
+
+def enough(*_, **__):
+    raise ValueError("enough")
+
+
+def test_every_file_is_read_once(places, monkeypatch, tmp_path, capsys):
+    """It may be a pipe."""
+    monkeypatch.chdir(places)
+    reads: list[str] = []
+    lines = reading.read_lines
+    monkeypatch.setattr(reading, "read_lines", lambda file: reads.append(Path(file).name) or lines(file))
+    monkeypatch.setattr(healing, "heal", enough)
+    monkeypatch.setattr(compressing, "compress", enough)
+    out = ["-o", str(tmp_path / "out")]
+    for argv, wanted in (
+        (["heal", "model", "--teacher", "model", "--text", "text", "--heldout", "rows"], ["text", "rows"]),
+        (["compress", "model", "--rank", "4", "--text", "text", "--heal", "rows"], ["text", "rows"]),
+        (
+            ["compress", "model", "--rank", "4", "--text", "pairs", "--trim", "rows", "--heal", "pairs"],
+            ["pairs", "pairs", "rows"],
+        ),
+    ):
+        reads.clear()
+        assert main([*argv, *out]) == 2
+        assert capsys.readouterr().err == "bert-adapter: error: enough\n"
+        assert reads == wanted
+
+
+OF_TIME = ["compress", "model", "--budget", "0.9", "--of", "latency", "--cell", "1x8", "--text", "text"]
+
+
+def test_times_are_not_kept_where_nothing_can_be(places, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(places)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(latency, "measure_latency", lambda *_, file, **__: enough() if file is None else None)
+    assert main([*OF_TIME, "-o", str(tmp_path / "out")]) == 2
+    printed = capsys.readouterr()
+    assert printed.err == "bert-adapter: error: enough\n"
+    assert f"times are not kept, for nothing can be written in {tmp_path}/file/bert-adapter" in printed.out
+
+
+@pytest.mark.parametrize(("content", "said"), [("{", "wanted JSON: .*"), ('{"schema": 99}', "schema 99")])
+def test_a_cache_of_times_that_cannot_be_read_is_to_be_deleted(content, said, places, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(places)
+    file = tmp_path / "bert-adapter/latency.json"
+    file.parent.mkdir()
+    file.write_text(content, "utf-8")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert main([*OF_TIME, "-o", str(tmp_path / "out")]) == 2
+    wanted = f"error: {file} holds no times of kernels, .*{said}: it is where --of latency keeps times, delete it\n"
+    assert re.search(wanted, capsys.readouterr().err)
 
 
 def test_a_place_without_permission_is_refused(places, monkeypatch, capsys):

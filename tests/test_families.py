@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 import bert_adapter
 from bert_adapter import FAMILIES, load, save
 from bert_adapter.checkpoint.names import by_path
-from bert_adapter.checkpoint.weights import named
+from bert_adapter.checkpoint.weights import conversion, named
 from bert_adapter.families import distilbert, electra, modernbert, module_for, mpnet, roberta
 from bert_adapter.families.bert import Bert
 from bert_adapter.model import Model
@@ -557,6 +557,32 @@ def test_pickles_are_refused_with_the_command_that_converts_them(originals, tmp_
 def test_that_command_names_a_class_or_none(names):
     wanted = "RobertaModel" if "RobertaModel" in (names or []) else "AutoModel"
     assert named({"architectures": names}) == wanted
+
+
+@pytest.mark.parametrize(
+    ("entries", "name"),
+    [
+        ({"num_labels": 2, "id2label": {"0": "LABEL_0", "1": "LABEL_1"}, "finetuning_task": None}, "AutoModel"),
+        ({"num_labels": 3}, "AutoModelForSequenceClassification"),
+        ({"_num_labels": 1}, "AutoModelForSequenceClassification"),
+        ({"id2label": {"0": "bad", "1": "good"}}, "AutoModelForSequenceClassification"),
+        ({"finetuning_task": "sst-2"}, "AutoModelForSequenceClassification"),
+    ],
+)
+def test_that_command_keeps_a_head_of_which_the_config_tells(entries, name):
+    assert named(entries) == name
+
+
+def test_that_command_keeps_what_lies_beside_the_weights_of_a_model_on_the_hub(tmp_path):
+    directory = tmp_path / "models--someone--it/snapshots/5f"
+    directory.mkdir(parents=True)
+    line = conversion(directory, {"architectures": ["BertForMaskedLM"]})
+    assert "; transformers.AutoTokenizer.from_pretrained" in line
+    code = shlex.split(line)[2]
+    assert code.count("from_pretrained('someone/it').save_pretrained('it')") == 2
+    (directory / "modules.json").write_text("[]")
+    code = "import sentence_transformers; sentence_transformers.SentenceTransformer('someone/it').save('it')"
+    assert shlex.split(conversion(directory, {}))[2] == code
 
 
 def test_that_command_converts(opened, tmp_path):

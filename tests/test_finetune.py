@@ -332,6 +332,12 @@ def test_rows_are_read_as_they_stand(tmp_path):
         ("sentence\tlabel\nfox\t1_0\n", "line 2: got '1_0' in the column 'label', wanted a finite number"),
         ("label\tlabel\n1\t2\n", "wanted a heading of one or two columns"),
         ("sentence\tlabel\n", "wanted rows below the heading"),
+        ("sentence\tlabel\tidx\nfox\t1\t0\n", "got a column called 'idx' in the heading .*wanted texts: pandas writes"),
+        ("\tsentence\tlabel\n0\tfox\t1\n", "got a column called '' in the heading"),
+        ("sentence\tlabel\t\nfox\t1\t\n", "got a column called '' in the heading"),
+        ("Unnamed: 0\tsentence\tlabel\n0\tfox\t1\n", "got a column called 'Unnamed: 0' in the heading"),
+        ("number\tsentence\tlabel\n4\tfox\t1\n9\tit\t0\n", "got an integer in every row of the column 'number'"),
+        ("sentence\tlabel\nfox\t1\n \t0\n", "line 3: got ' ' in the column 'sentence', wanted a text"),
     ],
 )
 def test_rows_that_cannot_be_read_are_named(text, message, tmp_path):
@@ -339,6 +345,13 @@ def test_rows_that_cannot_be_read_are_named(text, message, tmp_path):
     file.write_text(text, "utf-8")
     with pytest.raises(ValueError, match=message):
         read_rows(file)
+
+
+def test_quotes_are_read_as_text_and_that_is_said(tmp_path):
+    file = tmp_path / "rows.tsv"
+    file.write_text('sentence\tlabel\n"a" fox ""\t1\n"a ""red"" fox"\t0\n', "utf-8")
+    with pytest.warns(UserWarning, match="line 3: got a quoted cell, whose quotes are read as text"):
+        assert read_rows(file).texts == ['"a" fox ""', '"a ""red"" fox"']
 
 
 def test_batches_hold_every_row_once_with_its_label():

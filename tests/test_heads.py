@@ -31,11 +31,12 @@ from bert_adapter.cli import main
 from bert_adapter.distributions import categorical, span
 from bert_adapter.distributions.draw import Draw
 from bert_adapter.families import label_count, module_for, output_of, predictive
+from bert_adapter.heads import drawn
 from bert_adapter.importance.measure import measure_importance
 from bert_adapter.layers.running import parameter_shapes
 from bert_adapter.losses import distillation, task_loss
 from bert_adapter.outputs.scores import entities, of_answers, of_entities, plain
-from bert_adapter.reading import read_tagged
+from bert_adapter.tagged import read_tagged
 
 NAMES = {
     "tokens": "BertForTokenClassification",
@@ -663,7 +664,7 @@ def test_a_decoder_that_is_tied_is_read_once_and_not_written(tmp_path):
     tensors, wanted = load_file(file), load(tmp_path / "theirs").params
     embeddings, bias = tensors["bert.embeddings.word_embeddings.weight"], tensors["cls.predictions.bias"]
     decoder = {"cls.predictions.decoder.weight": embeddings, "cls.predictions.decoder.bias": bias}
-    other = {"cls.seq_relationship.weight": np.ones((2, 16), np.float32), "bert.pooler.dense.bias": bias[:16].copy()}
+    other = {"cls.seq_relationship.weight": np.ones((2, 16), np.float32)}
     save_file(tensors | decoder | other, file, metadata={"format": "pt"})
     found = load(tmp_path / "theirs")
     jax.tree.map(np.testing.assert_array_equal, found.params, wanted)
@@ -718,6 +719,76 @@ def test_heads_are_put_on_and_taken_off(head):
     assert without_head(bare) is bare
 
 
+def small_config(kind, name):
+    """Of the family's class for a task, with the fewest entries that it takes."""
+    entries = {"vocab_size": 20, "max_position_embeddings": 20, "hidden_size": 16, "num_hidden_layers": 1}
+    sizes = {"num_attention_heads": 2, "intermediate_size": 24, "pad_token_id": 0}
+    return entries | sizes | {"model_type": kind.lower(), "architectures": [f"{kind}For{name}"]}
+
+
+@functools.cache
+def pretrained(kind):
+    """A masked LM; BERT's has a pooler beside its head, as bert-base-uncased has."""
+    entries = small_config(kind, "MaskedLM")
+    module = module_for(entries)
+    module = module.clone(add_pooling_layer=True) if kind == "Bert" else module
+    return bert_adapter.Model(module, tiny.random_params(module), entries, {})
+
+
+@pytest.mark.parametrize(
+    ("kind", "head", "kept", "new"),
+    [
+        ("Bert", "labels", ["bert/pooler/dense"], ["classifier"]),
+        ("Bert", "choice", ["bert/pooler/dense"], ["classifier"]),
+        ("Bert", "tokens", [], ["classifier"]),
+        ("ModernBert", "labels", ["head/dense", "head/norm"], ["classifier"]),
+        ("ModernBert", "answer", ["head/dense", "head/norm"], ["classifier"]),
+    ],
+)
+def test_a_new_head_takes_over_what_was_pretrained(kind, head, kept, new, tmp_path):
+    """As transformers does it, and what is saved in between keeps it."""
+    save(pretrained(kind), tmp_path / "words")
+    masked = load(tmp_path / "words")
+    headed = with_head(masked, {"labels": 2, "tokens": 2}.get(head), head=head)
+    for path in kept:
+        jax.tree.map(np.testing.assert_array_equal, tiny.at(headed.params, path), tiny.at(masked.params, path))
+    assert drawn(masked, headed) == new
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # PyTorch uses it, to open ModernBERT
+@pytest.mark.parametrize(
+    ("kind", "task", "labels"),
+    [
+        ("Bert", "SequenceClassification", 2),
+        ("Bert", "MultipleChoice", None),
+        ("ModernBert", "SequenceClassification", 2),
+        ("ModernBert", "TokenClassification", 3),
+    ],
+)
+def test_a_new_head_is_the_one_of_pytorch_but_for_what_is_drawn(kind, task, labels, tmp_path):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    save(pretrained(kind), tmp_path / "words")
+    head = {"SequenceClassification": "labels", "MultipleChoice": "choice", "TokenClassification": "tokens"}[task]
+    headed = with_head(load(tmp_path / "words"), labels, head=head)
+    more = {} if labels is None else {"num_labels": labels}
+    theirs = getattr(transformers, f"{kind}For{task}").from_pretrained(tmp_path / "words", **more).eval()
+    classifier = {"weight": headed.params["classifier"]["kernel"].T, "bias": headed.params["classifier"]["bias"]}
+    theirs.classifier.load_state_dict({name: torch.tensor(np.array(each)) for name, each in classifier.items()})
+    batch = {name: inputs_for(head)[name] for name in ("input_ids", "attention_mask")}
+    ours = bert_adapter.apply(headed.module, headed.params, **batch)
+    np.testing.assert_allclose(ours, torch_output(theirs, batch).logits.numpy(), rtol=0, atol=1e-5)
+
+
+def test_a_pooler_outlasts_a_compression_of_a_masked_language_model(tmp_path):
+    masked = tiny.with_factors(pretrained("Bert"), {VALUE: 2})
+    save(masked, tmp_path / "small")
+    headed = with_head(load(tmp_path / "small"), 2)
+    pooler = pretrained("Bert").params["bert"]["pooler"]
+    jax.tree.map(np.testing.assert_array_equal, headed.params["bert"]["pooler"], pooler)
+    assert drawn(model("words"), with_head(model("words"), 2)) == ["bert/pooler/dense", "classifier"]
+    jax.tree.map(np.testing.assert_array_equal, without_head(load(tmp_path / "small")).params["pooler"], pooler)
+
+
 def test_a_pretraining_head_gives_way_to_a_classifier():
     headed = with_head(model("words"), 2)
     assert output_of(headed.module) == "labels"
@@ -747,6 +818,25 @@ def test_heads_that_cannot_be_new_are_refused(labels, head, message):
 # Files and the command line.
 
 
+@pytest.mark.parametrize(
+    "content",
+    ["# NN O\nAda NN B-PER\n", "#\tO\nAda\tB-PER\n", "1 O\nAda L-PER\n", "O O\nPER PER\n", "Word N\n", "1 I-X\n"],
+)
+def test_words_that_look_odd_are_words(content, tmp_path):
+    (tmp_path / "file").write_text(content, "utf-8")
+    assert read_tagged(tmp_path / "file").texts == [[line.split()[0] for line in content.splitlines()]]
+
+
+def test_tagged_sentences_are_texts_without_their_tags(tmp_path):
+    file = tmp_path / "file"
+    for content, texts in (
+        ("Ada NN B-PER\nruns VB O\n\nFar RB O\n", [["Ada", "runs"], ["Far"]]),
+        ("a\nit O\n", ["a", "it O"]),
+    ):
+        file.write_text(content, "utf-8")
+        assert OUTPUTS["tokens"].texts(file) == texts
+
+
 def test_tagged_sentences_are_read_with_their_lines(tmp_path):
     file = tmp_path / "tags.txt"
     file.write_text("-DOCSTART- -X- O\n\nAda NNP B-PER\nruns VBZ O\n\n\nFar\tRB\tO\n", "utf-8")
@@ -760,6 +850,17 @@ def test_tagged_sentences_are_read_with_their_lines(tmp_path):
     [
         ("tokens", "Ada B-PER\nruns\n", "line 2: got 'runs', wanted a word and its label"),
         ("tokens", "\n", "holds no sentence"),
+        ("tokens", "Word\tTag\nAda\tB-PER\nruns\tO\n", "line 1: got a heading, 'Word' and 'Tag', wanted a word"),
+        ("tokens", "word\tpos\nAda\tN\nruns\tV\n", "line 1: got a heading, 'word' and 'pos', wanted a word"),
+        (
+            "tokens",
+            "Ada\tB-PER\nruns\tPER\n",
+            "line 2: got the label 'PER', wanted O, or B-, I- and so on before a type",
+        ),
+        ("tokens", "# id 5\tdomain=en\nAda\tB-PER\nruns\tO\n", "line 1: got a comment, wanted none"),
+        ("tokens", "# sent_id = 5\nAda\tB-PER\nruns\tO\n", "line 1: got a comment, wanted none"),
+        ("tokens", "1\tAda\tN\n2\truns\tV\n\n1\tit\tN\n", "line 1: got a first column that counts words"),
+        ("tokens", "1-2\tAmy's\t_\n1\tAmy\tN\n2\t's\tV\n", "line 1: got a first column that counts words"),
         ("answer", '{"question": "it", "context": "a"}\n', "line 1: got no 'answers', wanted 'answers', an object"),
         ("answer", "[]\n", "line 1: got list, wanted an object"),
         ("choice", '{"text": "it", "choices": "a", "label": 0}\n', "line 1: got \"a\", wanted 'choices', a list"),
@@ -818,7 +919,9 @@ def test_the_command_line_puts_a_head_on_for_the_labels_of_words(tmp_path, capsy
     data = written("tokens", tmp_path / "rows")
     common = ["--head", "tokens", "--epochs", "1", "--batch-size", "8", "-o", str(tmp_path / "tuned")]
     assert main(["finetune", str(tmp_path / "dense"), "--data", str(data), *common]) == 0
-    assert "gets a new head of 2 outputs: a label for each word" in capsys.readouterr().out
+    assert (
+        "gets a new head of 2 outputs: a label for each word; drawn at random: classifier\n" in capsys.readouterr().out
+    )
     assert load(tmp_path / "tuned").config["id2label"] == {"0": "O", "1": "B-X"}
 
 

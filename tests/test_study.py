@@ -64,6 +64,27 @@ def test_verdicts_follow_from_the_lines():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("task", "content", "texts", "labels"),
+    [
+        ("CoLA", "gj04\t1\t\ta fox\ngj04\t0\t*\tfox a\n", ["a fox", "fox a"], [1, 0]),
+        ("CoLA", "sentence\tlabel\na fox\t1\nfox a\t0\n", ["a fox", "fox a"], [1, 0]),
+        (
+            "STS-B",
+            "\t".join("abcdefghij") + "\n" + "\t".join("0123456") + "\ta fox\tit\t2.5\n",
+            [("a fox", "it")],
+            [2.5],
+        ),
+        ("SST-2", "sentence\tlabel\na fox\t1\nfox a\t0\n", ["a fox", "fox a"], [1, 0]),
+    ],
+)
+def test_glue_is_read_as_it_is_downloaded(task, content, texts, labels, tmp_path):
+    (tmp_path / task).mkdir()
+    (tmp_path / task / "dev.tsv").write_text(content, "utf-8")
+    rows = study.rows_of(task, "dev", tmp_path)
+    assert (rows.texts, rows.labels.tolist()) == (texts, labels)
+
+
 def test_weights_of_the_study_are_squared_gradients_of_batches_over_their_maximum(tmp_path):
     model = with_head(tiny.model(intermediate_size=16), 2)
     bench = study.Bench("SST-2", model, tiny.rows(), tiny.rows(), calibration=64, folder=tmp_path)

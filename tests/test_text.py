@@ -14,6 +14,7 @@ from tiny import CLASSIFIER
 
 from bert_adapter.evaluate import embed, of_values, score
 from bert_adapter.labels import as_labels, with_head_for
+from bert_adapter.outputs import OUTPUTS
 from bert_adapter.reading import read_rows, read_texts
 from bert_adapter.text import PROGRAM, LabelledTexts, as_texts, few_lengths, labelled_batches, text_batches, tokenizer
 
@@ -378,6 +379,31 @@ def test_other_encodings_are_named_with_the_line(data, message, tmp_path):
     if data.strip(b"\xef\xbb\xbf\r\n"):
         with pytest.raises(ValueError, match=f"{tmp_path}/text{message}"):
             read_rows(tmp_path / "text")
+
+
+@pytest.mark.parametrize(
+    ("content", "texts", "message"),
+    [
+        ("sentence\tlabel\na fox\t1\n", ["a fox"], "got a heading with 'label', wanted a text a line: read_rows"),
+        ("a\tb\tlabel\na fox\tit\t1\n", [("a fox", "it")], "got a heading with 'label'"),
+        ("text,label\na fox,1\n", None, "got a heading with commas, 'text,label', wanted a text a line"),
+        ("gj04\t1\t\ta fox\ngj04\t0\t\tit\n", None, "got 4 columns in every line, wanted a text a line"),
+        ('{"text": "a fox"}\n{"text": "it"}\n', None, "got JSON, .*, wanted a text a line"),
+        ('[\n{"text": "a fox"}]\n', None, "got JSON"),
+        ("the box, label, and\n{it\n[1]\n", ["the box, label, and", "{it", "[1]"], None),
+        ("one\ttab\nit\n", ["one\ttab", "it"], None),
+    ],
+)
+def test_what_is_no_text_a_line_is_read_as_rows_or_refused(content, texts, message, tmp_path):
+    """By the command line, which leaves labels out; in Python there is a function for each."""
+    file = tmp_path / "file"
+    file.write_text(content, "utf-8")
+    for read, wanted in ((OUTPUTS["embedding"].texts, texts), (read_texts, None if message else texts)):
+        if wanted is not None:
+            assert read(file) == wanted
+        else:
+            with pytest.raises(ValueError, match=message):
+                read(file)
 
 
 def test_rows_with_a_mark_and_other_ends_are_read(tmp_path):

@@ -46,6 +46,7 @@ from bert_adapter.families.family import Architecture
 from bert_adapter.families.sentence import MODULES, SETTINGS, declared_stages, settings, stage_paths
 from bert_adapter.families.stages import UNDECLARED, Projection
 from bert_adapter.families.torch_names import to_torch
+from bert_adapter.files import path_of
 from bert_adapter.json_files import is_there
 from bert_adapter.model import Model, is_own
 
@@ -55,10 +56,10 @@ def load(path_or_hub_id: str | Path, *, integers: bool = False) -> Model:
 
     Reads `model.safetensors`, whole or sharded, or else `flax_model.msgpack`; `factorised.safetensors` where the config
     has ranks. A masked LM is read as such, or as its encoder where sentence-transformers' files say that it embeds, or
-    where its head is not in the file; other pretraining heads are left out. The config then says so. An encoder that
-    was saved without a pooler has none here, because no embedding depends on it. Any other parameter that is missing,
-    and every one that is left over or has another shape, is an error. An encoder embeds as `modules.json` declares:
-    pooling, dense layers, scaling to length one; without that file it is the mean of a text's tokens, unscaled.
+    where its head is not in the file; other pretraining heads are left out. The config then says so. An encoder, or a
+    masked LM, has a pooler if it was saved with one, for heads to come. Any other parameter that is missing, and every
+    one that is left over or has another shape, is an error. An encoder embeds as `modules.json` declares: pooling,
+    dense layers, scaling to length one; without that file it is the mean of a text's tokens, unscaled.
 
     Args:
       integers: whether matrices that are stored as integers stay so in memory, which is then a quarter or an eighth. A
@@ -87,7 +88,7 @@ def load(path_or_hub_id: str | Path, *, integers: bool = False) -> Model:
     config = config | {"architectures": [architecture.names[0]]}
     embeds = architecture == family.embedder
     files = read_texts(directory, embeds)
-    if not Path(path_or_hub_id).is_dir():
+    if not path_of(path_or_hub_id).is_dir():
         files[CARD] = card(provenance(files.get(CARD)) | {"base_model": str(path_or_hub_id)})
     check_settings(files, family.longest(family.config(config)))
     module = module_for(config, files)
@@ -152,7 +153,7 @@ def save(model: Model, directory: str | Path, *, dtype: str | Mapping[str, str] 
     dtypes = chosen_dtypes(dtype, params, dtypes_of(model.config))
     found = model._replace(config=with_dtypes(model.config, dtypes))
     written = found._replace(config=stored(found.config, family_name(model.config)))
-    with replacing(Path(directory)) as fresh:
+    with replacing(path_of(directory)) as fresh:
         write(written, fresh, by_file(found, encoded(params, dtypes, factorised_tables(model.params))))
 
 

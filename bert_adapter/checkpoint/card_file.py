@@ -12,7 +12,12 @@ def front_matter(content: bytes, name: Any = CARD) -> dict[str, Any]:
     """The entries between the lines of three dashes with which a card begins; none if it does not."""
     import yaml
 
-    begin, _, rest = content.decode("utf-8-sig", "replace").replace("\r\n", "\n").partition("---\n")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        warnings.warn(f"{name}: letters that are not UTF-8 are not carried over: {error}", stacklevel=2)
+        text = content.decode("utf-8-sig", "replace")
+    begin, _, rest = text.replace("\r\n", "\n").partition("---\n")
     entries, end, _ = rest.partition("\n---")
     if begin.strip() or not end:
         return {}

@@ -14,6 +14,7 @@ from typing import Any
 
 from bert_adapter.checkpoint.card_file import CARD, MARK, card, provenance
 from bert_adapter.families.sentence import MODULES, OLDER_SETTINGS, PROMPTS, SETTINGS, stage_paths
+from bert_adapter.files import path_of
 from bert_adapter.json_files import check_fetched, is_there, parsed, without_mark
 from bert_adapter.model import Model
 
@@ -69,8 +70,8 @@ EXPORTED = ("modeling_low_rank.py", "model.onnx", "model.onnx.data", "model.stab
 
 def fetch(path_or_hub_id: str | Path) -> Path:
     """A directory with the checkpoint's files; of a checkpoint on the Hub, only the files that are read."""
-    if Path(path_or_hub_id).is_dir():
-        return Path(path_or_hub_id)
+    if (directory := path_of(path_or_hub_id)).is_dir():
+        return directory
     try:
         from huggingface_hub import snapshot_download
 
@@ -109,12 +110,13 @@ def read_texts(directory: Path, embeds: bool) -> dict[str, bytes]:
     older = [name for name in OLDER_SETTINGS if is_there(directory / name)]
     if older and SETTINGS not in found:
         found[SETTINGS] = (directory / older[0]).read_bytes()
+    kept = provenance(found.pop(CARD, None), directory / CARD)
     for name, content in found.items():
         check_fetched(directory / name, content)
         found[name] = content if name == SENTENCEPIECE else without_mark(content, directory / name)
         if name.endswith(".json"):
             parsed(content, directory / name, list if name == MODULES else dict)
-    if kept := provenance(found.pop(CARD, None), directory / CARD):
+    if kept:
         found[CARD] = card(kept)  # the rest is about that model, and not about what is made of it
     return found
 
@@ -159,7 +161,7 @@ def replacing(target: Path) -> Iterator[Path]:
 
 def check_target(target: Path) -> Path:
     """The absolute path, if a checkpoint may be written there."""
-    target = target.expanduser().resolve()
+    target = path_of(target).resolve()
     if not replaceable(target):
         raise ValueError(f"{target}: wanted a new or empty directory, or a checkpoint and no other files")
     return target

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from bert_adapter.checkpoint.bits import chosen_dtypes, decoded, encoded, factorised_tables
 from bert_adapter.checkpoint.directory import CONFIG, PARAMETERS, read_config, replacing, write_texts
 from bert_adapter.checkpoint.names import SCHEMA, by_path, check, dtypes_of, low_rank, with_dtypes
+from bert_adapter.files import path_of
 from bert_adapter.json_files import is_there
 from bert_adapter.layers.marker import Factorised
 from bert_adapter.layers.places import kernel_path
@@ -27,7 +28,7 @@ def save_own(model: Model, directory: str | Path, dtype: str | Mapping[str, str]
     dtypes = chosen_dtypes(dtype, params, dtypes_of(model.config))
     config = with_dtypes(on(model, model.params).config | ({"low_rank": section} if ranks else {}), dtypes)
     arrays = encoded(params, dtypes, factorised_tables(model.params))
-    with replacing(Path(directory)) as fresh:
+    with replacing(path_of(directory)) as fresh:
         write_texts(model._replace(config=config), fresh)
         save_file({path: np.require(leaf, requirements="C") for path, leaf in arrays.items()}, fresh / PARAMETERS)
         shutil.copymode(fresh / CONFIG, fresh / PARAMETERS)  # safetensors writes for the owner's eyes only

@@ -13,6 +13,7 @@ from bert_adapter.checkpoint.bits import base_of, decoded, joined, kept
 from bert_adapter.checkpoint.directory import FACTORS, INDEX, MSGPACK, WEIGHTS
 from bert_adapter.checkpoint.names import by_path, dtypes_of, is_apart
 from bert_adapter.families.family import Family
+from bert_adapter.families.sentence import MODULES
 from bert_adapter.families.stages import Projection, Stage
 from bert_adapter.families.torch_names import from_torch
 from bert_adapter.json_files import check_fetched, is_there, parsed
@@ -24,23 +25,37 @@ CONVERSION = (
 
 
 def named(config: dict[str, Any]) -> str:
-    """The class of transformers that the config names first, if it names one."""
+    """The class of transformers that the config names first; if it names none, one that keeps a head it tells of."""
     names = config.get("architectures")
     first = names[0] if isinstance(names, list) and names else names
-    return first if isinstance(first, str) and first.isidentifier() else "AutoModel"
+    if isinstance(first, str) and first.isidentifier():
+        return first
+    labels = config.get("id2label") or {}
+    called = isinstance(labels, dict) and any(not str(name).startswith("LABEL_") for name in labels.values())
+    counted = {len(labels) or 2, config.get("num_labels") or 2, config.get("_num_labels") or 2} != {2}
+    told = called or counted or config.get("finetuning_task") or config.get("problem_type")
+    return "AutoModelForSequenceClassification" if told else "AutoModel"
 
 
-def command(name: str, directory: Path, saves: str = "save_pretrained") -> str:
+def conversion(directory: Path, config: dict[str, Any]) -> str:
     """A line for the shell that reads a directory with PyTorch and writes safetensors there.
 
-    Of a model on the Hub, whose other formats are not fetched, it reads the name, and writes a new folder.
+    Of a model on the Hub, whose other formats are not fetched, it reads the name, and writes a new folder, with its
+    tokenizer. What files of sentence-transformers declare is its own to read and to write.
     """
-    package, source = name.split(".")[0], str(directory)
-    target, repository = source, directory.parent.parent.name
-    if directory.parent.name == "snapshots" and repository.startswith("models--"):
+    source, target = str(directory), str(directory)
+    repository = directory.parent.parent.name
+    online = directory.parent.name == "snapshots" and repository.startswith("models--")
+    if online:
         source = repository.removeprefix("models--").replace("--", "/")
         target = source.rpartition("/")[2]
-    return f"python -c {shlex.quote(f'import {package}; {name}({source!r}).{saves}({target!r})')}"
+    if is_there(directory / MODULES):
+        code = f"import sentence_transformers; sentence_transformers.SentenceTransformer({source!r}).save({target!r})"
+    else:
+        names = [named(config), *(["AutoTokenizer"] if online else [])]
+        calls = (f"transformers.{name}.from_pretrained({source!r}).save_pretrained({target!r})" for name in names)
+        code = f"import transformers; {'; '.join(calls)}"
+    return f"python -c {shlex.quote(code)}"
 
 
 def read(directory: Path, family: Family, config: dict[str, Any], integers: bool = False) -> dict[str, Any]:
@@ -58,8 +73,7 @@ def read(directory: Path, family: Family, config: dict[str, Any], integers: bool
     else:
         names = sorted(path.name for path in directory.iterdir())
         known = WEIGHTS, INDEX, MSGPACK
-        line = command(f"transformers.{named(config)}.from_pretrained", directory)
-        hint = CONVERSION.format(command=line, wanted=WEIGHTS)
+        hint = CONVERSION.format(command=conversion(directory, config), wanted=WEIGHTS)
         if wanted == FACTORS:
             known, hint = (FACTORS,), f"{FACTORS} holds what config.json's low_rank names"
         raise ValueError(f"{directory}: got {names}, wanted {' or '.join(known)}: {hint}")
@@ -76,8 +90,8 @@ def read_stages(directory: Path, stages: Iterable[Stage]) -> dict[str, np.ndarra
         if isinstance(stage, Projection):
             file = directory / stage.name / WEIGHTS
             if not is_there(file):
-                line = command("sentence_transformers.SentenceTransformer", directory, "save")
-                raise ValueError(f"{file}: the file is missing: {CONVERSION.format(command=line, wanted=WEIGHTS)}")
+                line = CONVERSION.format(command=conversion(directory, {}), wanted=WEIGHTS)
+                raise ValueError(f"{file}: the file is missing: {line}")
             found |= {f"{stage.name}/{path}": each for path, each in renamed(read_tensors(file), from_torch).items()}
     return found
 

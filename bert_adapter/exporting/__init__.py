@@ -14,7 +14,7 @@ from bert_adapter.exporting.model_card import check_scores, describe
 from bert_adapter.exporting.onnx_file import ONNX
 from bert_adapter.exporting.stablehlo import STABLEHLO
 from bert_adapter.exporting.target import Target
-from bert_adapter.files import check_parent
+from bert_adapter.files import check_parent, path_of
 from bert_adapter.kinds import as_model
 from bert_adapter.model import Model, check_family
 from wlra.checks import check_name
@@ -65,14 +65,14 @@ def export(
     check_packages(to)
     numbers = {name: getattr(value, "item", lambda value=value: value)() for name, value in (scores or {}).items()}
     check_scores(numbers)
-    check_out(model, Path(out))
+    check_out(model, path_of(out))
     found = as_model(model)
     check_family(found, "is not exported: jax.export takes your own function of it")
     found = found._replace(config=with_dtypes(found.config, target.integers(found)))
     checked(found)
     target.check(found, dtype)
     chosen = dtype or next(iter(target.dtypes), None)
-    with replacing(Path(out)) as fresh:
+    with replacing(path_of(out)) as fresh:
         target.write(found, fresh, chosen)
         (fresh / CARD).write_bytes(describe(found, target, dtype=chosen, scores=numbers))
 
@@ -95,5 +95,5 @@ def check_out(model: Any, out: Path) -> None:
     """A ValueError if nothing may be written there."""
     target = check_target(out)
     check_parent(target)
-    if isinstance(model, str | Path) and Path(model).is_dir() and target.is_relative_to(Path(model).resolve()):
+    if isinstance(model, str | Path) and target.is_relative_to(place := path_of(model).resolve()) and place.is_dir():
         raise ValueError(f"out: {target} lies in {model}, which is to be exported: wanted another place")

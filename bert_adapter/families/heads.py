@@ -10,8 +10,8 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num
 
-from bert_adapter.families.family import Architecture
-from bert_adapter.families.modules import Encode, Pool, context_of, run
+from bert_adapter.families.family import Architecture, unchanged
+from bert_adapter.families.modules import Encode, Pool, context_of, run, with_saved_parts
 from bert_adapter.families.parts import Context, Ids, Inputs, Output, Scope, dense, dropout, head_dropout
 
 Head = Callable[[Context, Output], Array]
@@ -47,14 +47,19 @@ class TokenHead(nn.Module):
 
 
 class WordHead(nn.Module):
-    """The logits of all words at each token, from the states and the encoder's own table of words, at `table`."""
+    """The logits of all words at each token, from the states and the encoder's own table of words, at `table`.
+
+    A pooler that a checkpoint holds stays, for heads to come: no word depends on it.
+    """
 
     config: Any
+    add_pooling_layer: bool = False
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
 
     prefix: ClassVar[str]
     encode: ClassVar[Encode]
+    pool: ClassVar[Pool | None] = None
     head: ClassVar[Words]
     table: ClassVar[str]
 
@@ -69,7 +74,8 @@ class WordHead(nn.Module):
     ) -> Float[Array, "batch time vocabulary"]:
         inputs = Inputs(input_ids, attention_mask, token_type_ids, position_ids)
         context = context_of(self, deterministic)
-        result = Scope(run, name=self.prefix)(context, inputs, type(self).encode, None)
+        pool = type(self).pool if self.add_pooling_layer else None
+        result = Scope(run, name=self.prefix)(context, inputs, type(self).encode, pool)
         words: Any = self.variables["params"][self.prefix]
         *parents, leaf = self.table.split("/")
         for name in parents:
@@ -109,14 +115,14 @@ class ChoiceHead(nn.Module):
         return type(self).head(context, result).reshape(input_ids.shape[0], -1)
 
 
-def unchanged(context: Context, x: Array) -> Array:
+def as_it_is(context: Context, x: Array) -> Array:
     return x
 
 
 class Decoder(nn.Module):
     """The products of what `part` makes of the states with the words' embeddings, and a bias, below this name."""
 
-    part: Callable[[Context, Array], Array] = unchanged
+    part: Callable[[Context, Array], Array] = as_it_is
 
     @nn.compact
     def __call__(
@@ -205,7 +211,8 @@ def heads(
             names=(f"{name}For{kind}",),
             module=type(f"{name}For{kind}", (base,), own | functions),
             labels=labels,
-            ignored=ignored if "pool" in parts else f"^{prefix}/pooler/|{ignored}",
+            ignored=ignored if parts.get("pool") else f"^{prefix}/pooler/|{ignored}",
+            fit=with_saved_parts if parts.get("pool") and base is WordHead else unchanged,
             flax=flax and f"{flax}For{kind}",
             tied=tied,
         )
@@ -213,7 +220,7 @@ def heads(
     known = {
         "tokens": made("TokenClassification", TokenHead, lambda config: config.num_labels, head=tokens),
         "answer": made("QuestionAnswering", TokenHead, lambda config: 2, head=answer),
-        "words": made("MaskedLM", WordHead, lambda config: config.vocab_size, tied, head=words, table=table),
+        "words": made("MaskedLM", WordHead, lambda config: config.vocab_size, tied, head=words, table=table, pool=pool),
     }
     if choice is not None:
         known["choice"] = made("MultipleChoice", ChoiceHead, lambda config: 1, head=choice, pool=pool)

@@ -118,5 +118,5 @@ class SequenceClassifier(nn.Module):
 
 
 def with_saved_parts(module: Any, paths: Any) -> Any:
-    """Without a pooler if the checkpoint has none: no embedding depends on it."""
-    return module.clone(add_pooling_layer=any(path.startswith("pooler/") for path in paths))
+    """With a pooler if the checkpoint has one: neither embeddings nor the words behind masks depend on it."""
+    return module.clone(add_pooling_layer=any("/pooler/" in f"/{path}" for path in paths))

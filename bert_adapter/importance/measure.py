@@ -14,7 +14,7 @@ from jax.interpreters import partial_eval
 from bert_adapter.batches import check_weights
 from bert_adapter.checkpoint.names import by_path
 from bert_adapter.distributions.draw import Draw
-from bert_adapter.files import check_writable
+from bert_adapter.files import check_writable, path_of
 from bert_adapter.importance.batch import (
     AT_ONCE,
     AT_ONCE_ELSEWHERE,
@@ -121,7 +121,7 @@ def measure_importance(
     how = check_gradients(gradients), frozenset(paths), check_statistics(statistics)
     wanted = Wanted(forward, *how, whole=how[1] if whole else of_float64(params, how[1]))
     if file is not None:
-        check_writable(Path(file))
+        check_writable(file)
     run, key, there = program_for(wanted), jax.random.key(seed), jax.device_put(params)
     compiled: list[Any] = []  # for batches of these shapes
     total: Importance | None = None
@@ -199,7 +199,7 @@ def check_module(importance: Importance | None, model: Model) -> None:
         raise ValueError(
             "importance: measured on another module, whose parameters are the same, but whose program differs: "
             "measure_signal(forward(model), model.params, batches, paths) measures this one. If it is to be used all "
-            'the same: dataclasses.replace(importance, function="")'
+            'the same: dataclasses.replace(importance, function=""), or known._replace(measured=None) of decompositions'
         )
 
 
@@ -263,7 +263,7 @@ def counts(batch: Batch) -> tuple[float, float]:
 
 def continued(fresh: Importance, text: str, file: str | Path | None) -> Importance:
     """What the file holds, if that is the beginning of what is to be measured; without a file, the fresh one."""
-    if file is None or not Path(file).exists():
+    if file is None or not path_of(file).exists():
         return fresh
     found = load_importance(file)
     if different := [*others(found, fresh, text), *differences(found, fresh)]:

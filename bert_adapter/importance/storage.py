@@ -38,7 +38,7 @@ def save_importance(importance: Importance, file: str | Path) -> None:
     }
     fields = {name: getattr(importance, name) for name in FIELDS}
     about = {"schema": SCHEMA, "paths": list(importance.sums), **fields}
-    write_arrays(Path(file), arrays, {"importance": json.dumps(about)})
+    write_arrays(file, arrays, {"importance": json.dumps(about)})
 
 
 def load_importance(file: str | Path) -> Importance:

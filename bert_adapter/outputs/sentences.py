@@ -18,7 +18,7 @@ from bert_adapter.outputs.definition import (
 )
 from bert_adapter.outputs.label_values import as_array, labels_for, with_width
 from bert_adapter.outputs.scores import of_classes, of_values
-from bert_adapter.reading import read_rows, read_texts
+from bert_adapter.reading import read_rows, texts_in
 from bert_adapter.rows import LabelledTexts, Place, as_texts, length_of
 from wlra.checks import check_name
 
@@ -177,7 +177,7 @@ LABELS = Output(
     score=score,
     classes=classes,
     read=read_rows,
-    texts=read_texts,
+    texts=texts_in,
     files="tab-separated with a heading: one or two columns of text and 'label', a class 0, 1, ... or a value",
 )
 EMBEDDING = LABELS._replace(

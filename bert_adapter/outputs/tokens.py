@@ -27,8 +27,8 @@ from bert_adapter.outputs.definition import (
 )
 from bert_adapter.outputs.label_values import labels_for, names_of
 from bert_adapter.outputs.scores import of_entities
-from bert_adapter.reading import read_tagged, read_texts
 from bert_adapter.rows import NO_ROWS, LabelledTexts, Place, check_unicode, rows_in
+from bert_adapter.tagged import read_tagged, words_in
 
 ABOUT = "a label for each word"
 
@@ -170,6 +170,6 @@ TOKENS = Output(
     score=score,
     classes=classes,
     read=read_tagged,
-    texts=read_texts,
+    texts=words_in,
     files="a word and its label a line, a blank line between sentences, as CoNLL-2003's",
 )

@@ -23,7 +23,7 @@ from bert_adapter.outputs.definition import (
     padded,
     tokenized,
 )
-from bert_adapter.reading import read_texts
+from bert_adapter.reading import texts_in
 from bert_adapter.rows import LabelledTexts, Place, as_texts
 
 SHARE, MASKED, REPLACED = 0.15, 0.8, 0.1
@@ -105,8 +105,8 @@ def score(reader: Reader, run: Run, rows: LabelledTexts) -> dict[str, float]:
 
 
 def read(file: Any) -> LabelledTexts:
-    """The lines of a text."""
-    return LabelledTexts(read_texts(file), None)
+    """The texts of a file, without labels."""
+    return LabelledTexts(texts_in(file), None)
 
 
 WORDS = Output(
@@ -120,7 +120,7 @@ WORDS = Output(
     score=score,
     classes=lambda labels: None,
     read=read,
-    texts=read_texts,
-    files="a sentence a line; what is masked is chosen at random, and the same for the same file",
+    texts=texts_in,
+    files="a sentence a line, or rows as for labels; what is masked is random, and the same for the same file",
     pretraining=True,
 )
