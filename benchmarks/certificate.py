@@ -2,8 +2,8 @@
 
 Four kernels of all-MiniLM-L6-v2, weighted by Fisher information, at rank 75, and two problems of structure from motion
 at rank 4, each solved with default options, with and without the look around the point where the solve would end. In
-float32, compiled, medians of five runs. Where the status is MAX_ITERS, or where nearly all weights count, nothing is
-looked at. DIR holds lrmf, the problems of structure from motion.
+float32, compiled, medians of five runs. Where the status is MAX_ITERS, or where nearly all weights count and no
+component bends, nothing is looked at. DIR holds lrmf, the problems of structure from motion.
 """
 
 from functools import partial
