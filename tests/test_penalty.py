@@ -12,6 +12,7 @@ from contract import Results, cases
 from reference import product
 
 import wlra
+from wlra.narrowing import narrowed
 from wlra.problem import Factors, Problem, gradient_left, gradient_right, loss, stationarity, stationarity_bound
 
 M, N, K = 8, 6, 6
@@ -145,3 +146,17 @@ def test_a_minimum_with_a_penalty_is_stationary(x64):
     u, s, vt = np.linalg.svd(optimum()[0], full_matrices=False)
     share = measures(u * np.sqrt(s), np.sqrt(s)[:, None] * vt, NUCLEAR)[2]
     assert share <= 1e-6  # the square root of the objective's rounding errors, where soft-impute ends
+
+
+def test_factors_that_rounding_has_changed_are_certified_no_more():
+    rng = np.random.default_rng(0)
+    left, right = rng.normal(size=(M, 2)), rng.normal(size=(2, N))
+    zero, one = jnp.zeros(()), jnp.ones(1)
+    count, history = jnp.array(1, jnp.int32), wlra.result.History(one, one)
+    exact = wlra.Result(
+        jnp.asarray(left), jnp.asarray(right), zero, zero, count, status=0 * count, history=history, gap=zero
+    )
+    rounded = narrowed(exact, left @ right, np.ones((M, N)), np.float16)
+    assert rounded.status == wlra.Status.STALLED
+    assert rounded.gap == np.inf
+    assert narrowed(exact, left @ right, np.ones((M, N)), np.float32).gap == 0
