@@ -19,7 +19,7 @@ from bert_adapter.layers import LAYERS
 from bert_adapter.layers.capture import PROBE, Batch
 from bert_adapter.layers.dense import summed_last
 from bert_adapter.layers.embed import attend, look_up
-from bert_adapter.layers.layer import Layer
+from bert_adapter.layers.layer import STANDS_FOR, Layer
 from bert_adapter.layers.marker import Factorised
 from bert_adapter.layers.observing import ENTER, TOUCH, Site, entered, layer_input, layer_of, run_layer
 from bert_adapter.layers.places import kernel_names
@@ -27,11 +27,7 @@ from bert_adapter.own import arguments
 
 
 def refused(module: Any) -> str | None:
-    """Why a Linear, or a LinearGeneral, is no product with one matrix, or an Embed no lookup in one table."""
-    for name in ("__call__", "attend"):
-        kinds = [kind for kind in type(module).__mro__ if name in vars(kind) and "of" not in vars(kind)]
-        if kinds and kinds[0] not in PLAIN:
-            return "its class has a call of its own" if name == "__call__" else f"its class has its own {name}"
+    """Why a Linear, or a LinearGeneral, is no product with one matrix."""
     if getattr(module, "batch_axis", None):
         return "it has a kernel for each index of its batch axes"
     own = getattr(module, "dot_general", None) not in (None, jax.lax.dot_general)
@@ -43,7 +39,6 @@ def promoted(module: Any, *arrays: Any) -> Any:
     return module.promote_dtype(arrays, dtype=module.dtype)
 
 
-PLAIN = (nnx.Linear, nnx.LinearGeneral, nnx.Embed)
 LAYERS["nnx_linear"] = Layer(nnx.Linear, input_axes=lambda module: 1, refuses=refused)
 LAYERS["nnx_linear_general"] = Layer(
     nnx.LinearGeneral, input_axes=lambda module: len(module.axis), order=summed_last, refuses=refused
@@ -52,7 +47,6 @@ LAYERS["nnx_embed"] = Layer(
     nnx.Embed,
     input_axes=lambda module: 1,
     run=partial(look_up, promoted=promoted),
-    refuses=refused,
     kernel="embedding",
     looked_up=True,
     methods={"attend": partial(attend, promoted=promoted)},
@@ -92,7 +86,7 @@ def on_factors(kind: type) -> type:
 
     names = {name for layer in LAYERS.values() if issubclass(kind, layer.module) for name in layer.methods}
     calls = {"__call__": call} | {name: method(name) for name in names}
-    return type(f"LowRank{kind.__name__}", (kind,), calls | {"of": kind, "__module__": __name__})
+    return type(f"LowRank{kind.__name__}", (kind,), calls | {STANDS_FOR: kind, "__module__": __name__})
 
 
 @lru_cache(maxsize=256)
@@ -105,7 +99,7 @@ def announced(kind: type) -> type:
         outputs, touch = kind.__call__(self, *its_args, **its_kwargs), TOUCH.get()
         return outputs if touch is None else touch(site, layer_input(args, kwargs), outputs)
 
-    return type(kind.__name__, (kind,), {"__call__": call, "of": kind, "__module__": __name__})
+    return type(kind.__name__, (kind,), {"__call__": call, STANDS_FOR: kind, "__module__": __name__})
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,7 +168,7 @@ def changed(module: Any, path: str, flat: dict[str, Any]) -> list[str]:
         module.__class__ = on_factors(type(module))
     elif hasattr(module, "left") and f"{path}/{layer.kernel}" in flat:
         old, new = ["left", "right"], [layer.kernel]
-        module.__class__ = type(module).of
+        module.__class__ = getattr(type(module), STANDS_FOR)
     else:
         return []
     for name in old:

@@ -55,6 +55,11 @@ SHAPES = {
 }
 
 
+class Tripled(nn.Dense):
+    def __call__(self, inputs):
+        return 3 * super().__call__(inputs)
+
+
 class Inner(nn.Module):
     """What cannot be factorised, beside two kernels and a table that can."""
 
@@ -62,10 +67,11 @@ class Inner(nn.Module):
     def __call__(self, ids, x):
         x = x + nn.Embed(7, 8, name="table")(ids)
         x = x + nn.Conv(8, (3,), name="conv")(x)
+        x = x + Tripled(8, name="tripled")(x)
         bias = nn.Dense(8, name="positions")(jnp.ones((3, 8)))
         x = x + bias[None]
         x = nn.Einsum((4, 3, 8), "btd,ntd->bnt", use_bias=False, name="odd")(x)
-        return nn.Dense(4, name="last")(nn.Dense(9, name="first")(x).sum(axis=1))
+        return nn.remat(nn.Dense)(4, name="last")(nn.Dense(9, name="first")(x).sum(axis=1))
 
 
 @cache
@@ -357,6 +363,7 @@ def test_what_cannot_be_factorised_stays_unless_it_is_selected():
     ("path", "why"),
     [
         ("conv", "Conv: its kernel slides over neighbours"),
+        ("tripled", "Tripled: its class has a call of its own"),
         ("positions", "the first axis of its input is not that of the examples"),
         ("odd", "Einsum: its equation 'btd,ntd->bnt' does not multiply by one matrix"),
     ],

@@ -121,7 +121,7 @@ def test_a_table_with_a_lookup_of_its_own_is_refused_by_name():
     model = bert_adapter.as_model(
         (module, params), forward=lambda params, batch: module.apply({"params": params}, **batch)
     )
-    with pytest.raises(ValueError, match="Scaled: its class has a lookup of its own"):
+    with pytest.raises(ValueError, match="Scaled: its class has a call of its own"):
         select_kernels(model, include="scaled", batch={"inputs": IDS[:, :2] % 5})
 
 

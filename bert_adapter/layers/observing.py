@@ -34,7 +34,7 @@ ON_FACTORS: ContextVar[Touch | None] = ContextVar("on_factors", default=None)  #
 def layer_of(module: Any) -> Layer | None:
     """The kind of layer, the one registered last if there are several; None if it cannot be factorised."""
     kind = next((layer for layer in reversed(LAYERS.values()) if isinstance(module, layer.module)), None)
-    return None if kind is None or kind.refuses(module) else kind
+    return None if kind is None or kind.why_not(module) else kind
 
 
 def layer_input(args: tuple, kwargs: dict[str, Any]) -> Any:
