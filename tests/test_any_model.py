@@ -195,6 +195,16 @@ def test_stacks_are_planned_with_one_rank():
     assert bert_adapter.apply(NET, small, BATCH["x"]).shape == (4, 5)
 
 
+@pytest.mark.parametrize("pattern", [{"include": r"layers/dense\[0\]"}, {"exclude": r"\[1\]"}])
+def test_a_stack_is_selected_whole(pattern):
+    """The other matrices would be lost."""
+    with pytest.raises(ValueError, match=r"got 'layers/dense\[0\]' without 'layers/dense\[1\]'.*'layers/dense' finds"):
+        compress((NET, params()), [BATCH], rank=2, signal="svd", **pattern)
+    ranks, how = {"layers/dense[0]": 2}, {"shapes": SHAPES, "method": "svd"}
+    with pytest.raises(ValueError, match=r"ranks: got 'layers/dense\[0\]' without"):
+        bert_adapter.factorise(params(), {"layers/dense[0]": None}, ranks, **how)
+
+
 def test_ranks_may_be_given_for_a_stack_by_its_path():
     ranks = {"layers/dense": 3, "tied": 2}
     assert bert_adapter.choose_ranks({"layers/dense[0]": (8, 8), "layers/dense[1]": (8, 8), "tied": (8, 8)}, ranks) == {
@@ -357,6 +367,29 @@ def test_what_cannot_be_factorised_stays_unless_it_is_selected():
     small, report = compress(mixed(), [MORE], rank=2, signal="svd")
     assert [kernel.path for kernel in report.kernels] == ["first", "last"]
     assert outputs_of(small, MORE).shape == (4, 4)
+
+
+class Start(nn.Module):
+    """Called with nothing."""
+
+    @nn.compact
+    def __call__(self):
+        return self.param("embedding", nn.initializers.ones, (3, 8))
+
+
+class Named(nn.Module):
+    """Modules called as parameters are."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = x + Start(name="start")()[None]
+        return nn.Dense(5, name="kernel")(nn.Dense(8, name="embedding")(x)).sum(axis=1)
+
+
+def test_modules_may_be_called_as_parameters_are():
+    model = bert_adapter.as_model((Named(), random_params(Named(), BATCH["x"])))
+    assert bert_adapter.select_kernels(model, include="kernel", batch=BATCH) == {"kernel": (8, 5)}
+    assert list(bert_adapter.select_kernels(model, batch=BATCH)) == ["embedding", "kernel"]
 
 
 @pytest.mark.parametrize(

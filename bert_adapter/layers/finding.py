@@ -80,7 +80,8 @@ def first_axes(forward: Forward, params: Any, batch: Batch) -> dict[str, list[in
     sizes: dict[str, list[int]] = {}
 
     def note(site: Site, inputs: Any, outputs: Any) -> Any:
-        sizes.setdefault(site.path, []).append(jnp.shape(inputs)[0] if jnp.ndim(inputs) else 0)
+        shape = getattr(inputs, "shape", ())
+        sizes.setdefault(site.path, []).append(shape[0] if shape else 0)
         return outputs
 
     with observing(note):

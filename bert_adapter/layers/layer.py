@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Shaped
 
+SHARED_WITH = "shared_with"  # where a module says which other one has the same kernel, if one has
 STANDS_FOR = "stands_for"  # what classes that we make of others' classes, to see or replace their calls, name these by
 Axes = tuple[tuple[int, ...], tuple[int, ...]]  # of a kernel: those along its inputs, those along its outputs
 
@@ -91,6 +92,8 @@ class Layer(NamedTuple):
 
     def why_not(self, module: Any) -> str | None:
         """Why a module of this kind cannot be factorised, or None."""
+        if (other := getattr(module, SHARED_WITH, None)) is not None:
+            return f"its {self.kernel} is that of {other!r} too"
         kinds, names = (type(module), self.module), ("__call__", *self.methods)
         own = next((name for name in names if len({defined(kind, name) for kind in kinds}) > 1), None)
         if own is not None:

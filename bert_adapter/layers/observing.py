@@ -1,6 +1,6 @@
 """Every layer as it is called, whatever model calls it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
@@ -9,6 +9,7 @@ import flax.linen as nn
 
 from bert_adapter.layers import LAYERS
 from bert_adapter.layers.layer import Layer, moved, moved_back
+from bert_adapter.layers.places import kernel_names
 
 
 class Site(NamedTuple):
@@ -38,8 +39,8 @@ def layer_of(module: Any) -> Layer | None:
 
 
 def layer_input(args: tuple, kwargs: dict[str, Any]) -> Any:
-    """What a layer is called with."""
-    return next(iter((*args, *kwargs.values())))
+    """What a layer is called with; None for a module that is called with nothing."""
+    return next(iter((*args, *kwargs.values())), None)
 
 
 def entered(enter: Enter | None, site: Site, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
@@ -66,7 +67,7 @@ def observing(touch: Touch, enter: Enter | None = None, factors: bool = False) -
             return next_fun(*args, **kwargs)
         its_args, its_kwargs = entered(enter, site_of(module), args, kwargs)
         outputs = next_fun(*its_args, **its_kwargs)
-        if not any(module.has_variable("params", name) for name in ("kernel", "embedding")):
+        if not has_kernel(module):
             return outputs
         if factors and module.has_variable("params", "left") and layer_of(module) is not None:
             return outputs  # seen by `on_factors`, which may be the outer one of both
@@ -80,6 +81,12 @@ def observing(touch: Touch, enter: Enter | None = None, factors: bool = False) -
         TOUCH.reset(token)
         ON_FACTORS.reset(inner)
         ENTER.reset(outer)
+
+
+def has_kernel(module: nn.Module) -> bool:
+    """Whether a Linen module has a kernel or a table of its own; a module inside it may be called so too."""
+    found = [module.get_variable("params", name) for name in kernel_names()]
+    return any(each is not None and not isinstance(each, Mapping) for each in found)
 
 
 def site_of(module: nn.Module) -> Site:
