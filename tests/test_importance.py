@@ -650,6 +650,13 @@ def test_programs_of_few_models_are_kept():
     assert measure.program_for.cache_info().maxsize == 8
 
 
+@pytest.mark.parametrize("loss", [lambda output, _: jnp.mean(output**2), lambda output, _: output**2])
+def test_a_loss_that_is_not_one_number_for_each_example_is_refused(loss):
+    """Gradients of a mean are those of an example over the number of these."""
+    with pytest.raises(ValueError, match=r"loss: got an array \(.*\) for \d examples, wanted \(\d,\)"):
+        measured_net([{"x": X}], gradients=loss)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
