@@ -16,6 +16,7 @@ import wlra
 from bert_adapter.factorisation import method_for
 from bert_adapter.layers.capture import capture
 from bert_adapter.layers.finding import find_kernels
+from bert_adapter.layers.marker import FACTORISED
 from bert_adapter.layers.stacks import unstacked
 from bert_adapter.own import counted
 
@@ -260,13 +261,13 @@ class PerStep(nn.Module):
 
 
 def test_steps_of_padding_do_not_count():
-    """Whatever they hold, in outputs (batch, time, width) and in layers that are called twice."""
+    """Whatever they hold, in outputs (batch, time, width) and in layers called twice; all others count once."""
     mask = np.array([[1, 1, 1], [1, 1, 0], [1, 0, 0], [1, 1, 0]])
     filled = np.where(mask[:, :, None] > 0, BATCH["x"], np.float32(7))
     made = random_params(PerStep(), BATCH["x"])
     found = []
-    for x in (BATCH["x"], filled):
-        batch = {"x": x, "attention_mask": mask}
+    for x, numbers in ((BATCH["x"], 1), (filled, np.array([[1], [2], [3], [1]]))):
+        batch = {"x": x, "attention_mask": numbers * mask}
         small, report = compress((PerStep(), made), [batch], rank=2, signal="kfac")
         found.append((small.params, report.kernels[0].loss, outputs_of(small, batch)))
     for ours, theirs in zip(jax.tree.leaves(found[0][0]), jax.tree.leaves(found[1][0]), strict=True):
@@ -426,6 +427,25 @@ def test_einsum_of_one_contraction_is_a_layer(equation):
     refused = EINSUM.refuses(nn.Einsum((2, 3, 4), equation))
     assert (refused is None) == (EQUATIONS[equation] is None)
     assert EQUATIONS[equation] is None or EQUATIONS[equation] in refused
+
+
+def test_einsum_may_put_another_axis_before_that_of_the_examples():
+    layer, x = nn.Einsum((8, 5), "bti,io->tbo", use_bias=False, name="turned"), BATCH["x"][:3]  # as many as steps
+    net = nn.Sequential([layer, lambda y: y.sum(axis=0)])
+    made = {"layers_0": {"kernel": rng.normal(size=(8, 5)).astype(np.float32)}}
+
+    def loss(output, batch):
+        return jnp.sum(jnp.sin(output), axis=1)
+
+    def forward(params, batch):
+        return bert_adapter.apply(net, params, batch["x"])
+
+    how: dict[str, Any] = {"gradients": loss, "statistics": ("row_gram",), "progress": False}
+    importance = bert_adapter.measure_importance(forward, made, [{"x": x}], ["layers_0"], **how)
+    steps, output = x.sum(axis=1), forward(made, {"x": x})
+    assert_near(importance["layers_0"].row_gram, np.einsum("bi,bj,bo->ij", steps, steps, np.cos(output) ** 2))
+    factors = {"layers_0": {"kernel": FACTORISED, "left": made["layers_0"]["kernel"], "right": np.eye(5, dtype="f4")}}
+    assert_near(forward(factors, {"x": x}), output)
 
 
 def mpnet():

@@ -14,7 +14,7 @@ from bert_adapter.distributions.draw import Draw
 from bert_adapter.importance.gradients import Gradients, output_gradients
 from bert_adapter.importance.sums import OF_TABLES, Sums, corners, named, upper_product, zero_upper, zeros
 from bert_adapter.importance.through import Through, larger_side
-from bert_adapter.layers.capture import Batch, Forward, Lookup, capture, real_rows
+from bert_adapter.layers.capture import Batch, Forward, Lookup, capture, real_rows, unpadded
 
 AT_ONCE = 512  # time steps, times gradients of the output, that are held together: more take memory and gain little
 OF_ENTRIES = {"fisher", "rows"}  # statistics of single entries, or of rows, which a kernel does not pass on
@@ -125,7 +125,7 @@ def passed(wanted: Wanted, params: Any, batch: Batch, draw: Draw) -> Passed:
                 deltas[path] = replace(leaving(deltas[path], steps), values=all_mean_first(passed_back, steps))
         for path, onward in captured.onward.items():
             steps = entering(captured.inputs[path], mask, weights)
-            inputs[(path,)] = replace(steps, values=mean_first(unpadded(onward, mask), steps.axis))
+            inputs[(path,)] = replace(steps, values=mean_first(unpadded(onward.astype(jnp.float32), mask), steps.axis))
         return Passed(inputs, deltas, all_finite(captured.output))
 
 
@@ -152,14 +152,6 @@ def by_row(mask: Any) -> Any:
 def all_finite(tree: Any) -> Bool[Array, ""]:
     """Whether no number is NaN or infinite."""
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
-
-
-def unpadded(inputs: Float[Array, "batch time in"], mask: Array | None) -> Float[Array, "batch time in"]:
-    """float32, with zeros for padding. The gradients of padding are zero as they are."""
-    inputs = inputs.astype(jnp.float32)
-    if mask is not None and inputs.shape[:2] == mask.shape:
-        inputs = inputs * mask.astype(inputs.dtype)[:, :, None]
-    return inputs
 
 
 def no_sums(statistics: tuple[str, ...], rows: int, columns: int, through: int | None = None) -> Sums:
@@ -201,7 +193,7 @@ def entering(inputs: Any, mask: Any, weights: Any, gram: bool = False) -> Steps 
         counts = jnp.ones(len(rows), jnp.float32) if weights is None else weights.astype(jnp.float32)
         return Rows(rows, same, first.astype(jnp.float32), jnp.sqrt(counts).reshape(-1, 1, 1))
     with jax.default_matmul_precision("highest"):
-        real = unpadded(inputs, mask)
+        real = unpadded(inputs.astype(jnp.float32), mask)  # gradients of padding are zero as they are
         axis = time_axis(real)
         values = mean_first(real, axis)
         counts = jnp.ones(len(real), jnp.float32) if weights is None else weights.astype(jnp.float32)

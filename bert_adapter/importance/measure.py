@@ -39,6 +39,7 @@ from bert_adapter.importance.sums import (
     differences,
 )
 from bert_adapter.layers.capture import Batch, Forward, Lookup
+from bert_adapter.layers.layer import real_steps
 from bert_adapter.layers.places import kernel_path
 from bert_adapter.layers.stacks import unstacked
 from bert_adapter.layers.stacks import whole as whole_path
@@ -257,8 +258,8 @@ def whole_if_it_is(number: float) -> int | float:
 def counts(batch: Batch) -> tuple[float, float]:
     """How many examples a batch holds, and how many tokens that are no padding; of weights, their sums."""
     weights = check_weights(batch)
-    mask = np.asarray(batch.get("attention_mask", np.ones((len(weights), 1))), float).reshape(len(weights), -1)
-    return float(weights.sum()), float(weights @ mask.sum(axis=1))
+    real = real_steps(batch.get("attention_mask", np.ones((len(weights), 1))), len(weights), -1)
+    return float(weights.sum()), float(weights @ np.asarray(real).sum(axis=1))
 
 
 def continued(fresh: Importance, text: str, file: str | Path | None) -> Importance:

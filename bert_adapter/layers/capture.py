@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.interpreters import partial_eval
 from jaxtyping import Array, Float, Shaped
 
-from bert_adapter.layers.layer import Order, by_step, matrix_shape, moved, moved_back, split
+from bert_adapter.layers.layer import Order, by_step, matrix_shape, moved, moved_back, real_steps, split
 from bert_adapter.layers.observing import Site, observing
 from bert_adapter.layers.places import kernel_path
 from bert_adapter.layers.stacks import indexed, unstacked, whole
@@ -424,21 +424,21 @@ def joined(parts: list[Any], mask: Any) -> Any:
     if isinstance(parts[0], Lookup):
         rows = jnp.concatenate([real_rows(part, mask).rows for part in parts], axis=1)
         return Lookup(rows, parts[0].count)
-    masked = [part if mask is None or mask.size != part[..., 0].size else part * mask_of(mask, part) for part in parts]
-    return jnp.concatenate(masked, axis=1)
+    return jnp.concatenate([part if mask is None else unpadded(part, mask) for part in parts], axis=1)
 
 
 def real_rows(lookup: Lookup, mask: Any) -> Lookup:
     """The lookup without that of padding, where the mask is of its steps."""
     if mask is None or mask.size != lookup.rows.size:
         return lookup
-    seen = jnp.asarray(mask).reshape(lookup.rows.shape) != 0
-    return Lookup(jnp.where(seen, lookup.rows, lookup.count), lookup.count)
+    return Lookup(jnp.where(real_steps(mask, *lookup.rows.shape), lookup.rows, lookup.count), lookup.count)
 
 
-def mask_of(mask: Any, steps: Array) -> Float[Array, "batch time 1"]:
-    """1 for the steps that are no padding."""
-    return jnp.asarray(mask).reshape(*steps.shape[:2], 1).astype(steps.dtype)
+def unpadded(steps: Array, mask: Any) -> Array:
+    """The steps with zeros for padding, where the mask is of them."""
+    if mask is None or mask.size != steps[..., 0].size:
+        return steps
+    return jnp.where(real_steps(mask, *steps.shape[:2], 1), steps, jnp.zeros((), steps.dtype))
 
 
 def of_examples(steps: Shaped[Array, "rows time n"], batch: Batch, path: str) -> Shaped[Array, "batch steps n"]:

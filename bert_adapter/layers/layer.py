@@ -127,6 +127,11 @@ def moved_back(array: Any, order: tuple[int, ...] | None) -> Any:
     return array if order is None else jnp.transpose(array, tuple(order.index(i) for i in range(len(order))))
 
 
+def real_steps(mask: Any, *shape: int) -> Any:
+    """Whether each step is no padding, in that shape: what a mask marks by anything but 0, such as numbers of texts."""
+    return (jnp.asarray(mask) != 0).reshape(*shape)
+
+
 def by_step(inputs: Array, input_axes: int) -> Shaped[Array, "batch time in"]:
     """What the rows of the kernel are multiplied by; layers that see one vector per example see one time step."""
     return inputs.reshape(inputs.shape[0], -1, math.prod(inputs.shape[inputs.ndim - input_axes :]))
