@@ -20,6 +20,7 @@ from bert_adapter.decompositions import (
     decompositions,
     restricted,
 )
+from bert_adapter.exactness import check_runs_on_factors
 from bert_adapter.factorisation import KernelReport, factorise
 from bert_adapter.families import predictive
 from bert_adapter.files import check_writable
@@ -194,8 +195,7 @@ def compress(
     batches = list(batches) if is_own(dense) else batches
     check_texts(given, batches if isinstance(batches, Sequence) else ())
     healing = None if heal is None else to_heal(dense, heal, file)
-    first = next(iter(batches), None) if is_own(dense) else None
-    shapes = select_kernels(dense, include, exclude, embeddings=embeddings or of == "bytes", batch=first)
+    shapes = selected(dense, batches, include, exclude, embeddings=embeddings or of == "bytes")
     check_tables(chosen, solved_by, tables_of(dense, shapes))
     ranks, predicted, dtypes = None if rank is None else choose_ranks(shapes, rank), None, {}
     check_affordable(dense.params, shapes, wanted)
@@ -220,6 +220,17 @@ def compress(
     small = in_dtypes(dense._replace(params=params, config=config), dtype)
     small, report = healed(small, dense, healing, report, seed=seed, file=file, given=known.given, progress=progress)
     return in_kind(model, small), report
+
+
+def selected(
+    dense: Model, batches: Iterable[Batch], include: str | None, exclude: str | None, *, embeddings: bool
+) -> dict[str, tuple[int, int]]:
+    """What `select_kernels` finds; a model of the caller's own must run on exact factors of it."""
+    first = next(iter(batches), None) if is_own(dense) else None
+    shapes = select_kernels(dense, include, exclude, embeddings=embeddings, batch=first)
+    if first is not None:
+        check_runs_on_factors(dense, shapes, first)
+    return shapes
 
 
 def report_of(kernels: list[KernelReport], known: Decompositions, **done: Any) -> Report:

@@ -102,6 +102,12 @@ def finds(include: str, exclude: str | None, path: str) -> bool:
 def kernels_of(model: Model, batch: Batch | None) -> Kernels:
     """What a module of the caller's own calls for the batch."""
     kind = type(model.module).__name__
+    names = {name for path in flatten_dict(model.params, keep_empty_nodes=True) for name in path}
+    if odd := sorted(name for name in names if "/" in name):
+        raise ValueError(
+            f"params of {kind}: got the name {odd[0]!r}, as nn.WeightNorm makes it, wanted names without '/', which "
+            f"stands between those of a path: bring the model without what makes them"
+        )
     if batch is None:
         raise ValueError(f"batch: got none, wanted one to find the kernels of {kind} with, by tracing it")
     try:

@@ -234,7 +234,8 @@ def marked(path: str, module: Any) -> tuple[str, Factorised]:
     """The path of the kernel of a layer that runs on factors, and what stands for it."""
     layer = layer_of(module)
     assert layer is not None
-    return f"{path}/{layer.kernel}", Factorised(value_of(module.left).ndim - 1 - layer.input_axes(module))
+    stacked = value_of(module.left).ndim - 1 - layer.input_axes(module)  # -1 where `right` has an input's axis of 1
+    return f"{path}/{layer.kernel}", Factorised(max(stacked, 0))
 
 
 def with_params(model: Any, params: Any, config: dict[str, Any]) -> Any:

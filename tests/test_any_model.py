@@ -370,6 +370,47 @@ def test_what_cannot_be_factorised_stays_unless_it_is_selected():
     assert outputs_of(small, MORE).shape == (4, 4)
 
 
+def test_a_kernel_that_is_not_multiplied_by_as_it_is_is_refused():
+    """On factors, both would be doubled."""
+
+    def doubled(params, batch):
+        return run(params | {"tied": jax.tree.map(lambda leaf: 2 * leaf, params["tied"])}, batch)
+
+    how: dict[str, Any] = {"rank": 2, "signal": "svd", "include": "tied|general", "forward": doubled}
+    with pytest.raises(ValueError, match=r"exact factors of \['tied'\] stand in their place.*: exclude='tied' keeps"):
+        compress((NET, params()), [BATCH], **how)
+    _, report = compress((NET, params()), [BATCH], **how, exclude="tied")
+    assert [kernel.path for kernel in report.kernels] == ["general"]
+
+
+def test_an_output_that_is_random_tells_nothing():
+    def noisy(params, batch):
+        return run(params, {"x": batch["x"] + np.random.default_rng().normal(size=(1, 1, 1)).astype(np.float32)})
+
+    _, report = compress((NET, params()), [BATCH], rank=2, signal="svd", include="tied", forward=noisy)
+    assert [kernel.path for kernel in report.kernels] == ["tied"]
+
+
+def test_names_with_a_slash_are_refused():
+    net = nn.Sequential([nn.WeightNorm(nn.Dense(8)), nn.Dense(2)])
+    made = net.init(jax.random.key(0), BATCH["x"])["params"]
+    with pytest.raises(ValueError, match=r"got the name '.*/kernel/scale', as nn\.WeightNorm makes it, wanted names"):
+        compress((net, made), [BATCH], rank=2, signal="svd", forward=run)
+
+
+def test_heads_of_one_number_run_on_factors():
+    """Of (heads, 1, width), the matrix does not tell whether the axis of 1 is one of inputs."""
+    net = nn.MultiHeadDotProductAttention(8)
+    net = nn.Sequential([lambda x: (x, x), net])
+    made = random_params(net, BATCH["x"])
+    small, _ = compress((net, made), [BATCH], rank=2, signal="svd", forward=lambda p, batch: forward_of(net, p, batch))
+    assert_near(outputs(small), forward_of(net, bert_adapter.merge(small.params), BATCH))
+
+
+def forward_of(net, params, batch):
+    return net.apply({"params": params}, batch["x"]).sum(axis=1)
+
+
 class Start(nn.Module):
     """Called with nothing."""
 

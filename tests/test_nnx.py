@@ -362,6 +362,13 @@ def test_a_kernel_that_two_layers_share_is_refused(path, other):
         compress(Named(nnx.Rngs(0)), [BATCH], rank=2, signal="svd", include=path)
 
 
+def test_a_kernel_that_is_not_multiplied_by_as_it_is_is_refused():
+    net = nnx.Sequential(nnx.WeightNorm(nnx.Linear(8, 8, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(0)))
+    batch = {"x": np.ones((2, 8), np.float32)}
+    with pytest.raises(ValueError, match=r"exact factors of \['layers/0/layer_instance'\].*nnx.WeightNorm"):
+        compress(net, [batch], rank=2, signal="svd", forward=lambda model, batch: model(batch["x"]))
+
+
 def test_forward_may_take_the_key_of_dropout():
     def forward(model, batch, key):
         return model.dropout(batch["x"], rngs=key)

@@ -113,4 +113,13 @@ def on_factors(next_fun: Callable, args: tuple, kwargs: dict[str, Any], context:
 def run_layer(layer: Layer, module: Any, inputs: Any, factors: tuple[Any, Any], *, bias: Any) -> Any:
     """What the module returns for the kernel that the factors multiply out to."""
     order = layer.order(module, inputs.ndim)
+    if not layer.looked_up:
+        factors = with_axes(factors, layer.input_axes(module))
     return moved_back(layer.run(module, moved(inputs, order.inputs), factors, bias), order.outputs)
+
+
+def with_axes(factors: tuple[Any, Any], input_axes: int) -> tuple[Any, Any]:
+    """The factors with that many axes of inputs: the matrix does not tell whose an axis of length 1 between both is."""
+    left, right = factors
+    axes = (*left.shape[:-1], *right.shape[1:])
+    return left.reshape(*axes[:input_axes], left.shape[-1]), right.reshape(right.shape[0], *axes[input_axes:])
