@@ -12,7 +12,7 @@ import wlra
 from bert_adapter.checkpoint.names import by_path
 from bert_adapter.checkpoint.nibbles import feedback
 from bert_adapter.importance.fingerprint import of_arrays, of_params
-from bert_adapter.importance.sums import Importance, check_model
+from bert_adapter.importance.sums import Importance, Sums, check_model
 from bert_adapter.importance.through import Through
 from bert_adapter.kernels import Shapes, break_even, shape_of_kernel
 from bert_adapter.layers.places import is_table, kernel_path, layer_path
@@ -38,7 +38,7 @@ class Decompositions(NamedTuple):
     squares: by path, the weighted squares that ranks are planned by: those, or others where the signal has `ranks`.
     shapes: by path, inputs by outputs.
     signal, shrink: what errors are weighted by.
-    examples: what the squares are sums over.
+    examples: by path, what the squares are sums over: examples, times the steps of the kernel where that is per token.
     model: the fingerprint of the parameters.
     reliability: by path, as in `Report`.
     calibration: how many texts were measured on, and their fingerprint; empty where nothing was measured.
@@ -61,7 +61,7 @@ class Decompositions(NamedTuple):
     shapes: Shapes
     signal: Signal
     shrink: float | None
-    examples: float
+    examples: Mapping[str, float]
     model: str
     reliability: Mapping[str, float]
     calibration: Mapping[str, Any]
@@ -133,6 +133,7 @@ def decompositions(
     consume: the sums of kernels that need them no more are taken out of the importance.
     """
     known = {} if importance is None else importance.sums
+    examples = {path: per_example(importance, signal, path) for path in shapes}  # before sums are taken out
     flat = by_path(unstacked(params, shapes))
     for path in shapes:
         check_measured(importance, signal, path)
@@ -159,7 +160,7 @@ def decompositions(
         shapes,
         signal=signal,
         shrink=shrink,
-        examples=per_example(importance, signal),
+        examples=examples,
         model=model,
         reliability={path: each.reliability for path, each in found.items() if each.reliability is not None},
         calibration=calibration(importance),
@@ -330,11 +331,15 @@ def selected_shapes(params: Any, importance: Importance | None, kernels: Shapes 
     return {path: shape_of_kernel(path, found[path], kernels) for path in paths}
 
 
-def per_example(importance: Importance | None, signal: Signal) -> float:
-    """What the weights are divided by, for the loss of an example."""
+def per_example(importance: Importance | None, signal: Signal, path: str) -> float:
+    """What the weights of a kernel are divided by, for the loss of an example.
+
+    A product of sums over steps, of x x' and of delta delta', is as many times too large as steps enter the kernel.
+    """
     if importance is None:
         return 1.0
-    return float(importance.examples * (importance.tokens if signal.per_token else 1))
+    steps = importance.sums.get(path, Sums()).steps
+    return float(importance.examples * ((importance.tokens if steps is None else steps) if signal.per_token else 1))
 
 
 def chosen_signal(signal: str | Signal | None, shrink: float | None, importance: Any) -> Signal:

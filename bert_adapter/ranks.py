@@ -175,9 +175,9 @@ def plan_for(params: Any, known: Decompositions, budget: Budget) -> Plan:
     cost = sum(float(choice.cost[chosen[path]]) for path, choice in choices.items())
     predicted = sum(float(choice.loss[chosen[path]]) for path, choice in choices.items())
     if known.signal.units == "loss" and not budget.uniform:
-        zero = {path: float(each.sum()) / 2 for path, each in known.squares.items()}
+        zero = {path: float(each.sum()) / 2 / known.examples[path] for path, each in known.squares.items()}
         layers = [path for path in zero if not is_table(kernel_path(flat, path))]
-        warn_if_far(budget.share, predicted, sum(zero[path] for path in layers or zero) / known.examples)
+        warn_if_far(budget.share, predicted, sum(zero[path] for path in layers or zero))
     return Plan(
         ranks={path: int(choices[whole(path)].rank[chosen[whole(path)]]) for path in shapes},
         share=(fixed + cost) / total,
@@ -254,7 +254,7 @@ def units_of(known: Decompositions) -> dict[str, float]:
     That is the loss of an example, or the share of each kernel's whole, of all parameters.
     """
     if known.signal.units == "loss":
-        return dict.fromkeys(known.squares, 1 / known.examples)
+        return {path: 1 / known.examples[path] for path in known.squares}
     sizes = {path: math.prod(shape) for path, shape in known.shapes.items()}
     total, whole = sum(sizes.values()), {path: float(each.sum()) / 2 for path, each in known.squares.items()}
     return {path: sizes[path] / total / (whole[path] or 1) for path in known.squares}

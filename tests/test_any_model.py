@@ -275,6 +275,27 @@ def test_steps_of_padding_do_not_count():
     np.testing.assert_array_equal(found[0][2][mask == 0], 0)
 
 
+class Pooled(nn.Module):
+    """Layers that see every step twice, every step, and one for each example."""
+
+    @nn.compact
+    def __call__(self, x):
+        twice = nn.Dense(8, name="twice")
+        x = nn.Dense(8, name="once")(nn.tanh(twice(nn.tanh(twice(x)))))
+        return nn.Dense(6, name="pooled")(x.sum(axis=1))
+
+
+def test_errors_are_divided_by_the_steps_that_enter_each_kernel():
+    """What is summed over steps apart is as many times too large as there are, which differs from kernel to kernel."""
+    mask = np.array([[1, 1, 1], [1, 1, 0], [1, 0, 0], [1, 1, 0]])
+    made, batch = random_params(Pooled(), BATCH["x"]), BATCH | {"attention_mask": mask, "weights": np.full(4, 0.5)}
+    model = bert_adapter.as_model((Pooled(), made))
+    shapes, forward = bert_adapter.select_kernels(model, batch=batch), bert_adapter.forward(model)
+    importance = bert_adapter.measure_signal(forward, made, [batch], shapes, signal="kfac", progress=False)
+    known = bert_adapter.decompose(made, importance, signal="kfac", progress=False)
+    assert known.examples == {"once": 2 * 4, "pooled": 2 * 2, "twice": 2 * 8}
+
+
 def outputs_of(model, batch):
     return np.asarray(bert_adapter.forward(model)(model.params, batch))
 

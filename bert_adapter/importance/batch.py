@@ -43,11 +43,13 @@ class Passed(NamedTuple):
 
     inputs: by the paths of the layers that it enters; `Steps` where the kernel has passed them on.
     deltas: by path, for each gradient of the output; empty if no statistic asks for them.
+    steps: by path, how many time steps enter, without padding, as often as their example counts.
     """
 
     inputs: dict[tuple[str, ...], "Float[Array, 'batch time in'] | Lookup | Steps"]
     deltas: dict[str, "Float[Array, 'gradients batch time out'] | Leaving"]
     finite: Bool[Array, ""]
+    steps: dict[str, Float[Array, ""]]
 
     @property
     def gradients(self) -> int:
@@ -126,7 +128,13 @@ def passed(wanted: Wanted, params: Any, batch: Batch, draw: Draw) -> Passed:
         for path, onward in captured.onward.items():
             steps = entering(captured.inputs[path], mask, weights)
             inputs[(path,)] = replace(steps, values=mean_first(unpadded(onward.astype(jnp.float32), mask), steps.axis))
-        return Passed(inputs, deltas, all_finite(captured.output))
+        steps = {path: counted(count, weights) for path, count in captured.steps.items()}
+        return Passed(inputs, deltas, all_finite(captured.output), steps=steps)
+
+
+def counted(count: Float[Array, " batch"], weights: Any) -> Float[Array, ""]:
+    """The sum of what examples have, as often as each counts."""
+    return jnp.sum(count if weights is None else count * weights.astype(jnp.float32))
 
 
 def sharing(inputs: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -173,7 +181,7 @@ def no_sums(statistics: tuple[str, ...], rows: int, columns: int, through: int |
         names = ("inputs", "row_gram") if through == 0 else ("outputs", "col_gram")
         begin[names[0]] = lambda: Through(zero_upper(smaller), zeros())
         begin[names[1]] = lambda: Through(zero_upper(smaller), zeros(), squares=zeros())
-    return Sums(**{name: begin[name]() for name in statistics})
+    return Sums(**{name: begin[name]() for name in statistics}, steps=zeros())
 
 
 def no_table_sums(statistics: tuple[str, ...], rows: int, columns: int) -> Sums:

@@ -241,8 +241,10 @@ def empty(shapes: Passed, wanted: Wanted, seed: int) -> Importance:
 def counted(total: Importance, batch: Batch, text: str) -> Importance:
     """The total, whose sums have seen one batch more."""
     examples, tokens = counts(batch)
+    weights = check_weights(batch)
     return replace(
         total,
+        weight_squares=whole_if_it_is(total.squares + float(weights @ weights)),
         examples=whole_if_it_is(total.examples + examples),
         tokens=whole_if_it_is(total.tokens + tokens),
         batches=total.batches + 1,
@@ -358,7 +360,8 @@ def add_batch(sums: dict[str, Sums], parts: Iterable[tuple[Passed, Batch]], seen
                 gram = all(sums[path].inputs is not None for path in paths)
                 steps = entering(steps, mask, piece.get("weights"), gram=gram)
             for path in paths:
-                sums[path], good = add_kernel(sums[path], steps, found.deltas.pop(path, None), seen)
+                counted = sums[path]._replace(steps=sums[path].steps + found.steps[path])
+                sums[path], good = add_kernel(counted, steps, found.deltas.pop(path, None), seen)
                 added.append(good)
         seen += len(next(iter(piece.values())))
         jax.block_until_ready(added)  # or the next piece would be passed through the model before this one is gone

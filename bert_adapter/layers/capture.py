@@ -1,5 +1,6 @@
 """What enters and what leaves every layer, with its gradient, in one forward and one backward pass."""
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -42,12 +43,14 @@ class Captured(NamedTuple):
     deltas: (gradient of a scalar with respect to the output) -> its gradients with respect to the layers' outputs; and
       of the layers whose kernel is to pass these on, deltas @ kernel.T, (batch, time, in).
     onward: of the layers whose kernel is to pass inputs on, inputs @ kernel, (batch, time, out).
+    steps: by path, how many time steps of each example enter the layer, without padding.
     """
 
     output: Any
     inputs: dict[str, Any]
     deltas: Callable[[Any], tuple[dict[str, Float[Array, "batch time out"]], dict[str, Float[Array, "batch time in"]]]]
     onward: dict[str, Float[Array, "batch time out"]]
+    steps: dict[str, Float[Array, " batch"]]
 
 
 class Call(NamedTuple):
@@ -142,7 +145,22 @@ def capture(forward: Forward, params: Any, batch: Batch, paths: frozenset[str], 
         return leaving, multiplied(params, leaving, back, paths_of(sides, 1), back=True)
 
     inputs, onward = steps(seen, of_inputs=True, mask=mask), steps(made, of_inputs=False, mask=mask)
-    return Captured(output, inputs, deltas, multiplied(params, inputs, onward, paths_of(sides, 0)))
+    passed = multiplied(params, inputs, onward, paths_of(sides, 0))
+    return Captured(output, inputs, deltas, passed, steps=steps_of(calls, batch, paths))
+
+
+def steps_of(calls: Mapping[Place, Call], batch: Batch, paths: frozenset[str]) -> dict[str, Float[Array, " batch"]]:
+    """By path, how many time steps of each example enter the layer, in all its calls, without padding."""
+    count, mask, found = examples(batch), batch.get("attention_mask"), {}
+    for (path, _), call in calls.items():
+        rows = math.prod(call.inputs.shape) // (1 if call.looked_up else call.shape[0])
+        if mask is None or mask.size != rows:
+            each = jnp.full(count, rows / count, jnp.float32)
+        else:
+            each = jnp.sum(real_steps(mask, count, -1), axis=1, dtype=jnp.float32)
+        for index in set(indexed(path, call.stack)) & paths:
+            found[index] = found[index] + each if index in found else each
+    return found
 
 
 def lifted_inputs(pull: Callable, output: Any, calls: Mapping[Place, Call]) -> dict[Place, Array]:

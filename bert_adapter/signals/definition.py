@@ -11,11 +11,15 @@ from bert_adapter.importance.sums import Sums
 
 
 class Evidence(NamedTuple):
-    """What was measured of one kernel (in, out). Symmetric matrices are whole, or `Through` the kernel."""
+    """What was measured of one kernel (in, out). Symmetric matrices are whole, or `Through` the kernel.
+
+    effective: how many examples that count alike tell as much; None: all.
+    """
 
     sums: Sums
     examples: int | float
     shape: tuple[int, int]
+    effective: float | None = None
 
 
 class TableWeights(NamedTuple):
