@@ -191,9 +191,8 @@ def compress(
     clock = [time.perf_counter()]
     dense = as_model(model, forward=forward, output=output)
     check_floats(dense.params, "model")
-    check_fits(given, dense)
     batches = list(batches) if is_own(dense) else batches
-    check_texts(given, batches if isinstance(batches, Sequence) else ())
+    check_fits(given, dense, batches)
     healing = None if heal is None else to_heal(dense, heal, file)
     shapes = selected(dense, batches, include, exclude, embeddings=embeddings or of == "bytes")
     check_tables(chosen, solved_by, tables_of(dense, shapes))
@@ -262,10 +261,12 @@ def measured(
     return measure_signal(run, dense.params, batches, shapes, signal=signal, gradients=chosen, **how)
 
 
-def check_fits(given: Importance | Decompositions | None, dense: Model) -> None:
-    """A ValueError for what was measured on another model, or on another module with the same parameters."""
+def check_fits(given: Importance | Decompositions | None, dense: Model, batches: Iterable[Batch]) -> None:
+    """A ValueError for what was measured on another model, or module with the same parameters, or on other batches."""
     check_of(given, dense.params)
-    check_module(given.measured if isinstance(given, Decompositions) else given, dense)
+    measured = given.measured if isinstance(given, Decompositions) else given
+    check_module(measured, dense)
+    check_texts(measured, batches if isinstance(batches, Sequence) else ())
 
 
 def check_given(given: Any, file: Any, gradients: Any) -> None:

@@ -296,6 +296,23 @@ def test_errors_are_divided_by_the_steps_that_enter_each_kernel():
     assert known.examples == {"once": 2 * 4, "pooled": 2 * 2, "twice": 2 * 8}
 
 
+def test_an_importance_of_something_else_is_refused():
+    """Of another function with the same parameters, or of other batches, decomposed or not."""
+    how: dict[str, Any] = {"signal": "activation", "rank": 2, "include": "tied", "forward": run}
+    for forward in (run, bert_adapter.forward(bert_adapter.as_model((NET, params()), forward=run))):
+        measured = partial(bert_adapter.measure_signal, params=params(), paths=["tied"], signal="activation")
+        importance = measured(forward, batches=[BATCH], progress=False)
+        _, report = compress((NET, params()), [BATCH], importance=importance, **how)
+        assert [kernel.path for kernel in report.kernels] == ["tied"]
+    how["importance"] = importance
+    with pytest.raises(ValueError, match="importance: measured on another module, whose parameters are the same"):
+        compress((NET, params()), [BATCH], **how | {"forward": lambda params, batch: 2 * run(params, batch)})
+    how["importance"] = bert_adapter.decompose(params(), importance, signal="activation", progress=False)
+    compress((NET, params()), [BATCH], **how)
+    with pytest.raises(ValueError, match="importance: measured on 1 batches which are not the 2 given"):
+        compress((NET, params()), [BATCH, BATCH], **how)
+
+
 def outputs_of(model, batch):
     return np.asarray(bert_adapter.forward(model)(model.params, batch))
 

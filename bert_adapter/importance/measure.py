@@ -46,6 +46,7 @@ from bert_adapter.layers.stacks import whole as whole_path
 from bert_adapter.memory import give_back
 from bert_adapter.model import Model, Run, check_batch
 from bert_adapter.model import forward as function_of
+from bert_adapter.own import Own, ways_to_call
 from bert_adapter.progress import track
 from bert_adapter.steps import SAVE_EVERY
 from bert_adapter.values import check_finite
@@ -186,17 +187,19 @@ def of_programs(wanted: Any, params: Any, batch: Batch) -> str:
 
 
 def check_module(importance: Importance | None, model: Model) -> None:
-    """A ValueError if the importance is of another module than a family's model has: it may have the same parameters.
+    """A ValueError if the importance is of another module or function than the model's, with the same parameters.
 
-    A loss of labels is not known here, and what it was measured by may be another function than the module.
+    A loss of labels is not known here, and a family's model may have been measured by another function than its module.
     """
     if importance is None or not (importance.function and importance.inputs) or importance.gradients == "labels":
         return
-    if not isinstance(function_of(model), Run):
+    run = function_of(model)
+    if not isinstance(run, Run | Own):
         return
-    wanted = Wanted(function_of(model), "gaussian", frozenset(), statistics=(), whole=frozenset())
     batch = {name: np.zeros(shape, dtype) for name, shape, dtype in importance.inputs}
-    if of_programs(wanted, model.params, batch) != importance.function:
+    runs = ways_to_call(run, importance.gradients) if isinstance(run, Own) else [run]
+    every = (Wanted(one, "gaussian", frozenset(), statistics=(), whole=frozenset()) for one in runs)
+    if not any(of_programs(wanted, model.params, batch) == importance.function for wanted in every):
         raise ValueError(
             "importance: measured on another module, whose parameters are the same, but whose program differs: "
             "measure_signal(forward(model), model.params, batches, paths) measures this one. If it is to be used all "
