@@ -265,6 +265,35 @@ def touched(
 
 def traced_calls(forward: Forward, params: Any, batch: Batch, paths: frozenset[str]) -> dict[Place, Call]:
     """All calls of the layers that reach the output."""
+    calls = every_call(forward, params, batch, paths)
+    if missing := sorted(path for path in paths if (whole(path), 0) not in calls):
+        called = sorted({path for path, _ in calls})
+        raise ValueError(f"no layer that can be factorised is called under {missing}; called are {called}")
+    if lifted := {place: call for place, call in calls.items() if call.lifted}:
+        used = reads(forward, params, batch, lifted)
+        calls = {place: call for place, call in calls.items() if place not in lifted or place in used}
+    return calls
+
+
+def used_often(forward: Forward, params: Any, batch: Batch, paths: frozenset[str]) -> dict[str, str]:
+    """By path, of kernels that one call uses many times, as `nn.scan` and `nn.vmap` do, why that is too often."""
+    calls: dict[Place, Call] = {}
+    jax.eval_shape(lambda params, batch: calls.update(every_call(forward, params, batch, paths)), params, dict(batch))
+    lifted = {place: call for place, call in calls.items() if call.lifted}
+    most = uses(forward, params, batch, lifted) if lifted else {}
+    return {path: too_often(count) for (path, _), count in most.items() if count > 1}
+
+
+def too_often(count: float) -> str:
+    """What is wrong with a kernel that is used so many times by one call."""
+    return (
+        f"is called {count:.0f} times with one kernel by nn.scan or nn.vmap, and its calls cannot be told apart: loop "
+        f"over them in Python, or exclude the layer"
+    )
+
+
+def every_call(forward: Forward, params: Any, batch: Batch, paths: frozenset[str]) -> dict[Place, Call]:
+    """All calls of the layers."""
     flat: dict[str, Any] = dict(flatten_dict(params, keep_empty_nodes=True, sep="/"))
     calls: dict[Place, Call] = {}
     level: list[Any] = []  # of JAX's transformations around the model
@@ -293,12 +322,6 @@ def traced_calls(forward: Forward, params: Any, batch: Batch, paths: frozenset[s
         return touched(forward, params, batch, paths, touch=note)
 
     jax.eval_shape(run)
-    if missing := sorted(path for path in paths if (whole(path), 0) not in calls):
-        called = sorted({path for path, _ in calls})
-        raise ValueError(f"no layer that can be factorised is called under {missing}; called are {called}")
-    if lifted := {place: call for place, call in calls.items() if call.lifted}:
-        used = reads(forward, params, batch, lifted)
-        calls = {place: call for place, call in calls.items() if place not in lifted or place in used}
     return calls
 
 
@@ -309,14 +332,7 @@ def reads(forward: Forward, params: Any, batch: Batch, calls: dict[Place, Call])
       ValueError: one of them stands for several calls of one kernel, whose sums could not be told apart.
     """
     paths = frozenset(path for path, _ in calls)
-    zeros = {place: fresh_probes(call) for place, call in calls.items()}
-
-    def run(zeros: Any, params: Any, batch: Batch) -> Any:
-        def touch(place: Place, site: Site, inputs: Array, outputs: Array) -> Array:
-            return exported(site, place, inputs, outputs)
-
-        return touched(forward, with_probes(params, zeros), batch, paths, touch=touch)
-
+    zeros, run = probed(forward, calls)
     program = jax.make_jaxpr(run)(zeros, params, batch).jaxpr
     _, read = partial_eval.dce_jaxpr(program, [True] * len(program.outvars))
     found = jax.tree.unflatten(jax.tree.structure(zeros), read[: len(jax.tree.leaves(zeros))])
@@ -325,6 +341,28 @@ def reads(forward: Forward, params: Any, batch: Batch, calls: dict[Place, Call])
         raise ValueError(
             f"forward: its output does not depend on {lost} by way of params: hand on all that params hold"
         )
+    for (path, _), count in uses(forward, params, batch, calls).items():
+        if count > 1:
+            raise ValueError(f"the layer {path!r} {too_often(count)}")
+    return used
+
+
+def probed(forward: Forward, calls: Mapping[Place, Call]) -> tuple[Any, Callable[[Any, Any, Batch], Any]]:
+    """Zeros, and (zeros, params, batch) -> the output, whose gradients tell of the calls."""
+    paths = frozenset(path for path, _ in calls)
+
+    def run(zeros: Any, params: Any, batch: Batch) -> Any:
+        def touch(place: Place, site: Site, inputs: Array, outputs: Array) -> Array:
+            return exported(site, place, inputs, outputs)
+
+        return touched(forward, with_probes(params, zeros), batch, paths, touch=touch)
+
+    return {place: fresh_probes(call) for place, call in calls.items()}, run
+
+
+def uses(forward: Forward, params: Any, batch: Batch, calls: Mapping[Place, Call]) -> dict[Place, float]:
+    """How many times each lifted call uses its kernel, at most at any index of it."""
+    zeros, run = probed(forward, calls)
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), (params, batch))
 
     def counts() -> Any:
@@ -334,14 +372,7 @@ def reads(forward: Forward, params: Any, batch: Batch, calls: dict[Place, Call])
         return {place: jnp.max(each["count"]) for place, each in found.items()}
 
     with jax.ensure_compile_time_eval():
-        most = jax.device_get(jax.jit(counts)())
-    for (path, _), count in most.items():
-        if count > 1:
-            raise ValueError(
-                f"the layer {path!r} is called {count:.0f} times with one kernel by nn.scan or nn.vmap, and its calls "
-                f"cannot be told apart: loop over them in Python, or exclude the layer"
-            )
-    return used
+        return {place: float(count) for place, count in jax.jit(counts)().items()}
 
 
 def fresh_probes(call: Call, back: bool = False) -> dict[str, Array]:
@@ -396,8 +427,10 @@ def leaving_forwards(outputs: Array, zero: Array, count: Array, inputs: Array) -
 def leaving_backwards(kept: Any, gradient: Array) -> tuple[Array, Array, Array, Array | None]:
     """The gradients."""
     inputs, zero, count = kept
+    one = jnp.ones_like(count)
+    once = jnp.where(jnp.ravel(inputs)[0] == 0, one, one)  # of the inputs, so that `nn.vmap` adds it up over its lanes
     of_inputs = jnp.zeros_like(inputs) if jnp.issubdtype(inputs.dtype, jnp.inexact) else None
-    return gradient, inputs.astype(zero.dtype), jnp.ones_like(count), of_inputs
+    return gradient, inputs.astype(zero.dtype), once, of_inputs
 
 
 leaving.defvjp(leaving_forwards, leaving_backwards)
