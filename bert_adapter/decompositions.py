@@ -322,7 +322,7 @@ def selected_shapes(params: Any, importance: Importance | None, kernels: Shapes 
     given = kernels if kernels is not None or importance is None else importance.sums
     flat = by_path(unstacked(params, given or ()))
     found = {layer: leaf for path, leaf in flat.items() if (layer := layer_path(path)) is not None}
-    plain = [path for path, leaf in found.items() if np.ndim(leaf) == 2 and f"{path}/kernel" in flat]
+    plain = [path for path, leaf in found.items() if np.ndim(leaf) == 2 and not is_table(kernel_path(flat, path))]
     paths = plain if importance is None else importance.sums
     paths = list(paths if kernels is None else kernels)
     if not paths or (missing := [path for path in paths if path not in found]):

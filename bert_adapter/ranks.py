@@ -38,7 +38,7 @@ from bert_adapter.decompositions import (
 from bert_adapter.importance.sums import Importance
 from bert_adapter.kernels import Shapes, break_even, split_axes
 from bert_adapter.latency import Costs, Latency
-from bert_adapter.layers.places import is_table, kernel_path, layer_path
+from bert_adapter.layers.places import is_table, kernel_names, kernel_path, layer_path
 from bert_adapter.layers.stacks import unstacked, whole
 from bert_adapter.rounding import Rounding, narrower
 from bert_adapter.signals.definition import Signal
@@ -390,7 +390,7 @@ def fixed_cost(params: Any, flat: dict[str, Any], shapes: Shapes, of: Unit) -> f
     if of == "kernels":
         return 0.0
     if of == "flops":
-        looked_up = {f"{path}/left" for path in tables}
-        ends = ("/kernel", "/left", "/right")
+        looked_up = {f"{path}/{name}" for path in tables for name in (*kernel_names(), "left")}
+        ends = tuple(f"/{name}" for name in (*kernel_names(), "left", "right"))
         return float(sum(2 * leaf.size for path, leaf in others if path.endswith(ends) and path not in looked_up))
     return float(sum(leaf.nbytes if of == "bytes" else leaf.size for _, leaf in others))
