@@ -313,8 +313,12 @@ def sides(kernel: Any, weights: Any) -> tuple[Any, Any]:
 
 
 def predicted_losses(squares: Float[np.ndarray, " components"]) -> Float[np.ndarray, " ranks"]:
-    """Half the weighted squared error of the best approximation of each rank 0, 1, ..., as far as weights separate."""
-    return np.append(np.cumsum(squares[::-1])[::-1], 0) / 2
+    """Half the weighted squared error of the best approximation of each rank 0, 1, ..., as far as weights separate.
+
+    What is beyond the components that there are is nothing, not what rounding leaves.
+    """
+    real = np.where(components.are_there(squares), squares, 0)
+    return np.append(np.cumsum(real[::-1])[::-1], 0) / 2
 
 
 def selected_shapes(params: Any, importance: Importance | None, kernels: Shapes | None) -> dict[str, tuple[int, int]]:
