@@ -16,6 +16,7 @@ from bert_adapter.decompositions import (
     Decompositions,
     check_of,
     check_shrink,
+    check_shrinks,
     chosen_signal,
     decompositions,
     restricted,
@@ -195,7 +196,7 @@ def compress(
     check_fits(given, dense, batches)
     healing = None if heal is None else to_heal(dense, heal, file)
     shapes = selected(dense, batches, include, exclude, embeddings=embeddings or of == "bytes")
-    check_tables(chosen, solved_by, tables_of(dense, shapes))
+    check_tables(chosen, solved_by, tables_of(dense, shapes), shrink)
     ranks, predicted, dtypes = None if rank is None else choose_ranks(shapes, rank), None, {}
     check_affordable(dense.params, shapes, wanted)
     clock.append(time.perf_counter())
@@ -404,8 +405,12 @@ def method_for(signal: Signal, method: str | wlra.Method | None, solver: Mapping
     return chosen
 
 
-def check_tables(signal: Signal, method: wlra.Method, tables: Sequence[str]) -> None:
-    """A ValueError if the signal has no weights for tables, or the method is not the closed form that these take."""
+def check_tables(signal: Signal, method: wlra.Method, tables: Sequence[str], shrink: float | None) -> None:
+    """A ValueError if the signal has no weights for tables, or the method is not the closed form that these take.
+
+    Or if there are none, and `shrink` is for them alone.
+    """
+    check_shrinks(signal, shrink, bool(tables))
     if tables and signal.tables is None:
         raise ValueError(no_tables(signal, tables[0]))
     if tables and method != as_method(signal.method):

@@ -19,7 +19,7 @@ from bert_adapter.layers.places import is_table, kernel_path, layer_path
 from bert_adapter.layers.stacks import unstacked
 from bert_adapter.progress import track
 from bert_adapter.rounding import Rounding, rounding
-from bert_adapter.signals import DEFAULT, as_signal
+from bert_adapter.signals import DEFAULT, SIGNALS, as_signal
 from bert_adapter.signals.definition import Evidence, Signal, TableWeights
 from bert_adapter.signals.weights import check_measured, check_whole, evidence_of, table_weights
 from bert_adapter.tables import Tokens, decompose_table
@@ -135,6 +135,7 @@ def decompositions(
     known = {} if importance is None else importance.sums
     examples = {path: per_example(importance, signal, path) for path in shapes}  # before sums are taken out
     flat = by_path(unstacked(params, shapes))
+    check_shrinks(signal, shrink, any(is_table(kernel_path(flat, path)) for path in shapes))
     for path in shapes:
         check_measured(importance, signal, path)
         check_usable(importance, signal, path, bits)
@@ -377,6 +378,16 @@ def restricted(known: Decompositions, kernels: Shapes | None) -> Decompositions:
         raise ValueError(f"importance: decomposed for {sorted(known.shapes)}; got {missing} too")
     found, squares = ({path: each[path] for path in kernels} for each in (known.kernels, known.squares))
     return known._replace(kernels=found, squares=squares, shapes=kernels)
+
+
+def check_shrinks(signal: Signal, shrink: float | None, tables: bool) -> None:
+    """A ValueError for a share that nothing would be shrunk by: the signal's weights for kernels are what they are."""
+    if shrink is not None and not signal.shrinks and not tables:
+        others = ", ".join(repr(name) for name, one in SIGNALS.items() if one.shrinks)
+        raise ValueError(
+            f"shrink: got {shrink} for signal {signal.name!r}, whose weights for kernels are not shrunk: leave it out, "
+            f"or take one of {others}"
+        )
 
 
 def check_shrink(shrink: float | None) -> None:

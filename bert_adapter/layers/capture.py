@@ -121,9 +121,7 @@ def capture(forward: Forward, params: Any, batch: Batch, paths: frozenset[str], 
             return inputs + zeros[place]["back"] if place in gradients else inputs
 
         def perturb(place: Place, site: Site, inputs: Array, outputs: Array) -> Array:
-            if place not in calls:
-                return outputs
-            if calls[place].lifted:
+            if place not in calls or calls[place].lifted:
                 return exported(site, place, inputs, outputs)
             shared[place] = first.setdefault(id(inputs), place)
             seen[shared[place]] = inputs  # held, so that its id is no other's
@@ -145,8 +143,8 @@ def capture(forward: Forward, params: Any, batch: Batch, paths: frozenset[str], 
         return leaving, multiplied(params, leaving, back, paths_of(sides, 1), back=True)
 
     inputs, onward = steps(seen, of_inputs=True, mask=mask), steps(made, of_inputs=False, mask=mask)
-    passed = multiplied(params, inputs, onward, paths_of(sides, 0))
-    return Captured(output, inputs, deltas, passed, steps=steps_of(calls, batch, paths))
+    onward = multiplied(params, inputs, onward, paths_of(sides, 0))
+    return Captured(output, inputs, deltas, onward, steps=steps_of(calls, batch, paths))
 
 
 def steps_of(calls: Mapping[Place, Call], batch: Batch, paths: frozenset[str]) -> dict[str, Float[Array, " batch"]]:
