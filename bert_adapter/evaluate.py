@@ -157,7 +157,8 @@ def loss_increase(
         if loss is None:
             each = apart(after, before, batch)
         else:
-            each = np.subtract(*(each_loss(loss, output, batch) for output in (after, before)))
+            risen, first = (each_loss(loss, output, batch) for output in (after, before))
+            each = risen - first
         total, count = total + float(np.sum(weights * np.asarray(each))), count + float(np.sum(weights))
     if not count:
         got = f"no row of weight above 0 in {number + 1}" if number >= 0 else "none"

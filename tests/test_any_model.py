@@ -306,7 +306,7 @@ def test_an_importance_of_something_else_is_refused():
         assert [kernel.path for kernel in report.kernels] == ["tied"]
     how["importance"] = importance
     with pytest.raises(ValueError, match="importance: measured on another module, whose parameters are the same"):
-        compress((NET, params()), [BATCH], **how | {"forward": lambda params, batch: 2 * run(params, batch)})
+        compress((NET, params()), [BATCH], **{**how, "forward": lambda params, batch: 2 * run(params, batch)})
     how["importance"] = bert_adapter.decompose(params(), importance, signal="activation", progress=False)
     compress((NET, params()), [BATCH], **how)
     with pytest.raises(ValueError, match="importance: measured on 1 batches which are not the 2 given"):

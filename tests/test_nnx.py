@@ -11,6 +11,7 @@ import pytest
 from tiny import EPS, assert_passed_on, at
 
 import bert_adapter
+from bert_adapter.model import training_forward
 
 nnx = pytest.importorskip("flax.nnx")
 rng = np.random.default_rng(0)
@@ -376,7 +377,7 @@ def test_forward_may_take_the_key_of_dropout():
     model = bert_adapter.as_model(Named(nnx.Rngs(0)), forward=forward)
     run, batch = bert_adapter.forward(model), {"x": np.ones((2, 8), np.float32)}
     assert (run(model.params, batch) == 1).all()
-    assert set(np.ravel(bert_adapter.model.training_forward(model)(model.params, batch, jax.random.key(0)))) == {0, 2}
+    assert set(np.ravel(training_forward(model)(model.params, batch, jax.random.key(0)))) == {0, 2}
 
 
 class Stacked(nnx.Module):

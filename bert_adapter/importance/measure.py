@@ -363,8 +363,10 @@ def add_batch(sums: dict[str, Sums], parts: Iterable[tuple[Passed, Batch]], seen
                 gram = all(sums[path].inputs is not None for path in paths)
                 steps = entering(steps, mask, piece.get("weights"), gram=gram)
             for path in paths:
-                counted = sums[path]._replace(steps=sums[path].steps + found.steps[path])
-                sums[path], good = add_kernel(counted, steps, found.deltas.pop(path, None), seen)
+                before = sums[path].steps
+                assert before is not None
+                total = sums[path]._replace(steps=before + found.steps[path])
+                sums[path], good = add_kernel(total, steps, found.deltas.pop(path, None), seen)
                 added.append(good)
         seen += len(next(iter(piece.values())))
         jax.block_until_ready(added)  # or the next piece would be passed through the model before this one is gone
