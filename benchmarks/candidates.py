@@ -27,9 +27,9 @@ from benchmarks.timing import Measured
 from bert_adapter.checkpoint.names import by_path
 from bert_adapter.distributions.draw import Draw
 from bert_adapter.distributions.gaussian import gaussian
-from bert_adapter.importance.batch import time_products, unpadded
+from bert_adapter.importance.batch import time_products
 from bert_adapter.importance.sums import Importance
-from bert_adapter.layers.capture import Batch, capture
+from bert_adapter.layers.capture import Batch, capture, unpadded
 from bert_adapter.model import Model
 from bert_adapter.signals import DEFAULT
 from bert_adapter.text import LabelledTexts

@@ -106,13 +106,19 @@ def as_it_is(choices: Choices) -> int:
 
 
 def useful(choices: Choices, price: float = 0.0) -> Choices:
-    """Those that lose less than all that cost no more, in the order of their costs, at this price of an operation."""
+    """Those that lose less than all that cost no more, in the order of their costs, at this price of an operation.
+
+    Ranks above the number of components that there are, as of a merged kernel, lose no less. To stay dense in the
+    kernel's own dtype is safe even then, where no other dtype is: weights may not see all that it holds.
+    """
     cost = choices.cost + price * choices.flops
     order = np.lexsort((choices.loss, cost))
     loss = choices.loss[order]
     least = np.append(np.inf, np.minimum.accumulate(loss)[:-1])
-    kept = order[loss < least] if len(set(choices.bits)) > 1 else order
-    return Choices(*(array[kept] for array in choices))
+    kept = loss < least
+    if len(set(choices.bits)) == 1:
+        kept |= order == as_it_is(choices)
+    return Choices(*(array[order[kept]] for array in choices))
 
 
 def all_plans(choices: dict[str, Choices], fixed: float, total: float, price: float = 0.0) -> Curve:

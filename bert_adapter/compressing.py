@@ -16,10 +16,12 @@ from bert_adapter.decompositions import (
     Decompositions,
     check_of,
     check_shrink,
+    check_shrinks,
     chosen_signal,
     decompositions,
     restricted,
 )
+from bert_adapter.exactness import check_runs_on_factors
 from bert_adapter.factorisation import KernelReport, factorise
 from bert_adapter.families import predictive
 from bert_adapter.files import check_writable, path_of
@@ -190,13 +192,11 @@ def compress(
     clock = [time.perf_counter()]
     dense = as_model(model, forward=forward, output=output)
     check_floats(dense.params, "model")
-    check_fits(given, dense)
     batches = list(batches) if is_own(dense) else batches
-    check_texts(given, batches if isinstance(batches, Sequence) else ())
+    check_fits(given, dense, batches)
     healing = None if heal is None else to_heal(dense, heal, file)
-    first = next(iter(batches), None) if is_own(dense) else None
-    shapes = select_kernels(dense, include, exclude, embeddings=embeddings or of == "bytes", batch=first)
-    check_tables(chosen, solved_by, tables_of(dense, shapes))
+    shapes = selected(dense, batches, include, exclude, embeddings=embeddings or of == "bytes")
+    check_tables(chosen, solved_by, tables_of(dense, shapes), shrink)
     ranks, predicted, dtypes = None if rank is None else choose_ranks(shapes, rank), None, {}
     check_affordable(dense.params, shapes, wanted)
     clock.append(time.perf_counter())
@@ -220,6 +220,17 @@ def compress(
     small = in_dtypes(dense._replace(params=params, config=config), dtype)
     small, report = healed(small, dense, healing, report, seed=seed, file=file, given=known.given, progress=progress)
     return in_kind(model, small), report
+
+
+def selected(
+    dense: Model, batches: Iterable[Batch], include: str | None, exclude: str | None, *, embeddings: bool
+) -> dict[str, tuple[int, int]]:
+    """What `select_kernels` finds; a model of the caller's own must run on exact factors of it."""
+    first = next(iter(batches), None) if is_own(dense) else None
+    shapes = select_kernels(dense, include, exclude, embeddings=embeddings, batch=first)
+    if first is not None:
+        check_runs_on_factors(dense, shapes, first)
+    return shapes
 
 
 def report_of(kernels: list[KernelReport], known: Decompositions, **done: Any) -> Report:
@@ -251,10 +262,12 @@ def measured(
     return measure_signal(run, dense.params, batches, shapes, signal=signal, gradients=chosen, **how)
 
 
-def check_fits(given: Importance | Decompositions | None, dense: Model) -> None:
-    """A ValueError for what was measured on another model, or on another module with the same parameters."""
+def check_fits(given: Importance | Decompositions | None, dense: Model, batches: Iterable[Batch]) -> None:
+    """A ValueError for what was measured on another model, or module with the same parameters, or on other batches."""
     check_of(given, dense.params)
-    check_module(given.measured if isinstance(given, Decompositions) else given, dense)
+    measured = given.measured if isinstance(given, Decompositions) else given
+    check_module(measured, dense)
+    check_texts(measured, batches if isinstance(batches, Sequence) else ())
 
 
 def check_given(given: Any, file: Any, gradients: Any) -> None:
@@ -392,8 +405,12 @@ def method_for(signal: Signal, method: str | wlra.Method | None, solver: Mapping
     return chosen
 
 
-def check_tables(signal: Signal, method: wlra.Method, tables: Sequence[str]) -> None:
-    """A ValueError if the signal has no weights for tables, or the method is not the closed form that these take."""
+def check_tables(signal: Signal, method: wlra.Method, tables: Sequence[str], shrink: float | None) -> None:
+    """A ValueError if the signal has no weights for tables, or the method is not the closed form that these take.
+
+    Or if there are none, and `shrink` is for them alone.
+    """
+    check_shrinks(signal, shrink, bool(tables))
     if tables and signal.tables is None:
         raise ValueError(no_tables(signal, tables[0]))
     if tables and method != as_method(signal.method):

@@ -12,14 +12,14 @@ import wlra
 from bert_adapter.checkpoint.names import by_path
 from bert_adapter.checkpoint.nibbles import feedback
 from bert_adapter.importance.fingerprint import of_arrays, of_params
-from bert_adapter.importance.sums import Importance, check_model
+from bert_adapter.importance.sums import Importance, Sums, check_model
 from bert_adapter.importance.through import Through
 from bert_adapter.kernels import Shapes, break_even, shape_of_kernel
 from bert_adapter.layers.places import is_table, kernel_path, layer_path
 from bert_adapter.layers.stacks import unstacked
 from bert_adapter.progress import track
 from bert_adapter.rounding import Rounding, rounding
-from bert_adapter.signals import DEFAULT, as_signal
+from bert_adapter.signals import DEFAULT, SIGNALS, as_signal
 from bert_adapter.signals.definition import Evidence, Signal, TableWeights
 from bert_adapter.signals.weights import check_measured, check_whole, evidence_of, table_weights
 from bert_adapter.tables import Tokens, decompose_table
@@ -38,7 +38,7 @@ class Decompositions(NamedTuple):
     squares: by path, the weighted squares that ranks are planned by: those, or others where the signal has `ranks`.
     shapes: by path, inputs by outputs.
     signal, shrink: what errors are weighted by.
-    examples: what the squares are sums over.
+    examples: by path, what the squares are sums over: examples, times the steps of the kernel where that is per token.
     model: the fingerprint of the parameters.
     reliability: by path, as in `Report`.
     calibration: how many texts were measured on, and their fingerprint; empty where nothing was measured.
@@ -61,7 +61,7 @@ class Decompositions(NamedTuple):
     shapes: Shapes
     signal: Signal
     shrink: float | None
-    examples: float
+    examples: Mapping[str, float]
     model: str
     reliability: Mapping[str, float]
     calibration: Mapping[str, Any]
@@ -133,7 +133,9 @@ def decompositions(
     consume: the sums of kernels that need them no more are taken out of the importance.
     """
     known = {} if importance is None else importance.sums
+    examples = {path: per_example(importance, signal, path) for path in shapes}  # before sums are taken out
     flat = by_path(unstacked(params, shapes))
+    check_shrinks(signal, shrink, any(is_table(kernel_path(flat, path)) for path in shapes))
     for path in shapes:
         check_measured(importance, signal, path)
         check_usable(importance, signal, path, bits)
@@ -159,7 +161,7 @@ def decompositions(
         shapes,
         signal=signal,
         shrink=shrink,
-        examples=per_example(importance, signal),
+        examples=examples,
         model=model,
         reliability={path: each.reliability for path, each in found.items() if each.reliability is not None},
         calibration=calibration(importance),
@@ -312,8 +314,12 @@ def sides(kernel: Any, weights: Any) -> tuple[Any, Any]:
 
 
 def predicted_losses(squares: Float[np.ndarray, " components"]) -> Float[np.ndarray, " ranks"]:
-    """Half the weighted squared error of the best approximation of each rank 0, 1, ..., as far as weights separate."""
-    return np.append(np.cumsum(squares[::-1])[::-1], 0) / 2
+    """Half the weighted squared error of the best approximation of each rank 0, 1, ..., as far as weights separate.
+
+    What is beyond the components that there are is nothing, not what rounding leaves.
+    """
+    real = np.where(components.are_there(squares), squares, 0)
+    return np.append(np.cumsum(real[::-1])[::-1], 0) / 2
 
 
 def selected_shapes(params: Any, importance: Importance | None, kernels: Shapes | None) -> dict[str, tuple[int, int]]:
@@ -321,7 +327,7 @@ def selected_shapes(params: Any, importance: Importance | None, kernels: Shapes 
     given = kernels if kernels is not None or importance is None else importance.sums
     flat = by_path(unstacked(params, given or ()))
     found = {layer: leaf for path, leaf in flat.items() if (layer := layer_path(path)) is not None}
-    plain = [path for path, leaf in found.items() if np.ndim(leaf) == 2 and f"{path}/kernel" in flat]
+    plain = [path for path, leaf in found.items() if np.ndim(leaf) == 2 and not is_table(kernel_path(flat, path))]
     paths = plain if importance is None else importance.sums
     paths = list(paths if kernels is None else kernels)
     if not paths or (missing := [path for path in paths if path not in found]):
@@ -330,11 +336,15 @@ def selected_shapes(params: Any, importance: Importance | None, kernels: Shapes 
     return {path: shape_of_kernel(path, found[path], kernels) for path in paths}
 
 
-def per_example(importance: Importance | None, signal: Signal) -> float:
-    """What the weights are divided by, for the loss of an example."""
+def per_example(importance: Importance | None, signal: Signal, path: str) -> float:
+    """What the weights of a kernel are divided by, for the loss of an example.
+
+    A product of sums over steps, of x x' and of delta delta', is as many times too large as steps enter the kernel.
+    """
     if importance is None:
         return 1.0
-    return float(importance.examples * (importance.tokens if signal.per_token else 1))
+    steps = importance.sums.get(path, Sums()).steps
+    return float(importance.examples * ((importance.tokens if steps is None else steps) if signal.per_token else 1))
 
 
 def chosen_signal(signal: str | Signal | None, shrink: float | None, importance: Any) -> Signal:
@@ -368,6 +378,16 @@ def restricted(known: Decompositions, kernels: Shapes | None) -> Decompositions:
         raise ValueError(f"importance: decomposed for {sorted(known.shapes)}; got {missing} too")
     found, squares = ({path: each[path] for path in kernels} for each in (known.kernels, known.squares))
     return known._replace(kernels=found, squares=squares, shapes=kernels)
+
+
+def check_shrinks(signal: Signal, shrink: float | None, tables: bool) -> None:
+    """A ValueError for a share that nothing would be shrunk by: the signal's weights for kernels are what they are."""
+    if shrink is not None and not signal.shrinks and not tables:
+        others = ", ".join(repr(name) for name, one in SIGNALS.items() if one.shrinks)
+        raise ValueError(
+            f"shrink: got {shrink} for signal {signal.name!r}, whose weights for kernels are not shrunk: leave it out, "
+            f"or take one of {others}"
+        )
 
 
 def check_shrink(shrink: float | None) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from bert_adapter.batches import check_weights, labelled
 from bert_adapter.families import output_of
-from bert_adapter.importance.gradients import Loss
+from bert_adapter.importance.gradients import Loss, each_loss
 from bert_adapter.layers.capture import Batch, Forward
 from bert_adapter.losses import TaskLoss, distillation
 from bert_adapter.model import Model, check_batch, check_same_tokens, forward
@@ -154,7 +154,11 @@ def loss_increase(
         before, after = (run(params, batch) for run, params in runs)
         for whose, output in (("the dense model", before), ("the small model", after)):
             check_finite(output, number, whose)
-        each = apart(after, before, batch) if loss is None else loss(after, batch) - loss(before, batch)
+        if loss is None:
+            each = apart(after, before, batch)
+        else:
+            risen, first = (each_loss(loss, output, batch) for output in (after, before))
+            each = risen - first
         total, count = total + float(np.sum(weights * np.asarray(each))), count + float(np.sum(weights))
     if not count:
         got = f"no row of weight above 0 in {number + 1}" if number >= 0 else "none"

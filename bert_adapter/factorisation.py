@@ -12,8 +12,8 @@ import wlra
 from bert_adapter.jobs import Job, groups_of, job_for, solve_group
 from bert_adapter.kernels import Shapes, break_even, shape_of_kernel, split_axes
 from bert_adapter.layers.marker import FACTORISED, Factorised
-from bert_adapter.layers.places import kernel_path
-from bert_adapter.layers.stacks import restacked, unstacked
+from bert_adapter.layers.places import kernel_path, layer_path
+from bert_adapter.layers.stacks import check_whole_stacks, restacked, unstacked
 from bert_adapter.model import Model
 from bert_adapter.progress import track
 from wlra.components import Decomposed, cut, lost
@@ -88,6 +88,7 @@ def factorise(
     request = check_options(method_for(weights, ranks) if method is None else method, **(solver or {}))
     check_components(weights, request)
     flat: dict[str, Any] = dict(flatten_dict(unstacked(params, ranks), keep_empty_nodes=True, sep="/"))
+    check_whole_stacks(ranks, filter(None, map(layer_path, flat)), "ranks")
     jobs, reports = [], {}
     for path, rank in ranks.items():
         place = kernel_path(flat, path)

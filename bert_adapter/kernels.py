@@ -17,7 +17,7 @@ from bert_adapter.layers.finding import Kernels, find_kernels
 from bert_adapter.layers.layer import matrix_shape
 from bert_adapter.layers.places import is_table, kernel_path
 from bert_adapter.layers.running import parameter_shapes
-from bert_adapter.layers.stacks import whole
+from bert_adapter.layers.stacks import check_whole_stacks, whole
 from bert_adapter.model import Model, forward, is_own
 from wlra.checks import check_count
 
@@ -47,8 +47,8 @@ def select_kernels(
       batch: for a module of your own, one that it is traced on: what it calls is not known before.
 
     Raises:
-      ValueError: no regular expression, no kernel that is selected, one that is factorised already, or one that
-        `include` finds and that cannot be factorised.
+      ValueError: no regular expression, no kernel that is selected, one that is factorised already, one that
+        `include` finds and that cannot be factorised, or some matrices of a kernel without the others.
 
     Example:
       >>> import bert_adapter
@@ -73,6 +73,7 @@ def select_kernels(
     if not selected:
         others = f"; these cannot be factorised: {refused}" if refused else ""
         raise ValueError(f"include={pattern!r} and exclude={exclude!r} select none of {sorted(shapes)}{others}")
+    check_whole_stacks(selected, shapes, f"include={include!r}, exclude={exclude!r}")
     leaves = by_path(model.params)
     if done := [path for path in selected if f"{whole(path)}/left" in leaves]:
         advice = (
@@ -104,6 +105,12 @@ def finds(include: str, exclude: str | None, path: str) -> bool:
 def kernels_of(model: Model, batch: Batch | None) -> Kernels:
     """What a module of the caller's own calls for the batch."""
     kind = type(model.module).__name__
+    names = {name for path in flatten_dict(model.params, keep_empty_nodes=True) for name in path}
+    if odd := sorted(name for name in names if "/" in name):
+        raise ValueError(
+            f"params of {kind}: got the name {odd[0]!r}, as nn.WeightNorm makes it, wanted names without '/', which "
+            f"stands between those of a path: bring the model without what makes them"
+        )
     if batch is None:
         raise ValueError(f"batch: got none, wanted one to find the kernels of {kind} with, by tracing it")
     try:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import permutations
 from typing import Any
 
 import jax
@@ -19,19 +20,15 @@ from bert_adapter.layers import LAYERS
 from bert_adapter.layers.capture import PROBE, Batch
 from bert_adapter.layers.dense import summed_last
 from bert_adapter.layers.embed import attend, look_up
-from bert_adapter.layers.layer import Layer
+from bert_adapter.layers.layer import SHARED_WITH, STANDS_FOR, Layer
 from bert_adapter.layers.marker import Factorised
 from bert_adapter.layers.observing import ENTER, TOUCH, Site, entered, layer_input, layer_of, run_layer
 from bert_adapter.layers.places import kernel_names
-from bert_adapter.own import arguments
+from bert_adapter.own import arguments, takes_key
 
 
 def refused(module: Any) -> str | None:
-    """Why a Linear, or a LinearGeneral, is no product with one matrix, or an Embed no lookup in one table."""
-    for name in ("__call__", "attend"):
-        kinds = [kind for kind in type(module).__mro__ if name in vars(kind) and "of" not in vars(kind)]
-        if kinds and kinds[0] not in PLAIN:
-            return "its class has a call of its own" if name == "__call__" else f"its class has its own {name}"
+    """Why a Linear, or a LinearGeneral, is no product with one matrix."""
     if getattr(module, "batch_axis", None):
         return "it has a kernel for each index of its batch axes"
     own = getattr(module, "dot_general", None) not in (None, jax.lax.dot_general)
@@ -43,7 +40,6 @@ def promoted(module: Any, *arrays: Any) -> Any:
     return module.promote_dtype(arrays, dtype=module.dtype)
 
 
-PLAIN = (nnx.Linear, nnx.LinearGeneral, nnx.Embed)
 LAYERS["nnx_linear"] = Layer(nnx.Linear, input_axes=lambda module: 1, refuses=refused)
 LAYERS["nnx_linear_general"] = Layer(
     nnx.LinearGeneral, input_axes=lambda module: len(module.axis), order=summed_last, refuses=refused
@@ -52,7 +48,6 @@ LAYERS["nnx_embed"] = Layer(
     nnx.Embed,
     input_axes=lambda module: 1,
     run=partial(look_up, promoted=promoted),
-    refuses=refused,
     kernel="embedding",
     looked_up=True,
     methods={"attend": partial(attend, promoted=promoted)},
@@ -60,8 +55,8 @@ LAYERS["nnx_embed"] = Layer(
 
 
 def value_of(variable: Any) -> Any:
-    """The array that a Param holds, or None."""
-    if variable is None:
+    """The array that a Param holds; None of what is no Param, such as a module of that name."""
+    if not isinstance(variable, nnx.Variable):
         return None
     return variable.get_value() if hasattr(variable, "get_value") else variable.value
 
@@ -92,7 +87,7 @@ def on_factors(kind: type) -> type:
 
     names = {name for layer in LAYERS.values() if issubclass(kind, layer.module) for name in layer.methods}
     calls = {"__call__": call} | {name: method(name) for name in names}
-    return type(f"LowRank{kind.__name__}", (kind,), calls | {"of": kind, "__module__": __name__})
+    return type(f"LowRank{kind.__name__}", (kind,), calls | {STANDS_FOR: kind, "__module__": __name__})
 
 
 @lru_cache(maxsize=256)
@@ -105,7 +100,7 @@ def announced(kind: type) -> type:
         outputs, touch = kind.__call__(self, *its_args, **its_kwargs), TOUCH.get()
         return outputs if touch is None else touch(site, layer_input(args, kwargs), outputs)
 
-    return type(kind.__name__, (kind,), {"__call__": call, "of": kind, "__module__": __name__})
+    return type(kind.__name__, (kind,), {"__call__": call, STANDS_FOR: kind, "__module__": __name__})
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,14 +109,15 @@ class Skeleton:
 
     paths: of its Params, in the order of the leaves of their state, whose structure that is.
     rest: the state that is no Params.
-    forward: (model, batch) -> output; None if it is called with the entries of a batch by their names.
+    forward: (model, batch) -> output; None if it is called with the entries of a batch by their names. One that takes a
+      third argument gets the key of dropout in training, where the model is in its mode for that, and else None.
     """
 
     graph: Any
     structure: Any
     paths: tuple[str, ...]
     rest: Any
-    forward: Callable[[Any, Batch], Any] | None
+    forward: Callable[..., Any] | None
 
     def filled(self, params: Any) -> Any:
         """A model with these parameters, where they hold factors with layers that run on them.
@@ -142,13 +138,16 @@ class Skeleton:
             raise ValueError(f"params: wanted those of the model; these are missing or left over: {odd}")
         return model
 
-    def __call__(self, params: Any, batch: Batch) -> Any:
+    def __call__(self, params: Any, batch: Batch, key: Any = None) -> Any:
         """The output."""
-        model = self.filled(params)
-        model.eval()
+        model, with_key = self.filled(params), self.forward is not None and takes_key(self.forward)
+        call = type(model).__call__
+        model.train() if with_key and key is not None else model.eval()
         if TOUCH.get() is not None:
             announce(model, params)
-        return model(**arguments(type(model).__call__, batch)) if self.forward is None else self.forward(model, batch)
+        if self.forward is None:
+            return model(**arguments(call, batch))
+        return self.forward(model, batch, key) if with_key else self.forward(model, batch)
 
 
 def marks(path: str, leaf: Any) -> bool:
@@ -169,12 +168,12 @@ def changed(module: Any, path: str, flat: dict[str, Any]) -> list[str]:
     layer = layer_of(module)
     if layer is None:
         return []
-    if f"{path}/left" in flat and not hasattr(module, "left"):
+    if f"{path}/left" in flat and not has_factors(module):
         old, new = [layer.kernel], ["left", "right"]
         module.__class__ = on_factors(type(module))
-    elif hasattr(module, "left") and f"{path}/{layer.kernel}" in flat:
+    elif has_factors(module) and f"{path}/{layer.kernel}" in flat:
         old, new = ["left", "right"], [layer.kernel]
-        module.__class__ = type(module).of
+        module.__class__ = getattr(type(module), STANDS_FOR)
     else:
         return []
     for name in old:
@@ -182,6 +181,22 @@ def changed(module: Any, path: str, flat: dict[str, Any]) -> list[str]:
     for name in new:
         setattr(module, name, nnx.Param(jnp.asarray(flat[f"{path}/{name}"])))
     return new
+
+
+def has_factors(module: Any) -> bool:
+    """Whether it is a layer that runs on factors."""
+    return value_of(getattr(module, "left", None)) is not None and layer_of(module) is not None
+
+
+def shared(model: Any) -> dict[str, str]:
+    """By the path of a module whose kernel or table lies at another place of the model too, that place."""
+    places: dict[int, list[tuple[str, str]]] = {}
+    for path, module in modules(model):
+        for name, variable in vars(module).items():
+            if isinstance(variable, nnx.Variable):
+                places.setdefault(id(variable), []).append((path, name))
+    pairs = (pair for found in places.values() for pair in permutations(found, 2))
+    return {path: f"{at}/{other}" for (path, name), (at, other) in pairs if name in kernel_names()}
 
 
 def modules(model: Any) -> list[tuple[str, Any]]:
@@ -193,21 +208,24 @@ def announce(model: Any, params: Any) -> None:
     """The model's layers, and other modules with a kernel or a table, are seen when they are called."""
     flat = flatten_dict(params, keep_empty_nodes=True, sep="/")
     probes = [name.rpartition("/") for name in flat if re.search(f"(^|/){PROBE}[^/]*$", name)]
+    others = shared(model)
     for path, module in modules(model):
-        if any(hasattr(module, name) for name in ("kernel", "left", "embedding")):
+        if any(value_of(getattr(module, name, None)) is not None for name in (*kernel_names(), "left")):
             module.__class__ = announced(type(module))
             module.announced_at = path
+            if path in others:
+                setattr(module, SHARED_WITH, others[path])
             for name in [name for at, _, name in probes if at == path]:
                 setattr(module, name, nnx.Param(flat[f"{path}/{name}"]))
 
 
-def taken_apart(model: Any, forward: Callable[[Any, Batch], Any] | None) -> tuple[Skeleton, dict[str, Any]]:
+def taken_apart(model: Any, forward: Callable[..., Any] | None) -> tuple[Skeleton, dict[str, Any]]:
     """The skeleton, and the Params in nested dicts, where factors have the marker of their kernel beside them."""
     graph, state, rest = nnx.split(model, nnx.Param, ...)
     leaves = jax.tree_util.tree_leaves_with_path(state)
     paths = ["/".join(str(key.key) for key in path if hasattr(key, "key")) for path, _ in leaves]
     flat: dict[str, Any] = dict(zip(paths, (leaf for _, leaf in leaves), strict=True))
-    flat |= dict(marked(path, module) for path, module in modules(model) if hasattr(module, "left"))
+    flat |= dict(marked(path, module) for path, module in modules(model) if has_factors(module))
     skeleton = Skeleton(graph, jax.tree.structure(state), tuple(paths), rest=rest, forward=forward)
     return skeleton, unflatten_dict(flat, sep="/")
 
@@ -216,7 +234,8 @@ def marked(path: str, module: Any) -> tuple[str, Factorised]:
     """The path of the kernel of a layer that runs on factors, and what stands for it."""
     layer = layer_of(module)
     assert layer is not None
-    return f"{path}/{layer.kernel}", Factorised(value_of(module.left).ndim - 1 - layer.input_axes(module))
+    stacked = value_of(module.left).ndim - 1 - layer.input_axes(module)  # -1 where `right` has an input's axis of 1
+    return f"{path}/{layer.kernel}", Factorised(max(stacked, 0))
 
 
 def with_params(model: Any, params: Any, config: dict[str, Any]) -> Any:

@@ -121,3 +121,8 @@ class Rows:
 def as_rows(run: Any, gradients: Any) -> Any:
     """The caller's own function with rows as outputs, where all their numbers count alike: see `gaussian`."""
     return Rows(run) if isinstance(run, Own) and gradients == "gaussian" else run
+
+
+def ways_to_call(run: Own, gradients: Any) -> list[Any]:
+    """The functions by which a model of the caller's own may have been measured: with rows or not, and as it is."""
+    return [run, as_rows(run, gradients), *([] if takes_key(run.run) else [run.run])]

@@ -38,7 +38,7 @@ from bert_adapter.decompositions import (
 from bert_adapter.importance.sums import Importance
 from bert_adapter.kernels import Shapes, break_even, split_axes
 from bert_adapter.latency import Costs, Latency
-from bert_adapter.layers.places import is_table, kernel_path, layer_path
+from bert_adapter.layers.places import is_table, kernel_names, kernel_path, layer_path
 from bert_adapter.layers.stacks import unstacked, whole
 from bert_adapter.rounding import Rounding, narrower
 from bert_adapter.signals.definition import Signal
@@ -175,9 +175,9 @@ def plan_for(params: Any, known: Decompositions, budget: Budget) -> Plan:
     cost = sum(float(choice.cost[chosen[path]]) for path, choice in choices.items())
     predicted = sum(float(choice.loss[chosen[path]]) for path, choice in choices.items())
     if known.signal.units == "loss" and not budget.uniform:
-        zero = {path: float(each.sum()) / 2 for path, each in known.squares.items()}
+        zero = {path: float(each.sum()) / 2 / known.examples[path] for path, each in known.squares.items()}
         layers = [path for path in zero if not is_table(kernel_path(flat, path))]
-        warn_if_far(budget.share, predicted, sum(zero[path] for path in layers or zero) / known.examples)
+        warn_if_far(budget.share, predicted, sum(zero[path] for path in layers or zero))
     return Plan(
         ranks={path: int(choices[whole(path)].rank[chosen[whole(path)]]) for path in shapes},
         share=(fixed + cost) / total,
@@ -254,7 +254,7 @@ def units_of(known: Decompositions) -> dict[str, float]:
     That is the loss of an example, or the share of each kernel's whole, of all parameters.
     """
     if known.signal.units == "loss":
-        return dict.fromkeys(known.squares, 1 / known.examples)
+        return {path: 1 / known.examples[path] for path in known.squares}
     sizes = {path: math.prod(shape) for path, shape in known.shapes.items()}
     total, whole = sum(sizes.values()), {path: float(each.sum()) / 2 for path, each in known.squares.items()}
     return {path: sizes[path] / total / (whole[path] or 1) for path in known.squares}
@@ -390,7 +390,7 @@ def fixed_cost(params: Any, flat: dict[str, Any], shapes: Shapes, of: Unit) -> f
     if of == "kernels":
         return 0.0
     if of == "flops":
-        looked_up = {f"{path}/left" for path in tables}
-        ends = ("/kernel", "/left", "/right")
+        looked_up = {f"{path}/{name}" for path in tables for name in (*kernel_names(), "left")}
+        ends = tuple(f"/{name}" for name in (*kernel_names(), "left", "right"))
         return float(sum(2 * leaf.size for path, leaf in others if path.endswith(ends) and path not in looked_up))
     return float(sum(leaf.nbytes if of == "bytes" else leaf.size for _, leaf in others))

@@ -17,6 +17,7 @@ from bert_adapter.checkpoint.names import dtypes_of
 from bert_adapter.families import predictive
 from bert_adapter.files import check_writable, path_of
 from bert_adapter.importance.fingerprint import of_arrays, of_function, of_params
+from bert_adapter.importance.gradients import each_loss
 from bert_adapter.layers.capture import Batch, Forward
 from bert_adapter.layers.integers import check_floats
 from bert_adapter.losses import TaskLoss, distillation, task_loss
@@ -58,7 +59,7 @@ class Recipe(NamedTuple):
     def __call__(self, params: Any, taught: Any, batch: Batch, key: Any) -> Float[Array, " batch"]:
         """The loss of each example, with the teacher's parameters beside."""
         output = self.run(straight_through(params, self.stored), batch, key)
-        each = self.loss(output, batch)
+        each = each_loss(self.loss, output, batch)
         if self.teach is None:
             return each
         wanted = widened(jax.lax.stop_gradient(self.teach(taught, batch)))

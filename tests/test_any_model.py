@@ -16,6 +16,7 @@ import wlra
 from bert_adapter.factorisation import method_for
 from bert_adapter.layers.capture import capture
 from bert_adapter.layers.finding import find_kernels
+from bert_adapter.layers.marker import FACTORISED
 from bert_adapter.layers.stacks import unstacked
 from bert_adapter.own import counted
 
@@ -55,6 +56,11 @@ SHAPES = {
 }
 
 
+class Tripled(nn.Dense):
+    def __call__(self, inputs):
+        return 3 * super().__call__(inputs)
+
+
 class Inner(nn.Module):
     """What cannot be factorised, beside two kernels and a table that can."""
 
@@ -62,10 +68,11 @@ class Inner(nn.Module):
     def __call__(self, ids, x):
         x = x + nn.Embed(7, 8, name="table")(ids)
         x = x + nn.Conv(8, (3,), name="conv")(x)
+        x = x + Tripled(8, name="tripled")(x)
         bias = nn.Dense(8, name="positions")(jnp.ones((3, 8)))
         x = x + bias[None]
         x = nn.Einsum((4, 3, 8), "btd,ntd->bnt", use_bias=False, name="odd")(x)
-        return nn.Dense(4, name="last")(nn.Dense(9, name="first")(x).sum(axis=1))
+        return nn.remat(nn.Dense)(4, name="last")(nn.Dense(9, name="first")(x).sum(axis=1))
 
 
 @cache
@@ -189,6 +196,16 @@ def test_stacks_are_planned_with_one_rank():
     assert bert_adapter.apply(NET, small, BATCH["x"]).shape == (4, 5)
 
 
+@pytest.mark.parametrize("pattern", [{"include": r"layers/dense\[0\]"}, {"exclude": r"\[1\]"}])
+def test_a_stack_is_selected_whole(pattern):
+    """The other matrices would be lost."""
+    with pytest.raises(ValueError, match=r"got 'layers/dense\[0\]' without 'layers/dense\[1\]'.*'layers/dense' finds"):
+        compress((NET, params()), [BATCH], rank=2, signal="svd", **pattern)
+    ranks, how = {"layers/dense[0]": 2}, {"shapes": SHAPES, "method": "svd"}
+    with pytest.raises(ValueError, match=r"ranks: got 'layers/dense\[0\]' without"):
+        bert_adapter.factorise(params(), {"layers/dense[0]": None}, ranks, **how)
+
+
 def test_ranks_may_be_given_for_a_stack_by_its_path():
     ranks = {"layers/dense": 3, "tied": 2}
     assert bert_adapter.choose_ranks({"layers/dense[0]": (8, 8), "layers/dense[1]": (8, 8), "tied": (8, 8)}, ranks) == {
@@ -244,18 +261,56 @@ class PerStep(nn.Module):
 
 
 def test_steps_of_padding_do_not_count():
-    """Whatever they hold, in outputs (batch, time, width) and in layers that are called twice."""
+    """Whatever they hold, in outputs (batch, time, width) and in layers called twice; all others count once."""
     mask = np.array([[1, 1, 1], [1, 1, 0], [1, 0, 0], [1, 1, 0]])
     filled = np.where(mask[:, :, None] > 0, BATCH["x"], np.float32(7))
     made = random_params(PerStep(), BATCH["x"])
     found = []
-    for x in (BATCH["x"], filled):
-        batch = {"x": x, "attention_mask": mask}
+    for x, numbers in ((BATCH["x"], 1), (filled, np.array([[1], [2], [3], [1]]))):
+        batch = {"x": x, "attention_mask": numbers * mask}
         small, report = compress((PerStep(), made), [batch], rank=2, signal="kfac")
         found.append((small.params, report.kernels[0].loss, outputs_of(small, batch)))
     for ours, theirs in zip(jax.tree.leaves(found[0][0]), jax.tree.leaves(found[1][0]), strict=True):
         assert_near(ours, theirs)
     np.testing.assert_array_equal(found[0][2][mask == 0], 0)
+
+
+class Pooled(nn.Module):
+    """Layers that see every step twice, every step, and one for each example."""
+
+    @nn.compact
+    def __call__(self, x):
+        twice = nn.Dense(8, name="twice")
+        x = nn.Dense(8, name="once")(nn.tanh(twice(nn.tanh(twice(x)))))
+        return nn.Dense(6, name="pooled")(x.sum(axis=1))
+
+
+def test_errors_are_divided_by_the_steps_that_enter_each_kernel():
+    """What is summed over steps apart is as many times too large as there are, which differs from kernel to kernel."""
+    mask = np.array([[1, 1, 1], [1, 1, 0], [1, 0, 0], [1, 1, 0]])
+    made, batch = random_params(Pooled(), BATCH["x"]), BATCH | {"attention_mask": mask, "weights": np.full(4, 0.5)}
+    model = bert_adapter.as_model((Pooled(), made))
+    shapes, forward = bert_adapter.select_kernels(model, batch=batch), bert_adapter.forward(model)
+    importance = bert_adapter.measure_signal(forward, made, [batch], shapes, signal="kfac", progress=False)
+    known = bert_adapter.decompose(made, importance, signal="kfac", progress=False)
+    assert known.examples == {"once": 2 * 4, "pooled": 2 * 2, "twice": 2 * 8}
+
+
+def test_an_importance_of_something_else_is_refused():
+    """Of another function with the same parameters, or of other batches, decomposed or not."""
+    how: dict[str, Any] = {"signal": "activation", "rank": 2, "include": "tied", "forward": run}
+    for forward in (run, bert_adapter.forward(bert_adapter.as_model((NET, params()), forward=run))):
+        measured = partial(bert_adapter.measure_signal, params=params(), paths=["tied"], signal="activation")
+        importance = measured(forward, batches=[BATCH], progress=False)
+        _, report = compress((NET, params()), [BATCH], importance=importance, **how)
+        assert [kernel.path for kernel in report.kernels] == ["tied"]
+    how["importance"] = importance
+    with pytest.raises(ValueError, match="importance: measured on another module, whose parameters are the same"):
+        compress((NET, params()), [BATCH], **{**how, "forward": lambda params, batch: 2 * run(params, batch)})
+    how["importance"] = bert_adapter.decompose(params(), importance, signal="activation", progress=False)
+    compress((NET, params()), [BATCH], **how)
+    with pytest.raises(ValueError, match="importance: measured on 1 batches which are not the 2 given"):
+        compress((NET, params()), [BATCH, BATCH], **how)
 
 
 def outputs_of(model, batch):
@@ -326,17 +381,28 @@ class Shared(nn.Module):
     @nn.compact
     def __call__(self, x):
         many = nn.scan(Block, variable_broadcast="params", split_rngs={"params": False}, length=3)
-        return many(name="layers")(x, None)[0].sum(axis=1)
+        return nn.Dense(4, name="last")(many(name="layers")(x, None)[0].sum(axis=1))
 
 
-def test_calls_that_cannot_be_told_apart_are_refused():
-    made = random_params(Shared(), BATCH["x"])
+class Lanes(nn.Module):
+    """One kernel in every lane of a vmap."""
 
-    def forward(params, batch):
-        return Shared().apply({"params": params}, batch["x"])
+    @nn.compact
+    def __call__(self, x):
+        lift = {"variable_axes": {"params": None}, "split_rngs": {"params": False}, "in_axes": (1, None), "out_axes": 1}
+        many = nn.vmap(Block, **lift)
+        return nn.Dense(4, name="last")(many(name="layers")(x, None)[0].sum(axis=1))
 
-    with pytest.raises(ValueError, match=r"'layers/dense' is called 3 times with one kernel.*loop over them in Python"):
-        capture(forward, made, BATCH, frozenset({"layers/dense"}))
+
+@pytest.mark.parametrize("net", [Shared(), Lanes()])
+def test_kernels_whose_uses_cannot_be_told_apart_stay_dense(net):
+    made, why = random_params(net, BATCH["x"]), "is called 3 times with one kernel by nn.scan or nn.vmap"
+    model = bert_adapter.as_model((net, made))
+    assert bert_adapter.select_kernels(model, batch=BATCH) == {"last": (8, 4)}
+    with pytest.raises(ValueError, match=f"'layers/dense', which cannot be factorised: it {why}"):
+        bert_adapter.select_kernels(model, include="dense", batch=BATCH)
+    with pytest.raises(ValueError, match=rf"the layer 'layers/dense' {why}.*loop over them in Python"):
+        capture(bert_adapter.forward(model), made, BATCH, frozenset({"layers/dense"}))
 
 
 MORE = {"ids": np.zeros((4, 3), np.int32), "x": BATCH["x"]}
@@ -353,10 +419,75 @@ def test_what_cannot_be_factorised_stays_unless_it_is_selected():
     assert outputs_of(small, MORE).shape == (4, 4)
 
 
+def test_a_kernel_that_is_not_multiplied_by_as_it_is_is_refused():
+    """On factors, both would be halved."""
+
+    def halved(params, batch):
+        return run(params | {"tied": jax.tree.map(lambda leaf: leaf / 2, params["tied"])}, batch)
+
+    how: dict[str, Any] = {"rank": 2, "signal": "svd", "include": "tied|general", "forward": halved}
+    with pytest.raises(ValueError, match=r"exact factors of \['tied'\] stand in their place.*: exclude='tied' keeps"):
+        compress((NET, params()), [BATCH], **how)
+    _, report = compress((NET, params()), [BATCH], **how, exclude="tied")
+    assert [kernel.path for kernel in report.kernels] == ["general"]
+
+
+def test_an_output_that_is_random_tells_nothing():
+    def noisy(params, batch):
+        return run(params, {"x": batch["x"] + np.random.default_rng().normal(size=(1, 1, 1)).astype(np.float32)})
+
+    _, report = compress((NET, params()), [BATCH], rank=2, signal="svd", include="tied", forward=noisy)
+    assert [kernel.path for kernel in report.kernels] == ["tied"]
+
+
+def test_names_with_a_slash_are_refused():
+    net = nn.Sequential([nn.WeightNorm(nn.Dense(8)), nn.Dense(2)])
+    made = net.init(jax.random.key(0), BATCH["x"])["params"]
+    with pytest.raises(ValueError, match=r"got the name '.*/kernel/scale', as nn\.WeightNorm makes it, wanted names"):
+        compress((net, made), [BATCH], rank=2, signal="svd", forward=run)
+
+
+def test_heads_of_one_number_run_on_factors():
+    """Of (heads, 1, width), the matrix does not tell whether the axis of 1 is one of inputs."""
+    net = nn.MultiHeadDotProductAttention(8)
+    net = nn.Sequential([lambda x: (x, x), net])
+    made = random_params(net, BATCH["x"])
+    small, _ = compress((net, made), [BATCH], rank=2, signal="svd", forward=lambda p, batch: forward_of(net, p, batch))
+    assert_near(outputs(small), forward_of(net, bert_adapter.merge(small.params), BATCH))
+
+
+def forward_of(net, params, batch):
+    return net.apply({"params": params}, batch["x"]).sum(axis=1)
+
+
+class Start(nn.Module):
+    """Called with nothing."""
+
+    @nn.compact
+    def __call__(self):
+        return self.param("embedding", nn.initializers.ones, (3, 8))
+
+
+class Named(nn.Module):
+    """Modules called as parameters are."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = x + Start(name="start")()[None]
+        return nn.Dense(5, name="kernel")(nn.Dense(8, name="embedding")(x)).sum(axis=1)
+
+
+def test_modules_may_be_called_as_parameters_are():
+    model = bert_adapter.as_model((Named(), random_params(Named(), BATCH["x"])))
+    assert bert_adapter.select_kernels(model, include="kernel", batch=BATCH) == {"kernel": (8, 5)}
+    assert list(bert_adapter.select_kernels(model, batch=BATCH)) == ["embedding", "kernel"]
+
+
 @pytest.mark.parametrize(
     ("path", "why"),
     [
         ("conv", "Conv: its kernel slides over neighbours"),
+        ("tripled", "Tripled: its class has a call of its own"),
         ("positions", "the first axis of its input is not that of the examples"),
         ("odd", "Einsum: its equation 'btd,ntd->bnt' does not multiply by one matrix"),
     ],
@@ -386,6 +517,25 @@ def test_einsum_of_one_contraction_is_a_layer(equation):
     refused = EINSUM.refuses(nn.Einsum((2, 3, 4), equation))
     assert (refused is None) == (EQUATIONS[equation] is None)
     assert EQUATIONS[equation] is None or EQUATIONS[equation] in refused
+
+
+def test_einsum_may_put_another_axis_before_that_of_the_examples():
+    layer, x = nn.Einsum((8, 5), "bti,io->tbo", use_bias=False, name="turned"), BATCH["x"][:3]  # as many as steps
+    net = nn.Sequential([layer, lambda y: y.sum(axis=0)])
+    made = {"layers_0": {"kernel": rng.normal(size=(8, 5)).astype(np.float32)}}
+
+    def loss(output, batch):
+        return jnp.sum(jnp.sin(output), axis=1)
+
+    def forward(params, batch):
+        return bert_adapter.apply(net, params, batch["x"])
+
+    how: dict[str, Any] = {"gradients": loss, "statistics": ("row_gram",), "progress": False}
+    importance = bert_adapter.measure_importance(forward, made, [{"x": x}], ["layers_0"], **how)
+    steps, output = x.sum(axis=1), forward(made, {"x": x})
+    assert_near(importance["layers_0"].row_gram, np.einsum("bi,bj,bo->ij", steps, steps, np.cos(output) ** 2))
+    factors = {"layers_0": {"kernel": FACTORISED, "left": made["layers_0"]["kernel"], "right": np.eye(5, dtype="f4")}}
+    assert_near(forward(factors, {"x": x}), output)
 
 
 def mpnet():

@@ -10,7 +10,9 @@ import pytest
 import tiny
 from tiny import BATCH, CLASSIFIER, EPS, assert_passed_on, random_params
 
+from bert_adapter.layers import LAYERS
 from bert_adapter.layers import capture as module
+from bert_adapter.layers.layer import Layer
 from bert_adapter.layers.marker import FACTORISED
 
 X = jnp.asarray(np.random.default_rng(1).normal(size=(3, 2, 7)), jnp.float32)
@@ -228,8 +230,9 @@ class Of(nn.Module):
 
 @pytest.mark.parametrize("kind", [nn.Dense, Twice, Scaled, Biased])
 @pytest.mark.parametrize("bias", [1.0, 1e3, 1e6])
-def test_what_is_passed_on_is_the_product_whatever_else_a_layer_does(kind, bias):
+def test_what_is_passed_on_is_the_product_whatever_else_a_layer_does(kind, bias, monkeypatch):
     """The model's own outputs and gradients count where they are that, and no further."""
+    monkeypatch.setitem(LAYERS, "once", Layer(kind, input_axes=lambda module: 1))
     params = random_params(Of(kind), X)
     params["once"]["bias"] = jnp.asarray(bias * params["once"]["bias"], jnp.bfloat16)
     assert_passed_on(forward_of(Of(kind)), params, {"x": X}, {"once": (7, 4)}, near=bias)

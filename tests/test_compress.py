@@ -293,6 +293,14 @@ def test_signals_of_two_factors_have_the_loss_of_these(signal):
         ({"budget": 0.5, "of": "layers"}, "of must be one of .*; got 'layers'"),
         ({"budget": 0.5, "multiple_of": 0}, "multiple_of must be at least 1; got 0"),
         ({"rank": 4, "shrink": -1.0}, r"shrunk towards simpler ones, in \[0, 1\]; got -1.0"),
+        (
+            {"rank": 4, "signal": "svd", "shrink": 0.5},
+            "shrink: got 0.5 for signal 'svd', .*: leave it out, or take one of",
+        ),
+        (
+            {"rank": 4, "signal": "fwsvd", "shrink": 0.0},
+            "shrink: got 0.0 for signal 'fwsvd', whose weights for kernels",
+        ),
         ({"rank": 0}, "must be at least 1; got"),
         ({"rank": {"pooler/dense": 4}}, "rank must name exactly the selected kernels"),
         ({"rank": 4, "include": "decoder"}, "select none of"),

@@ -1,5 +1,6 @@
 """Tables of words are factorised as kernels are: looked up, tied to decoders, measured, planned, saved, exported."""
 
+import dataclasses
 import functools
 import resource
 import sys
@@ -121,7 +122,7 @@ def test_a_table_with_a_lookup_of_its_own_is_refused_by_name():
     model = bert_adapter.as_model(
         (module, params), forward=lambda params, batch: module.apply({"params": params}, **batch)
     )
-    with pytest.raises(ValueError, match="Scaled: its class has a lookup of its own"):
+    with pytest.raises(ValueError, match="Scaled: its class has a call of its own"):
         select_kernels(model, include="scaled", batch={"inputs": IDS[:, :2] % 5})
 
 
@@ -198,7 +199,7 @@ def test_what_is_measured_of_tables_is_kept_in_a_file(tmp_path):
 
 
 def test_measurements_of_tables_add_up():
-    both = measured() + measured()
+    both = measured() + dataclasses.replace(measured(), texts=())
     np.testing.assert_allclose(both["table"].token_squares, 2 * measured()["table"].token_squares)
 
 

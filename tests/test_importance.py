@@ -22,6 +22,8 @@ from bert_adapter.importance.storage import load_importance, save_importance
 from bert_adapter.importance.sums import STATISTICS
 from bert_adapter.layers.marker import FACTORISED
 from bert_adapter.layers.running import apply
+from bert_adapter.signals.reliability import gram_reliability
+from bert_adapter.signals.weights import evidence_of
 
 CONFIG = {
     "architectures": ["BertForSequenceClassification"],
@@ -438,6 +440,27 @@ def test_an_example_counts_as_often_as_its_weight_says():
     assert_near(fisher_of(got["first"]), fisher_of(wanted["first"]), relative=100 * EPS)
 
 
+def test_reliability_does_not_depend_on_the_unit_of_weights():
+    """As many examples of equal weight tell as much; of others, fewer do."""
+    how: dict[str, Any] = {"gradients": "gaussian", "statistics": ["row_gram", "col_gram", "gram_squares"]}
+    weights = {"none": np.ones(64), "equal": np.full(64, 1 / 64), "one alone": 2 * np.eye(64)[7]}
+    x = (RNG.normal(size=(64, *X.shape[1:])) * [1, 2, 3, 4, 5]).astype(np.float32)
+    batches = {name: {"x": x, "weights": each} for name, each in weights.items()}
+    found = {name: measured_net([batch], **how) for name, batch in batches.items()}
+    shares = {name: gram_reliability(evidence_of(each, "first", (5, 4))) for name, each in found.items()}
+    assert max(shares["none"]) > 0.1
+    assert shares["equal"] == pytest.approx(shares["none"], rel=1e-3)
+    assert (shares["one alone"], found["one alone"].effective) == ((0, 0), 1)
+    both = found["none"] + replace(found["equal"], texts=())
+    assert both.effective == pytest.approx((64 + 1) ** 2 / (64 + 1 / 64))
+
+
+def test_texts_that_are_in_both_do_not_add_up():
+    once = measured_net([{"x": X}])
+    with pytest.raises(ValueError, match="wanted measurements of other texts; got 1 batches in both"):
+        _ = once + once
+
+
 def test_tokens_are_counted_without_padding_as_often_as_their_example():
     assert measure.counts(BATCH | {"weights": np.array([1, 1, 0, 2])}) == (4, 27)
 
@@ -614,7 +637,7 @@ def test_file_of_an_older_schema_is_refused_in_a_sentence(measured, tmp_path, mo
     monkeypatch.setattr(storage, "SCHEMA", 2)
     save_importance(measured, tmp_path / "sums")
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="wanted a file of save_importance, of schema 5; got schema 2: measure again"):
+    with pytest.raises(ValueError, match="wanted a file of save_importance, of schema 6; got schema 2: measure again"):
         load_importance(tmp_path / "sums")
 
 
@@ -648,6 +671,13 @@ def test_inputs_alone_need_no_backward_pass():
 
 def test_programs_of_few_models_are_kept():
     assert measure.program_for.cache_info().maxsize == 8
+
+
+@pytest.mark.parametrize("loss", [lambda output, _: jnp.mean(output**2), lambda output, _: output**2])
+def test_a_loss_that_is_not_one_number_for_each_example_is_refused(loss):
+    """Gradients of a mean are those of an example over the number of these."""
+    with pytest.raises(ValueError, match=r"loss: got an array \(.*\) for \d examples, wanted \(\d,\)"):
+        measured_net([{"x": X}], gradients=loss)
 
 
 @pytest.mark.parametrize(

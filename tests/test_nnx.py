@@ -11,6 +11,7 @@ import pytest
 from tiny import EPS, assert_passed_on, at
 
 import bert_adapter
+from bert_adapter.model import training_forward
 
 nnx = pytest.importorskip("flax.nnx")
 rng = np.random.default_rng(0)
@@ -322,6 +323,61 @@ def test_layer_with_a_call_of_its_own_is_refused():
         compress(model, [batch], rank=2, signal="svd", include="scaled")
     _, report = compress(model, [batch], rank=2, signal="svd")
     assert [kernel.path for kernel in report.kernels] == ["first"]
+
+
+class Start(nnx.Module):
+    """Called with nothing."""
+
+    def __init__(self):
+        self.embedding = nnx.Param(np.ones((3, 8), np.float32))
+
+    def __call__(self):
+        return self.embedding[...]
+
+
+class Named(nnx.Module):
+    """Modules called as parameters are, and two layers with one Param."""
+
+    def __init__(self, rngs):
+        self.embedding = nnx.Embed(11, 8, rngs=rngs)
+        self.start, self.dropout = Start(), nnx.Dropout(0.5, rngs=rngs)
+        self.left, self.right, self.one, self.two = (nnx.Linear(8, 8, rngs=rngs) for _ in range(4))
+        self.two.kernel = self.one.kernel
+
+    def __call__(self, ids, deterministic=False):
+        x = self.dropout(self.embedding(ids) + self.start()[None], deterministic=deterministic)
+        return self.two(self.one(self.left(x) * self.right(x))).sum(axis=1)
+
+
+def test_modules_may_be_called_as_parameters_are():
+    made, report = compress(Named(nnx.Rngs(0)), [BATCH], rank=2, signal="svd")
+    assert [kernel.path for kernel in report.kernels] == ["left", "right"]
+    found = bert_adapter.select_kernels(bert_adapter.as_model(made), include="^embedding", batch=BATCH)
+    assert found == {"embedding": (11, 8)}
+
+
+@pytest.mark.parametrize(("path", "other"), [("one", "two"), ("two", "one")])
+def test_a_kernel_that_two_layers_share_is_refused(path, other):
+    """One of them would run on factors, and the other on nothing."""
+    with pytest.raises(ValueError, match=f"'{path}', which cannot.*Linear: its kernel is that of '{other}/kernel'"):
+        compress(Named(nnx.Rngs(0)), [BATCH], rank=2, signal="svd", include=path)
+
+
+def test_a_kernel_that_is_not_multiplied_by_as_it_is_is_refused():
+    net = nnx.Sequential(nnx.WeightNorm(nnx.Linear(8, 8, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(0)))
+    batch = {"x": np.ones((2, 8), np.float32)}
+    with pytest.raises(ValueError, match=r"exact factors of \['layers/0/layer_instance'\].*nnx.WeightNorm"):
+        compress(net, [batch], rank=2, signal="svd", forward=lambda model, batch: model(batch["x"]))
+
+
+def test_forward_may_take_the_key_of_dropout():
+    def forward(model, batch, key):
+        return model.dropout(batch["x"], rngs=key)
+
+    model = bert_adapter.as_model(Named(nnx.Rngs(0)), forward=forward)
+    run, batch = bert_adapter.forward(model), {"x": np.ones((2, 8), np.float32)}
+    assert (run(model.params, batch) == 1).all()
+    assert set(np.ravel(training_forward(model)(model.params, batch, jax.random.key(0)))) == {0, 2}
 
 
 class Stacked(nnx.Module):

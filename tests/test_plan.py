@@ -253,6 +253,15 @@ def test_a_kernel_that_nothing_depends_on_gets_the_smallest_rank():
     assert plan(PARAMS, nothing, 0.5, signal="fisher").ranks["encoder/wide"] == 1
 
 
+@pytest.mark.parametrize("uniform", [False, True])
+def test_no_rank_is_above_the_number_of_components(uniform):
+    """A model that was merged has no more of them; columns of zeros would be paid for."""
+    merged = {f"{i}": {"kernel": (RNG.normal(size=(20, 3)) @ RNG.normal(size=(3, 20))).astype("f4")} for i in range(2)}
+    planned = plan(merged, None, 0.8, signal="svd", uniform=uniform)
+    assert set(planned.ranks.values()) <= {3, 10}  # or dense
+    assert planned.predicted == 0
+
+
 def test_hull_is_that_of_all_lines_between_points():
     x, y = np.sort(RNG.uniform(size=30)), RNG.uniform(size=30)
     corners = lower_hull(x, y)

@@ -180,6 +180,43 @@ def test_toy_layer_is_captured_as_a_matrix(toy_layer):
     np.testing.assert_allclose(got, wanted.reshape(8, 12), rtol=0, atol=100 * EPS)
 
 
+class Weighted(nn.Module):
+    """A product with a parameter that is called neither a kernel nor an embedding."""
+
+    @nn.compact
+    def __call__(self, x):
+        return x @ jnp.asarray(self.param("weight", nn.initializers.normal(), (x.shape[-1], 8)))
+
+
+class Steps(nn.Module):
+    @nn.compact
+    def __call__(self, x, _):
+        return x + nn.tanh(Weighted(name="weighted")(x)), None
+
+
+class ByWeights(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        many = nn.scan(Steps, variable_axes={"params": 0}, split_rngs={"params": True}, length=2)
+        return nn.Dense(8, name="dense")(Weighted(name="last")(many(name="layers")(x, None)[0]).mean(axis=1))
+
+
+def test_a_kernel_may_be_called_otherwise(monkeypatch):
+    """It is found, planned, factorised, run and merged, in a scan too."""
+    monkeypatch.setitem(LAYERS, "weighted", Layer(Weighted, input_axes=lambda module: 1, kernel="weight"))
+    batch = {"x": np.random.default_rng(0).normal(size=(4, 3, 8)).astype(np.float32)}
+    given = ByWeights(), random_params(ByWeights(), batch["x"])
+    paths = ["layers/weighted[0]", "layers/weighted[1]", "last"]
+    small, report = bert_adapter.compress(given, [batch], budget=0.6, of="flops", exclude="dense", progress=False)
+    assert ([kernel.path for kernel in report.kernels], report.dense) == (paths, [])
+    whole = bert_adapter.with_params(small, bert_adapter.merge(small.params))
+    assert jax.tree.map(np.shape, whole.params) == jax.tree.map(np.shape, given[1])
+    run = bert_adapter.forward(small)
+    np.testing.assert_allclose(run(whole.params, batch), run(small.params, batch), rtol=0, atol=100 * EPS)
+    planned = bert_adapter.plan(given[1], None, budget=0.9, of="flops", signal="svd", kernels={"last": (8, 8)})
+    assert planned.share == pytest.approx((3 + planned.ranks["last"] / 4) / 4)
+
+
 def test_toy_layer_goes_the_whole_way(toy_layer, tmp_path):
     dense = saved_and_loaded(toy_layer, tmp_path / "dense")
     small, report = compress(dense, [BATCH])

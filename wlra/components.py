@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from threadpoolctl import threadpool_limits
 
 from wlra.checks import check_kronecker_values, check_values
@@ -96,13 +96,17 @@ def wide_components(target: Float[np.ndarray, "m n"], row: Any, col: Any, rank: 
     fit, given = told and bool(values[0] >= least), np.ldexp(squares, row_power + seen_power)
     if rank == 0:
         return Decomposed(given), fit
-    large = squares > (8 * np.finfo(np.float32).eps) ** 2 * np.sum(squares)
-    count = min(rank, int(np.sum(large)))
+    count = min(rank, int(np.sum(are_there(squares))))
     basis = before(root, vectors[:, ::-1][:, :count] / np.sqrt(squares[:count]))
     left, right = balanced(without(row, seen @ basis), without(col, (basis.T @ wide).T).T)
     half = np.ldexp(1.0, power // 2)
     left, right = ((half * factor).astype(target.dtype) for factor in (left, right))
     return Decomposed(given, left, right), fit and count > 0
+
+
+def are_there(squares: Float[np.ndarray, " components"]) -> Bool[np.ndarray, " components"]:
+    """Whether components of these squares are more than what rounding to float32 leaves."""
+    return squares > (8 * np.finfo(np.float32).eps) ** 2 * np.sum(squares)
 
 
 def in_units(array: Any) -> tuple[Float[np.ndarray, "..."], int]:

@@ -14,7 +14,7 @@ from bert_adapter.distributions.draw import Draw
 from bert_adapter.importance.gradients import Gradients, output_gradients
 from bert_adapter.importance.sums import OF_TABLES, Sums, corners, named, upper_product, zero_upper, zeros
 from bert_adapter.importance.through import Through, larger_side
-from bert_adapter.layers.capture import Batch, Forward, Lookup, capture, real_rows
+from bert_adapter.layers.capture import Batch, Forward, Lookup, capture, real_rows, unpadded
 
 AT_ONCE = 512  # time steps, times gradients of the output, that are held together: more take memory and gain little
 OF_ENTRIES = {"fisher", "rows"}  # statistics of single entries, or of rows, which a kernel does not pass on
@@ -43,11 +43,13 @@ class Passed(NamedTuple):
 
     inputs: by the paths of the layers that it enters; `Steps` where the kernel has passed them on.
     deltas: by path, for each gradient of the output; empty if no statistic asks for them.
+    steps: by path, how many time steps enter, without padding, as often as their example counts.
     """
 
     inputs: dict[tuple[str, ...], "Float[Array, 'batch time in'] | Lookup | Steps"]
     deltas: dict[str, "Float[Array, 'gradients batch time out'] | Leaving"]
     finite: Bool[Array, ""]
+    steps: dict[str, Float[Array, ""]]
 
     @property
     def gradients(self) -> int:
@@ -125,8 +127,14 @@ def passed(wanted: Wanted, params: Any, batch: Batch, draw: Draw) -> Passed:
                 deltas[path] = replace(leaving(deltas[path], steps), values=all_mean_first(passed_back, steps))
         for path, onward in captured.onward.items():
             steps = entering(captured.inputs[path], mask, weights)
-            inputs[(path,)] = replace(steps, values=mean_first(unpadded(onward, mask), steps.axis))
-        return Passed(inputs, deltas, all_finite(captured.output))
+            inputs[(path,)] = replace(steps, values=mean_first(unpadded(onward.astype(jnp.float32), mask), steps.axis))
+        steps = {path: counted(count, weights) for path, count in captured.steps.items()}
+        return Passed(inputs, deltas, all_finite(captured.output), steps=steps)
+
+
+def counted(count: Float[Array, " batch"], weights: Any) -> Float[Array, ""]:
+    """The sum of what examples have, as often as each counts."""
+    return jnp.sum(count if weights is None else count * weights.astype(jnp.float32))
 
 
 def sharing(inputs: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -154,14 +162,6 @@ def all_finite(tree: Any) -> Bool[Array, ""]:
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
-def unpadded(inputs: Float[Array, "batch time in"], mask: Array | None) -> Float[Array, "batch time in"]:
-    """float32, with zeros for padding. The gradients of padding are zero as they are."""
-    inputs = inputs.astype(jnp.float32)
-    if mask is not None and inputs.shape[:2] == mask.shape:
-        inputs = inputs * mask.astype(inputs.dtype)[:, :, None]
-    return inputs
-
-
 def no_sums(statistics: tuple[str, ...], rows: int, columns: int, through: int | None = None) -> Sums:
     """The sums for a kernel (rows, columns) before the first batch.
 
@@ -181,7 +181,7 @@ def no_sums(statistics: tuple[str, ...], rows: int, columns: int, through: int |
         names = ("inputs", "row_gram") if through == 0 else ("outputs", "col_gram")
         begin[names[0]] = lambda: Through(zero_upper(smaller), zeros())
         begin[names[1]] = lambda: Through(zero_upper(smaller), zeros(), squares=zeros())
-    return Sums(**{name: begin[name]() for name in statistics})
+    return Sums(**{name: begin[name]() for name in statistics}, steps=zeros())
 
 
 def no_table_sums(statistics: tuple[str, ...], rows: int, columns: int) -> Sums:
@@ -201,7 +201,7 @@ def entering(inputs: Any, mask: Any, weights: Any, gram: bool = False) -> Steps 
         counts = jnp.ones(len(rows), jnp.float32) if weights is None else weights.astype(jnp.float32)
         return Rows(rows, same, first.astype(jnp.float32), jnp.sqrt(counts).reshape(-1, 1, 1))
     with jax.default_matmul_precision("highest"):
-        real = unpadded(inputs, mask)
+        real = unpadded(inputs.astype(jnp.float32), mask)  # gradients of padding are zero as they are
         axis = time_axis(real)
         values = mean_first(real, axis)
         counts = jnp.ones(len(real), jnp.float32) if weights is None else weights.astype(jnp.float32)

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from bert_adapter.distributions import DISTRIBUTIONS
 from bert_adapter.distributions.draw import Draw
-from bert_adapter.layers.capture import Batch
+from bert_adapter.layers.capture import Batch, examples
 
 Loss = Callable[[Any, Batch], Float[Array, " batch"]]
 Gradients = Loss | str  # a loss of examples with labels, or one of DISTRIBUTIONS
@@ -27,11 +27,27 @@ def check_gradients(gradients: Any) -> Gradients:
     return known
 
 
+def each_loss(loss: Loss, output: Any, batch: Batch) -> Float[Array, " batch"]:
+    """The loss of each example.
+
+    Raises:
+      ValueError: the function returns something else, such as a mean, whose gradients are those of no example.
+    """
+    found, count = loss(output, batch), examples(batch)
+    if jnp.shape(found) != (count,):
+        raise ValueError(
+            f"loss: got an array {jnp.shape(found)} for {count} examples, wanted ({count},), the loss of each: "
+            f"sum over the axes of an example alone, as jnp.sum((output - batch['labels']) ** 2, axis=1)"
+        )
+    return found
+
+
 def output_gradients(gradients: Gradients, output: Any, batch: Batch, draw: Draw) -> Any:
     """Gradients with respect to the output, stacked: the squares of what they reach are summed over the stack."""
     if callable(gradients):
         loss = gradients
-        return jax.tree.map(lambda leaf: leaf[None], jax.grad(lambda output: jnp.sum(loss(output, batch)))(output))
+        found = jax.grad(lambda output: jnp.sum(each_loss(loss, output, batch)))(output)
+        return jax.tree.map(lambda leaf: leaf[None], found)
     distribution = DISTRIBUTIONS[gradients]
     if getattr(output, "ndim", None) not in distribution.axes:
         raise ValueError(

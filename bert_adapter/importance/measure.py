@@ -39,12 +39,14 @@ from bert_adapter.importance.sums import (
     differences,
 )
 from bert_adapter.layers.capture import Batch, Forward, Lookup
+from bert_adapter.layers.layer import real_steps
 from bert_adapter.layers.places import kernel_path
 from bert_adapter.layers.stacks import unstacked
 from bert_adapter.layers.stacks import whole as whole_path
 from bert_adapter.memory import give_back
 from bert_adapter.model import Model, Run, check_batch
 from bert_adapter.model import forward as function_of
+from bert_adapter.own import Own, ways_to_call
 from bert_adapter.progress import track
 from bert_adapter.steps import SAVE_EVERY
 from bert_adapter.values import check_finite
@@ -185,17 +187,19 @@ def of_programs(wanted: Any, params: Any, batch: Batch) -> str:
 
 
 def check_module(importance: Importance | None, model: Model) -> None:
-    """A ValueError if the importance is of another module than a family's model has: it may have the same parameters.
+    """A ValueError if the importance is of another module or function than the model's, with the same parameters.
 
-    A loss of labels is not known here, and what it was measured by may be another function than the module.
+    A loss of labels is not known here, and a family's model may have been measured by another function than its module.
     """
     if importance is None or not (importance.function and importance.inputs) or importance.gradients == "labels":
         return
-    if not isinstance(function_of(model), Run):
+    run = function_of(model)
+    if not isinstance(run, Run | Own):
         return
-    wanted = Wanted(function_of(model), "gaussian", frozenset(), statistics=(), whole=frozenset())
     batch = {name: np.zeros(shape, dtype) for name, shape, dtype in importance.inputs}
-    if of_programs(wanted, model.params, batch) != importance.function:
+    runs = ways_to_call(run, importance.gradients) if isinstance(run, Own) else [run]
+    every = (Wanted(one, "gaussian", frozenset(), statistics=(), whole=frozenset()) for one in runs)
+    if not any(of_programs(wanted, model.params, batch) == importance.function for wanted in every):
         raise ValueError(
             "importance: measured on another module, whose parameters are the same, but whose program differs: "
             "measure_signal(forward(model), model.params, batches, paths) measures this one. If it is to be used all "
@@ -240,8 +244,10 @@ def empty(shapes: Passed, wanted: Wanted, seed: int) -> Importance:
 def counted(total: Importance, batch: Batch, text: str) -> Importance:
     """The total, whose sums have seen one batch more."""
     examples, tokens = counts(batch)
+    weights = check_weights(batch)
     return replace(
         total,
+        weight_squares=whole_if_it_is(total.squares + float(weights @ weights)),
         examples=whole_if_it_is(total.examples + examples),
         tokens=whole_if_it_is(total.tokens + tokens),
         batches=total.batches + 1,
@@ -257,8 +263,8 @@ def whole_if_it_is(number: float) -> int | float:
 def counts(batch: Batch) -> tuple[float, float]:
     """How many examples a batch holds, and how many tokens that are no padding; of weights, their sums."""
     weights = check_weights(batch)
-    mask = np.asarray(batch.get("attention_mask", np.ones((len(weights), 1))), float).reshape(len(weights), -1)
-    return float(weights.sum()), float(weights @ mask.sum(axis=1))
+    real = real_steps(batch.get("attention_mask", np.ones((len(weights), 1))), len(weights), -1)
+    return float(weights.sum()), float(weights @ np.asarray(real).sum(axis=1))
 
 
 def continued(fresh: Importance, text: str, file: str | Path | None) -> Importance:
@@ -357,7 +363,10 @@ def add_batch(sums: dict[str, Sums], parts: Iterable[tuple[Passed, Batch]], seen
                 gram = all(sums[path].inputs is not None for path in paths)
                 steps = entering(steps, mask, piece.get("weights"), gram=gram)
             for path in paths:
-                sums[path], good = add_kernel(sums[path], steps, found.deltas.pop(path, None), seen)
+                before = sums[path].steps
+                assert before is not None
+                total = sums[path]._replace(steps=before + found.steps[path])
+                sums[path], good = add_kernel(total, steps, found.deltas.pop(path, None), seen)
                 added.append(good)
         seen += len(next(iter(piece.values())))
         jax.block_until_ready(added)  # or the next piece would be passed through the model before this one is gone

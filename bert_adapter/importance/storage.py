@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ from bert_adapter.files import read_arrays, read_metadata, write_arrays
 from bert_adapter.importance.sums import SYMMETRIC, Importance, Sums, named, packed, unpacked
 from bert_adapter.importance.through import Through
 
-SCHEMA = 5  # of the file
-FIELDS = ("examples", "tokens", "batches", "gradients", "seed", "model", "function", "inputs", "texts")
+SCHEMA = 6  # of the file
+FIELDS = tuple(field.name for field in fields(Importance) if field.name != "sums")
 
 
 def save_importance(importance: Importance, file: str | Path) -> None:
@@ -36,8 +37,8 @@ def save_importance(importance: Importance, file: str | Path) -> None:
         for path, sums in importance.sums.items()
         for name, array in chain.from_iterable(parts(*each) for each in named(sums))
     }
-    fields = {name: getattr(importance, name) for name in FIELDS}
-    about = {"schema": SCHEMA, "paths": list(importance.sums), **fields}
+    known = {name: getattr(importance, name) for name in FIELDS}
+    about = {"schema": SCHEMA, "paths": list(importance.sums), **known}
     write_arrays(file, arrays, {"importance": json.dumps(about)})
 
 
@@ -82,8 +83,8 @@ def parts(name: str, found: Any) -> Iterator[tuple[str, Any]]:
 
 def joined(arrays: Mapping[str, Any], name: str) -> Any:
     """What `parts` took apart; None if there is none."""
-    fields = {field: arrays.get(f"{name}.{field}") for field in Through._fields}
-    return arrays.get(name) if fields["matrix"] is None else Through(**fields)
+    found = {field: arrays.get(f"{name}.{field}") for field in Through._fields}
+    return arrays.get(name) if found["matrix"] is None else Through(**found)
 
 
 def is_matrix(name: str) -> bool:

@@ -27,6 +27,7 @@ class Sums(NamedTuple):
     token_counts, token_squares: of a table (vocabulary, out), whose inputs are rows of the identity, the diagonals of
       `inputs` and of `row_gram`: how often each row is looked up, and its squared gradient; over every other example
       and over the rest. What a text looks up several times has one gradient, their sum.
+    steps: how many time steps enter the kernel, those of all its calls, without padding.
     Where an example has several gradients, what is squared here is summed over them first.
 
     Symmetric matrices are whole, or `Upper` where they are held in numbers. Those of a kernel's larger side may be
@@ -42,10 +43,12 @@ class Sums(NamedTuple):
     gram_squares: Float[Array, ""] | None = None
     token_counts: Float[Array, "2 in"] | None = None
     token_squares: Float[Array, "2 in"] | None = None
+    steps: Float[Array, ""] | None = None
 
 
 OF_TABLES = {"inputs": "token_counts", "rows": "token_squares", "row_gram": "token_squares"}  # what is measured instead
-STATISTICS = tuple(name for name in Sums._fields if name not in OF_TABLES.values())
+ALWAYS = ("steps",)  # measured whatever is asked for
+STATISTICS = tuple(name for name in Sums._fields if name not in (*OF_TABLES.values(), *ALWAYS))
 SYMMETRIC = ("inputs", "outputs", "row_gram", "col_gram")
 BLOCK = 192  # symmetric matrices of more rows are held as `Upper`
 
@@ -64,7 +67,10 @@ class Upper(NamedTuple):
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["sums"],
-    meta_fields=["examples", "tokens", "batches", "gradients", "seed", "model", "function", "inputs", "texts"],
+    meta_fields=[
+        *("examples", "tokens", "batches", "gradients", "seed", "model", "function", "inputs", "texts"),
+        "weight_squares",
+    ],
 )
 @dataclass(frozen=True)
 class Importance:
@@ -79,6 +85,7 @@ class Importance:
       With another model what was measured is refused. "" is not known, and fits all, if it was measured whole:
       `dataclasses.replace(importance, model="")`.
     inputs: the names, shapes and dtypes of the batch that the programs are for.
+    weight_squares: the sum of the squares of how often examples count, whose sum is `examples`; None: each once.
 
     Example:
       >>> import jax.numpy as jnp, bert_adapter
@@ -98,6 +105,17 @@ class Importance:
     function: str = ""
     inputs: tuple[tuple[str, tuple[int, ...], str], ...] = ()
     texts: tuple[str, ...] = ()
+    weight_squares: int | float | None = None
+
+    @property
+    def effective(self) -> float:
+        """How many examples that count alike tell as much (Kish 1965), whatever the unit of their weights."""
+        return self.examples**2 / self.squares if self.squares else 0.0
+
+    @property
+    def squares(self) -> int | float:
+        """The sum of the squares of how often examples count."""
+        return self.examples if self.weight_squares is None else self.weight_squares
 
     def __getitem__(self, path: str) -> Sums:
         return with_symmetric(self.sums[path], whole)
@@ -109,6 +127,11 @@ class Importance:
             raise ValueError("wanted measurements of one model; got two, whose parameters differ")
         if self.inputs == other.inputs and self.inputs and self.function != other.function:
             raise ValueError("wanted measurements of one module and loss; got two, whose programs differ")
+        if twice := set(self.texts) & set(other.texts):
+            raise ValueError(
+                f"wanted measurements of other texts; got {len(twice)} batches in both, which say no more when counted "
+                f"twice: if they are to be, dataclasses.replace(importance, texts=())"
+            )
         ours, theirs = ({path: halved(sums) for path, sums in one.sums.items()} for one in (self, other))
         return replace(
             self,
@@ -117,6 +140,7 @@ class Importance:
             tokens=self.tokens + other.tokens,
             batches=self.batches + other.batches,
             texts=self.texts + other.texts,
+            weight_squares=self.squares + other.squares,
         )
 
 

@@ -1,5 +1,6 @@
 """What enters and what leaves every layer, with its gradient, in one forward and one backward pass."""
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.interpreters import partial_eval
 from jaxtyping import Array, Float, Shaped
 
-from bert_adapter.layers.layer import Order, by_step, matrix_shape, moved, moved_back, split
+from bert_adapter.layers.layer import Order, by_step, matrix_shape, moved, moved_back, real_steps, split
 from bert_adapter.layers.observing import Site, observing
 from bert_adapter.layers.places import kernel_path
 from bert_adapter.layers.stacks import indexed, unstacked, whole
@@ -42,12 +43,14 @@ class Captured(NamedTuple):
     deltas: (gradient of a scalar with respect to the output) -> its gradients with respect to the layers' outputs; and
       of the layers whose kernel is to pass these on, deltas @ kernel.T, (batch, time, in).
     onward: of the layers whose kernel is to pass inputs on, inputs @ kernel, (batch, time, out).
+    steps: by path, how many time steps of each example enter the layer, without padding.
     """
 
     output: Any
     inputs: dict[str, Any]
     deltas: Callable[[Any], tuple[dict[str, Float[Array, "batch time out"]], dict[str, Float[Array, "batch time in"]]]]
     onward: dict[str, Float[Array, "batch time out"]]
+    steps: dict[str, Float[Array, " batch"]]
 
 
 class Call(NamedTuple):
@@ -118,9 +121,7 @@ def capture(forward: Forward, params: Any, batch: Batch, paths: frozenset[str], 
             return inputs + zeros[place]["back"] if place in gradients else inputs
 
         def perturb(place: Place, site: Site, inputs: Array, outputs: Array) -> Array:
-            if place not in calls:
-                return outputs
-            if calls[place].lifted:
+            if place not in calls or calls[place].lifted:
                 return exported(site, place, inputs, outputs)
             shared[place] = first.setdefault(id(inputs), place)
             seen[shared[place]] = inputs  # held, so that its id is no other's
@@ -142,7 +143,22 @@ def capture(forward: Forward, params: Any, batch: Batch, paths: frozenset[str], 
         return leaving, multiplied(params, leaving, back, paths_of(sides, 1), back=True)
 
     inputs, onward = steps(seen, of_inputs=True, mask=mask), steps(made, of_inputs=False, mask=mask)
-    return Captured(output, inputs, deltas, multiplied(params, inputs, onward, paths_of(sides, 0)))
+    onward = multiplied(params, inputs, onward, paths_of(sides, 0))
+    return Captured(output, inputs, deltas, onward, steps=steps_of(calls, batch, paths))
+
+
+def steps_of(calls: Mapping[Place, Call], batch: Batch, paths: frozenset[str]) -> dict[str, Float[Array, " batch"]]:
+    """By path, how many time steps of each example enter the layer, in all its calls, without padding."""
+    count, mask, found = examples(batch), batch.get("attention_mask"), {}
+    for (path, _), call in calls.items():
+        rows = math.prod(call.inputs.shape) // (1 if call.looked_up else call.shape[0])
+        if mask is None or mask.size != rows:
+            each = jnp.full(count, rows / count, jnp.float32)
+        else:
+            each = jnp.sum(real_steps(mask, count, -1), axis=1, dtype=jnp.float32)
+        for index in set(indexed(path, call.stack)) & paths:
+            found[index] = found[index] + each if index in found else each
+    return found
 
 
 def lifted_inputs(pull: Callable, output: Any, calls: Mapping[Place, Call]) -> dict[Place, Array]:
@@ -247,6 +263,35 @@ def touched(
 
 def traced_calls(forward: Forward, params: Any, batch: Batch, paths: frozenset[str]) -> dict[Place, Call]:
     """All calls of the layers that reach the output."""
+    calls = every_call(forward, params, batch, paths)
+    if missing := sorted(path for path in paths if (whole(path), 0) not in calls):
+        called = sorted({path for path, _ in calls})
+        raise ValueError(f"no layer that can be factorised is called under {missing}; called are {called}")
+    if lifted := {place: call for place, call in calls.items() if call.lifted}:
+        used = reads(forward, params, batch, lifted)
+        calls = {place: call for place, call in calls.items() if place not in lifted or place in used}
+    return calls
+
+
+def used_often(forward: Forward, params: Any, batch: Batch, paths: frozenset[str]) -> dict[str, str]:
+    """By path, of kernels that one call uses many times, as `nn.scan` and `nn.vmap` do, why that is too often."""
+    calls: dict[Place, Call] = {}
+    jax.eval_shape(lambda params, batch: calls.update(every_call(forward, params, batch, paths)), params, dict(batch))
+    lifted = {place: call for place, call in calls.items() if call.lifted}
+    most = uses(forward, params, batch, lifted) if lifted else {}
+    return {path: too_often(count) for (path, _), count in most.items() if count > 1}
+
+
+def too_often(count: float) -> str:
+    """What is wrong with a kernel that is used so many times by one call."""
+    return (
+        f"is called {count:.0f} times with one kernel by nn.scan or nn.vmap, and its calls cannot be told apart: loop "
+        f"over them in Python, or exclude the layer"
+    )
+
+
+def every_call(forward: Forward, params: Any, batch: Batch, paths: frozenset[str]) -> dict[Place, Call]:
+    """All calls of the layers."""
     flat: dict[str, Any] = dict(flatten_dict(params, keep_empty_nodes=True, sep="/"))
     calls: dict[Place, Call] = {}
     level: list[Any] = []  # of JAX's transformations around the model
@@ -275,12 +320,6 @@ def traced_calls(forward: Forward, params: Any, batch: Batch, paths: frozenset[s
         return touched(forward, params, batch, paths, touch=note)
 
     jax.eval_shape(run)
-    if missing := sorted(path for path in paths if (whole(path), 0) not in calls):
-        called = sorted({path for path, _ in calls})
-        raise ValueError(f"no layer that can be factorised is called under {missing}; called are {called}")
-    if lifted := {place: call for place, call in calls.items() if call.lifted}:
-        used = reads(forward, params, batch, lifted)
-        calls = {place: call for place, call in calls.items() if place not in lifted or place in used}
     return calls
 
 
@@ -291,14 +330,7 @@ def reads(forward: Forward, params: Any, batch: Batch, calls: dict[Place, Call])
       ValueError: one of them stands for several calls of one kernel, whose sums could not be told apart.
     """
     paths = frozenset(path for path, _ in calls)
-    zeros = {place: fresh_probes(call) for place, call in calls.items()}
-
-    def run(zeros: Any, params: Any, batch: Batch) -> Any:
-        def touch(place: Place, site: Site, inputs: Array, outputs: Array) -> Array:
-            return exported(site, place, inputs, outputs)
-
-        return touched(forward, with_probes(params, zeros), batch, paths, touch=touch)
-
+    zeros, run = probed(forward, calls)
     program = jax.make_jaxpr(run)(zeros, params, batch).jaxpr
     _, read = partial_eval.dce_jaxpr(program, [True] * len(program.outvars))
     found = jax.tree.unflatten(jax.tree.structure(zeros), read[: len(jax.tree.leaves(zeros))])
@@ -307,6 +339,28 @@ def reads(forward: Forward, params: Any, batch: Batch, calls: dict[Place, Call])
         raise ValueError(
             f"forward: its output does not depend on {lost} by way of params: hand on all that params hold"
         )
+    for (path, _), count in uses(forward, params, batch, calls).items():
+        if count > 1:
+            raise ValueError(f"the layer {path!r} {too_often(count)}")
+    return used
+
+
+def probed(forward: Forward, calls: Mapping[Place, Call]) -> tuple[Any, Callable[[Any, Any, Batch], Any]]:
+    """Zeros, and (zeros, params, batch) -> the output, whose gradients tell of the calls."""
+    paths = frozenset(path for path, _ in calls)
+
+    def run(zeros: Any, params: Any, batch: Batch) -> Any:
+        def touch(place: Place, site: Site, inputs: Array, outputs: Array) -> Array:
+            return exported(site, place, inputs, outputs)
+
+        return touched(forward, with_probes(params, zeros), batch, paths, touch=touch)
+
+    return {place: fresh_probes(call) for place, call in calls.items()}, run
+
+
+def uses(forward: Forward, params: Any, batch: Batch, calls: Mapping[Place, Call]) -> dict[Place, float]:
+    """How many times each lifted call uses its kernel, at most at any index of it."""
+    zeros, run = probed(forward, calls)
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), (params, batch))
 
     def counts() -> Any:
@@ -316,14 +370,7 @@ def reads(forward: Forward, params: Any, batch: Batch, calls: dict[Place, Call])
         return {place: jnp.max(each["count"]) for place, each in found.items()}
 
     with jax.ensure_compile_time_eval():
-        most = jax.device_get(jax.jit(counts)())
-    for (path, _), count in most.items():
-        if count > 1:
-            raise ValueError(
-                f"the layer {path!r} is called {count:.0f} times with one kernel by nn.scan or nn.vmap, and its calls "
-                f"cannot be told apart: loop over them in Python, or exclude the layer"
-            )
-    return used
+        return {place: float(count) for place, count in jax.jit(counts)().items()}
 
 
 def fresh_probes(call: Call, back: bool = False) -> dict[str, Array]:
@@ -378,8 +425,10 @@ def leaving_forwards(outputs: Array, zero: Array, count: Array, inputs: Array) -
 def leaving_backwards(kept: Any, gradient: Array) -> tuple[Array, Array, Array, Array | None]:
     """The gradients."""
     inputs, zero, count = kept
+    one = jnp.ones_like(count)
+    once = jnp.where(jnp.ravel(inputs)[0] == 0, one, one)  # of the inputs, so that `nn.vmap` adds it up over its lanes
     of_inputs = jnp.zeros_like(inputs) if jnp.issubdtype(inputs.dtype, jnp.inexact) else None
-    return gradient, inputs.astype(zero.dtype), jnp.ones_like(count), of_inputs
+    return gradient, inputs.astype(zero.dtype), once, of_inputs
 
 
 leaving.defvjp(leaving_forwards, leaving_backwards)
@@ -424,21 +473,21 @@ def joined(parts: list[Any], mask: Any) -> Any:
     if isinstance(parts[0], Lookup):
         rows = jnp.concatenate([real_rows(part, mask).rows for part in parts], axis=1)
         return Lookup(rows, parts[0].count)
-    masked = [part if mask is None or mask.size != part[..., 0].size else part * mask_of(mask, part) for part in parts]
-    return jnp.concatenate(masked, axis=1)
+    return jnp.concatenate([part if mask is None else unpadded(part, mask) for part in parts], axis=1)
 
 
 def real_rows(lookup: Lookup, mask: Any) -> Lookup:
     """The lookup without that of padding, where the mask is of its steps."""
     if mask is None or mask.size != lookup.rows.size:
         return lookup
-    seen = jnp.asarray(mask).reshape(lookup.rows.shape) != 0
-    return Lookup(jnp.where(seen, lookup.rows, lookup.count), lookup.count)
+    return Lookup(jnp.where(real_steps(mask, *lookup.rows.shape), lookup.rows, lookup.count), lookup.count)
 
 
-def mask_of(mask: Any, steps: Array) -> Float[Array, "batch time 1"]:
-    """1 for the steps that are no padding."""
-    return jnp.asarray(mask).reshape(*steps.shape[:2], 1).astype(steps.dtype)
+def unpadded(steps: Array, mask: Any) -> Array:
+    """The steps with zeros for padding, where the mask is of them."""
+    if mask is None or mask.size != steps[..., 0].size:
+        return steps
+    return jnp.where(real_steps(mask, *steps.shape[:2], 1), steps, jnp.zeros((), steps.dtype))
 
 
 def of_examples(steps: Shaped[Array, "rows time n"], batch: Batch, path: str) -> Shaped[Array, "batch steps n"]:

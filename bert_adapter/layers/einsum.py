@@ -22,14 +22,14 @@ def summed(module: Any) -> str:
 
 
 def order(module: Any, ndim: int) -> Order:
-    """The result's own labels first, then those that are summed over, or the kernel's."""
+    """The input's own labels first, in its order, then those that are summed over, or the kernel's."""
     inputs, kernel, result = labels(module)
     free = [letter for letter in ascii_letters if letter not in inputs + kernel]
     dots = "".join(free[: ndim - len(inputs.replace("...", ""))])
     inputs, result = (text.replace("...", dots) for text in (inputs, result))
     rows = summed(module)
     columns = kernel.removeprefix(rows)
-    kept = [label for label in result if label not in columns]
+    kept = [label for label in inputs if label not in rows]
     return Order(
         tuple(inputs.index(label) for label in (*kept, *rows)),
         tuple(result.index(label) for label in (*kept, *columns)),

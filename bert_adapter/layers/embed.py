@@ -41,17 +41,10 @@ def attend(module: Any, query: Any, factors: tuple[Any, Any], promoted: Callable
     return query @ right.T @ left.T
 
 
-def refused(module: Any) -> str | None:
-    """Why this one's lookup is not known."""
-    own = type(module).__call__ is not nn.Embed.__call__ or type(module).attend is not nn.Embed.attend
-    return "its class has a lookup of its own" if own else None
-
-
 EMBED = Layer(
     nn.Embed,
     input_axes=lambda module: 1,
     run=look_up,
-    refuses=refused,
     kernel="embedding",
     looked_up=True,
     methods={"attend": attend},

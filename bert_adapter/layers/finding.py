@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 from jax.interpreters import partial_eval
 
-from bert_adapter.layers.capture import Batch, Forward, examples
+from bert_adapter.layers.capture import Batch, Forward, examples, used_often
 from bert_adapter.layers.layer import Axes, matrix_shape, split
 from bert_adapter.layers.observing import Site, observing
 from bert_adapter.layers.other import why_not
@@ -70,6 +70,10 @@ def find_kernels(forward: Forward, params: Any, batch: Batch) -> Kernels:
             found.refused[path] = "the first axis of its input is not as long as the batch"
         elif twice is not None and twice.get(path) != [2 * size for size in sizes[path]]:
             found.refused.setdefault(path, "the first axis of its input is not that of the examples")
+    dense = [path for path in found.axes if path not in found.refused and f"{path}/left" not in flat]
+    kept = frozenset(each for path in dense for each in indexed(path, found.stacks[path]))
+    for path, why in used_often(forward, params, batch, kept).items():
+        found.refused[path] = f"it {why}"
     for path in found.refused:
         found.axes.pop(path, None)
     return found
@@ -80,7 +84,8 @@ def first_axes(forward: Forward, params: Any, batch: Batch) -> dict[str, list[in
     sizes: dict[str, list[int]] = {}
 
     def note(site: Site, inputs: Any, outputs: Any) -> Any:
-        sizes.setdefault(site.path, []).append(jnp.shape(inputs)[0] if jnp.ndim(inputs) else 0)
+        shape = getattr(inputs, "shape", ())
+        sizes.setdefault(site.path, []).append(shape[0] if shape else 0)
         return outputs
 
     with observing(note):

@@ -9,6 +9,7 @@ from flax.core.tracers import current_trace
 from jaxtyping import Array, Float
 
 from bert_adapter.layers.capture import Batch, Forward, Place
+from bert_adapter.layers.layer import real_steps
 from bert_adapter.layers.observing import Site, observing
 
 
@@ -46,7 +47,7 @@ def relative(ours: Array, theirs: Array, mask: Any, count: int) -> Float[Array, 
     steps, seen = 1, jnp.ones((count, 1, 1), jnp.float32)
     if mask is not None and ours.ndim > 2 and math.prod(ours.shape[:2]) == mask.size:
         steps = mask.size // count
-        seen = jnp.asarray(mask, jnp.float32).reshape(count, steps, 1)
+        seen = real_steps(mask, count, steps, 1).astype(jnp.float32)
     one, other = (array.astype(jnp.float32).reshape(count, steps, -1) for array in (ours, theirs))
     squares = jnp.sum(seen * other**2, axis=(1, 2))
     return jnp.sum(seen * (one - other) ** 2, axis=(1, 2)) / jnp.where(squares > 0, squares, 1)

@@ -1,5 +1,6 @@
 """A kind of layer that can be factorised, and how it runs on factors."""
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -9,6 +10,8 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Shaped
 
+SHARED_WITH = "shared_with"  # where a module says which other one has the same kernel, if one has
+STANDS_FOR = "stands_for"  # what classes that we make of others' classes, to see or replace their calls, name these by
 Axes = tuple[tuple[int, ...], tuple[int, ...]]  # of a kernel: those along its inputs, those along its outputs
 
 
@@ -56,7 +59,7 @@ class Layer(NamedTuple):
     its columns. Its factors are "left", with the axes of the rows and one for the rank, and "right", with one for the
     rank and the axes of the columns.
 
-    module: the class; subclasses count too.
+    module: the class; subclasses count too, unless they have a call, or one of these methods, of their own.
     input_axes: (module) -> how many of the kernel's first axes are summed over with as many of the input's.
     run: (module, inputs, (left, right), bias) -> what the module returns for that kernel, where the axes that are
       summed over are the input's last, and the kernel's others the output's last.
@@ -87,6 +90,22 @@ class Layer(NamedTuple):
         """How many of the input's axes are summed over: none where it is looked up."""
         return 0 if self.looked_up else self.input_axes(module)
 
+    def why_not(self, module: Any) -> str | None:
+        """Why a module of this kind cannot be factorised, or None."""
+        if (other := getattr(module, SHARED_WITH, None)) is not None:
+            return f"its {self.kernel} is that of {other!r} too"
+        kinds, names = (type(module), self.module), ("__call__", *self.methods)
+        own = next((name for name in names if len({defined(kind, name) for kind in kinds}) > 1), None)
+        if own is not None:
+            return "its class has a call of its own" if own == "__call__" else f"its class has its own {own}"
+        return self.refuses(module)
+
+
+def defined(kind: type, name: str) -> Any:
+    """The function that a class's method is, below what Flax wraps it in, and below classes that stand for others."""
+    found = (vars(each)[name] for each in kind.__mro__ if name in vars(each) and STANDS_FOR not in vars(each))
+    return inspect.unwrap(next(found))
+
 
 def split(shape: tuple[int, ...], input_axes: int) -> Axes:
     """The axes of the kernel's rows and those of its columns."""
@@ -106,6 +125,11 @@ def moved(array: Any, order: tuple[int, ...] | None) -> Any:
 def moved_back(array: Any, order: tuple[int, ...] | None) -> Any:
     """The array whose axes were put into that order."""
     return array if order is None else jnp.transpose(array, tuple(order.index(i) for i in range(len(order))))
+
+
+def real_steps(mask: Any, *shape: int) -> Any:
+    """Whether each step is no padding, in that shape: what a mask marks by anything but 0, such as numbers of texts."""
+    return (jnp.asarray(mask) != 0).reshape(*shape)
 
 
 def by_step(inputs: Array, input_axes: int) -> Shaped[Array, "batch time in"]:

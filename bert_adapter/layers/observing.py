@@ -1,6 +1,6 @@
 """Every layer as it is called, whatever model calls it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
@@ -9,6 +9,7 @@ import flax.linen as nn
 
 from bert_adapter.layers import LAYERS
 from bert_adapter.layers.layer import Layer, moved, moved_back
+from bert_adapter.layers.places import kernel_names
 
 
 class Site(NamedTuple):
@@ -34,12 +35,12 @@ ON_FACTORS: ContextVar[Touch | None] = ContextVar("on_factors", default=None)  #
 def layer_of(module: Any) -> Layer | None:
     """The kind of layer, the one registered last if there are several; None if it cannot be factorised."""
     kind = next((layer for layer in reversed(LAYERS.values()) if isinstance(module, layer.module)), None)
-    return None if kind is None or kind.refuses(module) else kind
+    return None if kind is None or kind.why_not(module) else kind
 
 
 def layer_input(args: tuple, kwargs: dict[str, Any]) -> Any:
-    """What a layer is called with."""
-    return next(iter((*args, *kwargs.values())))
+    """What a layer is called with; None for a module that is called with nothing."""
+    return next(iter((*args, *kwargs.values())), None)
 
 
 def entered(enter: Enter | None, site: Site, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
@@ -66,7 +67,7 @@ def observing(touch: Touch, enter: Enter | None = None, factors: bool = False) -
             return next_fun(*args, **kwargs)
         its_args, its_kwargs = entered(enter, site_of(module), args, kwargs)
         outputs = next_fun(*its_args, **its_kwargs)
-        if not any(module.has_variable("params", name) for name in ("kernel", "embedding")):
+        if not has_kernel(module):
             return outputs
         if factors and module.has_variable("params", "left") and layer_of(module) is not None:
             return outputs  # seen by `on_factors`, which may be the outer one of both
@@ -80,6 +81,12 @@ def observing(touch: Touch, enter: Enter | None = None, factors: bool = False) -
         TOUCH.reset(token)
         ON_FACTORS.reset(inner)
         ENTER.reset(outer)
+
+
+def has_kernel(module: nn.Module) -> bool:
+    """Whether a Linen module has a kernel or a table of its own; a module inside it may be called so too."""
+    found = [module.get_variable("params", name) for name in kernel_names()]
+    return any(each is not None and not isinstance(each, Mapping) for each in found)
 
 
 def site_of(module: nn.Module) -> Site:
@@ -106,4 +113,13 @@ def on_factors(next_fun: Callable, args: tuple, kwargs: dict[str, Any], context:
 def run_layer(layer: Layer, module: Any, inputs: Any, factors: tuple[Any, Any], *, bias: Any) -> Any:
     """What the module returns for the kernel that the factors multiply out to."""
     order = layer.order(module, inputs.ndim)
+    if not layer.looked_up:
+        factors = with_axes(factors, layer.input_axes(module))
     return moved_back(layer.run(module, moved(inputs, order.inputs), factors, bias), order.outputs)
+
+
+def with_axes(factors: tuple[Any, Any], input_axes: int) -> tuple[Any, Any]:
+    """The factors with that many axes of inputs: the matrix does not tell whose an axis of length 1 between both is."""
+    left, right = factors
+    axes = (*left.shape[:-1], *right.shape[1:])
+    return left.reshape(*axes[:input_axes], left.shape[-1]), right.reshape(right.shape[0], *axes[input_axes:])

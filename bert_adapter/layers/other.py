@@ -18,6 +18,6 @@ def why_not(module: Any) -> str:
     kinds = [kind.__name__ for kind in type(module).__mro__]
     known = next((NO_LAYER[name] for name in kinds if name in NO_LAYER), None)
     layer = next((layer for layer in reversed(LAYERS.values()) if isinstance(module, layer.module)), None)
-    own = None if layer is None else layer.refuses(module)
+    own = None if layer is None else layer.why_not(module)
     why = own or known or f"no kind of layer in bert_adapter.LAYERS, where a Layer({kinds[0]}, ...) adds it"
     return f"{kinds[0]}: {why}"

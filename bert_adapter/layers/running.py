@@ -13,7 +13,7 @@ from bert_adapter.layers.integers import Integers
 from bert_adapter.layers.layer import Axes, matrix_shape, split
 from bert_adapter.layers.marker import FACTORISED
 from bert_adapter.layers.observing import Site, observing, on_factors
-from bert_adapter.layers.places import is_table
+from bert_adapter.layers.places import is_table, kernel_path
 
 
 @contextmanager
@@ -62,7 +62,7 @@ def runnable(params: Any) -> Any:
         layer, _, name = path.rpartition("/")
         if is_table(path):
             flat |= {path: FACTORISED, f"{layer}/left": leaf}
-        elif not (name == "left" and f"{layer}/embedding" in flat):
+        elif not (name == "left" and is_table(kernel_path(flat, layer))):
             flat[path] = leaf.whole()
     return unflatten_dict(flat, sep="/")
 

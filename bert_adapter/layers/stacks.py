@@ -11,6 +11,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from bert_adapter.layers.marker import Factorised
+from bert_adapter.layers.places import kernel_names
 
 INDEXED = re.compile(r"(.*)\[([0-9,]+)\]")
 
@@ -32,14 +33,29 @@ def index_in(path: str) -> tuple[int, ...]:
     return () if found is None else tuple(map(int, found[2].split(",")))
 
 
+def check_whole_stacks(paths: Iterable[str], every: Iterable[str], name: str) -> None:
+    """A ValueError if some matrices in a kernel are among the paths, and others of all that there are are not."""
+    given = set(paths)
+    stacks = {whole(path): path for path in given if index_in(path)}
+    if missing := [path for path in every if whole(path) in stacks and path not in given]:
+        place = whole(missing[0])
+        raise ValueError(
+            f"{name}: got {stacks[place]!r} without {missing[0]!r}, wanted all matrices of {place!r} or none, "
+            f"for they have one rank: include={place!r} or exclude={place!r} finds all"
+        )
+
+
 def unstacked(params: Any, paths: Iterable[str]) -> Any:
-    """The parameters with a kernel for each of the paths that has an index, in place of the one it lies in."""
-    if not (places := {path: whole(path) for path in paths if index_in(path)}):
+    """The parameters with a kernel for each index in place of those in which paths with an index lie."""
+    if not (places := {whole(path): len(index_in(path)) for path in paths if index_in(path)}):
         return params
     flat: dict[str, Any] = dict(flatten_dict(params, keep_empty_nodes=True, sep="/"))
-    kernels = {path: flat[f"{place}/kernel"] for path, place in places.items() if f"{place}/kernel" in flat}
-    kept = {name: leaf for name, leaf in flat.items() if name.removesuffix("/kernel") not in places.values()}
-    return unflatten_dict(kept | {f"{path}/kernel": kernels[path][index_in(path)] for path in kernels}, sep="/")
+    for place, depth in places.items():
+        for name in [f"{place}/{kernel}" for kernel in kernel_names() if f"{place}/{kernel}" in flat]:
+            kernel = flat.pop(name)
+            for path in indexed(place, np.shape(kernel)[:depth]):
+                flat[f"{path}/{name.rpartition('/')[2]}"] = kernel[index_in(path)]
+    return unflatten_dict(flat, sep="/")
 
 
 def restacked(params: Any) -> Any:

@@ -11,11 +11,15 @@ from bert_adapter.importance.sums import Sums
 
 
 class Evidence(NamedTuple):
-    """What was measured of one kernel (in, out). Symmetric matrices are whole, or `Through` the kernel."""
+    """What was measured of one kernel (in, out). Symmetric matrices are whole, or `Through` the kernel.
+
+    effective: how many examples that count alike tell as much; None: all.
+    """
 
     sums: Sums
     examples: int | float
     shape: tuple[int, int]
+    effective: float | None = None
 
 
 class TableWeights(NamedTuple):
@@ -62,6 +66,7 @@ class Signal(NamedTuple):
     tables: (evidence, shrink) -> weights for a table, which then needs no `weights`; None if the signal has none, and
       tables are refused.
     reliability: (evidence) -> the share of what was measured, beyond what is simpler, that is no noise, in [0, 1].
+    shrinks: whether `weights` heed `shrink`, which is refused for kernels otherwise; those of a table always may.
     through: whether `weights` and `ranks` take matrices that are `Through` the kernel, and return Kronecker's of them;
       for others they are measured whole. Set it to False with functions of your own in a copy of such a signal.
 
@@ -89,3 +94,4 @@ class Signal(NamedTuple):
     tables: Callable[[Evidence, float | None], TableWeights] | None = None
     ranks: Callable[[Evidence, float | None], Any] | None = None
     through: bool = False
+    shrinks: bool = True

@@ -41,9 +41,11 @@ def gram_reliability(evidence: Evidence) -> tuple[float, ...]:
 
     Squared Frobenius norms of deviations, as Ledoit & Wolf 2004, sec. 3: the variance of a sum of A_b = G_b G_b' is
     N/(N - 1) (sum ||A_b||**2 - ||sum A_b||**2 / N), nothing where examples agree. So is that of G_b' G_b where an
-    example has one gradient, whose norm is the same. Of what is `Through` the kernel the norms are of that.
+    example has one gradient, whose norm is the same. Of what is `Through` the kernel the norms are of that. Where
+    examples have weights N is how many of equal weights tell as much, (sum w)**2 / sum w**2.
     """
-    sums, examples = evidence.sums, evidence.examples
+    sums = evidence.sums
+    examples = evidence.examples if evidence.effective is None else evidence.effective
     found = []
     for gram in [gram for gram in (sums.row_gram, sums.col_gram) if gram is not None]:
         squares = gram.squares if isinstance(gram, Through) else sums.gram_squares

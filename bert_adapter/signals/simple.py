@@ -34,6 +34,7 @@ FWSVD = Signal(
     method="fwsvd",
     statistics=("rows",),
     tables=row_of_table,
+    shrinks=False,
 )
 SVD = Signal(
     name="svd",
@@ -41,4 +42,5 @@ SVD = Signal(
     weights=equal,
     method="svd",
     tables=equal_of_table,
+    shrinks=False,
 )

@@ -98,4 +98,4 @@ def evidence_of(importance: Importance | None, path: str, shape: tuple[int, int]
         return Evidence(Sums(), 0, shape)
     sums = importance[path] if path in importance.sums else Sums()
     known = {name: of_kernel(found, kernel, shape) for name, found in named(sums) if isinstance(found, Through)}
-    return Evidence(sums._replace(**known), importance.examples, shape)
+    return Evidence(sums._replace(**known), importance.examples, shape, importance.effective)
