@@ -14,12 +14,15 @@ from wlra.driver import RUNNING, Limits, Outcome, closed, run
 from wlra.duality import duality_gap
 from wlra.linalg.batch import after
 from wlra.linalg.decompose import balance, leading_components, mask_rank, spectral_norm, truncated_svd
+from wlra.methods.method import Method
 from wlra.options import Inputs, Options
 from wlra.problem import Factors, Kronecker, Problem
 from wlra.result import Result, Status
 from wlra.scaling import SCALINGS, Scaling, longer, rescale_factors, scale, scale_factors, uniform, unscale_factors
 from wlra.sparse import Matrix, is_sparse, like, values
 from wlra.units import balance_exactly, from_unit, to_unit
+
+Equalise = Callable[[Matrix], Scaling]
 
 
 @functools.partial(jax.jit, static_argnames="options")
@@ -141,9 +144,8 @@ def iterate(standard: Standard, inputs: Inputs, options: Options) -> tuple[Outco
     start = mask_rank(scaled_start(standard, scaling, scaled, inputs=inputs, options=options), inputs.ranks)
     scaled = scaled._replace(penalty=scaled_penalty(standard, scaling, scaled, inputs=inputs, options=options))
     method, named, settled = options.method, options.start is not None, jnp.array(False)
-    if options.start is not None and not options.unit:  # a start in other variables has seen the weights as given
-        settled = nearly_equal((scaled if options.start.equalise is equalise else standard.problem).weight)
-        settled &= nearly_equal(scale(standard.problem, options.start.equalise(standard.problem.weight)).weight)
+    if options.start is not None and not options.unit:
+        settled = within_of_lowest(standard.problem, scaled, options.start, equalise)
     stages = method.svd_stages if options.projection == "svd" else method.stages
     limits = Limits(
         tol=inputs.tol,
@@ -159,7 +161,18 @@ def iterate(standard: Standard, inputs: Inputs, options: Options) -> tuple[Outco
     return outcome._replace(factors=unscale_factors(outcome.factors, scaling)), gap
 
 
-def scaling_for(options: Options) -> Callable[[Matrix], Scaling]:
+def within_of_lowest(problem: Problem, scaled: Problem, start: Method, equalise: Equalise) -> Bool[Array, ""]:
+    """Whether a start is within `certificate.WITHIN` of the lowest loss of all; it may be in variables of its own.
+
+    Then it has seen the weights as they are given, and these must be equal, and so in its variables.
+    """
+    assert start.equalise is not None  # checked
+    if start.equalise is equalise:
+        return nearly_equal(scaled.weight)
+    return nearly_equal(problem.weight) & nearly_equal(scale(problem, start.equalise(problem.weight)).weight)
+
+
+def scaling_for(options: Options) -> Equalise:
     """The function weight -> scaling; with a penalty, which changes with those of single rows, one number for all."""
     if not options.unit:
         return SCALINGS[options.scaling]
