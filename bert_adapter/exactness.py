@@ -63,18 +63,23 @@ def apart(model: Model, shapes: Shapes, places: Iterable[str], batch: Batch) -> 
 
 
 def with_exact_factors(params: Any, shapes: Shapes, places: Iterable[str]) -> Any:
-    """The parameters with factors in the place of these kernels: they and an identity, so that nothing is rounded."""
+    """The parameters with factors in the place of these kernels: they and an identity, so that nothing is rounded.
+
+    The identity is of the smaller side: one of a vocabulary would be larger than all else.
+    """
     flat: dict[str, Any] = dict(flatten_dict(params, keep_empty_nodes=True, sep="/"))
     for place in places:
         path = next(path for path in shapes if whole(path) == place)
         name, depth, (m, n) = kernel_path(flat, place), len(index_in(path)), shapes[path]
         kernel = jnp.asarray(flat[name])
         stack, (inputs, outputs) = kernel.shape[:depth], split_axes(path, kernel.shape[depth:], shapes[path])
-        left, right = jnp.eye(m, dtype=kernel.dtype).reshape(*inputs, m), kernel.reshape(*stack, m, *outputs)
-        if is_table(name):
-            left, right = kernel, jnp.eye(n, dtype=kernel.dtype)
-        left = jnp.broadcast_to(left, (*stack, *inputs, left.shape[-1]))
-        flat |= {f"{place}/left": left, f"{place}/right": right, name: Factorised(depth)}
+        first = m <= n and not is_table(name)
+        size = m if first else n
+        one = jnp.broadcast_to(jnp.eye(size, dtype=kernel.dtype), (*stack, size, size))
+        left, right = (one, kernel) if first else (kernel, one)
+        flat[f"{place}/left"] = left.reshape(*stack, *inputs, size)
+        flat[f"{place}/right"] = right.reshape(*stack, size, *outputs)
+        flat[name] = Factorised(depth)
     return unflatten_dict(flat, sep="/")
 
 

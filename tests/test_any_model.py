@@ -13,6 +13,7 @@ from tiny import EPS, assert_passed_on, at, random_params
 
 import bert_adapter
 import wlra
+from bert_adapter.exactness import with_exact_factors
 from bert_adapter.factorisation import method_for
 from bert_adapter.layers.capture import capture
 from bert_adapter.layers.finding import find_kernels
@@ -430,6 +431,14 @@ def test_a_kernel_that_is_not_multiplied_by_as_it_is_is_refused():
         compress((NET, params()), [BATCH], **how)
     _, report = compress((NET, params()), [BATCH], **how, exclude="tied")
     assert [kernel.path for kernel in report.kernels] == ["general"]
+
+
+@pytest.mark.parametrize("shape", [(2, 6), (6, 2)])
+def test_exact_factors_are_the_kernel_and_the_identity_of_its_smaller_side(shape):
+    kernel = np.arange(12.0, dtype=np.float32).reshape(shape)
+    layer = with_exact_factors({"layer": {"kernel": kernel}}, {"layer": shape}, ["layer"])["layer"]
+    np.testing.assert_array_equal(layer["left"] @ layer["right"], kernel)
+    assert min(layer["left"].size, layer["right"].size) == 4
 
 
 def test_an_output_that_is_random_tells_nothing():
