@@ -234,7 +234,8 @@ def table(rows: list[Row], use: str) -> str:
     """Scores by name and size, with the labels that each has seen and the bytes at half of the operations."""
     found = {(line["method"], line["size"]): line for line in rows if line["problem"] == use}
     ends = {DENSE: 1.0, f"{DENSE}, int8": 1.0, FLOOR: 0.0}
-    names = [name for name in dict.fromkeys(name for name, _ in found) if name not in ends]
+    order = [*NAMES, *(f"{name}, {AFTER}" for name in TRAINED)]
+    names = [name for name in order if any((name, size) in found for size in SIZES)]
     cells = []
     for name in [*ends, *names]:
         lines = [found.get((name, ends.get(name, size))) for size in SIZES]
