@@ -31,16 +31,16 @@ from flax import linen
 
 import bert_adapter
 from benchmarks.candidates import Context, measured, prepared, separate, with_leaves
+from benchmarks.speed import kept_of, operations
 from benchmarks.tables import Row, arguments, bar, conclude, keep, kept_in, markdown, row
 from bert_adapter.checkpoint.names import by_path
 from bert_adapter.decompositions import Decompositions, predicted_losses, sides
 from bert_adapter.engines import batch_for
-from bert_adapter.evaluate import compare, embed, spearman
+from bert_adapter.evaluate import embed
 from bert_adapter.families import bert
 from bert_adapter.families.parts import Scope, attend, dense, filled, split_heads, visible
 from bert_adapter.kernels import break_even
 from bert_adapter.model import Model
-from bert_adapter.outputs.sentences import unit_rows
 from bert_adapter.signals import DEFAULT, as_signal
 from bert_adapter.signals.weights import evidence_of
 from bert_adapter.speed import CELLS
@@ -255,21 +255,17 @@ def smaller(known: Known, plan: Plan) -> Model:
     return with_heads(known.dense, plan.widths, with_leaves(known.dense._replace(params=small), leaves).params)
 
 
-def operations(model: Model, widths: Widths | None, length: int) -> float:
-    """Multiplications for a token: with kernels or factors, and attention's own."""
+def multiplications(model: Model, widths: Widths | None, length: int) -> float:
+    """Those for a token: of all dimensions of heads, less those that are not there."""
     config: Any = model.module.config
     heads, size = config.num_attention_heads, config.hidden_size // config.num_attention_heads
-    leaves = jax.tree_util.tree_leaves(model.params["encoder"])
-    own = config.num_hidden_layers * 2 * size if widths is None else sum(sum(each.values()) for each in widths)
-    return sum(leaf.size for leaf in leaves if leaf.ndim == 2) + length * heads * own
+    gone = sum(size - width for each in widths or () for width in each.values())
+    return operations(model, length) - length * heads * gone
 
 
 def scored(context: Context, model: Model, wanted: np.ndarray) -> dict[str, float]:
     """Spearman and the mean cosine to what is wanted."""
-    rows = embed(model, separate(context.dev))
-    units = unit_rows(rows)
-    score = spearman(np.sum(units[::2] * units[1::2], axis=1), context.dev.labels)
-    return {"spearman": score, "cosine": compare(wanted[:2000], rows[:2000]).cosine}
+    return kept_of(embed(model, separate(context.dev)), wanted, context.dev.labels)
 
 
 def speeds(models: Mapping[Any, Model], cell: tuple[int, int], rounds: int) -> dict[Any, float]:
@@ -384,10 +380,10 @@ def timed(options: argparse.Namespace, models: dict[Any, tuple[Model, Widths | N
     rows = []
     for batch, length in [(1, 16)] if options.quick else CELLS:
         seconds = speeds({key: model for key, (model, _) in models.items()}, (batch, length), options.rounds)
-        whole = operations(*models[None], length)
+        whole = multiplications(*models[None], length)
         for key, (model, widths) in models.items():
             budget, way = (1.0, "dense") if key is None else key
-            limit, speed = whole / operations(model, widths, length), seconds[None] / seconds[key]
+            limit, speed = whole / multiplications(model, widths, length), seconds[None] / seconds[key]
             about: Row = {"batch": batch, "length": length, "speed": speed, "limit": limit, "run_seconds": seconds[key]}
             rows.append(row("speed", way, None, "") | {"budget": budget} | about)
     return rows

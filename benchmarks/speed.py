@@ -92,12 +92,17 @@ def scored(name: str, models: dict[str, Model], dev: Any) -> list[Row]:
         if not missing(INT8):
             found["int8"] = in_integers(model, texts)
         for dtype, rows_of in found.items():
-            units = unit_rows(rows_of)
-            score = spearman(np.sum(units[::2] * units[1::2], axis=1), dev.labels)
-            cosine = compare(wanted[:2000], rows_of[:2000]).cosine
-            rows.append(row("score", kind, None, "", model=name, dtype=dtype, spearman=score, cosine=cosine))
-            print(f"  {kind}, {dtype}: {score:.4f}", flush=True)
+            kept = kept_of(rows_of, wanted, dev.labels)
+            rows.append(row("score", kind, None, "") | {"model": name, "dtype": dtype} | kept)
+            print(f"  {kind}, {dtype}: {kept['spearman']:.4f}", flush=True)
     return rows
+
+
+def kept_of(rows: np.ndarray, wanted: np.ndarray, labels: Any) -> dict[str, float]:
+    """Spearman's correlation of pairs, one text after the other, and the mean cosine to what is wanted."""
+    units = unit_rows(rows)
+    score = spearman(np.sum(units[::2] * units[1::2], axis=1), labels)
+    return {"spearman": score, "cosine": compare(wanted[:2000], rows[:2000]).cosine}
 
 
 def in_integers(model: Model, texts: list[str]) -> np.ndarray:

@@ -42,15 +42,16 @@ class Surroundings(NamedTuple):
     columns: Float[Array, "... k k"]
 
 
-def trusted(weight: Matrix) -> Bool[Array, ""]:
+def trusted(weight: Matrix, tol: Float[Array, ""]) -> Bool[Array, ""]:
     """Whether nearly all weights count, so that the curvature is far from 0 along all that a gradient can show.
 
-    A stationarity of `tol` then leaves a share of about tol**2 / COUNTS of the loss.
+    A stationarity of `tol` then leaves a share of about tol**2 / COUNTS of the loss, which must be within WITHIN.
     """
     if is_sparse(weight):
         return jnp.array(False)
     counts = (weight >= COUNTS).astype(weight.dtype)
-    return (jnp.min(jnp.mean(counts, axis=0)) >= NEARLY_ALL) & (jnp.min(jnp.mean(counts, axis=1)) >= NEARLY_ALL)
+    nearly_all = [jnp.min(jnp.mean(counts, axis=axis)) >= NEARLY_ALL for axis in (0, 1)]
+    return nearly_all[0] & nearly_all[1] & (tol**2 <= WITHIN * COUNTS)
 
 
 def bends(problem: Problem, factors: Factors, ranks: Int[Array, ""] | None = None) -> Bool[Array, ""]:
@@ -72,9 +73,9 @@ def bends(problem: Problem, factors: Factors, ranks: Int[Array, ""] | None = Non
     start = patternless(min(weight.shape[1], DIRECTIONS) * weight.shape[1], weight.dtype).reshape(weight.shape[1], -1)
 
     def improved(_: Any, basis: Float[Array, "n d"]) -> Float[Array, "n d"]:
-        return orthonormal(mixed.T @ (mixed @ orthonormal(basis)[0]))[0]
+        return orthonormal(mixed.T @ (mixed @ basis))[0]
 
-    images = mixed @ jax.lax.fori_loop(0, PASSES, improved, start)
+    images = mixed @ jax.lax.fori_loop(0, PASSES, improved, orthonormal(start)[0])
     return ~(jnp.linalg.eigvalsh(images.T @ images)[-1] <= (1 + WITHIN) ** 2)
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from wlra import checks
-from wlra.certificate import COUNTS, WITHIN, nearly_equal, trusted
+from wlra.certificate import nearly_equal, trusted
 from wlra.driver import RUNNING, Limits, Outcome, closed, run
 from wlra.duality import duality_gap
 from wlra.linalg.batch import after
@@ -145,14 +145,14 @@ def iterate(standard: Standard, inputs: Inputs, options: Options) -> tuple[Outco
     scaled = scaled._replace(penalty=scaled_penalty(standard, scaling, scaled, inputs=inputs, options=options))
     method, named, settled = options.method, options.start is not None, jnp.array(False)
     if options.start is not None and not options.unit:
-        settled = within_of_lowest(standard.problem, scaled, options.start, equalise)
+        settled = starts_at_lowest(standard.problem, scaled, options.start, equalise)
     stages = method.svd_stages if options.projection == "svd" else method.stages
     limits = Limits(
         tol=inputs.tol,
         patience=inputs.patience,
         max_iters=options.max_iters,
         settled=settled,
-        trusted=trusted(scaled.weight) & (inputs.tol**2 <= WITHIN * COUNTS) if named else jnp.array(False),
+        trusted=trusted(scaled.weight, inputs.tol) if named else jnp.array(False),
         ranks=inputs.ranks,
     )
     outcome = run(scaled, start, stages, limits=limits, status=standard.status)
@@ -161,7 +161,7 @@ def iterate(standard: Standard, inputs: Inputs, options: Options) -> tuple[Outco
     return outcome._replace(factors=unscale_factors(outcome.factors, scaling)), gap
 
 
-def within_of_lowest(problem: Problem, scaled: Problem, start: Method, equalise: Equalise) -> Bool[Array, ""]:
+def starts_at_lowest(problem: Problem, scaled: Problem, start: Method, equalise: Equalise) -> Bool[Array, ""]:
     """Whether a start is within `certificate.WITHIN` of the lowest loss of all; it may be in variables of its own.
 
     Then it has seen the weights as they are given, and these must be equal, and so in its variables.
