@@ -31,6 +31,7 @@ from benchmarks.candidates import OWN, Context, compressed, measured, name_of, p
 from benchmarks.tables import Row, arguments, at_most, bar, conclude, keep, kept_in, markdown, read, row
 from bert_adapter.engines import ENGINES, batch_for, missing, threads_here
 from bert_adapter.evaluate import compare, embed, spearman
+from bert_adapter.head_sizes import sizes_of
 from bert_adapter.latency import STEP
 from bert_adapter.model import Model
 from bert_adapter.outputs.sentences import unit_rows
@@ -48,12 +49,9 @@ DENSE, INT8 = "dense", "onnxruntime-int8"
 
 def operations(model: Model, length: int) -> float:
     """Multiplications for a token: those with kernels or factors, and attention's own products."""
-    config = model.module.config
     leaves = jax.tree_util.tree_leaves_with_path(bert_adapter.without_head(model).params["encoder"])
-    return (
-        sum(leaf.size for _, leaf in leaves if leaf.ndim == 2)
-        + config.num_hidden_layers * 2 * length * config.hidden_size
-    )
+    heads = model.module.config.num_attention_heads
+    return sum(leaf.size for _, leaf in leaves if leaf.ndim == 2) + length * heads * sum(map(sum, sizes_of(model)))
 
 
 def models_of(context: Context, importance: Any) -> dict[str, Model]:

@@ -24,6 +24,7 @@ from bert_adapter.layers.marker import FACTORISED
 from bert_adapter.layers.running import apply, factorised
 from bert_adapter.model import Model, forward
 from bert_adapter.outputs import OUTPUTS
+from bert_adapter.pairs import with_identities
 from bert_adapter.ranks import Plan, plan
 from bert_adapter.reading import read_choices, read_questions, read_rows, read_texts
 from bert_adapter.rows import LabelledTexts
@@ -97,6 +98,7 @@ __all__ = [
     "tokenizer",
     "trim",
     "with_head",
+    "with_identities",
     "with_params",
     "without_head",
 ]

@@ -178,6 +178,12 @@ def add_size(group: Any) -> None:
         "--uniform", action="store_true", help="keep the same share of every kernel, not more where it matters more"
     )
     group.add_argument("--multiple-of", type=int, default=1, metavar="N", help="ranks are multiples of N; 16 is fast")
+    group.add_argument(
+        "--pairs",
+        action="store_true",
+        help="heads of attention may keep fewer dimensions instead, where that is predicted to lose less than factors; "
+        "such kernels are narrower, and faster",
+    )
     add_selection(group)
 
 

@@ -56,6 +56,7 @@ def run_demo(options: argparse.Namespace) -> None:
 SIZE = ("rank", "budget", "of", "flops", "uniform", "multiple_of")
 PASSED_ON = (
     *SIZE,
+    "pairs",
     "include",
     "exclude",
     "embeddings",
@@ -112,7 +113,7 @@ def run_compress(options: argparse.Namespace) -> None:
 
 def check_options(options: argparse.Namespace) -> bool:
     """Whether the budget is of time, once it is known that the options can be."""
-    from bert_adapter.compressing import check_signal, check_size
+    from bert_adapter.compressing import check_pairs, check_signal, check_size
     from bert_adapter.kernels import check_pattern
 
     check_numbers(options)
@@ -120,9 +121,9 @@ def check_options(options: argparse.Namespace) -> bool:
     size: dict[str, Any] = {name: getattr(options, name) for name in (*SIZE, "shrink")}
     if latency:
         size["of"] = "kernels"  # whose times are not known yet
-    check_size(**size)
+    wanted = check_size(**size)
     check_dtype(options)
-    check_signal(options.signal, options.gradients, method=options.method)
+    check_pairs(options.pairs, wanted, *check_signal(options.signal, options.gradients, method=options.method))
     check_pattern("include", options.include)
     check_pattern("exclude", options.exclude)
     return latency
@@ -149,7 +150,7 @@ def measured_latency(model: Any, options: argparse.Namespace) -> Any:
     file, kernels = file_of_times(), select_kernels(model, options.include, options.exclude)
     kept = f"kept in {file}" if file else f"not kept, for nothing can be written in {folder()}"
     say(f"timing the model for {batch} x {length} tokens; times are {kept}")
-    found = measure_latency(model, batch, length, kernels=kernels, file=file)
+    found = measure_latency(model, batch, length, kernels=kernels, pairs=options.pairs, file=file)
     say(f"the dense model takes {1e3 * found.seconds:.1f} ms")
     return found
 

@@ -11,7 +11,7 @@ import jax
 import wlra
 from bert_adapter.batches import labelled
 from bert_adapter.checkpoint.bits import DTYPES, as_stored, chosen_dtypes
-from bert_adapter.checkpoint.names import SCHEMA, WITH_DTYPES, by_path, dtypes_of, low_rank, with_dtypes
+from bert_adapter.checkpoint.names import by_path, dtypes_of, heads_of, low_rank, section_of, with_dtypes
 from bert_adapter.decompositions import (
     Decompositions,
     check_of,
@@ -25,7 +25,10 @@ from bert_adapter.exactness import check_runs_on_factors
 from bert_adapter.factorisation import KernelReport, factorise
 from bert_adapter.families import predictive
 from bert_adapter.files import check_writable, path_of
+from bert_adapter.flax_objects import is_flax_model
+from bert_adapter.head_sizes import identities_in, selected_pairs
 from bert_adapter.healing import Healing, HealingPlan, follow, healing_plan
+from bert_adapter.importance.fingerprint import of_params
 from bert_adapter.importance.gradients import Gradients, Loss, check_gradients
 from bert_adapter.importance.measure import check_module, check_reached
 from bert_adapter.importance.sums import Importance, check_texts
@@ -39,7 +42,8 @@ from bert_adapter.losses import TaskLoss
 from bert_adapter.model import Model, is_own
 from bert_adapter.model import forward as function_of
 from bert_adapter.own import as_rows
-from bert_adapter.ranks import Budget, budget_of, check_affordable, needs_bits, plan_for
+from bert_adapter.pairs import NARROW, narrowed, reported, with_identities
+from bert_adapter.ranks import Budget, Plan, budget_of, check_affordable, needs_bits, plan_for
 from bert_adapter.signals import SIGNALS, as_signal
 from bert_adapter.signals.definition import Signal
 from bert_adapter.signals.measure import measure_signal
@@ -106,6 +110,7 @@ def compress(
     flops: float | None = None,
     uniform: bool = False,
     multiple_of: int = 1,
+    pairs: bool = False,
     signal: str | Signal | None = None,
     importance: Importance | Decompositions | None = None,
     gradients: Gradients | None = None,
@@ -142,6 +147,9 @@ def compress(
       flops: the share of the operations that may be left besides; see `plan`.
       uniform: each kernel keeps the same share, not more where it matters more.
       multiple_of: ranks are multiples of it; of 16 they are fast.
+      pairs: whether heads of attention may keep fewer dimensions, all of a layer as many, where that is predicted to
+        lose less than factors of query and key, or of value and output, of as many parameters. Kernels are narrower
+        then, and faster than factors. The budget is not one of bytes. See `with_identities`.
       signal: what an error is weighted by, a name in `SIGNALS` or a `Signal` of your own. The default, "combined",
         plans ranks by the marginals of the Fisher information, E[GG'] along a kernel's inputs and E[G'G] along its
         outputs, with G an example's gradient (Gupta et al. 2018); it makes factors by the same, with half of E[GG']
@@ -188,38 +196,95 @@ def compress(
     chosen, solved_by = check_signal(signal, gradients, method=method, solver=solver, measured=given is not None)
     size: dict[str, Any] = {"of": of, "flops": flops, "uniform": uniform, "multiple_of": multiple_of, "shrink": shrink}
     wanted = check_size(rank=rank, budget=budget, dtype=dtype, **size)
+    check_pairs(pairs, wanted, chosen, solved_by)
     check_given(given, None if heal is not None else file, gradients)  # healing has a state of its own
     clock = [time.perf_counter()]
     dense = as_model(model, forward=forward, output=output)
     check_floats(dense.params, "model")
     batches = list(batches) if is_own(dense) else batches
-    check_fits(given, dense, batches)
+    seen = seen_in_pairs(model, dense, given) if pairs else dense
+    check_fits(given, seen, batches)
     healing = None if heal is None else to_heal(dense, heal, file)
     shapes = selected(dense, batches, include, exclude, embeddings=embeddings or of == "bytes")
+    met = selected_pairs(dense, shapes) if pairs else []
     check_tables(chosen, solved_by, tables_of(dense, shapes), shrink)
-    ranks, predicted, dtypes = None if rank is None else choose_ranks(shapes, rank), None, {}
-    check_affordable(dense.params, shapes, wanted)
+    ranks = None if rank is None else choose_ranks(shapes, rank)
+    check_affordable(dense.params, shapes, wanted, met)
     clock.append(time.perf_counter())
     how: dict[str, Any] = {"signal": chosen, "method": solved_by, "bits": needs_bits(wanted), "progress": progress}
+    every = shapes | identities_in(met)
     if given is None and chosen.statistics:
-        importance = measured(dense, batches, shapes, gradients=gradients, seed=seed, file=file, **how)
+        importance = measured(seen, batches, every, gradients=gradients, seed=seed, file=file, **how)
     clock.append(time.perf_counter())
-    known = decomposed(dense.params, importance, shapes, shrink=shrink, consume=given is None, **how)
-    if ranks is None:
-        assert wanted is not None
-        planned = plan_for(dense.params, known, wanted)
-        ranks, dtypes = planned.ranks, planned.dtypes
-        predicted = planned.predicted if chosen.units == "loss" else None
+    known = decomposed(seen.params, importance, every, shrink=shrink, consume=given is None, **how)
+    spent = Spent(ranks or {}) if wanted is None else spent_by(plan_for(dense.params, known, wanted, met), chosen)
     clock.append(time.perf_counter())
     how = {"shapes": shapes, "method": solved_by, "solver": solver, "progress": progress}
-    params, kernels = factorise(dense.params, components_or_weights(known, importance), ranks, **how)
+    params, kernels = factorise(dense.params, components_or_weights(known, importance), spent.ranks, **how)
+    small = narrowed(dense._replace(params=params), met, spent.heads, known.kernels)
     known = known._replace(kernels={})  # as large as the model, and done with
-    done: dict[str, Any] = {"method": solved_by.name, "signal": chosen.name, "dtypes": dtypes, "predicted": predicted}
-    report = report_of(kernels, known, seconds=stages([*clock, time.perf_counter()]), **done)
-    config = dense.config | {"low_rank": section(dense, report, seed, known.calibration)}
-    small = in_dtypes(dense._replace(params=params, config=config), dtype)
+    done: dict[str, Any] = {"method": solved_by.name, "signal": chosen.name, **spent.about}
+    kernels, seconds = reported(kernels, met, spent.heads), stages([*clock, time.perf_counter()])
+    report = report_of(kernels, known, seconds=seconds, **done)
+    config = small.config | {"low_rank": section(small, report, seed, known.calibration)}
+    small = in_dtypes(small._replace(config=config), dtype)
     small, report = healed(small, dense, healing, report, seed=seed, file=file, given=known.given, progress=progress)
     return in_kind(model, small), report
+
+
+class Spent(NamedTuple):
+    """What a budget goes to: the ranks, the dimensions of heads, and what the report says of it."""
+
+    ranks: Mapping[str, int]
+    heads: Mapping[str, int] = {}
+    about: Mapping[str, Any] = {}
+
+
+def spent_by(planned: Plan, signal: Signal) -> Spent:
+    """That of a plan."""
+    predicted = planned.predicted if signal.units == "loss" else None
+    return Spent(planned.ranks, planned.heads, {"dtypes": planned.dtypes, "predicted": predicted})
+
+
+def seen_in_pairs(model: Any, dense: Model, given: Importance | Decompositions | None) -> Model:
+    """The model with identities, on which importance is measured, or a ValueError if there can be none."""
+    if is_flax_model(model):
+        name = type(model).__name__
+        raise ValueError(
+            f"pairs: got an object of {name}, whose heads are all of one size, wanted a Model or a directory"
+        )
+    found = with_identities(dense)
+    if given is not None and given.model == of_params(dense.params):
+        raise ValueError(
+            "importance: got that of the model without identities, wanted that of with_identities(model), which tells "
+            "what heads of fewer dimensions lose"
+        )
+    return found
+
+
+def check_pairs(pairs: bool, budget: Budget | None, signal: Signal, method: wlra.Method) -> None:
+    """A ValueError if it cannot be told whether heads of fewer dimensions lose less."""
+    if not pairs:
+        return
+    if budget is None or budget.uniform:
+        got = "a rank" if budget is None else "uniform"
+        raise ValueError(f"pairs: got {got}, wanted a budget, which is spent where the loss is predicted to rise least")
+    if budget.of == "bytes":
+        raise ValueError("pairs: got a budget of bytes, wanted one of kernels, parameters, flops or time")
+    if isinstance(budget.of, Latency) and not budget.of.heads:
+        raise ValueError("pairs: got times without those of heads, wanted of=measure_latency(model, ..., pairs=True)")
+    closed = method == as_method(signal.method) and method.closed_form is not None
+    if signal.units != "loss" or not closed:
+        fitting = ", ".join(repr(name) for name, one in SIGNALS.items() if can_pair(one))
+        raise ValueError(
+            f"pairs: got signal {signal.name!r} and method {method.name!r}, wanted a signal in units of the loss and "
+            f"its own closed form: {fitting}, and no method"
+        )
+
+
+def can_pair(signal: Signal) -> bool:
+    """Whether its weights say what heads of fewer dimensions lose beside factors."""
+    return signal.units == "loss" and as_method(signal.method).closed_form is not None
 
 
 def selected(
@@ -450,16 +515,16 @@ def stages(clock: list[float]) -> dict[str, float]:
 
 def section(dense: Model, report: Report, seed: int, calibration: Mapping[str, Any]) -> dict[str, Any]:
     """The "low_rank" section of config.json: which kernels have which rank, and how that was done."""
-    ranks = {whole(kernel.path): kernel.rank for kernel in report.kernels if kernel.status != "DENSE"}
+    ranks = {whole(each.path): each.rank for each in report.kernels if each.status not in ("DENSE", NARROW)}
     dtypes = {path: dtype for path, dtype in dtypes_of(dense.config).items() if path not in ranks}
     dtypes |= report.dtypes
-    return {
-        "schema": WITH_DTYPES if dtypes else SCHEMA,
-        "ranks": low_rank(dense.config) | ranks,
+    heads = heads_of(dense.config)
+    about = {
+        **({"heads": heads} if heads else {}),
         "method": report.method,
         "signal": report.signal,
         "seed": seed,
-        **({"dtypes": dtypes} if dtypes else {}),
         **({"calibration": dict(calibration)} if calibration else {}),
         "versions": {package.__name__: package.__version__ for package in (wlra, jax, flax)},
     }
+    return section_of(about, low_rank(dense.config) | ranks, dtypes)

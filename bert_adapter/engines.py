@@ -12,10 +12,10 @@ import jax
 import numpy as np
 
 from bert_adapter.checkpoint import load
-from bert_adapter.checkpoint.names import low_rank, with_dtypes
+from bert_adapter.checkpoint.names import with_dtypes
 from bert_adapter.exporting import export
 from bert_adapter.exporting.program import has_choices, inputs_of
-from bert_adapter.exporting.pytorch import task_of
+from bert_adapter.exporting.pytorch import needs_code, task_of
 from bert_adapter.families import family_of
 from bert_adapter.model import Batch, Model, forward
 
@@ -77,7 +77,7 @@ def write_torch(model: Model, directory: Path) -> None:
     """What `export` writes for transformers, in floats."""
     floats = model._replace(config=with_dtypes(model.config, {}))
     try:
-        export(floats, directory / "torch", to="transformers" if low_rank(floats.config) else "transformers-dense")
+        export(floats, directory / "torch", to="transformers" if needs_code(floats) else "transformers-dense")
     except ValueError as error:
         raise ValueError(f"engines: pytorch has no such model, wanted others: {error}") from error
     (directory / TASK).write_text(task_of(model), "utf-8")

@@ -7,7 +7,7 @@ take the time that they take, and on a few cores products that do not wait for e
 import json
 import math
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from bert_adapter.engines import batch_for, threads_here
 from bert_adapter.factorisation import factors_of
 from bert_adapter.files import check_writable, path_of, write_text
+from bert_adapter.head_sizes import Pair, selected_pairs, smaller_sizes, with_factors_between
 from bert_adapter.importance.fingerprint import of_function
 from bert_adapter.json_files import parsed
 from bert_adapter.kernels import Shapes, break_even, select_kernels
@@ -38,7 +39,7 @@ SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)  # of break-even: the ranks tha
 # Numbers that a processor takes at once: between two multiples a rank takes as long as at the next one, or longer. Of
 # kernels whose break-even is a few of them only, every rank counts.
 STEP, FEW = 16, 4
-SCHEMA = 2  # another where factors run otherwise, or other ranks are timed
+SCHEMA = 3  # another where factors run otherwise, or other ranks are timed
 PLACE = ("machine", "jax", "batch", "length", "model")
 
 
@@ -75,6 +76,7 @@ class Latency(NamedTuple):
     batch, length: the texts, and the tokens of each, for which it holds.
     seconds: of the dense model.
     kernels: by shape, of one kernel.
+    heads: by their dimensions, of a layer's queries and keys, and of its values, if they were timed.
 
     Example:
       >>> import numpy as np, bert_adapter
@@ -90,6 +92,7 @@ class Latency(NamedTuple):
     length: int
     seconds: float
     kernels: Mapping[tuple[int, int], Costs]
+    heads: tuple[Costs, ...] = ()
 
     def __str__(self) -> str:
         return f"time for {self.batch} x {self.length} tokens"
@@ -101,6 +104,7 @@ def measure_latency(
     length: int = 128,
     *,
     kernels: Shapes | None = None,
+    pairs: bool = False,
     file: str | Path | None = None,
     progress: bool = True,
 ) -> Latency:
@@ -115,6 +119,7 @@ def measure_latency(
       batch, length: how many texts at once, and how many tokens of each.
       kernels: what `select_kernels` returned, by default all of the encoder. Tables are not timed: looking a word up
         takes no time.
+      pairs: whether heads of fewer dimensions are timed too, for `compress(model, ..., pairs=True)`.
       file: JSON, where times are kept, and read from if they were measured for the same program, kernels, device,
         version of JAX, threads, texts and tokens.
       progress: whether there is a bar on a terminal.
@@ -136,19 +141,23 @@ def measure_latency(
     check_family(model, "is not timed by its texts: wanted one of a family")
     check_floats(model.params, "model")
     shapes = multiplied(model, select_kernels(model) if kernels is None else kernels)
+    met = selected_pairs(model, shapes) if pairs else []
     place = None if file is None else path_of(file)
     if place is not None:
         check_writable(place)
     inputs = batch_for(model, batch, length)
-    here = where(model, inputs, shapes) if place is not None else {}
+    timed = sorted({whole(path) for path in shapes}) + ["heads"] * pairs
+    here = where(model, inputs, timed) if place is not None else {}
     if place is not None and (known := read(place, here)) is not None:
         return known
     run, params, found = jax.jit(forward(model)), jax.device_put(model.params), {}
     for shape in track(sorted(set(shapes.values())), "time kernels", progress):
         paths = [path for path in shapes if shapes[path] == shape]
         found[shape] = timed_in(run, params, inputs, paths=paths, shape=shape)
-    seconds = median(dense for dense, _ in found.values())
-    latency = Latency(batch, length, seconds, {shape: costs.times(seconds) for shape, (_, costs) in found.items()})
+    heads = [timed_heads(model, inputs, met, side) for side in track([0, 1] if met else [], "time heads", progress)]
+    seconds = median(dense for dense, _ in (*found.values(), *heads))
+    costs = {shape: each.times(seconds) for shape, (_, each) in found.items()}
+    latency = Latency(batch, length, seconds, costs, heads=tuple(each.times(seconds) for _, each in heads))
     if place is not None:
         write(place, here, latency)
     return latency
@@ -175,9 +184,42 @@ def timed_in(
     step = STEP if most >= FEW * STEP else 1
     ranks = sorted({step * max(1, math.ceil(share * most / step)) for share in SHARES})
     models = {None: params} | {rank: with_factors(params, paths, shape, rank) for rank in ranks}
-    found = in_turns({rank: lambda each=each: run(each, inputs) for rank, each in models.items()}, ROUNDS)
+    calls = {rank: lambda each=each: run(each, inputs) for rank, each in models.items()}
+    return costs_of(calls, len(paths), step)
+
+
+def timed_heads(model: Model, inputs: Batch, pairs: Sequence[Pair], side: int) -> tuple[float, Costs]:
+    """Seconds of the dense model, and as shares of these what heads of a layer add, by their dimensions on a side."""
+    met = [pair for pair in pairs if pair.side == side]
+    most = max((pair.size for pair in met), default=0)
+    step = int(smaller_sizes(most)[0]) if most > 1 else 1
+    sizes = sorted({step * max(1, math.floor(share * most / step)) for share in SHARES[1:-1]})
+    models = {None: model} | {size: with_fewer(model, met, size) for size in sizes}
+    seconds, costs = costs_of({size: compiled(each, inputs) for size, each in models.items()}, len(met), step)
+    return seconds, costs._replace(ranks=(*costs.ranks, most), seconds=(*costs.seconds, costs.dense))
+
+
+def with_fewer(model: Model, pairs: Sequence[Pair], size: int) -> Model:
+    """The model with the first dimensions of its heads."""
+    factors = {}
+    for pair in pairs:
+        eye = np.eye(pair.size, min(size, pair.size))
+        factors[pair.layer, pair.side] = (np.stack([eye] * len(pair.identities)),) * 2
+    return with_factors_between(model, factors)
+
+
+def compiled(model: Model, inputs: Batch) -> Callable[[], Any]:
+    """A call of the model."""
+    run, params = jax.jit(forward(model)), jax.device_put(model.params)
+    return lambda: run(params, inputs)
+
+
+def costs_of(calls: Mapping[int | None, Callable[[], Any]], count: int, step: int) -> tuple[float, Costs]:
+    """Seconds of the dense model, that of None, and as shares of these what each of so many kernels or pairs adds."""
+    found = in_turns(calls, ROUNDS)
+    ranks = [rank for rank in calls if rank is not None]
     shares = [median(one / other for one, other in zip(found[rank], found[None], strict=True)) for rank in ranks]
-    saved = [(1 - share) / len(paths) for share in shares]
+    saved = [(1 - share) / count for share in shares]
     most_saved = max(0.0, *saved)
     return median(found[None]), Costs(tuple(ranks), tuple(most_saved - each for each in saved), most_saved, step)
 
@@ -192,12 +234,12 @@ def with_factors(params: Any, paths: Sequence[str], shape: tuple[int, int], rank
     return jax.device_put(restacked(unflatten_dict(flat, sep="/")))
 
 
-def where(model: Model, inputs: Batch, shapes: Shapes) -> dict[str, Any]:
+def where(model: Model, inputs: Batch, timed: list[str]) -> dict[str, Any]:
     """What times belong to."""
     (device,), shape = jax.device_put(0.0).devices(), np.shape(inputs["input_ids"])  # where the model runs
     machine = f"{platform.node()}, {device.platform} {device.device_kind}, {threads_here()} threads"
     params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype), model.params)
-    program = f"{of_function(forward(model), params, inputs)}, {sorted({whole(path) for path in shapes})}"
+    program = f"{of_function(forward(model), params, inputs)}, {timed}"
     return dict(zip(PLACE, (machine, jax.__version__, shape[0], shape[-1], program), strict=True))
 
 
@@ -206,16 +248,18 @@ def read(file: Path, place: dict[str, Any]) -> Latency | None:
     for entry in entries(file):
         if {name: entry[name] for name in PLACE} == place:
             costs = {tuple(each["shape"]): costs_from(each) for each in entry["kernels"]}
-            return Latency(entry["batch"], entry["length"], entry["seconds"], costs)
+            heads = tuple(map(costs_from, entry["heads"]))
+            return Latency(entry["batch"], entry["length"], entry["seconds"], costs, heads=heads)
     return None
 
 
 def costs_from(entry: dict[str, Any]) -> Costs:
     """What an entry of the file says, or a ValueError."""
     found = Costs(tuple(entry["ranks"]), tuple(entry["seconds"]), entry["dense"], entry["step"])
-    counts, times = [*entry["shape"], *found.ranks, found.step], [*found.seconds, found.dense]
+    shape = entry.get("shape", (1, 1))  # heads have none
+    counts, times = [*shape, *found.ranks, found.step], [*found.seconds, found.dense]
     rising = found.ranks and list(found.ranks) == sorted(set(found.ranks)) and len(found.ranks) == len(found.seconds)
-    if len(entry["shape"]) != 2 or not rising or min(counts) < 1 or not all(0 <= each < math.inf for each in times):
+    if len(shape) != 2 or not rising or min(counts) < 1 or not all(0 <= each < math.inf for each in times):
         raise ValueError(f"times that cannot be, {entry}")
     return found
 
@@ -237,7 +281,7 @@ def entries(file: Path) -> list[dict[str, Any]]:
         for entry in known:
             if not 0 < entry["seconds"] < math.inf or not all(name in entry for name in PLACE):
                 raise ValueError(f"times that cannot be, of {[entry[name] for name in PLACE]}")
-            for each in entry["kernels"]:
+            for each in (*entry["kernels"], *entry["heads"]):
                 costs_from(each)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"file: {file} holds no times of kernels, {error}{UNKNOWN}") from None
@@ -248,5 +292,6 @@ def write(file: Path, place: dict[str, Any], latency: Latency) -> None:
     """The file holds these times, and those of other places that it held."""
     others = [entry for entry in entries(file) if {name: entry[name] for name in PLACE} != place]
     costs = [{"shape": list(shape)} | each._asdict() for shape, each in latency.kernels.items()]
-    ours = place | {"seconds": latency.seconds, "kernels": costs}
+    heads = [each._asdict() for each in latency.heads]
+    ours = place | {"seconds": latency.seconds, "kernels": costs, "heads": heads}
     write_text(file, json.dumps({"schema": SCHEMA, "models": [*others, ours]}, indent=1) + "\n")

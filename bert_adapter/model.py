@@ -45,7 +45,8 @@ def on(model: Model, params: Any) -> Model:
     flat = flatten_dict(params, keep_empty_nodes=True)
     config = dict(model.config)
     if not any(isinstance(leaf, Factorised) for leaf in flat.values()):
-        config.pop("low_rank", None)
+        section = {name: value for name, value in (config.pop("low_rank", None) or {}).items() if name != "dtypes"}
+        config |= {"low_rank": section | {"ranks": {}}} if section.get("heads") else {}
     return model._replace(params=params, config=config)
 
 

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,11 +35,13 @@ from bert_adapter.decompositions import (
     restricted,
     selected_shapes,
 )
+from bert_adapter.head_sizes import Pair, identities_in
 from bert_adapter.importance.sums import Importance
 from bert_adapter.kernels import Shapes, break_even, split_axes
 from bert_adapter.latency import Costs, Latency
 from bert_adapter.layers.places import is_table, kernel_names, kernel_path, layer_path
 from bert_adapter.layers.stacks import unstacked, whole
+from bert_adapter.pairs import by_kernel, cost_of_heads, in_pairs
 from bert_adapter.rounding import Rounding, narrower
 from bert_adapter.signals.definition import Signal
 from wlra.checks import check_count, check_name
@@ -64,6 +66,8 @@ class Budget(NamedTuple):
 class Plan(NamedTuple):
     """The ranks by path, the share of the budgeted quantity that they keep, and what they are predicted to cost.
 
+    heads: by the path of a query or a value, of layers whose heads keep fewer dimensions, how many; their kernels stay
+      dense.
     dtypes: by path, of the layers that are stored in fewer bits; only plans of bytes have any. Matrices that are not
       selected are stored in 16 bits then, and what that loses is not predicted.
     predicted: the increase of the mean loss to second order, half the weighted squared error an example. For a signal
@@ -83,6 +87,7 @@ class Plan(NamedTuple):
     predicted: float
     curve: Curve
     dtypes: Mapping[str, str] = {}
+    heads: Mapping[str, int] = {}
 
 
 def plan(
@@ -149,13 +154,19 @@ def plan(
     return plan_for(params, known, wanted)
 
 
-def plan_for(params: Any, known: Decompositions, budget: Budget) -> Plan:
-    """The plan for kernels that are decomposed; see `plan`."""
+def plan_for(params: Any, known: Decompositions, budget: Budget, pairs: Sequence[Pair] = ()) -> Plan:
+    """The plan for kernels that are decomposed; see `plan`.
+
+    pairs: those whose identities are decomposed too, where heads may have fewer dimensions instead.
+    """
+    between = losses_between(known, pairs)
+    known = restricted(known, {path: shape for path, shape in known.shapes.items() if path not in between})
     shapes = known.shapes
     flat = by_path(unstacked(params, shapes))
     kernels = {path: flat[kernel_path(flat, path)] for path in shapes}
-    check_affordable(params, shapes, budget)
-    every = all_choices(known, flat, budget)
+    check_affordable(params, shapes, budget, pairs)
+    times = budget.of.heads if isinstance(budget.of, Latency) else ()
+    every, options = in_pairs(all_choices(known, flat, budget), pairs, between, times)
     choices = {path: useful(choice) for path, choice in every.items()}
     fixed = fixed_cost(params, flat, shapes, budget.of)
     wholes = {path: float(choice.cost[as_it_is(choice)]) for path, choice in every.items()}
@@ -178,13 +189,22 @@ def plan_for(params: Any, known: Decompositions, budget: Budget) -> Plan:
         zero = {path: float(each.sum()) / 2 / known.examples[path] for path, each in known.squares.items()}
         layers = [path for path in zero if not is_table(kernel_path(flat, path))]
         warn_if_far(budget.share, predicted, sum(zero[path] for path in layers or zero))
+    rank_of = {path: int(choice.rank[chosen[path]]) for path, choice in choices.items()}
+    ranks, heads = by_kernel(rank_of, pairs, options, shapes)
     return Plan(
-        ranks={path: int(choices[whole(path)].rank[chosen[whole(path)]]) for path in shapes},
+        ranks={path: ranks[whole(path)] for path in shapes},
         share=(fixed + cost) / total,
         predicted=predicted,
         curve=curve,
         dtypes=dtypes_in(choices, chosen) | others_in(others),
+        heads=heads,
     )
+
+
+def losses_between(known: Decompositions, pairs: Sequence[Pair]) -> dict[str, Any]:
+    """By path, what the identities of the pairs lose at each rank from 0 on."""
+    units = units_of(known)
+    return {path: units[path] * predicted_losses(known.squares[path]) for path in identities_in(pairs)}
 
 
 def all_choices(known: Decompositions, flat: dict[str, Any], budget: Budget) -> dict[str, Choices]:
@@ -315,15 +335,18 @@ def price(kernel: Any, of: Unit) -> int:
     return {"bytes": kernel.dtype.itemsize, "flops": 2}.get(str(of), 1)
 
 
-def check_affordable(params: Any, shapes: Shapes, budget: Budget | None, name: str = "budget") -> None:
+def check_affordable(
+    params: Any, shapes: Shapes, budget: Budget | None, pairs: Sequence[Pair] = (), name: str = "budget"
+) -> None:
     """A ValueError if the smallest ranks cost more than the budget, which is known before anything is measured."""
     if budget is None:
         return
     if budget.flops is not None:
-        check_affordable(params, shapes, budget._replace(share=budget.flops, of="flops", flops=None), "flops")
+        of_flops = budget._replace(share=budget.flops, of="flops", flops=None)
+        check_affordable(params, shapes, of_flops, pairs, name="flops")
     of, allowed, flat = budget.of, budget.allowed, by_path(unstacked(params, shapes))
     kernels = {path: flat[kernel_path(flat, path)] for path in shapes}
-    fixed, least, most = fixed_cost(params, flat, shapes, of), 0.0, 0.0
+    fixed, ends = fixed_cost(params, flat, shapes, of), {}
     for path, kernel in kernels.items():
         nothing = np.zeros(min(shapes[path]) + 1)
         cost = choices_of(shapes[path], price(kernel, of), nothing, allowed).cost
@@ -335,12 +358,21 @@ def check_affordable(params: Any, shapes: Shapes, budget: Budget | None, name: s
         if needs_bits(budget) and is_matrix(kernel_path(flat, path), kernel):
             axes = split_axes(path, np.shape(kernel), shapes[path])
             cost = np.append(cheapest_bits(axes, allowed, table), cost)
-        least, most = least + float(cost[0]), most + float(cost[-1])
+        ends[path] = float(cost[0]), float(cost[-1])
+    least, most = (sum(each) for each in zip(*ends.values(), strict=True))
+    least -= sum(saved_by_heads(pair, ends, of) for pair in pairs)
     whole, others = fixed + most, unselected(params, kernels) if needs_bits(budget) else {}
     fixed -= sum(flat[path].nbytes // 2 for path in others)
     share = (fixed + least) / whole
     if budget.share * (1 + 1e-12) < share:
         raise ValueError(f"{name}: the smallest ranks take {share:.4g} of the {of}; got {budget.share}")
+
+
+def saved_by_heads(pair: Pair, ends: Mapping[str, tuple[float, float]], of: Unit) -> float:
+    """By how much the smallest heads cost less than the smallest ranks of a pair, if they do."""
+    least, most = (sum(each) for each in zip(*(ends[path] for path in pair.kernels), strict=True))
+    times = of.heads[pair.side] if isinstance(of, Latency) else None
+    return max(0.0, least - float(cost_of_heads(pair, most, times)[0]))
 
 
 def budget_of(

@@ -249,8 +249,8 @@ def test_rank_of_an_unknown_module_is_an_error(saved):
 
 
 def test_unknown_schema_says_to_upgrade(saved):
-    edit_config(saved, low_rank={"schema": 3, "ranks": {}})
-    with pytest.raises(ValueError, match="got 3, wanted 1 or 2; upgrade"):
+    edit_config(saved, low_rank={"schema": 4, "ranks": {}})
+    with pytest.raises(ValueError, match="got 4, wanted 1 to 3; upgrade"):
         load(saved)
 
 

@@ -31,6 +31,7 @@ from bert_adapter.checkpoint.names import (
     by_path,
     check,
     dtypes_of,
+    heads_of,
     is_apart,
     low_rank,
     markers,
@@ -166,6 +167,7 @@ def checked(model: Model) -> dict[str, np.ndarray]:
         raise ValueError(f"config low_rank ranks: got {claimed}, wanted those of the parameters, {ranks}")
     check_names(model.files)
     check_stages(model)
+    check_heads(model)
     check(shapes(model.module, ranks), params)
     return params
 
@@ -179,6 +181,14 @@ def write(model: Model, directory: Path, tensors: dict[str, dict[str, np.ndarray
         (directory / name).parent.mkdir(exist_ok=True)
         save_file(arrays, directory / name, metadata={"format": "pt"})
         shutil.copymode(directory / CONFIG, directory / name)  # safetensors writes for the owner's eyes only
+
+
+def check_heads(model: Model) -> None:
+    """A ValueError if the config says other sizes of heads than the module has."""
+    runs = getattr(getattr(model.module, "config"), "head_sizes", ())  # noqa: B009
+    declared = tuple(tuple(each) for each in heads_of(model.config) or ())
+    if runs != declared:
+        raise ValueError(f"config low_rank heads: got {declared}, wanted those of the module, {runs}")
 
 
 def check_stages(model: Model) -> None:

@@ -14,7 +14,7 @@ from bert_adapter.layers.marker import FACTORISED, Factorised
 from bert_adapter.layers.places import kernel_path
 from bert_adapter.layers.running import parameter_shapes
 
-SCHEMA, WITH_DTYPES = 1, 2  # of the "low_rank" section; the second where it names dtypes
+SCHEMA, WITH_DTYPES, WITH_HEADS = 1, 2, 3  # of the "low_rank" section: with ranks alone, dtypes, sizes of heads
 
 
 def by_path(params: Any) -> dict[str, Any]:
@@ -29,8 +29,8 @@ def low_rank(config: Mapping[str, Any]) -> dict[str, int]:
     if not isinstance(section, dict):
         raise ValueError(f"config low_rank: got {section!r}, wanted an object with 'schema' and 'ranks'")
     schema, ranks = section.get("schema"), section.get("ranks", {})
-    if schema not in (SCHEMA, WITH_DTYPES):
-        wanted = f"{SCHEMA} or {WITH_DTYPES}"
+    if schema not in (SCHEMA, WITH_DTYPES, WITH_HEADS):
+        wanted = f"{SCHEMA} to {WITH_HEADS}"
         raise ValueError(f"config low_rank schema: got {schema}, wanted {wanted}; upgrade bert_adapter to read it")
     if not isinstance(ranks, dict) or [rank for rank in ranks.values() if type(rank) is not int or rank < 1]:
         raise ValueError(f"config low_rank ranks: got {ranks!r}, wanted a positive integer for each path")
@@ -46,22 +46,33 @@ def dtypes_of(config: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
+def heads_of(config: Mapping[str, Any]) -> list[Any] | None:
+    """The sizes of each layer's heads, where the config says that they are fewer; a family's config checks them."""
+    low_rank(config)
+    return (config.get("low_rank") or {}).get("heads")
+
+
+def section_of(kept: Mapping[str, Any], ranks: Mapping[str, int], dtypes: Mapping[str, str]) -> dict[str, Any]:
+    """The section with these ranks and dtypes, what else is kept of it, and the schema that says what it holds."""
+    rest = {name: value for name, value in kept.items() if name not in ("schema", "ranks", "dtypes")}
+    schema = WITH_HEADS if "heads" in rest else WITH_DTYPES if dtypes else SCHEMA
+    return {"schema": schema, "ranks": dict(ranks)} | rest | ({"dtypes": dict(dtypes)} if dtypes else {})
+
+
 def with_dtypes(config: dict[str, Any], dtypes: Mapping[str, str]) -> dict[str, Any]:
     """The config that says which layers are stored in fewer bits.
 
     Without a section for dense ones in floats, which all libraries read as they are.
     """
     ranks, fewer = low_rank(config), {path: dtype for path, dtype in dtypes.items() if dtype in FEWER}
-    kept = {name: value for name, value in (config.get("low_rank") or {}).items() if name != "dtypes"}
-    if not ranks and not set(INTEGERS) & set(fewer.values()):
+    if not ranks and not heads_of(config) and not set(INTEGERS) & set(fewer.values()):
         return {name: value for name, value in config.items() if name != "low_rank"}
-    schema = {"schema": WITH_DTYPES if fewer else SCHEMA, "ranks": ranks}
-    return config | {"low_rank": kept | schema | ({"dtypes": fewer} if fewer else {})}
+    return config | {"low_rank": section_of(config.get("low_rank") or {}, ranks, fewer)}
 
 
 def is_apart(config: Mapping[str, Any]) -> bool:
-    """Whether the config is of what only this package reads: factors, or integers with scales."""
-    return bool(low_rank(config) or dtypes_of(config))
+    """Whether the config is of what only this package reads: factors, heads of fewer dimensions, integers."""
+    return bool(low_rank(config) or heads_of(config) or dtypes_of(config))
 
 
 APART = "low_rank_"  # before "model_type" on disk: transformers refuses it, and draws no random kernels

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from bert_adapter.checkpoint.bits import chosen_dtypes, decoded, encoded, factorised_tables
 from bert_adapter.checkpoint.directory import CONFIG, PARAMETERS, read_config, replacing, write_texts
-from bert_adapter.checkpoint.names import SCHEMA, by_path, check, dtypes_of, low_rank, with_dtypes
+from bert_adapter.checkpoint.names import by_path, check, dtypes_of, low_rank, section_of, with_dtypes
 from bert_adapter.files import path_of
 from bert_adapter.json_files import is_there
 from bert_adapter.layers.marker import Factorised
@@ -24,7 +24,7 @@ def save_own(model: Model, directory: str | Path, dtype: str | Mapping[str, str]
     """The directory holds the parameters by their paths, and config.json, whose "low_rank" section has the ranks."""
     params = {path: np.asarray(leaf) for path, leaf in by_path(jax.device_get(model.params)).items()}
     ranks = {path.removesuffix("/left"): leaf.shape[-1] for path, leaf in params.items() if path.endswith("/left")}
-    section = {"schema": SCHEMA} | model.config.get("low_rank", {}) | {"ranks": ranks}
+    section = section_of(model.config.get("low_rank", {}), ranks, dtypes_of(model.config))
     dtypes = chosen_dtypes(dtype, params, dtypes_of(model.config))
     config = with_dtypes(on(model, model.params).config | ({"low_rank": section} if ranks else {}), dtypes)
     arrays = encoded(params, dtypes, factorised_tables(model.params))

@@ -7,9 +7,10 @@ from typing import Any
 
 from bert_adapter.checkpoint.bits import INTEGERS
 from bert_adapter.checkpoint.card_file import CARD, card, provenance
-from bert_adapter.checkpoint.names import low_rank
+from bert_adapter.checkpoint.names import heads_of, low_rank
 from bert_adapter.exporting.target import Target
 from bert_adapter.families import architecture_of
+from bert_adapter.head_sizes import sizes_of, whole_sizes
 from bert_adapter.json_files import parsed
 from bert_adapter.layers.running import kernel_shapes
 from bert_adapter.model import Model
@@ -41,10 +42,10 @@ def kept(model: Model, written: Mapping[str, int]) -> str:
     """What became of the kernels, those that have factors in what is written and the others, and what decided that."""
     ranks, section = low_rank(model.config), model.config.get("low_rank") or {}
     if not ranks:
-        return "No kernel was factorised."
+        return " ".join(["No kernel was factorised.", *narrower(model)])
     shapes = {path: shape for path, shape in kernel_shapes(model.module).items() if path in ranks}
     still = [path for path in shapes if path in written]
-    told = [f"{len(shapes)} kernels were replaced by products of two factors, of the ranks below."]
+    told = [f"{len(shapes)} kernels were replaced by products of two factors, of the ranks below.", *narrower(model)]
     if still:
         before = sum(math.prod(shapes[path]) for path in still)
         after = sum(ranks[path] * sum(shapes[path]) for path in still)
@@ -67,6 +68,15 @@ def kept(model: Model, written: Mapping[str, int]) -> str:
         *(f"| {path} | {m} | {n} | {ranks[path]} |" for path, (m, n) in shapes.items()),
     ]
     return "\n".join(told)
+
+
+def narrower(model: Model) -> list[str]:
+    """How many dimensions heads have kept, where they have fewer."""
+    if not heads_of(model.config):
+        return []
+    sizes, (most, _) = sizes_of(model), whole_sizes(model)[0]
+    compared, mixed = (", ".join(str(each[side]) for each in sizes) for side in (0, 1))
+    return [f"Of {most} dimensions of a head, by layer, queries and keys kept {compared}, values {mixed}."]
 
 
 def bits(integers: Mapping[str, str]) -> str:

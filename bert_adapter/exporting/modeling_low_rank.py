@@ -2,6 +2,7 @@
 
 The layers that config.json's "low_rank" names with their ranks are two layers each before weights are loaded. Those
 that it names under "integers" hold integers of 8 or 4 bits beside scales, in memory and in files; they are not trained.
+Those that it names under "narrow" are layers of attention whose heads have fewer dimensions.
 """
 
 import torch
@@ -87,6 +88,25 @@ class Int4(nn.Module):
         return weight if self.looked_up else nn.functional.linear(x, weight, self.bias)
 
 
+class Narrow(nn.Module):
+    """A layer of attention whose heads have fewer dimensions: the others, which what is around it has too, are zero."""
+
+    def __init__(self, layer, whole, sizes, heads):
+        super().__init__()
+        self.narrow, self.heads = layer, heads
+        self.kept = sizes[0] // heads if sizes[0] < whole.in_features else None
+        self.missing = (whole.out_features - sizes[1]) // heads
+        self.register_buffer("weight", torch.empty(0))  # as above
+
+    def forward(self, x):
+        if self.kept:
+            x = x.unflatten(-1, (self.heads, -1))[..., : self.kept].flatten(-2)
+        x = self.narrow(x)
+        if self.missing:
+            x = nn.functional.pad(x.unflatten(-1, (self.heads, -1)), (0, self.missing)).flatten(-2)
+        return x
+
+
 INTEGERS = {"int8": Int8, "int4": Int4}
 
 
@@ -98,19 +118,24 @@ class LowRank:
     def __init__(self, config, *args, **kwargs):
         super().__init__(config, *args, **kwargs)
         names = {name.removeprefix(f"{self.base_model_prefix}."): name for name, _ in self.named_modules()}
-        ranks, integers = config.low_rank["ranks"], config.low_rank.get("integers", {})
-        for layer in {**ranks, **integers}:
+        ranks, integers, narrow = (config.low_rank.get(name, {}) for name in ("ranks", "integers", "narrow"))
+        for layer in {**ranks, **integers, **narrow}:
             if layer not in names:  # those of a head are not where there is no head
                 continue
             place, _, child = names[layer].rpartition(".")
-            made = self.get_submodule(names[layer])
-            if layer not in ranks:
-                made = INTEGERS[integers[layer]](made)
-            else:
+            made = whole = self.get_submodule(names[layer])
+            if layer in narrow:
+                made = nn.Linear(*narrow[layer], bias=whole.bias is not None)
+            if layer in ranks:
                 made = (LowRankEmbedding if isinstance(made, nn.Embedding) else LowRankLinear)(made, ranks[layer])
-                if layer in integers:
-                    kind = INTEGERS[integers[layer]]
+            if layer in integers:
+                kind = INTEGERS[integers[layer]]
+                if layer in ranks:
                     made.left, made.right = kind(made.left), kind(made.right)
+                else:
+                    made = kind(made)
+            if layer in narrow:
+                made = Narrow(made, whole, narrow[layer], config.num_attention_heads)
             setattr(self.get_submodule(place), child, made)
 
 

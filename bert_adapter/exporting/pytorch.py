@@ -9,14 +9,15 @@ import numpy as np
 from bert_adapter.checkpoint import by_file, checked, write
 from bert_adapter.checkpoint.bits import INTEGERS, SCALE, SHAPE, encoded, factorised_tables
 from bert_adapter.checkpoint.directory import FACTORS, TOKENIZER, WEIGHTS
-from bert_adapter.checkpoint.names import by_path, dtypes_of, low_rank, markers, stored
+from bert_adapter.checkpoint.names import by_path, dtypes_of, heads_of, low_rank, markers, stored
 from bert_adapter.exporting.target import Target
 from bert_adapter.factorisation import merge
 from bert_adapter.families import architecture_of, family_name, family_of
 from bert_adapter.families.sentence import MODULES, declared_stages
 from bert_adapter.families.stages import Pooling, Projection
+from bert_adapter.head_sizes import SIDES, paths_in, sizes_of, whole_sizes
 from bert_adapter.json_files import parsed
-from bert_adapter.model import Model, on
+from bert_adapter.model import Model
 from bert_adapter.vocabulary import tokenizer_of
 
 CODE = Path(__file__).with_name("modeling_low_rank.py")
@@ -81,7 +82,7 @@ def check_sentences(model: Model, dtype: str | None) -> None:
 
 def write_dense(model: Model, directory: Path, dtype: str | None = None) -> None:
     """What transformers itself writes: factors are multiplied out."""
-    dense = on(model, merge(model.params))
+    dense = merge(model)
     config = dense.config
     config |= {"model_type": family_name(config), "architectures": [architecture_of(config).names[0]]}
     write(dense, directory, by_file(dense, checked(dense)))
@@ -92,18 +93,19 @@ def write_factorised(model: Model, directory: Path, dtype: str | None = None) ->
     model, kind = behind_merged(model), family_name(model.config)
     ranks, prefix = low_rank(model.config), family_of(model.config).prefix.replace("/", ".")
     layers, tables = {path: torch_name(model, path) for path in ranks}, factorised_tables(model.params)
-    kept = integers(model)
-    numbers = encoded(checked(model), kept, tables)
+    kept, narrow = integers(model), narrow_in(model)
+    numbers = encoded(scaled(model, checked(model)), kept, tables)
     files = by_file(model, numbers)
     linear = as_linear(files.pop(FACTORS), set(layers.values()), {layers[path] for path in tables})
-    files[WEIGHTS] = with_integers(linear)
+    files[WEIGHTS] = inside(with_integers(linear), {torch_name(model, path) for path in narrow})
     config = stored(model.config, kind) | {
         "architectures": [f"LowRank{task_of(model)}"],
         "auto_map": {"AutoConfig": f"{CODE.stem}.LowRankConfig"}
         | {f"Auto{task}": f"{CODE.stem}.LowRank{task}" for task in TASKS},
-        "low_rank": {name: value for name, value in model.config["low_rank"].items() if name != "dtypes"}
+        "low_rank": {name: value for name, value in model.config["low_rank"].items() if name not in ("dtypes", "heads")}
         | {"ranks": {layers[path].removeprefix(prefix): rank for path, rank in ranks.items()}}
-        | {"integers": {torch_name(model, path).removeprefix(prefix): dtype for path, dtype in kept.items()}},
+        | {"integers": {torch_name(model, path).removeprefix(prefix): dtype for path, dtype in kept.items()}}
+        | {"narrow": {torch_name(model, path).removeprefix(prefix): sizes for path, sizes in narrow.items()}},
     }
     write(model._replace(config=config, files=with_tokenizer_class(model)), directory, files)
     code = CODE.read_text("utf-8").replace('STOCK = "bert"', f'STOCK = "{kind}"')
@@ -147,7 +149,40 @@ def integers(model: Model) -> dict[str, str]:
 
 def needs_code(model: Model) -> bool:
     """Whether transformers' own classes cannot hold it."""
-    return bool(ranks_before(model) or integers(model))
+    return bool(ranks_before(model) or integers(model) or heads_of(model.config))
+
+
+def narrow_in(model: Model) -> dict[str, list[int]]:
+    """By path, the inputs and outputs of kernels whose heads have fewer dimensions."""
+    found, whole = {}, whole_sizes(model)
+    heads, hidden = (model.module.config.__dict__[name] for name in ("num_attention_heads", "hidden_size"))
+    for layer, sizes in enumerate(sizes_of(model)):
+        paths = paths_in(model, layer)
+        for names, size, most in zip(SIDES, sizes, whole[layer], strict=True):
+            for name in names if size < most else ():
+                found[paths[name]] = [heads * size, hidden] if name == "output" else [hidden, heads * size]
+    return found
+
+
+def scaled(model: Model, params: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The parameters with queries for scores that are divided by the root of a whole head's dimensions."""
+    found, whole = dict(params), whole_sizes(model)
+    for layer, ((size, _), (most, _)) in enumerate(zip(sizes_of(model), whole, strict=True)):
+        for name in ("kernel", "right", "bias") if size < most else ():
+            path = f"{paths_in(model, layer)['query']}/{name}"
+            if path in found:
+                found[path] = (found[path] * np.sqrt(most / size)).astype(found[path].dtype)
+    return found
+
+
+def inside(tensors: dict[str, np.ndarray], layers: set[str]) -> dict[str, np.ndarray]:
+    """The tensors with those of these layers below "narrow", and a weight that a stock model refuses in their place."""
+    found = dict(tensors)
+    for layer in layers:
+        for name in [name for name in tensors if name.startswith(f"{layer}.")]:
+            found[f"{layer}.narrow.{name.removeprefix(f'{layer}.')}"] = found.pop(name)
+        found[f"{layer}.weight"] = NOTHING
+    return found
 
 
 def torch_name(model: Model, path: str) -> str:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool
 
 from bert_adapter.families.activations import ACTIVATIONS
 from bert_adapter.families.config import Config, read_config, sizes
-from bert_adapter.families.family import Architecture, Family
+from bert_adapter.families.family import Architecture, Attention, Family
 from bert_adapter.families.heads import Decoder, Table, heads
 from bert_adapter.families.modules import Encoder, SentenceEmbedder, SequenceClassifier, with_saved_parts
 from bert_adapter.families.parts import (
@@ -27,7 +27,7 @@ from bert_adapter.families.parts import (
     filled,
     head_dropout,
     norm,
-    split_heads,
+    projected,
     stacked,
     visible,
 )
@@ -45,10 +45,7 @@ def embeddings(context: Context, inputs: Inputs, width: int) -> Array:
 
 
 def self_attention(context: Context, x: Array, seen: Bool[Array, "batch 1 1 time"]) -> Array:
-    query, key, value = (
-        split_heads(context, dense(context, context.config.hidden_size, name)(x)) for name in ("query", "key", "value")
-    )
-    return attend(context, query, key, value, visible=seen)
+    return attend(context, *projected(context, x, ("query", "key", "value")), visible=seen)
 
 
 def intermediate(context: Context, x: Array) -> Array:
@@ -144,6 +141,10 @@ def config_from_dict(config: dict[str, Any]) -> Config:
     return read_config(Config, config)
 
 
+ATTENTION = Attention(
+    *(f"encoder/layer/{{}}/attention/self/{name}" for name in ("query", "key", "value")),
+    output="encoder/layer/{}/attention/output/dense",
+)
 BUFFERS = r"embeddings/(position_ids|token_type_ids)$"  # constants that old checkpoints store
 
 
@@ -185,4 +186,5 @@ BERT = Family(
     deviation=lambda config: config.initializer_range,
     sizes=sizes,
     heads=HEADS,
+    attention=ATTENTION,
 )

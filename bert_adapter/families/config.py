@@ -5,7 +5,7 @@ An entry that changes the arithmetic is computed, or refused by its name.
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 from bert_adapter.families.activations import ACTIVATIONS
@@ -31,8 +31,11 @@ class Config:
     initializer_range: float = 0.02
     num_labels: int = 2
     problem_type: str | None = None  # what the labels are
+    head_sizes: tuple[tuple[int, int], ...] = ()  # of each layer: of queries and keys, of values; () for the whole
+    identities: bool = False  # after the queries and values of each head, to measure what fewer dimensions lose
 
 
+OURS = ("head_sizes", "identities")  # which are no entries of config.json's by these names
 Kind = TypeVar("Kind", bound=Config)
 
 
@@ -94,7 +97,7 @@ def read_config(
             raise ValueError(f"{name}: got {config[name]!r}, supported: {', '.join(map(repr, values))}")
     defaults = {field.name: field.default for field in fields(kind)}
     given: dict[str, Any] = labels_of(config)
-    for name, field in (names or {name: name for name in defaults if name not in given}).items():
+    for name, field in (names or {name: name for name in defaults if name not in (*given, *OURS)}).items():
         value = config.get(name)
         if value is not None:
             check_entry(name, value, NAMED.get(field) or ENTRIES[type(defaults[field])])
@@ -105,7 +108,7 @@ def read_config(
             warnings.warn(f"{name}: null in config.json is read as a missing entry, {defaults[field]!r}", stacklevel=3)
     result = kind(**given)
     check_heads(result, {field: name for name, field in reversed(list((names or {}).items()))})
-    return result
+    return replace(result, head_sizes=head_sizes_in(config, result))
 
 
 def check_entry(name: str, value: Any, entry: Entry) -> None:
@@ -122,6 +125,21 @@ def check_heads(config: Config, names: Mapping[str, str]) -> None:
         raise ValueError(
             f"{width}: got {config.hidden_size}, wanted a multiple of {heads}, {config.num_attention_heads}"
         )
+
+
+def head_sizes_in(config: Mapping[str, Any], read: Config) -> tuple[tuple[int, int], ...]:
+    """Of each layer, the dimensions of its heads, where the section "low_rank" says that they are fewer."""
+    section = config.get("low_rank")
+    given = section.get("heads") if isinstance(section, dict) else None
+    if given is None:
+        return ()
+    whole, layers = read.hidden_size // read.num_attention_heads, read.num_hidden_layers
+    pairs = [each for each in given if isinstance(each, list) and len(each) == 2] if isinstance(given, list) else []
+    sizes = [size for each in pairs for size in each if type(size) is int and 0 < size <= whole]
+    if not isinstance(given, list) or len(given) != layers or len(sizes) != 2 * layers:
+        wanted = f"two numbers from 1 to {whole} for each of {layers} layers"
+        raise ValueError(f"config low_rank heads: got {shown(given)}, wanted {wanted}")
+    return tuple((first, second) for first, second in given)
 
 
 def labels_of(config: Mapping[str, Any]) -> dict[str, int]:

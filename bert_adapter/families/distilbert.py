@@ -16,7 +16,7 @@ from bert_adapter.families import heads as heads_of
 from bert_adapter.families.activations import ACTIVATIONS
 from bert_adapter.families.bert import BUFFERS
 from bert_adapter.families.config import SUPPORTED, Config, read_config
-from bert_adapter.families.family import Architecture, Family
+from bert_adapter.families.family import Architecture, Attention, Family
 from bert_adapter.families.modules import Encoder, SentenceEmbedder, SequenceClassifier
 from bert_adapter.families.parts import (
     Context,
@@ -30,8 +30,8 @@ from bert_adapter.families.parts import (
     embed,
     filled,
     norm,
+    projected,
     refuse,
-    split_heads,
     stacked,
     visible,
 )
@@ -86,9 +86,8 @@ def embeddings(context: Context, inputs: Inputs) -> Array:
 
 
 def attention(context: Context, x: Array, seen: Array) -> Array:
-    width = context.config.hidden_size
-    query, key, value = (split_heads(context, dense(context, width, f"{name}_lin")(x)) for name in "qkv")
-    return dense(context, width, "out_lin")(attend(context, query, key, value, visible=seen))
+    mixed = attend(context, *projected(context, x, ("q_lin", "k_lin", "v_lin")), visible=seen)
+    return dense(context, context.config.hidden_size, "out_lin")(mixed)
 
 
 def feed_forward(context: Context, x: Array) -> Array:
@@ -207,4 +206,5 @@ DISTILBERT = Family(
         ignored=BUFFERS,
         flax="FlaxDistilBert",
     ),
+    attention=Attention(*(f"transformer/layer/{{}}/attention/{name}_lin" for name in ("q", "k", "v", "out"))),
 )

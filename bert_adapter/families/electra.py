@@ -11,7 +11,7 @@ from typing import Any
 from jaxtyping import Array
 
 from bert_adapter.families.activations import ACTIVATIONS
-from bert_adapter.families.bert import BUFFERS, embeddings, encoder
+from bert_adapter.families.bert import ATTENTION, BUFFERS, embeddings, encoder
 from bert_adapter.families.config import Config, read_config, sizes
 from bert_adapter.families.family import Architecture, Family
 from bert_adapter.families.heads import TABLE, Decoder, Table, heads
@@ -129,4 +129,5 @@ ELECTRA = Family(
         ignored=BUFFERS,
         flax="FlaxElectra",
     ),
+    attention=ATTENTION,
 )

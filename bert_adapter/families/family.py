@@ -46,6 +46,15 @@ class Architecture(NamedTuple):
     tied: Mapping[str, str] = MappingProxyType({})
 
 
+class Attention(NamedTuple):
+    """The paths of a layer's kernels of attention, below the prefix, with {} for the layer's number."""
+
+    query: str
+    key: str
+    value: str
+    output: str
+
+
 class Family(NamedTuple):
     """Models that share a config, a naming of parameters and an encoder.
 
@@ -61,6 +70,8 @@ class Family(NamedTuple):
     deviation: (config) -> the standard deviation of a new kernel.
     sizes: (config) -> by the names of inputs, how many values they may have, the least of which is 0.
     heads: by the names of `OUTPUTS`, what else its models are for.
+    attention: where a layer's kernels of attention are, of modules that take the sizes of heads from their config, and
+      identities; None where heads cannot have fewer dimensions.
 
     Example:
         >>> from bert_adapter import FAMILIES
@@ -81,3 +92,4 @@ class Family(NamedTuple):
     sizes: Callable[[Any], dict[str, int]] = no_sizes
     heads: Mapping[str, Architecture] = MappingProxyType({})
     words: str = "(^|/)(word|tok)_embeddings$"
+    attention: Attention | None = None

@@ -110,6 +110,8 @@ COMPUTED = SUPPORTED | {
 def config_from_dict(config: dict[str, Any]) -> ModernBertConfig:
     """The ModernBertConfig that a Hugging Face config.json describes, of transformers 4 or 5; see `read_config`."""
     read = read_config(ModernBertConfig, config, OTHER_NAMES | {name: name for name in SAME_NAMES}, COMPUTED)
+    if read.head_sizes:
+        raise ValueError("config low_rank heads: got sizes of heads, wanted none: numbers are rotated in pairs")
     size = read.hidden_size // read.num_attention_heads
     if size % 2:
         wanted = "heads of an even size, whose numbers are rotated in pairs"

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from bert_adapter.families import bert
 from bert_adapter.families.activations import ACTIVATIONS
 from bert_adapter.families.config import SUPPORTED, Config, read_config, untyped_sizes
-from bert_adapter.families.family import Architecture, Family
+from bert_adapter.families.family import Architecture, Attention, Family
 from bert_adapter.families.heads import Decoder, Table, heads
 from bert_adapter.families.modules import Encoder, SentenceEmbedder, SequenceClassifier, with_saved_parts
 from bert_adapter.families.parts import (
@@ -31,8 +31,8 @@ from bert_adapter.families.parts import (
     embed,
     filled,
     norm,
+    projected,
     refuse,
-    split_heads,
     stacked,
     two_layers,
     visible,
@@ -115,9 +115,8 @@ def embeddings(context: Context, input_ids: Ids, position_ids: Ids) -> Array:
 
 
 def self_attention(context: Context, x: Array, pairs: Pairs) -> Array:
-    width = context.config.hidden_size
-    query, key, value = (split_heads(context, dense(context, width, name)(x)) for name in ("q", "k", "v"))
-    return dense(context, width, "o")(attend(context, query, key, value, **pairs._asdict()))
+    mixed = attend(context, *projected(context, x, ("q", "k", "v")), **pairs._asdict())
+    return dense(context, context.config.hidden_size, "o")(mixed)
 
 
 def attention(context: Context, x: Array, pairs: Pairs) -> Array:
@@ -225,4 +224,5 @@ MPNET = Family(
     deviation=lambda config: config.initializer_range,
     sizes=untyped_sizes,
     heads=HEADS,
+    attention=Attention(*(f"encoder/layer/{{}}/attention/attn/{name}" for name in "qkvo")),
 )

@@ -21,6 +21,7 @@ from bert_adapter.values import check_values
 Ids = Num[Array | np.ndarray, "batch time"]
 States = tuple[Float[Array, "batch time hidden"], ...]
 Heads = Float[Array, "batch time heads size"]
+Values = Float[Array, "batch time heads width"]  # of which heads may have fewer, or more, than of queries and keys
 
 
 class Context(NamedTuple):
@@ -29,6 +30,7 @@ class Context(NamedTuple):
     config: Any
     deterministic: bool
     dtypes: dict[str, Any]  # dtype and param_dtype
+    layer: int = 0  # its number
 
 
 class Inputs(NamedTuple):
@@ -106,14 +108,42 @@ def visible(mask: Any) -> Bool[Array, "batch 1 1 time"]:
     return (jnp.asarray(mask) > 0)[:, None, None, :]
 
 
+def sizes_of_heads(config: Any, layer: int) -> tuple[int, int]:
+    """The dimensions of a layer's heads: of queries and keys, and of values."""
+    whole = config.hidden_size // config.num_attention_heads
+    return config.head_sizes[layer] if config.head_sizes else (whole, whole)
+
+
 def split_heads(context: Context, x: Array) -> Heads:
     """The states, shared out among the heads."""
     heads = context.config.num_attention_heads
     return x.reshape(*x.shape[:2], heads, x.shape[2] // heads)
 
 
+def projected(context: Context, x: Array, names: tuple[str, str, str]) -> tuple[Heads, Heads, Values]:
+    """Queries, keys and values, of dense layers with these names."""
+    config = context.config
+    compared, mixed = sizes_of_heads(config, context.layer)
+    query, key, value = (
+        split_heads(context, dense(context, config.num_attention_heads * size, name)(x))
+        for name, size in zip(names, (compared, compared, mixed), strict=True)
+    )
+    if not config.identities:
+        return query, key, value
+    return through_identities(context, query, names[0]), key, through_identities(context, value, names[2])
+
+
+def through_identities(context: Context, x: Heads, name: str) -> Heads:
+    """Each head's numbers through a dense layer of its own, `name`_0 for the first."""
+    heads = [
+        dense(context, x.shape[3], f"{name}_{head}", use_bias=False)(x[:, :, head])
+        for head in range(context.config.num_attention_heads)
+    ]
+    return jnp.stack(heads, axis=2)
+
+
 def attend(
-    context: Context, query: Heads, key: Heads, value: Heads, *, visible: Array, bias: Array | None = None
+    context: Context, query: Heads, key: Heads, value: Values, *, visible: Array, bias: Array | None = None
 ) -> Float[Array, "batch time hidden"]:
     """Each token's mix of the values that it may see.
 
@@ -140,7 +170,7 @@ def stacked(context: Context, layer: Callable[..., Array], x: Array, *inputs: An
     """The states before the first layer and after each; layer i's parameters lie below "i"."""
 
     def step(x: Array, i: int) -> Array:
-        return Scope(layer, name=str(i))(context, x, *inputs)
+        return Scope(layer, name=str(i))(context._replace(layer=i), x, *inputs)
 
     return tuple(accumulate(range(context.config.num_hidden_layers), step, initial=x))
 

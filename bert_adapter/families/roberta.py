@@ -154,6 +154,7 @@ def family(kind: type[RobertaConfig], name: str, flax: str | None) -> Family:
             ignored=bert.BUFFERS,
             flax=flax,
         ),
+        attention=bert.ATTENTION,
     )
 
 
