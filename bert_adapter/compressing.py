@@ -26,9 +26,8 @@ from bert_adapter.factorisation import KernelReport, factorise
 from bert_adapter.families import predictive
 from bert_adapter.files import check_writable, path_of
 from bert_adapter.flax_objects import is_flax_model
-from bert_adapter.head_sizes import identities_in, selected_pairs
+from bert_adapter.head_sizes import check_plain, identities_in, pairs_of, selected_pairs
 from bert_adapter.healing import Healing, HealingPlan, follow, healing_plan
-from bert_adapter.importance.fingerprint import of_params
 from bert_adapter.importance.gradients import Gradients, Loss, check_gradients
 from bert_adapter.importance.measure import check_module, check_reached
 from bert_adapter.importance.sums import Importance, check_texts
@@ -254,10 +253,11 @@ def seen_in_pairs(model: Any, dense: Model, given: Importance | Decompositions |
             f"pairs: got an object of {name}, whose heads are all of one size, wanted a Model or a directory"
         )
     found = with_identities(dense)
-    if given is not None and given.model == of_params(dense.params):
+    measured = () if given is None else given.shapes if isinstance(given, Decompositions) else given.sums
+    if given is not None and not any(path in measured for pair in pairs_of(dense) for path in pair.identities):
         raise ValueError(
-            "importance: got that of the model without identities, wanted that of with_identities(model), which tells "
-            "what heads of fewer dimensions lose"
+            "importance: got one without identities, wanted that of probe = with_identities(model), measured for "
+            "select_kernels(probe), which tells what heads of fewer dimensions lose"
         )
     return found
 
@@ -273,8 +273,7 @@ def check_pairs(pairs: bool, budget: Budget | None, signal: Signal, method: wlra
         raise ValueError("pairs: got a budget of bytes, wanted one of kernels, parameters, flops or time")
     if isinstance(budget.of, Latency) and not budget.of.heads:
         raise ValueError("pairs: got times without those of heads, wanted of=measure_latency(model, ..., pairs=True)")
-    closed = method == as_method(signal.method) and method.closed_form is not None
-    if signal.units != "loss" or not closed:
+    if not (can_pair(signal) and method == as_method(signal.method)):
         fitting = ", ".join(repr(name) for name, one in SIGNALS.items() if can_pair(one))
         raise ValueError(
             f"pairs: got signal {signal.name!r} and method {method.name!r}, wanted a signal in units of the loss and "
@@ -284,13 +283,14 @@ def check_pairs(pairs: bool, budget: Budget | None, signal: Signal, method: wlra
 
 def can_pair(signal: Signal) -> bool:
     """Whether its weights say what heads of fewer dimensions lose beside factors."""
-    return signal.units == "loss" and as_method(signal.method).closed_form is not None
+    return signal.units == "loss" and as_method(signal.method).kronecker
 
 
 def selected(
     dense: Model, batches: Iterable[Batch], include: str | None, exclude: str | None, *, embeddings: bool
 ) -> dict[str, tuple[int, int]]:
     """What `select_kernels` finds; a model of the caller's own must run on exact factors of it."""
+    check_plain(dense)
     first = next(iter(batches), None) if is_own(dense) else None
     shapes = select_kernels(dense, include, exclude, embeddings=embeddings, batch=first)
     if first is not None:

@@ -239,6 +239,8 @@ def one_kernel(
         return One(Decomposed(squares), squares)
     made = signal.weights(evidence, shrink)
     by = planned = sides(kernel, made)
+    if is_identity(kernel) and not all(np.any(getattr(side, "matrix", side)) for side in by):
+        return nothing_lost(kernel)
     if signal.ranks is not None:
         planned = sides(kernel, signal.ranks(evidence, shrink))
         by, planned = (by, planned) if bits else seen_once(kernel, by, planned)
@@ -252,6 +254,12 @@ def one_kernel(
     given = feedback(by[0]) if by[0].ndim == 2 and plain else None
     lost = rounding(kernel, whole, planned, by_rows=False, given=given, plain=plain)
     return One(found, squares, rounding=lost, given=given)
+
+
+def nothing_lost(identity: Float[np.ndarray, "n n"]) -> One:
+    """Of an identity that the output does not depend on, as in a head that is masked: any components will do."""
+    most, squares = most_components(identity), np.zeros(len(identity))
+    return One(Decomposed(squares, identity[:, :most], identity[:most]), squares)
 
 
 def seen_once(kernel: Any, one: tuple[Any, Any], other: tuple[Any, Any]) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
@@ -285,8 +293,16 @@ def calibration(importance: Importance | None) -> dict[str, Any]:
 
 
 def most_components(kernel: Float[np.ndarray, "in out"]) -> int:
-    """The largest rank at which factors are smaller than the kernel."""
-    return math.ceil(break_even(kernel.shape)) - 1
+    """The largest rank at which factors are smaller than the kernel, at least 1.
+
+    Of an identity all but one: it is not stored.
+    """
+    return len(kernel) - 1 if is_identity(kernel) else max(1, math.ceil(break_even(kernel.shape)) - 1)
+
+
+def is_identity(kernel: Float[np.ndarray, "in out"]) -> bool:
+    """Whether it is one, as `with_identities` puts between two kernels."""
+    return kernel.shape[0] == kernel.shape[1] and np.array_equal(kernel, np.eye(len(kernel)))
 
 
 def is_cut(kernel: Float[np.ndarray, "in out"], weights: Any, method: wlra.Method | None) -> bool:

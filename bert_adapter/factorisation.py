@@ -9,13 +9,14 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 import wlra
+from bert_adapter.checkpoint.names import heads_of
 from bert_adapter.head_sizes import whole_sizes, widened
 from bert_adapter.jobs import Job, groups_of, job_for, solve_group
 from bert_adapter.kernels import Shapes, break_even, shape_of_kernel, split_axes
 from bert_adapter.layers.marker import FACTORISED, Factorised
 from bert_adapter.layers.places import kernel_path, layer_path
 from bert_adapter.layers.stacks import check_whole_stacks, restacked, unstacked
-from bert_adapter.model import Model, is_own
+from bert_adapter.model import Model
 from bert_adapter.progress import track
 from wlra.components import Decomposed, cut, lost
 from wlra.options import Request, check_options
@@ -199,7 +200,7 @@ def merge(params: Any) -> Any:
     if isinstance(params, Model):
         config = {name: value for name, value in params.config.items() if name != "low_rank"}
         dense = params._replace(params=merge(params.params), config=config)
-        return dense if is_own(params) else widened(dense, whole_sizes(dense))
+        return widened(dense, whole_sizes(dense)) if heads_of(params.config) else dense
     flat: dict[str, Any] = dict(flatten_dict(params, keep_empty_nodes=True, sep="/"))
     for path in [path.removesuffix("/left") for path in flat if path.endswith("/left")]:
         left, right = flat.pop(f"{path}/left"), flat.pop(f"{path}/right")

@@ -8,10 +8,11 @@ from typing import Any
 
 from bert_adapter.checkpoint import load, save
 from bert_adapter.checkpoint.directory import FACTORS, PARAMETERS
-from bert_adapter.checkpoint.names import by_path
+from bert_adapter.checkpoint.names import by_path, heads_of
 from bert_adapter.checkpoint.own import load_own
 from bert_adapter.families import family_of, flax_architectures
 from bert_adapter.files import path_of
+from bert_adapter.head_sizes import whole_sizes, widened
 from bert_adapter.layers.capture import Batch
 from bert_adapter.layers.running import factorised
 from bert_adapter.model import Model, on
@@ -50,7 +51,11 @@ def of_flax(model: Any) -> Model:
 
 
 def with_params_of(model: Any, small: Model) -> Any:
-    """A copy of the object with other parameters, and the section of its config that says which have which rank."""
+    """A copy of the object with other parameters, and the section of its config that says which have which rank.
+
+    Heads of fewer dimensions are widened: its class has none.
+    """
+    small = widened(small, whole_sizes(small)) if heads_of(small.config) else small
     made, config = copy.copy(model), copy.deepcopy(model.config)
     if "low_rank" in small.config:
         config.low_rank = small.config["low_rank"]

@@ -124,7 +124,10 @@ def with_sizes(model: Model, sizes: Sizes) -> Model:
 def check_heads(model: Model) -> None:
     """A ValueError for a model whose heads cannot have fewer dimensions."""
     check_family(model, "has no heads that are known: leave pairs out")
-    if not paths_in(model, 0):
+    check_plain(model)
+    if model.forward is not None:
+        raise ValueError("pairs: got a model that is called by forward= or output=, wanted it without: leave pairs out")
+    if family_of(model.config).attention is None:
         kind = model.config.get("model_type")
         raise ValueError(f"pairs: got a model of {kind!r}, whose heads keep all their dimensions: leave pairs out")
 
@@ -140,6 +143,12 @@ def pairs_of(model: Model, shapes: Shapes | None = None) -> list[Pair]:
             if size > 1 and (shapes is None or (first in shapes and second in shapes)):
                 found.append(Pair(layer, side, (first, second), ones, size=size))
     return found
+
+
+def check_plain(model: Model) -> None:
+    """A ValueError for a model with identities, which is for measuring."""
+    if getattr(getattr(model.module, "config", None), "identities", False):
+        raise ValueError("got what with_identities(model) returned, wanted the model itself")
 
 
 def selected_pairs(model: Model, shapes: Shapes) -> list[Pair]:

@@ -39,7 +39,7 @@ SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)  # of break-even: the ranks tha
 # Numbers that a processor takes at once: between two multiples a rank takes as long as at the next one, or longer. Of
 # kernels whose break-even is a few of them only, every rank counts.
 STEP, FEW = 16, 4
-SCHEMA = 3  # another where factors run otherwise, or other ranks are timed
+SCHEMA = 4  # another where factors run otherwise, or other ranks are timed
 PLACE = ("machine", "jax", "batch", "length", "model")
 
 
@@ -76,7 +76,7 @@ class Latency(NamedTuple):
     batch, length: the texts, and the tokens of each, for which it holds.
     seconds: of the dense model.
     kernels: by shape, of one kernel.
-    heads: by their dimensions, of a layer's queries and keys, and of its values, if they were timed.
+    heads: by their dimensions, of a layer's queries and keys, 0, and of its values, 1, if they were timed.
 
     Example:
       >>> import numpy as np, bert_adapter
@@ -92,7 +92,7 @@ class Latency(NamedTuple):
     length: int
     seconds: float
     kernels: Mapping[tuple[int, int], Costs]
-    heads: tuple[Costs, ...] = ()
+    heads: Mapping[int, Costs] = {}
 
     def __str__(self) -> str:
         return f"time for {self.batch} x {self.length} tokens"
@@ -154,10 +154,12 @@ def measure_latency(
     for shape in track(sorted(set(shapes.values())), "time kernels", progress):
         paths = [path for path in shapes if shapes[path] == shape]
         found[shape] = timed_in(run, params, inputs, paths=paths, shape=shape)
-    heads = [timed_heads(model, inputs, met, side) for side in track([0, 1] if met else [], "time heads", progress)]
-    seconds = median(dense for dense, _ in (*found.values(), *heads))
+    sides = sorted({pair.side for pair in met})
+    heads = {side: timed_heads(model, inputs, met, side) for side in track(sides, "time heads", progress)}
+    seconds = median(dense for dense, _ in (*found.values(), *heads.values()))
     costs = {shape: each.times(seconds) for shape, (_, each) in found.items()}
-    latency = Latency(batch, length, seconds, costs, heads=tuple(each.times(seconds) for _, each in heads))
+    of_heads = {side: each.times(seconds) for side, (_, each) in heads.items()}
+    latency = Latency(batch, length, seconds, costs, heads=of_heads)
     if place is not None:
         write(place, here, latency)
     return latency
@@ -185,17 +187,19 @@ def timed_in(
     ranks = sorted({step * max(1, math.ceil(share * most / step)) for share in SHARES})
     models = {None: params} | {rank: with_factors(params, paths, shape, rank) for rank in ranks}
     calls = {rank: lambda each=each: run(each, inputs) for rank, each in models.items()}
-    return costs_of(calls, len(paths), step)
+    return costs_of(calls, [len(paths)] * len(ranks), step)
 
 
 def timed_heads(model: Model, inputs: Batch, pairs: Sequence[Pair], side: int) -> tuple[float, Costs]:
     """Seconds of the dense model, and as shares of these what heads of a layer add, by their dimensions on a side."""
     met = [pair for pair in pairs if pair.side == side]
-    most = max((pair.size for pair in met), default=0)
-    step = int(smaller_sizes(most)[0]) if most > 1 else 1
+    most = max(pair.size for pair in met)
+    step = int(smaller_sizes(most)[0])
     sizes = sorted({step * max(1, math.floor(share * most / step)) for share in SHARES[1:-1]})
     models = {None: model} | {size: with_fewer(model, met, size) for size in sizes}
-    seconds, costs = costs_of({size: compiled(each, inputs) for size, each in models.items()}, len(met), step)
+    calls = {size: compiled(each, inputs) for size, each in models.items()}
+    counts = [sum(pair.size > size for pair in met) for size in sizes]
+    seconds, costs = costs_of(calls, counts, step)
     return seconds, costs._replace(ranks=(*costs.ranks, most), seconds=(*costs.seconds, costs.dense))
 
 
@@ -214,12 +218,15 @@ def compiled(model: Model, inputs: Batch) -> Callable[[], Any]:
     return lambda: run(params, inputs)
 
 
-def costs_of(calls: Mapping[int | None, Callable[[], Any]], count: int, step: int) -> tuple[float, Costs]:
-    """Seconds of the dense model, that of None, and as shares of these what each of so many kernels or pairs adds."""
+def costs_of(calls: Mapping[int | None, Callable[[], Any]], counts: Sequence[int], step: int) -> tuple[float, Costs]:
+    """Seconds of the dense model, that of None, and as shares of these what a kernel or a pair adds.
+
+    counts: how many are smaller, for each rank.
+    """
     found = in_turns(calls, ROUNDS)
     ranks = [rank for rank in calls if rank is not None]
     shares = [median(one / other for one, other in zip(found[rank], found[None], strict=True)) for rank in ranks]
-    saved = [(1 - share) / count for share in shares]
+    saved = [(1 - share) / count for share, count in zip(shares, counts, strict=True)]
     most_saved = max(0.0, *saved)
     return median(found[None]), Costs(tuple(ranks), tuple(most_saved - each for each in saved), most_saved, step)
 
@@ -248,7 +255,7 @@ def read(file: Path, place: dict[str, Any]) -> Latency | None:
     for entry in entries(file):
         if {name: entry[name] for name in PLACE} == place:
             costs = {tuple(each["shape"]): costs_from(each) for each in entry["kernels"]}
-            heads = tuple(map(costs_from, entry["heads"]))
+            heads = {each["side"]: costs_from(each) for each in entry["heads"]}
             return Latency(entry["batch"], entry["length"], entry["seconds"], costs, heads=heads)
     return None
 
@@ -283,6 +290,8 @@ def entries(file: Path) -> list[dict[str, Any]]:
                 raise ValueError(f"times that cannot be, of {[entry[name] for name in PLACE]}")
             for each in (*entry["kernels"], *entry["heads"]):
                 costs_from(each)
+            if not {each["side"] for each in entry["heads"]} <= {0, 1}:
+                raise ValueError(f"heads that cannot be, {entry['heads']}")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"file: {file} holds no times of kernels, {error}{UNKNOWN}") from None
     return known
@@ -292,6 +301,6 @@ def write(file: Path, place: dict[str, Any], latency: Latency) -> None:
     """The file holds these times, and those of other places that it held."""
     others = [entry for entry in entries(file) if {name: entry[name] for name in PLACE} != place]
     costs = [{"shape": list(shape)} | each._asdict() for shape, each in latency.kernels.items()]
-    heads = [each._asdict() for each in latency.heads]
+    heads = [{"side": side} | each._asdict() for side, each in latency.heads.items()]
     ours = place | {"seconds": latency.seconds, "kernels": costs, "heads": heads}
     write_text(file, json.dumps({"schema": SCHEMA, "models": [*others, ours]}, indent=1) + "\n")

@@ -7,7 +7,7 @@ gradients of what leaves them, and all heads of a layer keep as many dimensions.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -59,7 +59,10 @@ def with_identities(model: Model) -> Model:
 
 
 def in_pairs(
-    choices: Mapping[str, Choices], pairs: Iterable[Pair], losses: Mapping[str, Any], times: Sequence[Costs] = ()
+    choices: Mapping[str, Choices],
+    pairs: Iterable[Pair],
+    losses: Mapping[str, Any],
+    times: Mapping[int, Costs] | None = None,
 ) -> tuple[dict[str, Choices], dict[str, list[Option]]]:
     """The choices of each pair at once in the place of its first kernel's, whose "ranks" are numbers of options.
 
@@ -71,7 +74,7 @@ def in_pairs(
     for pair in pairs:
         apart, ranks = both(*(useful(found.pop(path)) for path in pair.kernels))
         lost = np.sum([losses[path] for path in pair.identities], axis=0)
-        heads = of_heads(pair, lost, apart, times[pair.side] if times else None)
+        heads = of_heads(pair, lost, apart, None if times is None else times[pair.side])
         path = pair.kernels[0]
         options[path] = [*(Option((0, 0), int(size)) for size in heads.rank), *map(Option, ranks)]
         together = (np.concatenate(arrays) for arrays in zip(heads, apart, strict=True))
@@ -93,7 +96,9 @@ def of_heads(pair: Pair, losses: Float[np.ndarray, " sizes"], apart: Choices, ti
 def cost_of_heads(pair: Pair, whole: float, times: Costs | None) -> Float[np.ndarray, " sizes"]:
     """By the dimensions that heads may keep, of kernels that cost so much whole."""
     sizes = smaller_sizes(pair.size)
-    return whole * sizes / pair.size if times is None else whole - (times.dense - times.at(sizes))
+    if times is None:
+        return whole * sizes / pair.size
+    return whole - (times.at(np.array([pair.size])) - times.at(sizes))
 
 
 def by_kernel(

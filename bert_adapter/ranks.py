@@ -165,7 +165,7 @@ def plan_for(params: Any, known: Decompositions, budget: Budget, pairs: Sequence
     flat = by_path(unstacked(params, shapes))
     kernels = {path: flat[kernel_path(flat, path)] for path in shapes}
     check_affordable(params, shapes, budget, pairs)
-    times = budget.of.heads if isinstance(budget.of, Latency) else ()
+    times = budget.of.heads if isinstance(budget.of, Latency) else None
     every, options = in_pairs(all_choices(known, flat, budget), pairs, between, times)
     choices = {path: useful(choice) for path, choice in every.items()}
     fixed = fixed_cost(params, flat, shapes, budget.of)
@@ -371,6 +371,9 @@ def check_affordable(
 def saved_by_heads(pair: Pair, ends: Mapping[str, tuple[float, float]], of: Unit) -> float:
     """By how much the smallest heads cost less than the smallest ranks of a pair, if they do."""
     least, most = (sum(each) for each in zip(*(ends[path] for path in pair.kernels), strict=True))
+    if isinstance(of, Latency) and pair.side not in of.heads:
+        wanted = "measure_latency(model, kernels=select_kernels(model, ...), pairs=True)"
+        raise ValueError(f"of: got times without those of the heads of {pair.kernels[0]}, wanted them too: {wanted}")
     times = of.heads[pair.side] if isinstance(of, Latency) else None
     return max(0.0, least - float(cost_of_heads(pair, most, times)[0]))
 

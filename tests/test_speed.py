@@ -365,10 +365,10 @@ BROKEN = [
     {},
     [],
     {"schema": 9},
-    {"schema": 3, "models": [{"kernels": []}]},
-    {"schema": 3, "models": [{"kernels": [{}]}]},
+    {"schema": 4, "models": [{"kernels": []}]},
+    {"schema": 4, "models": [{"kernels": [{}]}]},
     *(
-        {"schema": 3, "models": [wrong]}
+        {"schema": 4, "models": [wrong]}
         for wrong in (
             dict.fromkeys(latency.PLACE, 1) | {"seconds": 1.0, "kernels": [kernel], "heads": []}
             for kernel in (
@@ -393,7 +393,7 @@ def test_another_file_is_no_times(content, tmp_path):
 
 def test_times_of_an_earlier_version_are_replaced(turns, tmp_path):
     file = tmp_path / "latency.json"
-    file.write_text('{"schema": 2, "kernels": []}', "utf-8")
+    file.write_text('{"schema": 3, "kernels": []}', "utf-8")
     found = bert_adapter.measure_latency(tiny.model(), 1, 4, file=file, progress=False)
     assert bert_adapter.measure_latency(tiny.model(), 1, 4, file=file, progress=False) == found
     assert len(turns) == 3

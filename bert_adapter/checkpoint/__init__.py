@@ -48,6 +48,7 @@ from bert_adapter.families.sentence import MODULES, SETTINGS, declared_stages, s
 from bert_adapter.families.stages import UNDECLARED, Projection
 from bert_adapter.families.torch_names import to_torch
 from bert_adapter.files import path_of
+from bert_adapter.head_sizes import check_plain
 from bert_adapter.json_files import is_there
 from bert_adapter.model import Model, is_own
 
@@ -185,6 +186,7 @@ def write(model: Model, directory: Path, tensors: dict[str, dict[str, np.ndarray
 
 def check_heads(model: Model) -> None:
     """A ValueError if the config says other sizes of heads than the module has."""
+    check_plain(model)
     runs = getattr(getattr(model.module, "config"), "head_sizes", ())  # noqa: B009
     declared = tuple(tuple(each) for each in heads_of(model.config) or ())
     if runs != declared:

@@ -21,16 +21,17 @@ def describe(model: Model, target: Target, *, dtype: str | None, scores: Mapping
     declared = provenance(model.files.get(CARD))
     entries = declared | ({"library_name": target.library} if target.library else {})
     still = target.ranks(model)
-    about = [heading(model, declared, still), kept(model, still), bits(target.integers(model))]
+    small = bool(still) or (target.heads and bool(heads_of(model.config)))
+    about = [heading(model, declared, small), kept(model, target), bits(target.integers(model))]
     parts = [*about, measured(scores), loading(model, target, dtype)]
     return card(entries, "\n\n".join(part for part in parts if part) + "\n")
 
 
-def heading(model: Model, declared: Mapping[str, Any], written: Mapping[str, int]) -> str:
+def heading(model: Model, declared: Mapping[str, Any], small: bool) -> str:
     """What it is, and of what it was made."""
     base, name = declared.get("base_model"), architecture_of(model.config).names[0]
     bases = [base] if isinstance(base, str) else base or []
-    lines = [f"# {', '.join(bases) or name}, {'low-rank' if written else 'dense'}", ""]
+    lines = [f"# {', '.join(bases) or name}, {'low-rank' if small else 'dense'}", ""]
     made = ", ".join(f"`{each}`" for each in bases)
     lines += [f"A `{name}`, {f'made from {made}' if made else 'whose base model is not recorded'}."]
     if "license" not in declared:
@@ -38,14 +39,16 @@ def heading(model: Model, declared: Mapping[str, Any], written: Mapping[str, int
     return "\n".join(lines)
 
 
-def kept(model: Model, written: Mapping[str, int]) -> str:
+def kept(model: Model, target: Target) -> str:
     """What became of the kernels, those that have factors in what is written and the others, and what decided that."""
     ranks, section = low_rank(model.config), model.config.get("low_rank") or {}
-    if not ranks:
-        return " ".join(["No kernel was factorised.", *narrower(model)])
+    told = narrower(model, target)
+    if not ranks and not told:
+        return "No kernel was factorised."
     shapes = {path: shape for path, shape in kernel_shapes(model.module).items() if path in ranks}
-    still = [path for path in shapes if path in written]
-    told = [f"{len(shapes)} kernels were replaced by products of two factors, of the ranks below.", *narrower(model)]
+    still = [path for path in shapes if path in target.ranks(model)]
+    if ranks:
+        told = [f"{len(shapes)} kernels were replaced by products of two factors, of the ranks below.", *told]
     if still:
         before = sum(math.prod(shapes[path]) for path in still)
         after = sum(ranks[path] * sum(shapes[path]) for path in still)
@@ -62,21 +65,20 @@ def kept(model: Model, written: Mapping[str, int]) -> str:
         *([f"* Method: {section['method']}"] if "method" in section else []),
         *calibrated(section.get("calibration")),
         *healed(section.get("healed")),
-        "",
-        "| kernel | inputs | outputs | rank |",
-        "|---|---|---|---|",
+        *(["", "| kernel | inputs | outputs | rank |", "|---|---|---|---|"] if ranks else []),
         *(f"| {path} | {m} | {n} | {ranks[path]} |" for path, (m, n) in shapes.items()),
     ]
     return "\n".join(told)
 
 
-def narrower(model: Model) -> list[str]:
+def narrower(model: Model, target: Target) -> list[str]:
     """How many dimensions heads have kept, where they have fewer."""
     if not heads_of(model.config):
         return []
     sizes, (most, _) = sizes_of(model), whole_sizes(model)[0]
     compared, mixed = (", ".join(str(each[side]) for each in sizes) for side in (0, 1))
-    return [f"Of {most} dimensions of a head, by layer, queries and keys kept {compared}, values {mixed}."]
+    told = [f"Of {most} dimensions of a head, by layer, queries and keys kept {compared}, values {mixed}."]
+    return told if target.heads else [*told, "The others are zeros here."]
 
 
 def bits(integers: Mapping[str, str]) -> str:

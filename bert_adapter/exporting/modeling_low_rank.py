@@ -91,17 +91,17 @@ class Int4(nn.Module):
 class Narrow(nn.Module):
     """A layer of attention whose heads have fewer dimensions: the others, which what is around it has too, are zero."""
 
-    def __init__(self, layer, whole, sizes, heads):
+    def __init__(self, layer, whole, inputs, outputs, scale, heads):
         super().__init__()
-        self.narrow, self.heads = layer, heads
-        self.kept = sizes[0] // heads if sizes[0] < whole.in_features else None
-        self.missing = (whole.out_features - sizes[1]) // heads
+        self.narrow, self.scale, self.heads = layer, scale, heads
+        self.kept = inputs // heads if inputs < whole.in_features else None
+        self.missing = (whole.out_features - outputs) // heads
         self.register_buffer("weight", torch.empty(0))  # as above
 
     def forward(self, x):
         if self.kept:
             x = x.unflatten(-1, (self.heads, -1))[..., : self.kept].flatten(-2)
-        x = self.narrow(x)
+        x = self.narrow(x) * self.scale
         if self.missing:
             x = nn.functional.pad(x.unflatten(-1, (self.heads, -1)), (0, self.missing)).flatten(-2)
         return x
@@ -125,7 +125,7 @@ class LowRank:
             place, _, child = names[layer].rpartition(".")
             made = whole = self.get_submodule(names[layer])
             if layer in narrow:
-                made = nn.Linear(*narrow[layer], bias=whole.bias is not None)
+                made = nn.Linear(*narrow[layer][:2], bias=whole.bias is not None)
             if layer in ranks:
                 made = (LowRankEmbedding if isinstance(made, nn.Embedding) else LowRankLinear)(made, ranks[layer])
             if layer in integers:
@@ -135,7 +135,7 @@ class LowRank:
                 else:
                     made = kind(made)
             if layer in narrow:
-                made = Narrow(made, whole, narrow[layer], config.num_attention_heads)
+                made = Narrow(made, whole, *narrow[layer], heads=config.num_attention_heads)
             setattr(self.get_submodule(place), child, made)
 
 

@@ -1,6 +1,7 @@
 """Directories that transformers and sentence-transformers load, with PyTorch's names; no PyTorch is needed for it."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def write_factorised(model: Model, directory: Path, dtype: str | None = None) ->
     ranks, prefix = low_rank(model.config), family_of(model.config).prefix.replace("/", ".")
     layers, tables = {path: torch_name(model, path) for path in ranks}, factorised_tables(model.params)
     kept, narrow = integers(model), narrow_in(model)
-    numbers = encoded(scaled(model, checked(model)), kept, tables)
+    numbers = encoded(checked(model), kept, tables)
     files = by_file(model, numbers)
     linear = as_linear(files.pop(FACTORS), set(layers.values()), {layers[path] for path in tables})
     files[WEIGHTS] = inside(with_integers(linear), {torch_name(model, path) for path in narrow})
@@ -152,26 +153,21 @@ def needs_code(model: Model) -> bool:
     return bool(ranks_before(model) or integers(model) or heads_of(model.config))
 
 
-def narrow_in(model: Model) -> dict[str, list[int]]:
-    """By path, the inputs and outputs of kernels whose heads have fewer dimensions."""
-    found, whole = {}, whole_sizes(model)
-    heads, hidden = (model.module.config.__dict__[name] for name in ("num_attention_heads", "hidden_size"))
-    for layer, sizes in enumerate(sizes_of(model)):
+def narrow_in(model: Model) -> dict[str, tuple[int, int, float]]:
+    """By path, of kernels whose heads have fewer dimensions: inputs, outputs, and what the outputs are multiplied by.
+
+    Queries are for scores that are divided by the root of the dimensions that there are, not of a whole head's.
+    """
+    if not heads_of(model.config):
+        return {}
+    found, config = {}, getattr(model.module, "config")  # noqa: B009
+    heads, hidden = config.num_attention_heads, config.hidden_size
+    for layer, (sizes, whole) in enumerate(zip(sizes_of(model), whole_sizes(model), strict=True)):
         paths = paths_in(model, layer)
-        for names, size, most in zip(SIDES, sizes, whole[layer], strict=True):
+        for names, size, most in zip(SIDES, sizes, whole, strict=True):
             for name in names if size < most else ():
-                found[paths[name]] = [heads * size, hidden] if name == "output" else [hidden, heads * size]
-    return found
-
-
-def scaled(model: Model, params: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The parameters with queries for scores that are divided by the root of a whole head's dimensions."""
-    found, whole = dict(params), whole_sizes(model)
-    for layer, ((size, _), (most, _)) in enumerate(zip(sizes_of(model), whole, strict=True)):
-        for name in ("kernel", "right", "bias") if size < most else ():
-            path = f"{paths_in(model, layer)['query']}/{name}"
-            if path in found:
-                found[path] = (found[path] * np.sqrt(most / size)).astype(found[path].dtype)
+                shape = (heads * size, hidden) if name == "output" else (hidden, heads * size)
+                found[paths[name]] = (*shape, math.sqrt(most / size) if name == "query" else 1.0)
     return found
 
 
@@ -279,6 +275,7 @@ DENSE = Target(
     ranks=lambda model: {},
     check=check_stock,
     library="transformers",
+    heads=False,
 )
 FACTORISED = Target(
     about="factorised, in as few bits; AutoModel.from_pretrained loads it with trust_remote_code=True",

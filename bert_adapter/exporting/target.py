@@ -34,6 +34,7 @@ class Target(NamedTuple):
     dtypes: the numbers that it can compute with, its own first; none if these are the model's.
     packages: what has to be importable.
     library: the Hub's name of what loads it.
+    heads: whether heads of fewer dimensions stay so.
     """
 
     about: str
@@ -45,3 +46,4 @@ class Target(NamedTuple):
     dtypes: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
     library: str | None = None
+    heads: bool = True

@@ -134,7 +134,9 @@ def projected(context: Context, x: Array, names: tuple[str, str, str]) -> tuple[
 
 
 def through_identities(context: Context, x: Heads, name: str) -> Heads:
-    """Each head's numbers through a dense layer of its own, `name`_0 for the first."""
+    """Each head's numbers through a dense layer of its own, `name`_0 for the first; one number stays as it is."""
+    if x.shape[3] == 1:
+        return x
     heads = [
         dense(context, x.shape[3], f"{name}_{head}", use_bias=False)(x[:, :, head])
         for head in range(context.config.num_attention_heads)
