@@ -64,17 +64,18 @@ def looked_up(choices: Choices, width: int) -> Choices:
 
 
 def with_bits(
-    choices: Choices, rounding: Rounding, axes: tuple[tuple[int, ...], ...], *, by_rows: bool, unit: float
+    choices: Choices, rounding: Rounding, axes: tuple[tuple[int, ...], ...], *, by_rows: bool, unit: float, scale: int
 ) -> Choices:
     """The same at fewer bits too: what is lost by rank and by rounding adds up. `unit` is that of the losses.
 
     axes: of the kernel's inputs, and of its outputs.
+    scale: the bytes of a scale of 8 bits.
     """
     ranks, (inputs, outputs), found = choices.rank[:-1], axes, [choices]
     for dtype in rounding.dense:
-        left = [size((*inputs, int(rank)), dtype, by_rows) for rank in ranks]
-        right = [size((int(rank), *outputs), dtype, False) for rank in ranks]
-        cost = np.append(np.add(left, right), float(size((*inputs, *outputs), dtype, by_rows)))
+        left = [size((*inputs, int(rank)), dtype, by_rows, scale) for rank in ranks]
+        right = [size((int(rank), *outputs), dtype, False, scale) for rank in ranks]
+        cost = np.append(np.add(left, right), float(size((*inputs, *outputs), dtype, by_rows, scale)))
         lost = np.append(rounding.at(ranks, dtype), rounding.dense[dtype])
         bits = np.full(len(choices.rank), DTYPES.index(dtype) + 1)
         found.append(choices._replace(cost=cost, loss=choices.loss + unit * lost, bits=bits))

@@ -178,7 +178,7 @@ def trimmed(model: Any, texts: Any) -> Any:
     from bert_adapter.trimming import trim
 
     small, kept = trim(model, texts)
-    say(f"{len(kept):,} of {model.config['vocab_size']:,} tokens are kept")
+    say(f"{len(kept):,} of {model.module.config.vocab_size:,} tokens are kept")
     return small
 
 

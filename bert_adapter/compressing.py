@@ -10,8 +10,8 @@ import jax
 
 import wlra
 from bert_adapter.batches import labelled
-from bert_adapter.checkpoint.bits import DTYPES, as_stored, chosen_dtypes
-from bert_adapter.checkpoint.names import by_path, dtypes_of, heads_of, low_rank, section_of, with_dtypes
+from bert_adapter.checkpoint.bits import DTYPES, FEWER, as_stored, chosen_dtypes
+from bert_adapter.checkpoint.names import by_path, dtypes_of, heads_of, low_rank, section_of
 from bert_adapter.decompositions import (
     Decompositions,
     check_of,
@@ -41,7 +41,7 @@ from bert_adapter.losses import TaskLoss
 from bert_adapter.model import Model, is_own
 from bert_adapter.model import forward as function_of
 from bert_adapter.own import as_rows
-from bert_adapter.pairs import NARROW, narrowed, reported, with_identities
+from bert_adapter.pairs import NARROW, narrowed, of_whole, reported, with_identities
 from bert_adapter.ranks import Budget, Plan, budget_of, check_affordable, needs_bits, plan_for
 from bert_adapter.signals import SIGNALS, as_signal
 from bert_adapter.signals.definition import Signal
@@ -221,7 +221,7 @@ def compress(
     how = {"shapes": shapes, "method": solved_by, "solver": solver, "progress": progress}
     params, kernels = factorise(dense.params, components_or_weights(known, importance), spent.ranks, **how)
     small = narrowed(dense._replace(params=params), met, spent.heads, known.kernels)
-    known = known._replace(kernels={})  # as large as the model, and done with
+    known = known._replace(kernels={}, given=of_whole(known.given, met, spent.heads))  # components are done with
     done: dict[str, Any] = {"method": solved_by.name, "signal": chosen.name, **spent.about}
     kernels, seconds = reported(kernels, met, spent.heads), stages([*clock, time.perf_counter()])
     report = report_of(kernels, known, seconds=seconds, **done)
@@ -371,7 +371,9 @@ def in_dtypes(small: Model, dtype: str | Mapping[str, str] | None) -> Model:
     if dtype is None:
         return small
     found = chosen_dtypes(dtype, by_path(small.params), dtypes_of(small.config))
-    return small._replace(config=with_dtypes(small.config, found))
+    fewer = {path: name for path, name in found.items() if name in FEWER}
+    section = section_of(small.config.get("low_rank") or {}, low_rank(small.config), fewer)
+    return small._replace(config=small.config | {"low_rank": section})
 
 
 def beside(file: str | Path | None) -> Path | None:

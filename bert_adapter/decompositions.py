@@ -14,7 +14,8 @@ from bert_adapter.checkpoint.nibbles import feedback
 from bert_adapter.importance.fingerprint import of_arrays, of_params
 from bert_adapter.importance.sums import Importance, Sums, check_model
 from bert_adapter.importance.through import Through
-from bert_adapter.kernels import Shapes, break_even, shape_of_kernel
+from bert_adapter.kernels import Shapes, break_even, shape_of_kernel, split_axes
+from bert_adapter.layers.layer import Axes
 from bert_adapter.layers.places import is_table, kernel_path, layer_path
 from bert_adapter.layers.stacks import unstacked
 from bert_adapter.progress import track
@@ -210,12 +211,12 @@ def one_matrix(
     bits: bool,
 ) -> One:
     """That of a kernel or a table; an error says whose it is."""
-    plain, kernel = np.ndim(kernel) == 2, np.asarray(kernel).reshape(shape)
+    axes, kernel = split_axes(path, np.shape(kernel), shape), np.asarray(kernel).reshape(shape)
     try:
         if table:
             found = one_table(kernel, table_weights(evidence, signal, path, shrink), method, prior=shrink, bits=bits)
             return found if signal.statistics else found._replace(tokens=None)
-        return one_kernel(kernel, evidence, signal, shrink=shrink, method=method, bits=bits, plain=plain)
+        return one_kernel(kernel, evidence, signal, shrink=shrink, method=method, bits=bits, axes=axes)
     except ValueError as error:
         raise ValueError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
 
@@ -228,7 +229,7 @@ def one_kernel(
     shrink: float | None,
     method: wlra.Method | None,
     bits: bool,
-    plain: bool,
+    axes: Axes,
 ) -> One:
     """That of a kernel: its components by what factors are made by, its squares by what ranks are planned by.
 
@@ -251,8 +252,8 @@ def one_kernel(
         return One(found, squares)
     if whole.left is None:
         whole = components.decompose(kernel, *by, most_components(kernel))
-    given = feedback(by[0]) if by[0].ndim == 2 and plain else None
-    lost = rounding(kernel, whole, planned, by_rows=False, given=given, plain=plain)
+    given = feedback(by[0]) if by[0].ndim == 2 and len(axes[0]) == len(axes[1]) == 1 else None
+    lost = rounding(kernel, whole, planned, by_rows=False, given=given, axes=axes)
     return One(found, squares, rounding=lost, given=given)
 
 

@@ -87,7 +87,7 @@ def in_pytorch(model: Model | str, directory: Path, threads: int) -> Step:
     """transformers' model."""
     torch, transformers = import_module("torch"), import_module("transformers")
     kind = getattr(transformers, f"Auto{(directory / TASK).read_text('utf-8')}")
-    theirs = kind.from_pretrained(directory / "torch", trust_remote_code=True).eval()
+    theirs = kind.from_pretrained(directory / "torch", trust_remote_code=True).eval().float()
     torch.set_num_threads(threads)
 
     def step(batch: Batch) -> Any:

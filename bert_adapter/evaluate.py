@@ -20,6 +20,7 @@ from bert_adapter.outputs.scores import of_classes, of_values, ranks, spearman
 from bert_adapter.outputs.sentences import unit_rows
 from bert_adapter.progress import track
 from bert_adapter.rows import LabelledTexts, Texts, row_number
+from bert_adapter.straight_through import widened
 from bert_adapter.text import check_labelled, reader_of
 from bert_adapter.values import check_finite
 from wlra.checks import check_count
@@ -111,7 +112,7 @@ def compare(dense: np.ndarray, other: np.ndarray) -> Fidelity:
     """The fidelity of embeddings to the dense ones of the same texts."""
     if dense.shape != other.shape:
         raise ValueError(f"wanted embeddings of the same texts; got shapes {dense.shape} and {other.shape}")
-    dense, other = unit_rows(dense), unit_rows(other)
+    dense, other = (unit_rows(np.asarray(each, np.float64)) for each in (dense, other))
     pairs = np.triu_indices(len(dense), 1)
     return Fidelity(
         cosine=float(np.mean(np.sum(dense * other, axis=1))),
@@ -151,7 +152,7 @@ def loss_increase(
     for number, batch in enumerate(track(rows, "evaluate", progress)):
         check_batch(forward(dense), batch, number)
         weights = check_weights(batch, f"batch {number}")
-        before, after = (run(params, batch) for run, params in runs)
+        before, after = (widened(run(params, batch)) for run, params in runs)
         for whose, output in (("the dense model", before), ("the small model", after)):
             check_finite(output, number, whose)
         if loss is None:

@@ -17,7 +17,7 @@ from jaxtyping import Float
 
 from bert_adapter.choices import Choices, all_plans, useful
 from bert_adapter.factorisation import KernelReport
-from bert_adapter.head_sizes import Pair, check_heads, pairs_of, smaller_sizes, with_factors_between
+from bert_adapter.head_sizes import SIDES, Pair, check_heads, pairs_of, smaller_sizes, with_factors_between
 from bert_adapter.kernels import Shapes, break_even
 from bert_adapter.latency import Costs
 from bert_adapter.model import Model
@@ -135,6 +135,12 @@ def narrowed(model: Model, pairs: Iterable[Pair], sizes: Mapping[str, int], know
             lefts, rights = zip(*(cut(known[path], size) for path in pair.identities), strict=True)
             factors[pair.layer, pair.side] = np.stack(lefts), np.swapaxes(np.stack(rights), 1, 2)
     return with_factors_between(model, factors) if factors else model
+
+
+def of_whole(known: Mapping[str, Any], pairs: Iterable[Pair], sizes: Mapping[str, int]) -> dict[str, Any]:
+    """What is known of kernels' inputs, but for those whose inputs are heads that have other dimensions now."""
+    outputs = {pair.kernels[1] for pair in pairs if pair.kernels[0] in sizes and SIDES[pair.side][1] == "output"}
+    return {path: each for path, each in known.items() if path not in outputs}
 
 
 def reported(kernels: list[KernelReport], pairs: Iterable[Pair], sizes: Mapping[str, int]) -> list[KernelReport]:

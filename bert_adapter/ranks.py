@@ -222,7 +222,7 @@ def all_choices(known: Decompositions, flat: dict[str, Any], budget: Budget) -> 
             alone = budget is None or budget.flops is None
             choices[path] = in_seconds(choices[path], costs_in(of, path, shape), highest=alone)
         if needs_bits(budget) and is_matrix(place, flat[place]):
-            how: dict[str, Any] = {"by_rows": is_table(place), "unit": units[path]}
+            how: dict[str, Any] = {"by_rows": is_table(place), "unit": units[path], "scale": scale_of(flat[place])}
             axes = split_axes(path, np.shape(flat[place]), shape)
             choices[path] = with_bits(choices[path], rounding_of(known, path), axes, **how)
     return together(choices)
@@ -320,12 +320,18 @@ def others_in(others: Mapping[str, str]) -> dict[str, str]:
     return {layer: "bfloat16" if "bfloat16" in dtypes else "float16" for layer, dtypes in layers.items()}
 
 
-def cheapest_bits(axes: tuple[tuple[int, ...], tuple[int, ...]], ranks: range, by_rows: bool) -> int:
+def scale_of(kernel: Any) -> int:
+    """The bytes of a scale of its integers of 8 bits."""
+    return max(4, kernel.dtype.itemsize)
+
+
+def cheapest_bits(axes: tuple[tuple[int, ...], tuple[int, ...]], ranks: range, *, by_rows: bool, scale: int) -> int:
     """The fewest bytes that a matrix of these inputs and outputs can be stored in."""
     (inputs, outputs), rank = axes, ranks.start
     dtypes = [dtype for dtype in DTYPES if dtype != INT4 or len(inputs) == len(outputs) == 1]
-    dense = [size((*inputs, *outputs), dtype, by_rows) for dtype in dtypes]
-    factors = [size((*inputs, rank), dtype, by_rows) + size((rank, *outputs), dtype, False) for dtype in dtypes]
+    dense = [size((*inputs, *outputs), dtype, by_rows, scale) for dtype in dtypes]
+    shapes = ((*inputs, rank), by_rows), ((rank, *outputs), False)
+    factors = [sum(size(shape, dtype, rows, scale) for shape, rows in shapes) for dtype in dtypes]
     few = ranks and rank < break_even((math.prod(inputs), math.prod(outputs)))
     return min(dense + factors) if few else min(dense)
 
@@ -357,7 +363,7 @@ def check_affordable(
             cost = in_seconds(choices_of(shapes[path], 1, nothing, allowed), costs_in(of, path, shapes[path])).cost
         if needs_bits(budget) and is_matrix(kernel_path(flat, path), kernel):
             axes = split_axes(path, np.shape(kernel), shapes[path])
-            cost = np.append(cheapest_bits(axes, allowed, table), cost)
+            cost = np.append(cheapest_bits(axes, allowed, by_rows=table, scale=scale_of(kernel)), cost)
         ends[path] = float(cost[0]), float(cost[-1])
     least, most = (sum(each) for each in zip(*ends.values(), strict=True))
     least -= sum(saved_by_heads(pair, ends, of) for pair in pairs)

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from bert_adapter.checkpoint.bits import INT4, INT8, holds, rounded
+from bert_adapter.layers.layer import Axes
 from wlra import tall
 from wlra.components import Decomposed, Side, congruent
 
@@ -43,30 +44,34 @@ def rounding(
     *,
     by_rows: bool,
     given: Any | None = None,
-    plain: bool = True,
+    axes: Axes | None = None,
 ) -> Rounding:
     """That of a matrix and of its components. A table's scales are of its rows, and so are those of its left factor.
 
     sides: what errors are weighted by.
     given: what `feedback` makes of a Gram matrix of the inputs, by which errors of 4 bits are made up for.
-    plain: whether the matrix lies in memory as one; others are not stored in 4 bits.
+    axes: of the kernel's inputs, and of its outputs, if these are several: scales are for them, and 4 bits for none.
     """
+    inputs, outputs = axes or ((kernel.shape[0],), (kernel.shape[1],))
     assert found.left is not None
     assert found.right is not None
     ranks = np.unique(np.ceil(len(found.right) * np.array(SHARES)).astype(int))
     how: dict[str, Any] = {"by_rows": by_rows, "given": given}
     factors, dense = {}, {}
     for dtype in narrower(kernel):
-        if dtype == INT4 and not plain:
+        if dtype == INT4 and len(inputs) + len(outputs) > 2:
             continue
-        dense[dtype] = weighted_square(gram_of(kernel, dtype, sides[0], of=errors, **how), None, sides[1])
+        along = gram_of(kernel, dtype, sides[0], of=errors, axes=(*inputs, *outputs), **how)
+        dense[dtype] = weighted_square(along, None, sides[1])
         pairs = [(found.left[:, :rank], found.right[:rank]) for rank in ranks]
-        factors[dtype] = np.array([of_factors(*pair, dtype, sides=sides, **how) for pair in pairs])
+        factors[dtype] = np.array(
+            [of_factors(*pair, dtype, sides=sides, axes=(inputs, outputs), **how) for pair in pairs]
+        )
     return Rounding(ranks, factors, dense)
 
 
 def of_factors(
-    left: Any, right: Any, dtype: str, *, by_rows: bool, sides: tuple[Side, Side], given: Any | None = None
+    left: Any, right: Any, dtype: str, *, by_rows: bool, sides: tuple[Side, Side], axes: Axes, given: Any | None = None
 ) -> float:
     """Half the weighted square of left @ right minus the product of what they are rounded to.
 
@@ -74,8 +79,10 @@ def of_factors(
     """
     if not (holds(dtype, left) and holds(dtype, right)):
         return np.inf
-    both = np.concatenate([right, right - rounded(right, dtype, False)])
-    return weighted_square(gram_of(left, dtype, sides[0], by_rows=by_rows, of=beside, given=given), both, sides[1])
+    inputs, outputs = axes
+    both = np.concatenate([right, right - rounded(right.reshape(-1, *outputs), dtype, False).reshape(right.shape)])
+    how: dict[str, Any] = {"by_rows": by_rows, "of": beside, "given": given}
+    return weighted_square(gram_of(left, dtype, sides[0], axes=(*inputs, left.shape[1]), **how), both, sides[1])
 
 
 def errors(part: Float[np.ndarray, "m n"], less: Float[np.ndarray, "m n"]) -> Float[np.ndarray, "m n"]:
@@ -89,14 +96,29 @@ def beside(part: Float[np.ndarray, "m n"], less: Float[np.ndarray, "m n"]) -> Fl
 
 
 def gram_of(
-    left: Any, dtype: str, row: Side, *, by_rows: bool, of: Callable[[Any, Any], Any], given: Any | None = None
+    left: Any,
+    dtype: str,
+    row: Side,
+    *,
+    by_rows: bool,
+    of: Callable[[Any, Any], Any],
+    axes: tuple[int, ...],
+    given: Any | None = None,
 ) -> Any:
-    """X' row X of X = of(left, what it is rounded to). A table is rounded piece by piece, as its scales are of rows."""
+    """X' row X of X = of(left, what it is rounded to). A table is rounded piece by piece, as its scales are of rows.
+
+    axes: those that the matrix has in memory.
+    """
+
+    def in_axes(piece: Any) -> Any:
+        lying = piece if by_rows else piece.reshape(axes)  # a table has no others
+        return rounded(lying, dtype, by_rows, given).reshape(piece.shape)
+
     if row.ndim == 2:
-        return congruent(np.asarray(of(left, rounded(left, dtype, by_rows, given)).T, np.float64), row)
+        return congruent(np.asarray(of(left, in_axes(left)).T, np.float64), row)
     step = tall.BLOCK if by_rows else len(left)
     pieces = ((left[i : i + step], row[i : i + step]) for i in range(0, len(left), step))
-    return sum(tall.gram(of(piece, rounded(piece, dtype, by_rows, given)), weights) for piece, weights in pieces)
+    return sum(tall.gram(of(piece, in_axes(piece)), weights) for piece, weights in pieces)
 
 
 def weighted_square(along: Float[np.ndarray, "k k"], right: Any | None, col: Side) -> float:

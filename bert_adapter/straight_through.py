@@ -18,7 +18,11 @@ from bert_adapter.layers.integers import LOWEST, in_groups
 
 
 def straight_through(params: Any, stored: tuple[Stored, ...]) -> Any:
-    """The parameters as they are stored, to the last digit but one, with the gradients of those that are given."""
+    """The parameters as they are stored, to the last digit but one, with the gradients of those that are given.
+
+    But for groups of 4 bits whose largest number is 6 steps or fewer, as errors that are made up for leave some: these
+    are on the steps that `steps` would find for their numbers alone.
+    """
     if not stored:
         return params
     flat: dict[str, Any] = dict(flatten_dict(params, keep_empty_nodes=True, sep="/"))

@@ -74,7 +74,7 @@ def trim(model: Model, texts: Iterable[Any], keep: Iterable[str] = ()) -> Trimme
     if family_of(model.config).longest(module.config) < module.config.max_position_embeddings:
         used |= set(range(tokenize.pad_token_id + 1))  # positions are counted from the number of padding
     used |= set(tokenize.get_added_vocab().values())
-    rows = model.config["vocab_size"]
+    rows = module.config.vocab_size
     kept = np.array(sorted(number for number in known.closed(used) if number < rows))
     files = rewritten(model.files, {int(old): new for new, old in enumerate(kept)})
     return Trimmed(with_rows(model, kept, files), kept)
@@ -156,15 +156,20 @@ def of_json(entry: Mapping[str, Any]) -> Vocabulary:
         raise ValueError(f"{JSON}: got {odd[0]} {entry[odd[0]]!r} of BPE, wanted none: parts are joined as they are")
     if kind == "BPE":
         merges = [tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in entry["merges"]]
-        return Vocabulary(entry["vocab"], single(entry["vocab"], ""), merges)
+        kept = single(entry["vocab"], "") | (bytes_in(entry["vocab"]) if entry.get("byte_fallback") else set())
+        return Vocabulary(entry["vocab"], kept, merges)
     if kind == "Unigram":
         pieces = [piece for piece, _ in entry["vocab"]]
         numbers = {piece: number for number, piece in enumerate(pieces)}
         least = int(np.argmin([score for _, score in entry["vocab"]]))  # what is unknown is worth less than that
-        bytes_of = {number for piece, number in numbers.items() if piece.startswith("<0x") and piece.endswith(">")}
-        always = single(numbers, "") | bytes_of | {least}
+        always = single(numbers, "") | bytes_in(numbers) | {least}
         return Vocabulary(numbers, always | ({entry["unk_id"]} if entry["unk_id"] is not None else set()), [])
     raise ValueError(f"{JSON}: got a model of the type {kind!r}, wanted WordPiece, Unigram or BPE")
+
+
+def bytes_in(numbers: Mapping[str, int]) -> set[int]:
+    """The numbers of single bytes, by which what has no token is spelled."""
+    return {number for piece, number in numbers.items() if re.fullmatch("<0x[0-9A-Fa-f]{2}>", piece)}
 
 
 def single(numbers: Mapping[str, int], prefix: str) -> set[int]:

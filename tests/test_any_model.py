@@ -216,6 +216,28 @@ def test_ranks_may_be_given_for_a_stack_by_its_path():
     }
 
 
+@pytest.mark.parametrize("options", [{"budget": 0.6}, {"rank": 1}, {"budget": 0.6, "of": "bytes"}])
+def test_kernels_of_one_output_stay_dense(options):
+    net = nn.Sequential([nn.Dense(12), nn.tanh, nn.Dense(1), nn.Dense(2), nn.Dense(2)])
+    dense = net, random_params(net, np.zeros((1, 12), np.float32))
+    batches = [{"x": np.random.default_rng(0).normal(size=(16, 12)).astype(np.float32)}]
+
+    def forward(params, batch):
+        return net.apply({"params": params}, batch["x"])
+
+    _, report = compress(dense, batches, forward=forward, gradients="gaussian", **options)
+    assert {kernel.shape for kernel in report.kernels if kernel.status == "DENSE"} >= {(12, 1), (1, 2), (2, 2)}
+    how = {"forward": forward, "gradients": "gaussian"}
+    model = bert_adapter.as_model(dense, forward=forward)
+    shapes = bert_adapter.select_kernels(model, batch=batches[0])
+    importance = bert_adapter.measure_signal(
+        bert_adapter.forward(model), model.params, batches, shapes, gradients="gaussian", progress=False
+    )
+    known = bert_adapter.decompose(model.params, importance, kernels=shapes, progress=False)
+    again, _ = compress(dense, batches, forward=how["forward"], importance=known, budget=0.6)
+    assert "left" in again.params["layers_0"]
+
+
 def test_parameters_are_kept_and_loaded_into_the_callers_module(tmp_path):
     small, _ = compress((NET, params()), [BATCH], rank=2, signal="svd")
     bert_adapter.save(small, tmp_path / "small")

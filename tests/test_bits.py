@@ -40,6 +40,8 @@ from bert_adapter.importance.fingerprint import of_params as fingerprint
 from bert_adapter.layers.integers import multiplied
 from bert_adapter.ranks import Budget, all_choices
 from bert_adapter.report import summary
+from bert_adapter.rounding import rounding
+from wlra import components
 
 RNG = np.random.default_rng(0)
 WORDS, QUERY = "embeddings/word_embeddings", "encoder/layer/0/attention/self/query"
@@ -456,6 +458,61 @@ def test_numbers_that_are_none_are_refused_of_a_module_of_ones_own(dtype, tmp_pa
     model = bert_adapter.as_model((nn.Dense(3), {"kernel": np.full((4, 3), np.nan, np.float32), "bias": np.zeros(3)}))
     with pytest.raises(ValueError, match=f"dtype: got {dtype}, which cannot hold nan in kernel: wanted finite numbers"):
         save(model, tmp_path / "new", dtype=dtype)
+
+
+def test_a_model_of_ones_own_is_saved_only_if_it_can_be_loaded_again(tmp_path):
+    import flax.linen as nn
+
+    class Named(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(3, name="dense")(x * self.param("left", nn.initializers.ones, (4,))[None])
+
+    net, good = nn.Dense(3), {"kernel": np.eye(4, 3, dtype=np.float32), "bias": np.zeros(3, np.float32)}
+    save(bert_adapter.as_model((net, good)), tmp_path / "out")
+    for wrong, message in ((good["bias"] * np.nan, "NaN or infinite"), (np.zeros(3, int), "int64")):
+        with pytest.raises(ValueError, match=f"the parameters do not fit the model(.|\n)*bias: got .*{message}"):
+            save(bert_adapter.as_model((net, good | {"bias": wrong})), tmp_path / "out")
+    np.testing.assert_array_equal(
+        bert_adapter.load_into(tmp_path / "out", (net, good)).params["kernel"], good["kernel"]
+    )
+    own = Named(), tiny.random_params(Named(), np.zeros((1, 4), np.float32))
+    save(bert_adapter.as_model(own), tmp_path / "own")
+    np.testing.assert_array_equal(bert_adapter.load_into(tmp_path / "own", own).params["left"], own[1]["left"])
+    (tmp_path / "own/parameters.safetensors").write_bytes(b"cut")
+    with pytest.raises(ValueError, match=r"own/parameters.safetensors: wanted a whole safetensors file; got 3 bytes"):
+        bert_adapter.load_into(tmp_path / "own", own)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_what_stays_dense_is_rounded_as_it_will_be_stored(dtype, tmp_path):
+    small, _ = bert_adapter.compress(tiny.model(), [], budget=1.0, signal="svd", dtype=dtype)
+    save(small, tmp_path)
+    again = load(tmp_path)
+    kernels = [tiny.at(each.params, QUERY)["kernel"] for each in (tiny.model(), small, again)]
+    assert np.abs(kernels[0] - kernels[1]).max() > 0
+    np.testing.assert_array_equal(kernels[1], np.asarray(kernels[2], np.float32))
+
+
+def test_bytes_of_float64_are_those_that_are_stored():
+    from bert_adapter.checkpoint.bits import size
+
+    kernel = np.random.default_rng(0).normal(size=(12, 7))
+    for dtype, scale in ((np.float32, 4), (np.float64, 8)):
+        parts = parts_of(kernel.astype(dtype), "int8", by_rows=False)
+        assert sum(part.nbytes for part in parts.values()) == size((12, 7), "int8", False, scale)
+
+
+def test_rounding_is_predicted_by_the_scales_that_are_stored():
+    rng = np.random.default_rng(0)
+    kernel = (rng.normal(size=(6, 3, 5)) * [[1.0], [10.0], [100.0]]).astype(np.float32)
+    found = components.decompose(kernel.reshape(6, 15), np.ones(6), np.ones(15), 4)
+    ones: Any = np.eye(6), np.ones(15)
+    predicted = rounding(kernel.reshape(6, 15), found, ones, by_rows=False, axes=((6,), (3, 5)))
+    wanted = np.sum((kernel - joined(parts_of(kernel, "int8", by_rows=False))) ** 2) / 2
+    np.testing.assert_allclose(predicted.dense["int8"], wanted, rtol=1e-4)
+    plain = rounding(kernel.reshape(6, 15), found, ones, by_rows=False)
+    assert abs(plain.dense["int8"] / wanted - 1) > 0.1
 
 
 def test_integers_in_memory_are_not_trained(tmp_path):

@@ -147,13 +147,13 @@ def lies_by_rows(parts: Mapping[str, np.ndarray]) -> bool | None:
     return None
 
 
-def size(shape: tuple[int, ...], dtype: str, by_rows: bool) -> int:
-    """How many bytes such a matrix takes, with its scales."""
+def size(shape: tuple[int, ...], dtype: str, by_rows: bool, scale: int = 4) -> int:
+    """How many bytes such a matrix takes, with its scales; of 8 bits, of so many each."""
     *stack, m, n = shape
     each, along = (m, n) if by_rows else (n, m)
     many = math.prod(stack) * each
     if dtype == INT8:
-        return many * (along + 4)
+        return many * (along + scale)
     if dtype == INT4:
         return many * (-(-along // 2) + 2 * -(-along // GROUP)) + 4 * len(shape)
     return many * along * np.dtype(FLOATS[dtype]).itemsize

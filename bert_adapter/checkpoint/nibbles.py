@@ -86,6 +86,7 @@ def compensated(array: Float[np.ndarray, "m n"], given: Float[np.ndarray, "m m"]
     `steps` finds it again as it is.
     """
     array, m = np.asarray(array, np.float32), len(array)
+    assert given.shape == (m, m)
     found, errors = np.empty_like(array), np.zeros_like(array)
     for begin in range(0, m, GROUP):
         end = min(begin + GROUP, m)

@@ -8,11 +8,12 @@ from typing import Any
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from bert_adapter.checkpoint.bits import chosen_dtypes, decoded, encoded, factorised_tables
 from bert_adapter.checkpoint.directory import CONFIG, PARAMETERS, read_config, replacing, write_texts
 from bert_adapter.checkpoint.names import by_path, check, dtypes_of, low_rank, section_of, with_dtypes
+from bert_adapter.checkpoint.weights import read_tensors
 from bert_adapter.files import path_of
 from bert_adapter.json_files import is_there
 from bert_adapter.layers.marker import Factorised
@@ -23,9 +24,12 @@ from bert_adapter.model import Model, on
 def save_own(model: Model, directory: str | Path, dtype: str | Mapping[str, str] | None = None) -> None:
     """The directory holds the parameters by their paths, and config.json, whose "low_rank" section has the ranks."""
     params = {path: np.asarray(leaf) for path, leaf in by_path(jax.device_get(model.params)).items()}
-    ranks = {path.removesuffix("/left"): leaf.shape[-1] for path, leaf in params.items() if path.endswith("/left")}
+    flat = flatten_dict(model.params, keep_empty_nodes=True, sep="/")
+    layers = [str(path).rpartition("/")[0] for path, leaf in flat.items() if isinstance(leaf, Factorised)]
+    ranks = {path: params[f"{path}/left"].shape[-1] for path in layers}
     section = section_of(model.config.get("low_rank", {}), ranks, dtypes_of(model.config))
     dtypes = chosen_dtypes(dtype, params, dtypes_of(model.config))
+    check({path: leaf.shape for path, leaf in params.items()}, params)  # that they are numbers that `load_own` takes
     config = with_dtypes(on(model, model.params).config | ({"low_rank": section} if ranks else {}), dtypes)
     arrays = encoded(params, dtypes, factorised_tables(model.params))
     with replacing(path_of(directory)) as fresh:
@@ -45,7 +49,11 @@ def load_own(directory: Path, into: Model) -> Model:
             f"{directory}: got no {PARAMETERS}, wanted what save(model, directory) wrote of your own model"
         )
     config = read_config(directory)
-    found = decoded(load_file(directory / PARAMETERS), dtypes_of(config))
+    try:
+        found = decoded(read_tensors(directory / PARAMETERS), dtypes_of(config))
+    except ValueError as error:
+        said = str(error)
+        raise ValueError(said if str(directory) in said else f"{directory}: {said}") from None
     dense: dict[str, Any] = flatten_dict(into.params, sep="/")
     if done := [path for path, leaf in dense.items() if isinstance(leaf, Factorised)]:
         raise ValueError(f"model: got one whose {done[0]} is factorised, wanted the dense one, whose shapes are known")

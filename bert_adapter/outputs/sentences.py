@@ -126,14 +126,15 @@ def similarity_of(name: str) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
 
 
 def unit_rows(rows: np.ndarray) -> np.ndarray:
-    """The rows scaled to length one; zeros stay zeros."""
+    """The rows scaled to length one, in 32 bits at least; zeros stay zeros."""
+    rows = np.asarray(rows, np.promote_types(rows.dtype, np.float32))
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     return rows / np.where(lengths > 0, lengths, 1)
 
 
 SIMILARITIES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "cosine": lambda first, second: np.sum(unit_rows(first) * unit_rows(second), axis=1),
-    "dot": lambda first, second: np.sum(first * second, axis=1),
+    "dot": lambda first, second: np.einsum("ij,ij->i", np.asarray(first, np.float64), np.asarray(second, np.float64)),
 }
 
 

@@ -87,10 +87,10 @@ def check(head: Head, batch: Any, where: str) -> None:
 
 def predict(output: Any, batch: Any) -> Scored:
     """How likely the words are that stood there, added up."""
-    labels = jnp.asarray(batch["labels"])
+    labels, wide = jnp.asarray(batch["labels"]), output.astype(jnp.promote_types(output.dtype, jnp.float32))
     counts = labels != IGNORED
     safe = jnp.where(counts, labels, 0)
-    at = jnp.take_along_axis(jax.nn.log_softmax(output), safe[:, :, None], axis=2)[:, :, 0]
+    at = jnp.take_along_axis(jax.nn.log_softmax(wide), safe[:, :, None], axis=2)[:, :, 0]
     right = counts & (jnp.argmax(output, axis=2) == safe)
     return Scored(-jnp.sum(jnp.where(counts, at, 0), axis=1), jnp.sum(right, axis=1), jnp.sum(counts, axis=1))
 
