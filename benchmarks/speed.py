@@ -2,12 +2,12 @@
 
 all-MiniLM-L6-v2, or the embedder in the directory after `--model`, at 50 and 25 % of its encoder kernels' parameters,
 planned by the default signal on 512 pairs of STS-B's train rows, with ranks that are multiples of 16, which is what
-processors take at once; "heads": with `pairs=True`, so that heads may keep fewer dimensions. Beside them models of half
-of its layers, the first ones or as many from the first to the last, as they are. Every engine that is installed takes
-its turn in every round: JAX, onnxruntime (float32 and int8) and PyTorch, on as many threads. A speed is that beside the
-dense model in the same engine, the median over rounds. "Of" is followed by what the operations allow: those of the
-dense model over those of the smaller one, attention's own products with them. Scores are Spearman's on dev and the mean
-cosine to the dense embeddings in float32, of the models timed, of integers as onnxruntime computes them.
+processors take at once; beside it models of half of its layers, the first ones or as many from the first to the last,
+as they are. Every engine that is installed takes its turn in every round: JAX, onnxruntime (float32 and int8) and
+PyTorch, on as many threads. A speed is that beside the dense model in the same engine, the median over rounds. "Of" is
+followed by what the operations allow: those of the dense model over those of the smaller one, attention's own products
+with them. Scores are Spearman's on dev and the mean cosine to the dense embeddings in float32, of the models timed, of
+integers as onnxruntime computes them.
 
 Then ten plans of all-MiniLM-L6-v2 for a budget of time, at 8 texts of 128 tokens: the share of the dense model's time
 that each was predicted to take, from times of the model with factors for one shape of kernels, and the share that it
@@ -17,7 +17,6 @@ DIR holds STS-B's train.tsv and dev.tsv, as GLUE has them.
 """
 
 import argparse
-import itertools
 import tempfile
 from pathlib import Path
 from statistics import median
@@ -45,7 +44,7 @@ WANTED = {0.5: (1.5, 1.3), 0.25: (2.4, 2.0)}  # speeds at 8 x 128, and at every 
 AGAINST = 1.1  # the most that the dense model may take in JAX, in times of the best other engine
 PLANS, TURNS, NEAR = 10, 9, 0.1
 ROUNDS = 5
-DENSE, INT8, HEADS = "dense", "onnxruntime-int8", ", heads"
+DENSE, INT8 = "dense", "onnxruntime-int8"
 
 
 def operations(model: Model, length: int) -> float:
@@ -57,13 +56,8 @@ def operations(model: Model, length: int) -> float:
 
 def models_of(context: Context, importance: Any) -> dict[str, Model]:
     """The dense model and those that are smaller, by name."""
-    dense, small = context.dense, {}
-    for end, known in {
-        "": importance,
-        HEADS: measured(bert_adapter.with_identities(dense), context.batches, DEFAULT),
-    }.items():
-        how: dict[str, Any] = {"multiple_of": STEP, "pairs": end == HEADS}
-        small |= {f"{share:.0%}{end}": compressed(context, known, budget=share, **how) for share in BUDGETS}
+    dense = context.dense
+    small = {f"{share:.0%}": compressed(context, importance, budget=share, multiple_of=STEP) for share in BUDGETS}
     halves = {name: with_layers(dense, 0.5, spread) for name, spread in ((FIRST, False), (SPREAD, True))}
     return {DENSE: dense} | small | {name: half for name, half in halves.items() if half is not None}
 
@@ -200,23 +194,19 @@ def score_of(rows: list[Row], kind: str, engine: str) -> Row:
 def verdicts(by_key: dict[tuple[str, str], dict[tuple[int, int], Row]], plans: list[Row]) -> list[str]:
     """The lines of the bars."""
     found = []
-    for (budget, (large, every)), end in itertools.product(WANTED.items(), ("", HEADS)):
-        kind = f"{budget:.0%}{end}"
+    for budget, (large, every) in WANTED.items():
         for engine in ("jax", "onnxruntime"):
-            speeds = {cell: line["speed"] for cell, line in by_key.get((kind, engine), {}).items()}
+            speeds = {cell: line["speed"] for cell, line in by_key.get((f"{budget:.0%}", engine), {}).items()}
             if (8, 128) in speeds:
-                text = f"{kind}, in {engine}, at least {large} times as fast at 8 x 128"
+                text = f"{budget:.0%} of the kernels in {engine}, at least {large} times as fast at 8 x 128"
                 found.append(bar(text, speeds[8, 128], speeds[8, 128] >= large))
             if speeds:
                 least = min(speeds.values())
-                found.append(bar(f"{kind}, in {engine}, at least {every} everywhere", least, least >= every))
-    for kind in ("25%", f"25%{HEADS}"):
-        small, theirs = (by_key.get(key, {}).get((1, 32)) for key in ((kind, INT8), (DENSE, "pytorch")))
-        if small and theirs:
-            speed = theirs["run_seconds"] / small["run_seconds"]
-            found.append(
-                bar(f"{kind}, in int8 at 1 x 32, at least 5 times as fast as dense PyTorch", speed, speed >= 5)
-            )
+                found.append(bar(f"{budget:.0%} in {engine}, at least {every} everywhere", least, least >= every))
+    small, theirs = (by_key.get(key, {}).get((1, 32)) for key in (("25%", INT8), (DENSE, "pytorch")))
+    if small and theirs:
+        speed = theirs["run_seconds"] / small["run_seconds"]
+        found.append(bar("25 % in int8 at 1 x 32, at least 5 times as fast as dense PyTorch", speed, speed >= 5))
     others = [by_key[key] for key in ((DENSE, "onnxruntime"), (DENSE, "pytorch")) if key in by_key]
     if others:
         ours = by_key[DENSE, "jax"]
@@ -239,12 +229,7 @@ def draw(rows: list[Row], path: Path) -> None:
 
     names = list(dict.fromkeys(line["model"] for line in rows))
     figure, axes = plt.subplots(1, len(names), figsize=(5.5 * len(names), 4), squeeze=False, layout="constrained")
-    ways = {
-        "low rank": [DENSE, *(f"{share:.0%}" for share in BUDGETS)],
-        "low rank, heads": [DENSE, *(f"{share:.0%}{HEADS}" for share in BUDGETS)],
-        FIRST: [DENSE, FIRST],
-        SPREAD: [DENSE, SPREAD],
-    }
+    ways = {"low rank": [DENSE, *(f"{share:.0%}" for share in BUDGETS)], FIRST: [DENSE, FIRST], SPREAD: [DENSE, SPREAD]}
     for ax, name in zip(axes[0], names, strict=True):
         of = [line for line in rows if line["model"] == name]
         found = by_engine(of)

@@ -3,6 +3,7 @@
 from bert_adapter.calibration import calibration_batches
 from bert_adapter.checkpoint import load, save
 from bert_adapter.compressing import Report, compress
+from bert_adapter.correcting import corrected
 from bert_adapter.decompositions import Decompositions, decompose
 from bert_adapter.engines import ENGINES, Engine
 from bert_adapter.evaluate import loss_increase, score
@@ -67,6 +68,7 @@ __all__ = [
     "calibration_batches",
     "choose_ranks",
     "compress",
+    "corrected",
     "decompose",
     "export",
     "factorise",

@@ -184,6 +184,13 @@ def add_size(group: Any) -> None:
         help="heads of attention may keep fewer dimensions instead, where that is predicted to lose less than factors; "
         "such kernels are narrower, and faster",
     )
+    group.add_argument(
+        "--correct",
+        type=place,
+        metavar="FILE",
+        help="other texts, in the form of --text, on which it is measured what cutting the kernels of each kind loses: "
+        "predictions are corrected by that",
+    )
     add_selection(group)
 
 

@@ -86,18 +86,19 @@ def run_compress(options: argparse.Namespace) -> None:
     check_drawing()
     output = options.output.resolve()
     page = options.report or output.with_name(f"{output.name}.html")
-    files = {"--text": options.text, "--trim": options.trim, "--heal": options.heal}
+    files = {"--text": options.text, "--trim": options.trim, "--heal": options.heal, "--correct": options.correct}
     healing = {"--file's state of healing": beside(options.file)} if options.heal else {}
     check_places({"DIR": options.model}, files, {"--report": page, "--file": options.file, **healing}, output)
     model = load(options.model)
     read = OUTPUTS[output_of(model.module)].texts
-    texts, more = read(options.text), read(options.heal) if options.heal else []
+    texts, more, others = (read(file) if file else [] for file in (options.text, options.heal, options.correct))
     if options.trim:
-        model = trimmed(model, [*texts, *read(options.trim), *more])
+        model = trimmed(model, [*texts, *read(options.trim), *more, *others])
     say(f"{options.model}: compressing on {len(texts)} texts")
     batches = calibration_batches(model, texts, options.batch_size, options.max_length, seed=options.seed)
     how: dict[str, Any] = {name: getattr(options, name) for name in PASSED_ON}
     heal = text_batches(model, more, max_length=options.max_length) if options.heal else None
+    how["correct"] = text_batches(model, others, max_length=options.max_length) if options.correct else None
     how |= {"of": measured_latency(model, options)} if latency else {}
     with of_option("--heal"):
         small, report = compress(model, batches, heal=heal, **how)
@@ -113,7 +114,7 @@ def run_compress(options: argparse.Namespace) -> None:
 
 def check_options(options: argparse.Namespace) -> bool:
     """Whether the budget is of time, once it is known that the options can be."""
-    from bert_adapter.compressing import check_pairs, check_signal, check_size
+    from bert_adapter.compressing import check_predicted, check_signal, check_size
     from bert_adapter.kernels import check_pattern
 
     check_numbers(options)
@@ -123,7 +124,8 @@ def check_options(options: argparse.Namespace) -> bool:
         size["of"] = "kernels"  # whose times are not known yet
     wanted = check_size(**size)
     check_dtype(options)
-    check_pairs(options.pairs, wanted, *check_signal(options.signal, options.gradients, method=options.method))
+    by = check_signal(options.signal, options.gradients, method=options.method)
+    check_predicted({"pairs": options.pairs, "correct": options.correct is not None}, wanted, *by)
     check_pattern("include", options.include)
     check_pattern("exclude", options.exclude)
     return latency

@@ -12,6 +12,7 @@ import wlra
 from bert_adapter.batches import labelled
 from bert_adapter.checkpoint.bits import DTYPES, FEWER, as_stored, chosen_dtypes
 from bert_adapter.checkpoint.names import by_path, dtypes_of, heads_of, low_rank, section_of
+from bert_adapter.correcting import corrected
 from bert_adapter.decompositions import (
     Decompositions,
     check_of,
@@ -110,6 +111,7 @@ def compress(
     uniform: bool = False,
     multiple_of: int = 1,
     pairs: bool = False,
+    correct: Iterable[Batch] | None = None,
     signal: str | Signal | None = None,
     importance: Importance | Decompositions | None = None,
     gradients: Gradients | None = None,
@@ -149,6 +151,8 @@ def compress(
       pairs: whether heads of attention may keep fewer dimensions, all of a layer as many, where that is predicted to
         lose less than factors of query and key, or of value and output, of as many parameters. Kernels are narrower
         then, and faster than factors. The budget is not one of bytes. See `with_identities`.
+      correct: batches of other texts without labels, a few thousand tokens, on which it is measured what cutting the
+        kernels of each kind loses: predicted losses are corrected by that before the budget is spent; see `corrected`.
       signal: what an error is weighted by, a name in `SIGNALS` or a `Signal` of your own. The default, "combined",
         plans ranks by the marginals of the Fisher information, E[GG'] along a kernel's inputs and E[G'G] along its
         outputs, with G an example's gradient (Gupta et al. 2018); it makes factors by the same, with half of E[GG']
@@ -195,7 +199,7 @@ def compress(
     chosen, solved_by = check_signal(signal, gradients, method=method, solver=solver, measured=given is not None)
     size: dict[str, Any] = {"of": of, "flops": flops, "uniform": uniform, "multiple_of": multiple_of, "shrink": shrink}
     wanted = check_size(rank=rank, budget=budget, dtype=dtype, **size)
-    check_pairs(pairs, wanted, chosen, solved_by)
+    check_predicted({"pairs": pairs, "correct": correct is not None}, wanted, chosen, solved_by)
     check_given(given, None if heal is not None else file, gradients)  # healing has a state of its own
     clock = [time.perf_counter()]
     dense = as_model(model, forward=forward, output=output)
@@ -216,15 +220,15 @@ def compress(
         importance = measured(seen, batches, every, gradients=gradients, seed=seed, file=file, **how)
     clock.append(time.perf_counter())
     known = decomposed(seen.params, importance, every, shrink=shrink, consume=given is None, **how)
+    known = known if correct is None else corrected(seen, known, correct, progress=progress)
     spent = Spent(ranks or {}) if wanted is None else spent_by(plan_for(dense.params, known, wanted, met), chosen)
     clock.append(time.perf_counter())
     how = {"shapes": shapes, "method": solved_by, "solver": solver, "progress": progress}
     params, kernels = factorise(dense.params, components_or_weights(known, importance), spent.ranks, **how)
     small = narrowed(dense._replace(params=params), met, spent.heads, known.kernels)
     known = known._replace(kernels={}, given=of_whole(known.given, met, spent.heads))  # components are done with
-    done: dict[str, Any] = {"method": solved_by.name, "signal": chosen.name, **spent.about}
-    kernels, seconds = reported(kernels, met, spent.heads), stages([*clock, time.perf_counter()])
-    report = report_of(kernels, known, seconds=seconds, **done)
+    done = {"method": solved_by.name, "signal": chosen.name, "seconds": stages([*clock, time.perf_counter()])}
+    report = report_of(reported(kernels, met, spent.heads), known, **done, **spent.about)
     config = small.config | {"low_rank": section(small, report, seed, known.calibration)}
     small = in_dtypes(small._replace(config=config), dtype)
     small, report = healed(small, dense, healing, report, seed=seed, file=file, given=known.given, progress=progress)
@@ -262,27 +266,34 @@ def seen_in_pairs(model: Any, dense: Model, given: Importance | Decompositions |
     return found
 
 
-def check_pairs(pairs: bool, budget: Budget | None, signal: Signal, method: wlra.Method) -> None:
-    """A ValueError if it cannot be told whether heads of fewer dimensions lose less."""
-    if not pairs:
-        return
-    if budget is None or budget.uniform:
-        got = "a rank" if budget is None else "uniform"
-        raise ValueError(f"pairs: got {got}, wanted a budget, which is spent where the loss is predicted to rise least")
+def check_predicted(asked: Mapping[str, bool], budget: Budget | None, signal: Signal, method: wlra.Method) -> None:
+    """A ValueError if "pairs" or "correct" is asked for, and no loss is predicted that it could go by."""
+    for name in (name for name, wanted in asked.items() if wanted):
+        if budget is None or budget.uniform:
+            got = "a rank" if budget is None else "uniform"
+            raise ValueError(
+                f"{name}: got {got}, wanted a budget, which is spent where the loss is predicted to rise least"
+            )
+        if not (can_pair(signal) and method == as_method(signal.method)):
+            fitting = ", ".join(repr(name) for name, one in SIGNALS.items() if can_pair(one))
+            raise ValueError(
+                f"{name}: got signal {signal.name!r} and method {method.name!r}, wanted a signal in units of the loss "
+                f"and its own closed form: {fitting}, and no method"
+            )
+    if asked["pairs"] and budget is not None:
+        check_unit_of_pairs(budget)
+
+
+def check_unit_of_pairs(budget: Budget) -> None:
+    """A ValueError for a budget of which the costs of heads are not known."""
     if budget.of == "bytes":
         raise ValueError("pairs: got a budget of bytes, wanted one of kernels, parameters, flops or time")
     if isinstance(budget.of, Latency) and not budget.of.heads:
         raise ValueError("pairs: got times without those of heads, wanted of=measure_latency(model, ..., pairs=True)")
-    if not (can_pair(signal) and method == as_method(signal.method)):
-        fitting = ", ".join(repr(name) for name, one in SIGNALS.items() if can_pair(one))
-        raise ValueError(
-            f"pairs: got signal {signal.name!r} and method {method.name!r}, wanted a signal in units of the loss and "
-            f"its own closed form: {fitting}, and no method"
-        )
 
 
 def can_pair(signal: Signal) -> bool:
-    """Whether its weights say what heads of fewer dimensions lose beside factors."""
+    """Whether its components are known, and say what heads of fewer dimensions lose beside factors."""
     return signal.units == "loss" and as_method(signal.method).kronecker
 
 

@@ -303,7 +303,7 @@ def most_components(kernel: Float[np.ndarray, "in out"]) -> int:
 
 def is_identity(kernel: Float[np.ndarray, "in out"]) -> bool:
     """Whether it is one, as `with_identities` puts between two kernels."""
-    return kernel.shape[0] == kernel.shape[1] and np.array_equal(kernel, np.eye(len(kernel)))
+    return kernel.ndim == 2 and kernel.shape[0] == kernel.shape[1] and np.array_equal(kernel, np.eye(len(kernel)))
 
 
 def is_cut(kernel: Float[np.ndarray, "in out"], weights: Any, method: wlra.Method | None) -> bool:

@@ -1,0 +1,117 @@
+"""Predicted losses that are corrected by what cutting the kernels of a kind is measured to lose."""
+
+import functools
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+
+import bert_adapter
+from bert_adapter.checkpoint.names import by_path
+from bert_adapter.cli import main
+from bert_adapter.decompositions import predicted_losses
+
+TEXTS = ["a red fox runs", "a dog runs far from it .", "red dogs", "it runs from a fox"] * 4
+OTHERS = ["it runs", "a red dog runs far", "far from a fox", "a fox ."]
+
+
+@functools.cache
+def model() -> bert_adapter.Model:
+    return tiny.model(num_hidden_layers=2)
+
+
+@functools.cache
+def known(signal: str = "combined") -> bert_adapter.Decompositions:
+    """What a signal says of the model's kernels."""
+    batches, kernels = bert_adapter.text_batches(model(), TEXTS), bert_adapter.select_kernels(model())
+    how: dict[str, Any] = {"signal": signal, "progress": False}
+    importance = bert_adapter.measure_signal(bert_adapter.forward(model()), model().params, batches, kernels, **how)
+    return bert_adapter.decompose(model().params, importance, **how)
+
+
+def others() -> Any:
+    return bert_adapter.text_batches(model(), OTHERS)
+
+
+def test_each_kind_is_corrected_by_what_cutting_all_of_it_loses():
+    found = bert_adapter.corrected(model(), known(), others(), progress=False)
+    kinds: dict[str, list[str]] = {}
+    for path in known().kernels:
+        kinds.setdefault(re.sub(r"\d", "#", path), []).append(path)
+    assert {len(paths) for paths in kinds.values()} == {2}
+    for paths in kinds.values():
+        ranks = {path: round(0.25 * np.prod(known().shapes[path]) / sum(known().shapes[path])) for path in paths}
+        losses = {path: predicted_losses(known().squares[path]) / known().examples[path] for path in paths}
+        predicted = sum(losses[path][rank] for path, rank in ranks.items())
+        params, _ = bert_adapter.factorise(model().params, known().kernels, ranks, method="kronecker", progress=False)
+        small = model()._replace(params=bert_adapter.merge(params))
+        measured = bert_adapter.loss_increase(model(), small, others(), progress=False)
+        for path in paths:
+            ratio = known().examples[path] / found.examples[path]
+            np.testing.assert_allclose(ratio, measured / predicted, rtol=1e-4)
+
+
+def test_a_plan_goes_by_corrected_losses():
+    batches = bert_adapter.text_batches(model(), TEXTS)
+    how: dict[str, Any] = {"budget": 0.5, "progress": False}
+    small, report = bert_adapter.compress(model(), batches, correct=others(), **how)
+    found = bert_adapter.corrected(model(), known(), others(), progress=False)
+    again, same = bert_adapter.compress(model(), (), importance=found, **how)
+    assert [kernel.rank for kernel in report.kernels] == [kernel.rank for kernel in same.kernels]
+    np.testing.assert_allclose(report.predicted, same.predicted, rtol=1e-3)  # the order of sums
+    for path, leaf in by_path(small.params).items():
+        np.testing.assert_allclose(leaf, by_path(again.params)[path], atol=1e-3)
+    rising = bert_adapter.plan(model().params, known(), 0.5).predicted
+    assert report.predicted != pytest.approx(rising, rel=0.1)
+
+
+def test_heads_are_corrected_beside_factors():
+    batches = bert_adapter.text_batches(model(), TEXTS)
+    small, report = bert_adapter.compress(model(), batches, correct=others(), pairs=True, budget=0.5, progress=False)
+    assert report.parameters_after <= 0.5 * report.parameters_before
+    assert np.isfinite(np.asarray(bert_adapter.forward(small)(small.params, next(iter(others()))))).all()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: bert_adapter.corrected(model(), known(), []), "batches: got none, wanted texts on which losses"),
+        (
+            lambda: bert_adapter.corrected(model(), known(), bert_adapter.text_batches(model(), TEXTS)),
+            "batches: got some that importance was measured on, wanted other texts",
+        ),
+        (
+            lambda: bert_adapter.corrected(model(), known("activation"), others()),
+            "known: got signal 'activation', in units of its own, wanted one of the loss",
+        ),
+        (
+            lambda: bert_adapter.corrected(tiny.model(num_hidden_layers=1), known(), others()),
+            "importance: decomposed for another model",
+        ),
+        (
+            lambda: bert_adapter.compress(model(), [], rank=2, correct=others()),
+            "correct: got a rank, wanted a budget",
+        ),
+        (
+            lambda: bert_adapter.compress(model(), [], budget=0.5, signal="svd", correct=others()),
+            "correct: got signal 'svd' and method 'svd', wanted a signal in units of the loss",
+        ),
+    ],
+)
+def test_what_cannot_be_corrected_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_the_command_line_corrects(tmp_path, capsys):
+    bert_adapter.save(model(), tmp_path / "dense")
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
+    (tmp_path / "others.txt").write_text("\n".join(OTHERS))
+    dense, texts, other, out = (str(tmp_path / name) for name in ("dense", "texts.txt", "others.txt", "small"))
+    command = ["compress", dense, "--text", texts, "--correct", other, "-o", out]
+    assert main([*command, "--budget", "0.5"]) == 0
+    assert "predicted to rise by" in capsys.readouterr().out
+    assert main([*command, "--rank", "2"]) == 2
+    assert "correct: got a rank, wanted a budget" in capsys.readouterr().err
