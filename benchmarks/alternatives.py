@@ -47,6 +47,7 @@ from bert_adapter.distributions.draw import Draw
 from bert_adapter.distributions.gaussian import gaussian
 from bert_adapter.engines import batch_for
 from bert_adapter.families import predictive
+from bert_adapter.latency import compiled
 from bert_adapter.losses import task_loss
 from bert_adapter.model import Model
 from bert_adapter.timing import in_turns
@@ -207,10 +208,8 @@ def timed(bench: Bench) -> list[Row]:
     models = {(DENSE, 1.0): bench.dense}
     for name in TIMED:
         models |= {(name, size): small.model for size in SIZES if (small := bench.make(name, size)) is not None}
-    batch, calls = batch_for(bench.dense, BATCH, LENGTH), {}
-    for key, model in models.items():
-        run, params = jax.jit(bert_adapter.forward(model)), jax.device_put(model.params)
-        calls[key] = lambda run=run, params=params: jax.block_until_ready(run(params, batch))
+    batch = batch_for(bench.dense, BATCH, LENGTH)
+    calls = {key: compiled(model, batch) for key, model in models.items()}
     seconds = in_turns(calls, ROUNDS)
     return [
         row(

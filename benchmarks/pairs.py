@@ -21,7 +21,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import jax
 import numpy as np
 
 import bert_adapter
@@ -31,7 +30,7 @@ from benchmarks.tables import Row, arguments, bar, conclude, keep, kept_in, mark
 from bert_adapter.engines import batch_for
 from bert_adapter.evaluate import embed
 from bert_adapter.head_sizes import sizes_of
-from bert_adapter.latency import STEP
+from bert_adapter.latency import STEP, compiled
 from bert_adapter.model import Model
 from bert_adapter.signals import DEFAULT
 from bert_adapter.speed import CELLS
@@ -88,10 +87,8 @@ def timed(options: argparse.Namespace, models: Mapping[Key, tuple[Model, float |
     """The rows of times."""
     rows, dense = [], models[DENSE][0]
     for batch, length in [(1, 16)] if options.quick else CELLS:
-        calls, inputs = {}, batch_for(dense, batch, length)
-        for key, (model, _) in models.items():
-            run, params = jax.jit(bert_adapter.forward(model)), jax.device_put(model.params)
-            calls[key] = lambda run=run, params=params, inputs=inputs: run(params, inputs)
+        inputs = batch_for(dense, batch, length)
+        calls = {key: compiled(model, inputs) for key, (model, _) in models.items()}
         seconds = {key: median(found) for key, found in in_turns(calls, options.rounds).items()}
         for key, (model, _) in models.items():
             (way, of, budget), speed = key, seconds[DENSE] / seconds[key]

@@ -83,11 +83,11 @@ def corrected(
 
 def first_of(batches: Iterable[Batch]) -> list[Batch]:
     """As many of the batches as hold STEPS tokens, one at least."""
-    found = []
+    found, count = [], 0
     for batch in batches:
         found.append(batch)
-        sizes = [math.prod(np.shape(next(iter(each.values())))[:2]) for each in found]
-        if sum(sizes) >= STEPS:
+        count += math.prod(np.shape(next(iter(batch.values())))[:2])
+        if count >= STEPS:
             break
     if not found:
         raise ValueError("batches: got none, wanted texts on which losses are measured")
