@@ -12,7 +12,8 @@ of the tasks; the embedder has none.
 neurons": Kwon et al. 2022, masks tuned by least squares, written from the paper (benchmarks/pruning.py).
 "activation": each layer's own outputs kept (DRONE; SVD-LLM's whitening), equal shares; "on its own inputs": layer after
 layer, with what the compressed layers below make of the texts (SVD-LLM's update). "kfac": Kronecker factors, equal
-shares. "int8": the default's factors, or all dense kernels, as integers of 8 bits beside scales; dense int8 has all
+shares. "corrected": one batch of 16 is not measured on, and corrects predicted losses instead (`correct=`); "heads":
+with `pairs=True` besides. "int8": the default's factors, or all dense kernels, as integers of 8 bits beside scales; dense int8 has all
 operations, so it stands apart. "no encoder": every kernel zero. "bytes" are those of the whole file beside the dense
 one's in float32, at half of the operations; of layers and pruned units, those that would be left.
 
@@ -50,10 +51,12 @@ from bert_adapter.families import predictive
 from bert_adapter.latency import compiled
 from bert_adapter.losses import task_loss
 from bert_adapter.model import Model
+from bert_adapter.signals import DEFAULT
 from bert_adapter.timing import in_turns
 
 SIZES = (0.75, 0.5, 0.25, 0.125)
 OURS, DENSE, FLOOR = "the default", "dense", "no encoder"
+CORRECTED, HEADS = f"{OURS}, corrected", f"{OURS}, corrected, heads"
 HEALED, TEXTS = f"{OURS}, healed", 10_000
 LABELLED = ("fwsvd", "pruned heads and neurons")
 NAMES = (
@@ -66,12 +69,15 @@ NAMES = (
     "activation, on its own inputs",
     "kfac",
     OURS,
+    CORRECTED,
+    HEADS,
     f"{OURS}, int8",
     HEALED,
 )
 TIMED = (FIRST, OURS)
 TRAINED, AFTER = (FIRST, SPREAD, "svd", "fwsvd", "activation", "kfac", OURS, HEALED), "then an epoch"
 BATCH, LENGTH, ROUNDS = 8, 128, 15
+EVERY = 16  # of so many batches, one corrects what the others predict
 
 
 class Small(NamedTuple):
@@ -96,17 +102,40 @@ class Bench:
         self.known = cache(
             lambda signal: bert_adapter.decompose(self.dense.params, self.importance(signal), signal=signal)
         )
-        self.healed = cache(self.heal)
+        self.healed, self.corrected = cache(self.heal), cache(self.correct)
 
     def measured(self, signal: str) -> Any:
         """What the signal needs of the encoder's kernels; fwsvd's gradients are those of labels where there are any."""
         if signal == "svd":
             return None
+        return self.importance_of(self.dense, self.batches, signal)
+
+    def importance_of(self, dense: Model, batches: list[Any], signal: str) -> Any:
+        """What the signal needs of a model's kernels."""
         labels = signal == "fwsvd" and self.use.name != EMBEDDER
-        gradients: Any = task_loss(self.dense.module) if labels else predictive(self.dense.module)
-        run, paths = bert_adapter.forward(self.dense), bert_adapter.select_kernels(self.dense)
+        gradients: Any = task_loss(dense.module) if labels else predictive(dense.module)
+        run, paths = bert_adapter.forward(dense), bert_adapter.select_kernels(dense)
         how: dict[str, Any] = {"gradients": gradients, "progress": False}
-        return bert_adapter.measure_signal(run, self.dense.params, self.batches, paths, signal=signal, **how)
+        return bert_adapter.measure_signal(run, dense.params, batches, paths, signal=signal, **how)
+
+    def correct(self) -> Any:
+        """The model with identities, and what most of the texts tell of its kernels, corrected by one of 16 batches."""
+        probe, rest = bert_adapter.with_identities(self.dense), self.batches[EVERY // 2 :: EVERY]
+        most = [batch for place, batch in enumerate(self.batches) if place % EVERY != EVERY // 2]
+        known = bert_adapter.decompose(probe.params, self.importance_of(probe, most, DEFAULT), progress=False)
+        return probe, bert_adapter.corrected(probe, known, rest, progress=False) if rest else known  # none if quick
+
+    def by_corrected(self, size: float, heads: bool) -> Small:
+        """By corrected predictions, with heads of fewer dimensions or without."""
+        probe, known = self.corrected()
+        if heads:
+            how: dict[str, Any] = {"importance": known, "budget": size, "pairs": True, "progress": False}
+            small, report = bert_adapter.compress(self.dense, (), **how)
+            return self.of(small, report.parameters_after)
+        planned = bert_adapter.plan(probe.params, known, size, kernels=bert_adapter.select_kernels(self.dense))
+        how = {"method": "kronecker", "progress": False}
+        params, _ = bert_adapter.factorise(self.dense.params, known.kernels, planned.ranks, **how)
+        return self.of(self.dense._replace(params=params), round(planned.share * self.kernels))
 
     def factorised(self, signal: str, size: float, uniform: bool = True) -> Small:
         """By a signal's weights."""
@@ -159,7 +188,7 @@ class Bench:
         """The default, trained to the dense model's outputs on train rows."""
         rows = chosen(self.use.train, 64 if self.quick else TEXTS, 0)
         texts = separate(rows)[:TEXTS] if self.use.name == EMBEDDER else rows.texts
-        small = self.factorised("combined", size, uniform=False)
+        small = self.factorised(DEFAULT, size, uniform=False)
         model, gained = bert_adapter.heal(small.model, self.dense, bert_adapter.text_batches(self.dense, texts))
         print(f"  {gained}", flush=True)
         return small._replace(model=model)
@@ -169,12 +198,14 @@ class Bench:
         if name in (FIRST, SPREAD):
             return self.layers(size, name == SPREAD)
         if name == f"{OURS}, int8":
-            small = self.factorised("combined", size, uniform=False)
+            small = self.factorised(DEFAULT, size, uniform=False)
             return self.stored(small.model, small.operations)
         calls: dict[str, Callable[[float], Small]] = {
             "pruned heads and neurons": self.masked,
             "activation, on its own inputs": self.in_turn,
-            OURS: partial(self.factorised, "combined", uniform=False),
+            OURS: partial(self.factorised, DEFAULT, uniform=False),
+            CORRECTED: partial(self.by_corrected, heads=False),
+            HEADS: partial(self.by_corrected, heads=True),
             HEALED: self.healed,
         }
         return calls[name](size) if name in calls else self.factorised(name, size)
@@ -198,7 +229,7 @@ def scored(bench: Bench, name: str, size: float, make: Callable[[], Small | None
     about = {"cost": Measured(None, None, time.perf_counter() - began, None), "model": bench.name, "size": size}
     if small is None:
         return row(use.name, name, None, "none of that size", **about, score=None)
-    model = small.model._replace(params=bert_adapter.merge(small.model.params))  # all run by one program
+    model = bert_adapter.merge(small.model)  # all run by one program
     score = bert_adapter.score(model, use.dev, progress=False)[METRICS[use.name]]
     return row(use.name, name, None, "", **about, score=score, operations=small.operations, bytes=small.bytes)
 
@@ -353,7 +384,7 @@ def show(ax: Any, panel: Panel) -> None:
     for name, points in panel.lines.items():
         color = f"C{NAMES.index(OURS if OURS in name else name)}"
         style = {"marker": "o", "markersize": 3, "linewidth": 2.5 if name == OURS else 1.2, "color": color}
-        style["linestyle"] = {f"{OURS}, int8": ":", HEALED: "--"}.get(name, "-")
+        style["linestyle"] = {f"{OURS}, int8": ":", HEALED: "--", CORRECTED: "-.", HEADS: (0, (1, 4))}.get(name, "-")
         if points:
             ax.plot(*np.array(points).T, label=name, **style)
     for left, score in panel.ends.items():
@@ -367,6 +398,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--model", type=Path, metavar="MODEL", help=f"the directory of an embedder ({OWN})")
     parser.add_argument("--healed", type=float, nargs="*", default=[], help="sizes at which to heal the default too")
     parser.add_argument("--trained", type=float, nargs="*", default=[], help="sizes at which to train an epoch too")
+    parser.add_argument("--full", action="store_true", help="fine-tune on all of SST-2's rows (on 16,000)")
+    parser.add_argument("--only", nargs="+", metavar="METHOD", help="rows of these methods alone (all)")
     parser.add_argument("--times", action="store_true", help="time the embedder too, on a machine that is quiet")
     study.add_cache(parser)
     options = parser.parse_args(argv)
@@ -385,8 +418,10 @@ def run(bench: Bench, options: argparse.Namespace, file: Path) -> None:
     done = {(line["problem"], line["method"], line["size"]) for line in rows}
     cells = [cell for cell in cells_of(bench) if cell[1] in (0.0, 1.0, *options.sizes)]
     cells = [cell for cell in cells if cell[0] != HEALED or cell[1] in options.healed]
+    cells = [cell for cell in cells if options.only is None or cell[0] in options.only]
     if use.name != EMBEDDER:
         after = [(name, size) for size in options.trained for name in TRAINED]
+        after = [(name, size) for name, size in after if options.only is None or f"{name}, {AFTER}" in options.only]
         cells += [(f"{name}, {AFTER}", size, partial(trained, bench, name, size)) for name, size in after]
     for name, size, make in cells:
         if (use.name, name, size) not in done:

@@ -209,7 +209,8 @@ def prepared(task: str, options: argparse.Namespace) -> Bench:
     from bert_adapter.demo import minilm
 
     wanted, other = TASKS[task], getattr(options, "model", None)
-    train = chosen(rows_of(task, "train", options.data), 64 if options.quick else wanted.rows, 0)
+    count = None if getattr(options, "full", False) else wanted.rows
+    train = chosen(rows_of(task, "train", options.data), 64 if options.quick else count, 0)
     dev = chosen(rows_of(task, "dev", options.data), 64 if options.quick else None, 0)
     folder = options.cache / ("study-quick" if options.quick else "study")
     folder = (folder / other.resolve().name if other else folder) / task
