@@ -13,8 +13,8 @@ neurons": Kwon et al. 2022, masks tuned by least squares, written from the paper
 "activation": each layer's own outputs kept (DRONE; SVD-LLM's whitening), equal shares; "on its own inputs": layer after
 layer, with what the compressed layers below make of the texts (SVD-LLM's update). "kfac": Kronecker factors, equal
 shares. "corrected": one batch of 16 is not measured on, and corrects predicted losses instead (`correct=`); "heads":
-with `pairs=True` besides. "int8": the default's factors, or all dense kernels, as integers of 8 bits beside scales; dense int8 has all
-operations, so it stands apart. "no encoder": every kernel zero. "bytes" are those of the whole file beside the dense
+with `pairs=True` besides. "int8": the default's factors, or all dense kernels, as integers of 8 bits beside scales;
+dense int8 has all operations, so it stands apart. "no encoder": every kernel zero. "bytes" are those of the whole file beside the dense
 one's in float32, at half of the operations; of layers and pruned units, those that would be left.
 
 Milliseconds are those of the embedder in JAX, 8 texts of 128 tokens, beside dense ones by turns. Models with pruned

@@ -206,3 +206,18 @@ def test_courses_that_reach_zero_are_drawn_as_they_are():
     axes = wlra.plot.convergence({"a": [0.3, 0.1, 0.0]})
     np.testing.assert_allclose(np.asarray(axes.lines[0].get_ydata()), [0.3, 0.1, 1e-7])
     assert axes.get_ylabel() == "loss"
+
+
+def test_penalties_may_be_unsigned():
+    found = wlra.solve_path(W, WEIGHTS, rank=5, ridge=list(np.array([0, 1], np.uint8)), method="lbfgs", tol=1e-4)
+    assert found.loss[0] < found.loss[1]  # minus one of them is 255, and NumPy warns of it
+
+
+def test_errors_that_are_no_number_count_as_infinite():
+    target, weights = W.astype(np.float64), np.ones((M, N))
+    given = wlra.door.check_problem(target, weights)
+    hidden = np.zeros((1, M, N), bool)
+    hidden[0, 0, 0] = True
+    left = np.full((1, M, K), np.nan)
+    result = wlra.solve(target, weights, K, max_iters=1)._replace(left=left, right=np.zeros((1, K, N)))
+    assert wlra.selection.hidden_error(given, hidden, result).tolist() == [np.inf]

@@ -53,7 +53,8 @@ def enter(W: Any, weights: Any, solve: Callable[[Given], T], *, batched: bool = 
     """
     given = check_problem(W, weights, batched)
     dtype = "float64" if wide(given) else "float32"
-    narrow = in_jax(values(given.target).dtype) != np.float64  # factors are
+    of_factors = in_jax(values(given.target).dtype)
+    narrow = of_factors != np.float64
     if given.survey is None or (held(given, dtype) and not (dtype == "float64" and narrow and known)):
         check_held(given, dtype)
         return solve(given)
@@ -63,7 +64,7 @@ def enter(W: Any, weights: Any, solve: Callable[[Given], T], *, batched: bool = 
             like(matrix, np.asarray(values(matrix)).astype(np.float64)) for matrix in (given.target, given.weights)
         )
         found = solve(given._replace(target=target, weights=weights))
-        return narrowed(found, target, weights, in_jax(values(given.target).dtype))
+        return narrowed(found, target, weights, of_factors)
 
 
 def check_problem(W: Any, weights: Any, batched: bool = False) -> Given:

@@ -1,4 +1,4 @@
-"""Results that were computed in float64 and go back in float32."""
+"""Results in the dtype of the target: rounded to it, and zero where it does not hold their factors."""
 
 from typing import Any
 
@@ -13,6 +13,22 @@ from wlra.sparse import entries_on_host, is_sparse, values
 
 EXACT = 1e-10  # a loss that counts for nothing in float32
 SOUND = (Status.CONVERGED, Status.CLOSED_FORM)
+UNUSABLE = (Status.INVALID_TARGET, Status.INVALID_WEIGHTS)
+
+
+def as_dtype(result: Result, dtype: Any) -> Result:
+    """The result with factors in the dtype. Where they are beyond it they are zero, whose loss is 1, and NONFINITE."""
+    left, right = result.left.astype(dtype), result.right.astype(dtype)
+    finite = jnp.isfinite(left).all(axis=(-2, -1)) & jnp.isfinite(right).all(axis=(-2, -1))
+    for status in UNUSABLE:  # whose factors mean nothing
+        finite |= result.status == status.value
+    return result._replace(
+        left=jnp.where(finite[..., None, None], left, 0),
+        right=jnp.where(finite[..., None, None], right, 0),
+        loss=jnp.where(finite, result.loss, 1),
+        gap=jnp.where(finite, result.gap, jnp.inf),
+        status=jnp.where(finite, result.status, jnp.int32(Status.NONFINITE.value)),
+    )
 
 
 def narrowed(found: Any, target: Any, weights: Any, dtype: Any) -> Any:
@@ -24,11 +40,12 @@ def narrowed(found: Any, target: Any, weights: Any, dtype: Any) -> Any:
     rounded = jax.tree.map(narrow, found)
     if not isinstance(found, Result):
         return rounded
-    rounded = rounded._replace(left=rounded.left.astype(dtype), right=rounded.right.astype(dtype))
+    rounded = as_dtype(rounded, dtype)
+    beyond = np.asarray(rounded.status) != np.asarray(found.status)
     lost = loss_of(rounded, target, weights) - loss_of(found, target, weights)
     before, loss = np.asarray(found.loss), np.maximum(np.asarray(found.loss) + lost, 0)
-    nothing = (loss > 1) & (before <= 1)
-    raised = (loss > (1 + WITHIN) * before + EXACT) & np.isin(np.asarray(found.status), SOUND)
+    nothing = beyond | ((loss > 1) & (before <= 1))
+    raised = (loss > (1 + WITHIN) * before + EXACT) & np.isin(np.asarray(rounded.status), SOUND)
     left, right = (jnp.where(nothing[..., None, None], 0, factor) for factor in rounded[:2])
     return rounded._replace(
         left=left,

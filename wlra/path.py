@@ -75,7 +75,7 @@ def solve_path(
         bounds = [checks.check_rank(value if rank is None else rank, problem.shape) for value in steps]
         results: dict[int, Result] = {}
         start = None
-        for i in sorted(range(len(steps)), key=lambda i: -steps[i]):
+        for i in sorted(range(len(steps)), key=lambda i: -float(steps[i])):
             request = warm(problem, requests[i], start, bounds[i])
             results[i] = start = solve_given(problem, bounds[i], request, mesh=mesh)
         return stacked([results[i] for i in range(len(steps))])

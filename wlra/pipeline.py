@@ -15,6 +15,7 @@ from wlra.duality import duality_gap
 from wlra.linalg.batch import after
 from wlra.linalg.decompose import balance, leading_components, mask_rank, spectral_norm, truncated_svd
 from wlra.methods.method import Method
+from wlra.narrowing import as_dtype
 from wlra.options import Inputs, Options
 from wlra.problem import Factors, Kronecker, Problem
 from wlra.result import Result, Status
@@ -44,8 +45,7 @@ def solve_inputs(inputs: Inputs, options: Options) -> Result:
     )
     with jax.default_matmul_precision("highest"):
         result = solve_standard(given, options)
-    dtype = inputs.target.dtype
-    return result._replace(left=result.left.astype(dtype), right=result.right.astype(dtype))
+    return as_dtype(result, inputs.target.dtype)
 
 
 def solve_standard(inputs: Inputs, options: Options) -> Result:

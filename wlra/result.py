@@ -35,7 +35,7 @@ ADVICE = {
     Status.CLOSED_FORM: "A closed form is exact for its own kind of weights only: for others, use an iterative method.",
     Status.MAX_ITERS: "Still improving: raise `max_iters`, or go on with start=(result.left, result.right).",
     Status.STALLED: "No lower loss in `patience` iterations: raise `tol` or `patience`, or solve in float64.",
-    Status.NONFINITE: "An iterate overflowed and the best one before it was kept: solve in float64.",
+    Status.NONFINITE: "An iterate overflowed and the best one before it was kept, or zero: solve in float64.",
     Status.INVALID_TARGET: "W has NaN or inf where the weight is positive: give those entries weight 0.",
     Status.INVALID_WEIGHTS: "The weights have NaN, inf or negative entries, or are all zero: clean them first.",
 }
@@ -77,8 +77,9 @@ class Result(NamedTuple):
 
     `loss` is sum weights (W - left @ right)**2 / sum weights W**2 for the weights as given; with a penalty, the
     objective over that of zero. Of a W of 16 bits, factors are rounded to these at the end, and all numbers are of
-    those before. `stationarity` is the share of the gradient, in scaled variables, that a matrix of rank k can still
-    follow (see `wlra.problem.stationarity`).
+    those before; where factors are beyond the numbers of their dtype, they are zero and `status` is NONFINITE.
+    `stationarity` is the share of the gradient, in scaled variables, that a matrix of rank k can still follow (see
+    `wlra.problem.stationarity`).
     `status` is a `wlra.Status`; `advice` says in a sentence what to do, `converged` whether nothing is to be done: the
     stationarity is at most `tol`, and the loss within 1 % of a local minimum (see `wlra.certificate`).
     `history` holds loss and stationarity of every iterate, entry 0 the start, +inf where no iteration came; a

@@ -14,6 +14,7 @@ from wlra.components import side_by_side
 from wlra.door import Given, wide
 from wlra.linalg.batch import in_chunks
 from wlra.methods.host import Found
+from wlra.narrowing import as_dtype
 from wlra.options import Inputs, Options, Request, join, split
 from wlra.pipeline import solve_inputs
 from wlra.problem import Factors, Kronecker
@@ -87,7 +88,9 @@ def host_result(found: Found, inputs: Inputs) -> Result:
     zero: Any = np.int32(0)
     gap: Any = np.float32(np.inf)
     history = History(loss[None], stationarity[None])
-    return Result(left, right, loss, stationarity, iterations=zero, status=status, history=history, gap=gap)
+    result = Result(left, right, loss, stationarity, iterations=zero, status=status, history=history, gap=gap)
+    finite = np.isfinite(left).all() and np.isfinite(right).all()
+    return result if finite else as_dtype(result, dtype)
 
 
 def solve_cut(inputs: Inputs, options: Options, plan: devices.Cut) -> Result:

@@ -157,7 +157,7 @@ def each_fold(
 def hidden_error(given: Given, hidden: Bool[np.ndarray, "folds ..."], result: Result) -> Float[np.ndarray, " folds"]:
     """The weighted squared error of each fold's hidden entries over a fold's mean share of the weighted squares of W.
 
-    On the host in float64, in units in which no square overflows.
+    On the host in float64, in units in which no square overflows; infinite where it is no number.
     """
     assert given.survey is not None  # asked of known values only
     target, weight = (np.asarray(values(matrix)).astype(np.float64) for matrix in (given.target, given.weights))
@@ -168,7 +168,7 @@ def hidden_error(given: Given, hidden: Bool[np.ndarray, "folds ..."], result: Re
     for place, left, right in zip(hidden, *factors, strict=True):
         product = entries_on_host(given.target, left, right)
         errors.append(np.sum(np.where(place, shares, 0) * (target - np.ldexp(product, -power)) ** 2) / zero)
-    return np.array(errors)
+    return np.nan_to_num(np.array(errors), nan=np.inf, posinf=np.inf)
 
 
 def ties(error: Float[np.ndarray, "r folds"]) -> Bool[np.ndarray, " r"]:
