@@ -9,13 +9,13 @@ may be left; no method exceeds it. All see the same 1,024 texts of train rows. "
 of the tasks; the embedder has none.
 
 "layers": the first that the share allows, or that many from the first to the last, without training. "pruned heads and
-neurons": Kwon et al. 2022, masks tuned by least squares, written from the paper (benchmarks/pruning.py).
-"activation": each layer's own outputs kept (DRONE; SVD-LLM's whitening), equal shares; "on its own inputs": layer after
-layer, with what the compressed layers below make of the texts (SVD-LLM's update). "kfac": Kronecker factors, equal
-shares. "corrected": one batch of 16 is not measured on, and corrects predicted losses instead (`correct=`); "heads":
-with `pairs=True` besides. "int8": the default's factors, or all dense kernels, as integers of 8 bits beside scales;
-dense int8 has all operations, so it stands apart. "no encoder": every kernel zero. "bytes" are those of the whole file beside the dense
-one's in float32, at half of the operations; of layers and pruned units, those that would be left.
+neurons": Kwon et al. 2022, masks tuned by least squares, written from the paper (benchmarks/pruning.py). "activation":
+each layer's own outputs kept (DRONE; SVD-LLM's whitening), equal shares; "on its own inputs": layer after layer, with
+what the compressed layers below make of the texts (SVD-LLM's update). "kfac": Kronecker factors, equal shares.
+"corrected": one batch of 16 is not measured on, and corrects predicted losses instead (`correct=`); "heads": with
+`pairs=True` besides. "int8": the default's factors, or all dense kernels, as integers of 8 bits beside scales; dense
+int8 has all operations, so it stands apart. "no encoder": every kernel zero. "bytes" are those of the whole file beside
+the dense one's in float32, at half of the operations; of layers and pruned units, those that would be left.
 
 Milliseconds are those of the embedder in JAX, 8 texts of 128 tokens, beside dense ones by turns. Models with pruned
 units are not timed: they run as masks here. Every score is a line of JSON when it is there: a run that was killed goes
@@ -38,7 +38,7 @@ import numpy as np
 import bert_adapter
 from benchmarks import study
 from benchmarks.base import FIRST, SPREAD, with_layers, without_kernels
-from benchmarks.candidates import OWN, name_of, separate
+from benchmarks.candidates import OWN, name_of, separate, without_identities
 from benchmarks.pruning import pruned
 from benchmarks.study import chosen
 from benchmarks.tables import Row, arguments, bar, conclude, keep, kept_in, markdown, number, read, row
@@ -102,7 +102,7 @@ class Bench:
         self.known = cache(
             lambda signal: bert_adapter.decompose(self.dense.params, self.importance(signal), signal=signal)
         )
-        self.healed, self.corrected = cache(self.heal), cache(self.correct)
+        self.healed, self.most = cache(self.heal), cache(self.of_most)
 
     def measured(self, signal: str) -> Any:
         """What the signal needs of the encoder's kernels; fwsvd's gradients are those of labels where there are any."""
@@ -118,24 +118,21 @@ class Bench:
         how: dict[str, Any] = {"gradients": gradients, "progress": False}
         return bert_adapter.measure_signal(run, dense.params, batches, paths, signal=signal, **how)
 
-    def correct(self) -> Any:
-        """The model with identities, and what most of the texts tell of its kernels, corrected by one of 16 batches."""
+    def of_most(self) -> Any:
+        """The model with identities, what most of the texts tell of its kernels, and one of 16 batches."""
         probe, rest = bert_adapter.with_identities(self.dense), self.batches[EVERY // 2 :: EVERY]
         most = [batch for place, batch in enumerate(self.batches) if place % EVERY != EVERY // 2]
         known = bert_adapter.decompose(probe.params, self.importance_of(probe, most, DEFAULT), progress=False)
-        return probe, bert_adapter.corrected(probe, known, rest, progress=False) if rest else known  # none if quick
+        return probe, known, rest or self.use.batches(chosen(self.use.dev, 8, 0))  # a quick run has too few
 
     def by_corrected(self, size: float, heads: bool) -> Small:
         """By corrected predictions, with heads of fewer dimensions or without."""
-        probe, known = self.corrected()
-        if heads:
-            how: dict[str, Any] = {"importance": known, "budget": size, "pairs": True, "progress": False}
-            small, report = bert_adapter.compress(self.dense, (), **how)
-            return self.of(small, report.parameters_after)
-        planned = bert_adapter.plan(probe.params, known, size, kernels=bert_adapter.select_kernels(self.dense))
-        how = {"method": "kronecker", "progress": False}
-        params, _ = bert_adapter.factorise(self.dense.params, known.kernels, planned.ranks, **how)
-        return self.of(self.dense._replace(params=params), round(planned.share * self.kernels))
+        _, known, rest = self.most()
+        how: dict[str, Any] = {"budget": size, "correct": rest, "progress": False}
+        if not heads:
+            known = without_identities(known, self.dense)
+        small, report = bert_adapter.compress(self.dense, (), importance=known, pairs=heads, **how)
+        return self.of(small, report.parameters_after)
 
     def factorised(self, signal: str, size: float, uniform: bool = True) -> Small:
         """By a signal's weights."""

@@ -25,6 +25,7 @@ from benchmarks.study import chosen, rows_of, summed
 from benchmarks.tables import Row, arguments, markdown, row, write
 from benchmarks.timing import Measured
 from bert_adapter.checkpoint.names import by_path
+from bert_adapter.decompositions import Decompositions, restricted
 from bert_adapter.distributions.draw import Draw
 from bert_adapter.distributions.gaussian import gaussian
 from bert_adapter.importance.batch import time_products
@@ -74,6 +75,11 @@ def measured(dense: Model, batches: Iterable[Batch], signal: str, seed: int = 0,
     params, paths = jax.device_put(dense.params), bert_adapter.select_kernels(dense)
     how: dict[str, Any] = {"signal": signal, "whole": whole, "seed": seed, "progress": False}
     return bert_adapter.measure_signal(bert_adapter.forward(dense), params, batches, paths, **how)
+
+
+def without_identities(known: Decompositions, dense: Model) -> Decompositions:
+    """What was decomposed of a model with identities, of the dense model's kernels alone."""
+    return restricted(known, bert_adapter.select_kernels(dense))._replace(model="", measured=None)
 
 
 def compressed(context: Context, importance: Any, signal: str = DEFAULT, **options: Any) -> Model:

@@ -1,7 +1,8 @@
 """Do predicted losses that are corrected by measurement make better plans?
 
-`corrected` cuts all kernels of a kind to a quarter together, measures by how much the loss rises on 256 pairs of other
-train rows, and multiplies what is predicted for each of them by that over what was predicted.
+`corrected` cuts all kernels of a kind together as the budget's plan does, measures by how much the loss rises on 256
+pairs of other train rows, and multiplies what is predicted for each of them by that over what was predicted; and once
+more for the plan that this leads to.
 
 all-MiniLM-L6-v2, or the embedder in the directory after `--model`, importance from 512 pairs of STS-B's train rows
 without their labels. Shares are of the encoder kernels' parameters. "heads": with `pairs=True`, so that heads of
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 
 import bert_adapter
-from benchmarks.candidates import OWN, Context, measured, name_of, prepared, separate
+from benchmarks.candidates import OWN, Context, measured, name_of, prepared, separate, without_identities
 from benchmarks.speed import kept_of
 from benchmarks.study import rows_of
 from benchmarks.tables import Row, arguments, bar, conclude, keep, kept_in, markdown, read, row
@@ -41,31 +42,28 @@ def others_of(context: Context, options: argparse.Namespace) -> list[Any]:
     return list(bert_adapter.text_batches(context.dense, [text for i in picked for text in free[i]]))
 
 
-def ratios(name: str, plain: Any, fixed: Any) -> list[Row]:
+def ratios(name: str, budget: float, plain: Any, fixed: Any) -> list[Row]:
     """By kind, what is measured over what is predicted."""
     kinds = {re.sub(r"\d+", "*", path): plain.examples[path] / fixed.examples[path] for path in plain.examples}
-    return [row("ratio", kind, None, "", model=name, ratio=ratio) for kind, ratio in kinds.items()]
+    return [row("ratio", kind, None, "", model=name, budget=budget, ratio=ratio) for kind, ratio in kinds.items()]
 
 
-def scored(name: str, context: Context, known: dict[str, Any]) -> list[Row]:
+def scored(name: str, context: Context, probe: Any, known: Any, others: list[Any]) -> list[Row]:
     """The rows of all budgets and ways."""
     dense, rows = context.dense, []
     wanted = embed(dense, separate(context.dev))
     for budget, way in itertools.product(BUDGETS, WAYS):
-        how: dict[str, Any] = {"importance": known[way.removesuffix(", heads")], "budget": budget, "progress": False}
-        if not way.endswith("heads"):  # what is known of identities is left out
-            found, kernels = how["importance"], bert_adapter.select_kernels(dense)
-            plan = bert_adapter.plan(known["probe"].params, found, budget, kernels=kernels)
-            small, _ = bert_adapter.factorise(
-                dense.params, found.kernels, plan.ranks, method="kronecker", progress=False
-            )
-            model, predicted = dense._replace(params=bert_adapter.merge(small)), plan.predicted
-        else:
-            model, report = bert_adapter.compress(dense, (), pairs=True, **how)
-            model, predicted = bert_adapter.merge(model), report.predicted
+        heads = way.endswith("heads")
+        of = known if heads else without_identities(known, dense)
+        if way.startswith(CORRECTED):
+            plain, of = of, bert_adapter.corrected(probe if heads else dense, of, others, budget, progress=False)
+            rows += ratios(name, budget, plain, of) if heads else []
+        how: dict[str, Any] = {"importance": of, "budget": budget, "pairs": heads, "progress": False}
+        small, report = bert_adapter.compress(dense, (), **how)
+        model = bert_adapter.merge(small)
         risen = bert_adapter.loss_increase(dense, model, context.held, progress=False)
         scores = kept_of(embed(model, separate(context.dev)), wanted, context.dev.labels)
-        about: Row = {"model": name, "budget": budget, "predicted": predicted}
+        about: Row = {"model": name, "budget": budget, "predicted": report.predicted}
         rows.append(row("score", way, risen, "") | about | scores)
         print(f"  {budget:.0%}, {way}: {scores['spearman']:.4f}, {scores['cosine']:.4f}", flush=True)
     return rows
@@ -88,9 +86,16 @@ def report(rows: list[Row]) -> str:
             for line in of
             if line["problem"] == "score"
         ]
-        kinds = [[line["method"], f"{line['ratio']:.2f}"] for line in of if line["problem"] == "ratio"]
+        found = {(line["method"], line["budget"]): line["ratio"] for line in of if line["problem"] == "ratio"}
+        kinds = [
+            [kind, *(f"{found[kind, each]:.2f}" for each in BUDGETS)] for kind in dict.fromkeys(k for k, _ in found)
+        ]
         head = ["kept", "plan", "predicted", "measured", "Spearman", "cosine"]
-        parts += [f"**{name}**", markdown(head, cells), markdown(["kind of kernel", "measured over predicted"], kinds)]
+        parts += [
+            f"**{name}**",
+            markdown(head, cells),
+            markdown(["measured over predicted", *(f"{budget:.0%}" for budget in BUDGETS)], kinds),
+        ]
         parts.append("\n".join(verdicts(of)))
     return "\n\n".join(parts)
 
@@ -141,9 +146,7 @@ def main(argv: list[str] | None = None) -> None:
     probe = bert_adapter.with_identities(context.dense)
     importance = measured(probe, context.batches, DEFAULT)
     plain = bert_adapter.decompose(probe.params, importance, progress=False)
-    fixed = bert_adapter.corrected(probe, plain, others_of(context, options))
-    rows = scored(name, context, {PLAIN: plain, CORRECTED: fixed, "probe": probe})
-    keep(file, *rows, *ratios(name, plain, fixed))
+    keep(file, *scored(name, context, probe, plain, others_of(context, options)))
     conclude(file, report, draw, __doc__)
 
 

@@ -188,8 +188,8 @@ def add_size(group: Any) -> None:
         "--correct",
         type=place,
         metavar="FILE",
-        help="other texts, in the form of --text, on which it is measured what cutting the kernels of each kind loses: "
-        "predictions are corrected by that",
+        help="other texts, in the form of --text, on which it is measured what the plan's cuts of each kind of "
+        "kernel lose: predictions are corrected by that",
     )
     add_selection(group)
 

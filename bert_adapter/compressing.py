@@ -12,7 +12,7 @@ import wlra
 from bert_adapter.batches import labelled
 from bert_adapter.checkpoint.bits import DTYPES, FEWER, as_stored, chosen_dtypes
 from bert_adapter.checkpoint.names import by_path, dtypes_of, heads_of, low_rank, section_of
-from bert_adapter.correcting import corrected
+from bert_adapter.correcting import corrected_for
 from bert_adapter.decompositions import (
     Decompositions,
     check_of,
@@ -151,8 +151,9 @@ def compress(
       pairs: whether heads of attention may keep fewer dimensions, all of a layer as many, where that is predicted to
         lose less than factors of query and key, or of value and output, of as many parameters. Kernels are narrower
         then, and faster than factors. The budget is not one of bytes. See `with_identities`.
-      correct: batches of other texts without labels, a few thousand tokens, on which it is measured what cutting the
-        kernels of each kind loses: predicted losses are corrected by that before the budget is spent; see `corrected`.
+      correct: batches of other texts without labels, a few thousand tokens, on which it is measured what the
+        plan's cuts of each kind of kernel lose: predicted losses are corrected by that before the budget is spent; see
+        `corrected`.
       signal: what an error is weighted by, a name in `SIGNALS` or a `Signal` of your own. The default, "combined",
         plans ranks by the marginals of the Fisher information, E[GG'] along a kernel's inputs and E[G'G] along its
         outputs, with G an example's gradient (Gupta et al. 2018); it makes factors by the same, with half of E[GG']
@@ -220,7 +221,8 @@ def compress(
         importance = measured(seen, batches, every, gradients=gradients, seed=seed, file=file, **how)
     clock.append(time.perf_counter())
     known = decomposed(seen.params, importance, every, shrink=shrink, consume=given is None, **how)
-    known = known if correct is None else corrected(seen, known, correct, progress=progress)
+    if correct is not None and wanted is not None:
+        known = corrected_for(seen, known, correct, wanted, progress)
     spent = Spent(ranks or {}) if wanted is None else spent_by(plan_for(dense.params, known, wanted, met), chosen)
     clock.append(time.perf_counter())
     how = {"shapes": shapes, "method": solved_by, "solver": solver, "progress": progress}

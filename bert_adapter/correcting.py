@@ -1,19 +1,22 @@
-"""What cutting kernels is predicted to lose, corrected by what cutting all kernels of a kind is measured to lose.
+"""What cutting kernels is predicted to lose, corrected by what the cuts of a plan are measured to lose.
 
 A prediction is of second order, around the dense model, and takes what kernels lose to add up. How far it is off
-depends on the kind of kernel: most for queries and keys, which a softmax follows (benchmarks/corrected.py).
+depends on the kind of kernel and on how far it is cut: most for queries and keys, which a softmax follows, and for
+feed-forward kernels of classifiers (benchmarks/corrected.py).
 """
 
 import math
 import re
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from bert_adapter.decompositions import Decompositions, check_of, is_identity, predicted_losses
+from bert_adapter.decompositions import Decompositions, check_of, predicted_losses
 from bert_adapter.evaluate import loss_increase
+from bert_adapter.head_sizes import Pair, identities_in, pairs_of
 from bert_adapter.importance.fingerprint import of_arrays
 from bert_adapter.kernels import break_even
 from bert_adapter.layers.capture import Batch
@@ -22,32 +25,45 @@ from bert_adapter.layers.places import kernel_path
 from bert_adapter.layers.stacks import restacked, unstacked
 from bert_adapter.model import Model
 from bert_adapter.progress import track
+from bert_adapter.ranks import Budget, Plan, Unit, budget_of, plan_for
 from wlra.components import cut
 
-SHARE = 0.25  # of the numbers of a kernel, to which those of a kind are cut together
+ROUNDS = 2  # plans, each of whose cuts are measured; a third changes little
+MILD = 0.75  # of the numbers of a kernel, to which one that the plan leaves whole is cut
 STEPS = 8192  # tokens, or rows of other inputs, on which that is measured
-FIRM = 1e-3  # of what kernels of zero would lose by prediction: less is not told from rounding errors
+FIRM = 1e-5  # of what kernels of zero would lose by prediction: less is not told from rounding errors
 
 
 def corrected(
-    model: Model, known: Decompositions, batches: Iterable[Batch], *, progress: bool = True
+    model: Model,
+    known: Decompositions,
+    batches: Iterable[Batch],
+    budget: float,
+    *,
+    of: Unit = "kernels",
+    flops: float | None = None,
+    multiple_of: int = 1,
+    progress: bool = True,
 ) -> Decompositions:
-    """The decompositions with predicted losses that fit what is measured, for plans of any budget.
+    """The decompositions with predicted losses that fit what is measured, for plans of about this budget.
 
-    All kernels of a kind, of one shape and with paths that differ in numbers alone, are cut to a quarter together. By
-    how much the loss rises then, over what was predicted, is what predictions for each of them are multiplied by. No
-    labels are needed: the loss is that of `loss_increase`. It takes two passes over a few thousand tokens for a kind.
+    All kernels of a kind, of one shape and with paths that differ in numbers alone, are cut together as the budget's
+    plan cuts them, and the others left whole. By how much the loss rises then, over what was predicted, is what
+    predictions for each of them are multiplied by. That is done twice, the second time for the plan that the first
+    led to. No labels are needed: the loss is that of `loss_increase`. It takes two passes over a few thousand tokens
+    for a kind, each time.
 
     Args:
       model: the one that was decomposed, with what `with_identities` gave it, if that was.
       known: what `decompose` returned, for a signal in units of the loss.
       batches: other texts like those to come, for what was measured fits its own texts better than others; the first
         few thousand tokens are used.
+      budget, of, flops, multiple_of: as in `plan`, and as they will be there.
       progress: whether there is a bar on a terminal.
 
     Raises:
       ValueError: decompositions of another model, of a signal in units of its own, or without components; no batches,
-        or those that the importance was measured on.
+        or those that the importance was measured on; a budget that cannot be.
 
     Example:
       >>> import bert_adapter
@@ -57,10 +73,18 @@ def corrected(
       >>> kernels, run = bert_adapter.select_kernels(model), bert_adapter.forward(model)
       >>> importance = bert_adapter.measure_signal(run, model.params, batches, kernels)
       >>> others = bert_adapter.text_batches(model, ["a dog runs", "it runs from a fox"])
-      >>> known = bert_adapter.corrected(model, bert_adapter.decompose(model.params, importance), others)
-      >>> bert_adapter.plan(model.params, known, budget=0.5).predicted > 0
+      >>> known = bert_adapter.decompose(model.params, importance)
+      >>> fixed = bert_adapter.corrected(model, known, others, budget=0.5)
+      >>> bert_adapter.plan(model.params, fixed, budget=0.5).predicted > 0
       True
     """
+    return corrected_for(model, known, batches, budget_of(budget, of, flops=flops, multiple_of=multiple_of), progress)
+
+
+def corrected_for(
+    model: Model, known: Decompositions, batches: Iterable[Batch], budget: Budget, progress: bool
+) -> Decompositions:
+    """The same for a budget that is known to be one."""
     check_floats(model.params, "model")
     check_of(known, model.params)
     if known.signal.units != "loss":
@@ -72,13 +96,50 @@ def corrected(
         raise ValueError(
             "batches: got some that importance was measured on, wanted other texts, which it fits no better"
         )
+    probed = getattr(getattr(model.module, "config", None), "identities", False)
+    pairs = pairs_of(model, known.shapes) if probed else []
+    params, kinds, found = without_identities(model.params, pairs), kinds_of(known), known
+    for number in range(ROUNDS):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the plan that counts is still to come
+            ranks = cuts(plan_for(params, found, budget, pairs), known.shapes, pairs)
+        factors: dict[str, float] = {}
+        for paths in track(kinds, f"correct, {number + 1} of {ROUNDS}", progress):
+            factors |= dict.fromkeys(paths, off_by(model, known, {path: ranks[path] for path in paths}, few))
+        examples = {path: count / factors.get(path, 1.0) for path, count in known.examples.items()}
+        found = known._replace(examples=examples)
+    return found
+
+
+def kinds_of(known: Decompositions) -> list[list[str]]:
+    """The paths of each kind of kernel."""
     kinds: dict[Any, list[str]] = {}
     for path in known.kernels:
         kinds.setdefault((re.sub(r"\d+", "#", path), known.shapes[path]), []).append(path)
-    factors: dict[str, float] = {}
-    for paths in track(list(kinds.values()), "correct", progress):
-        factors |= dict.fromkeys(paths, off_by(model, known, paths, few))
-    return known._replace(examples={path: count / factors.get(path, 1.0) for path, count in known.examples.items()})
+    return list(kinds.values())
+
+
+def without_identities(params: Any, pairs: Sequence[Pair]) -> Any:
+    """The parameters of the model itself."""
+    flat, identities = flatten_dict(params, keep_empty_nodes=True, sep="/"), identities_in(pairs)
+    return unflatten_dict(
+        {path: leaf for path, leaf in flat.items() if path.removesuffix("/kernel") not in identities}, sep="/"
+    )
+
+
+def cuts(planned: Plan, shapes: Mapping[str, tuple[int, int]], pairs: Sequence[Pair]) -> dict[str, int]:
+    """The ranks that a plan cuts kernels to; of those that it leaves whole, a mild cut.
+
+    Of a pair, the kernels and the identities between them are cut to as large a share, whichever of them is planned.
+    """
+    shares = {path: min(MILD, rank / break_even(shapes[path])) for path, rank in planned.ranks.items()}
+    for pair in pairs:
+        size = planned.heads.get(pair.kernels[0])
+        share = float(np.mean([shares[path] for path in pair.kernels])) if size is None else size / pair.size
+        shares |= dict.fromkeys(pair.identities, min(MILD, share))
+        shares |= dict.fromkeys(pair.kernels, min(MILD, share)) if size is not None else {}
+    sizes = {path: shapes[path][0] for pair in pairs for path in pair.identities}
+    return {path: max(1, round(share * sizes.get(path, break_even(shapes[path])))) for path, share in shares.items()}
 
 
 def first_of(batches: Iterable[Batch]) -> list[Batch]:
@@ -94,14 +155,12 @@ def first_of(batches: Iterable[Batch]) -> list[Batch]:
     return found
 
 
-def off_by(model: Model, known: Decompositions, paths: list[str], batches: list[Batch]) -> float:
+def off_by(model: Model, known: Decompositions, ranks: Mapping[str, int], batches: list[Batch]) -> float:
     """What is measured, over what is predicted, for kernels that are cut together; 1 where nothing can be told."""
-    flat: dict[str, Any] = dict(flatten_dict(unstacked(model.params, paths), keep_empty_nodes=True, sep="/"))
+    flat: dict[str, Any] = dict(flatten_dict(unstacked(model.params, ranks), keep_empty_nodes=True, sep="/"))
     predicted = whole = 0.0
-    for path in paths:
+    for path, rank in ranks.items():
         place = kernel_path(flat, path)
-        size = len(flat[place]) if is_identity(np.asarray(flat[place])) else break_even(known.shapes[path])
-        rank = max(1, round(SHARE * size))
         losses = predicted_losses(known.squares[path]) / known.examples[path]
         left, right = cut(known.kernels[path], rank)
         flat[place] = (left @ right).reshape(flat[place].shape).astype(flat[place].dtype)

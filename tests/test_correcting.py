@@ -11,7 +11,10 @@ import tiny
 import bert_adapter
 from bert_adapter.checkpoint.names import by_path
 from bert_adapter.cli import main
+from bert_adapter.correcting import cuts
 from bert_adapter.decompositions import predicted_losses
+from bert_adapter.head_sizes import identities_in, selected_pairs
+from bert_adapter.kernels import break_even
 
 TEXTS = ["a red fox runs", "a dog runs far from it .", "red dogs", "it runs from a fox"] * 4
 OTHERS = ["it runs", "a red dog runs far", "far from a fox", "a fox ."]
@@ -35,29 +38,55 @@ def others() -> Any:
     return bert_adapter.text_batches(model(), OTHERS)
 
 
-def test_each_kind_is_corrected_by_what_cutting_all_of_it_loses():
-    found = bert_adapter.corrected(model(), known(), others(), progress=False)
+def share_of(path: str, planned: bert_adapter.Plan) -> float:
+    """To what share of its numbers a plan cuts a kernel, or three quarters if it leaves it whole."""
+    return min(0.75, planned.ranks[path] / break_even(known().shapes[path]))
+
+
+def test_each_kind_is_corrected_by_what_the_cuts_of_the_plan_lose():
     kinds: dict[str, list[str]] = {}
     for path in known().kernels:
         kinds.setdefault(re.sub(r"\d", "#", path), []).append(path)
     assert {len(paths) for paths in kinds.values()} == {2}
-    for paths in kinds.values():
-        ranks = {path: round(0.25 * np.prod(known().shapes[path]) / sum(known().shapes[path])) for path in paths}
-        losses = {path: predicted_losses(known().squares[path]) / known().examples[path] for path in paths}
-        predicted = sum(losses[path][rank] for path, rank in ranks.items())
-        params, _ = bert_adapter.factorise(model().params, known().kernels, ranks, method="kronecker", progress=False)
-        small = model()._replace(params=bert_adapter.merge(params))
-        measured = bert_adapter.loss_increase(model(), small, others(), progress=False)
-        for path in paths:
-            ratio = known().examples[path] / found.examples[path]
-            np.testing.assert_allclose(ratio, measured / predicted, rtol=1e-4)
+    expected = known()
+    for _ in range(2):
+        planned, ratios = bert_adapter.plan(model().params, expected, 0.4), {}
+        for paths in kinds.values():
+            ranks = {path: max(1, round(share_of(path, planned) * break_even(known().shapes[path]))) for path in paths}
+            losses = {path: predicted_losses(known().squares[path]) / known().examples[path] for path in paths}
+            predicted = sum(losses[path][rank] for path, rank in ranks.items())
+            params, _ = bert_adapter.factorise(
+                model().params, known().kernels, ranks, method="kronecker", progress=False
+            )
+            small = model()._replace(params=bert_adapter.merge(params))
+            measured = bert_adapter.loss_increase(model(), small, others(), progress=False)
+            ratios |= dict.fromkeys(paths, measured / predicted)
+        counts = {path: known().examples[path] / ratio for path, ratio in ratios.items()}
+        expected = known()._replace(examples=counts)
+    found = bert_adapter.corrected(model(), known(), others(), 0.4, progress=False)
+    assert found.examples == pytest.approx(expected.examples, rel=1e-3)
+
+
+def test_kernels_and_identities_of_a_pair_are_cut_to_one_share():
+    shapes = bert_adapter.select_kernels(model())
+    pairs = selected_pairs(model(), shapes)
+    every = shapes | identities_in(pairs)
+    first, second = pairs[0], pairs[1]
+    ranks = {path: round(break_even(shape)) for path, shape in shapes.items()}
+    ranks |= dict.fromkeys(second.kernels, 2)
+    planned = bert_adapter.Plan(ranks, 0.5, 0.0, curve=None, heads={first.kernels[0]: first.size // 2})  # pyright: ignore[reportArgumentType]
+    found = cuts(planned, every, pairs)
+    assert {found[path] for path in first.identities} == {first.size // 2}
+    assert {found[path] for path in first.kernels} == {round(break_even(shapes[first.kernels[0]]) / 2)}
+    share = float(np.mean([2 / break_even(shapes[path]) for path in second.kernels]))
+    assert {found[path] for path in second.identities} == {max(1, round(min(0.75, share) * second.size))}
 
 
 def test_a_plan_goes_by_corrected_losses():
     batches = bert_adapter.text_batches(model(), TEXTS)
     how: dict[str, Any] = {"budget": 0.5, "progress": False}
     small, report = bert_adapter.compress(model(), batches, correct=others(), **how)
-    found = bert_adapter.corrected(model(), known(), others(), progress=False)
+    found = bert_adapter.corrected(model(), known(), others(), 0.5, progress=False)
     again, same = bert_adapter.compress(model(), (), importance=found, **how)
     assert [kernel.rank for kernel in report.kernels] == [kernel.rank for kernel in same.kernels]
     assert report.predicted == pytest.approx(same.predicted, rel=1e-3)  # the order of sums
@@ -77,17 +106,17 @@ def test_heads_are_corrected_beside_factors():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: bert_adapter.corrected(model(), known(), []), "batches: got none, wanted texts on which losses"),
+        (lambda: bert_adapter.corrected(model(), known(), [], 0.5), "batches: got none, wanted texts on which losses"),
         (
-            lambda: bert_adapter.corrected(model(), known(), bert_adapter.text_batches(model(), TEXTS)),
+            lambda: bert_adapter.corrected(model(), known(), bert_adapter.text_batches(model(), TEXTS), 0.5),
             "batches: got some that importance was measured on, wanted other texts",
         ),
         (
-            lambda: bert_adapter.corrected(model(), known("activation"), others()),
+            lambda: bert_adapter.corrected(model(), known("activation"), others(), 0.5),
             "known: got signal 'activation', in units of its own, wanted one of the loss",
         ),
         (
-            lambda: bert_adapter.corrected(tiny.model(num_hidden_layers=1), known(), others()),
+            lambda: bert_adapter.corrected(tiny.model(num_hidden_layers=1), known(), others(), 0.5),
             "importance: decomposed for another model",
         ),
         (
