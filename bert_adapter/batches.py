@@ -1,6 +1,6 @@
 """What batches must hold before work is done on them."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -26,6 +26,21 @@ def check_weights(batch: Batch, where: str = "a batch") -> Float[np.ndarray, " b
         place = int(np.argmin((weights >= 0) & np.isfinite(weights)))
         raise ValueError(f"{where}, row {place}: got the weight {weights[place]}, wanted a finite one, 0 or more")
     return weights
+
+
+def unit_weights(batches: Sequence[Batch]) -> list[Batch]:
+    """The batches with weights whose mean, over all examples that count, is 1; as they are if none has any.
+
+    Only their proportions mean something, and float32 may not hold them as they are.
+    """
+    if not any("weights" in batch for batch in batches):
+        return list(batches)
+    weights = [check_weights(batch, f"batch {number}") for number, batch in enumerate(batches)]
+    largest = max((np.max(each, initial=0) for each in weights), default=0)
+    shares = [each / (largest or 1) for each in weights]
+    counted = np.concatenate([each[each > 0] for each in shares]) if shares else np.ones(0)
+    mean = float(np.mean(counted)) if len(counted) else 1.0
+    return [{**batch, "weights": (each / mean).astype(np.float32)} for batch, each in zip(batches, shares, strict=True)]
 
 
 def labelled(model: Model, batches: Iterable[Batch]) -> Iterator[Batch]:

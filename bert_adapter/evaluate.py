@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from bert_adapter.batches import check_weights, labelled
-from bert_adapter.families import output_of
+from bert_adapter.families import output_of, predictive
 from bert_adapter.importance.gradients import Loss, each_loss
 from bert_adapter.layers.capture import Batch, Forward
 from bert_adapter.losses import TaskLoss, distillation
@@ -112,12 +113,19 @@ def compare(dense: np.ndarray, other: np.ndarray) -> Fidelity:
     """The fidelity of embeddings to the dense ones of the same texts."""
     if dense.shape != other.shape:
         raise ValueError(f"wanted embeddings of the same texts; got shapes {dense.shape} and {other.shape}")
+    if len(dense) < 3:
+        raise ValueError(f"got embeddings of {len(dense)} texts, wanted 3 or more, whose similarities are compared")
     dense, other = (unit_rows(np.asarray(each, np.float64)) for each in (dense, other))
     pairs = np.triu_indices(len(dense), 1)
     return Fidelity(
         cosine=float(np.mean(np.sum(dense * other, axis=1))),
-        spearman=spearman((dense @ dense.T)[pairs], (other @ other.T)[pairs]),
+        spearman=correlation((dense @ dense.T)[pairs], (other @ other.T)[pairs]),
     )
+
+
+def correlation(wanted: Float[np.ndarray, " pairs"], got: Float[np.ndarray, " pairs"]) -> float:
+    """Spearman's; 0 where either is all the same."""
+    return 0.0 if min(np.ptp(wanted), np.ptp(got)) == 0 else spearman(got, wanted)
 
 
 def loss_increase(
@@ -153,6 +161,8 @@ def loss_increase(
         check_batch(forward(dense), batch, number)
         weights = check_weights(batch, f"batch {number}")
         before, after = (widened(run(params, batch)) for run, params in runs)
+        if loss is None:
+            check_comparable(dense, small, before.shape, after.shape)
         for whose, output in (("the dense model", before), ("the small model", after)):
             check_finite(output, number, whose)
         if loss is None:
@@ -165,6 +175,16 @@ def loss_increase(
         got = f"no row of weight above 0 in {number + 1}" if number >= 0 else "none"
         raise ValueError(f"batches: got {got}, wanted at least one row to measure the loss on")
     return total / count
+
+
+def check_comparable(dense: Model, small: Model, wanted: tuple[int, ...], got: tuple[int, ...]) -> None:
+    """A ValueError for outputs of another shape or meaning than the dense model's."""
+    kinds = [predictive(model.module) for model in (dense, small)]
+    if (got, kinds[1]) != (wanted, kinds[0]):
+        raise ValueError(
+            f"small: got outputs of shape {got} that are {kinds[1]}, wanted {wanted} and {kinds[0]} as the dense "
+            f"model's are, or a loss"
+        )
 
 
 def score(

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from bert_adapter.checkpoint.bits import Stored, as_stored, factorised_tables, stored_as
-from bert_adapter.checkpoint.names import dtypes_of
+from bert_adapter.checkpoint.names import by_path, dtypes_of
 from bert_adapter.files import check_writable, path_of
 from bert_adapter.importance.fingerprint import of_arrays, of_function, of_params
 from bert_adapter.kinds import as_model, in_kind
@@ -272,6 +272,8 @@ def healing_plan(
     for name, (least, most) in {"epochs": (1, 10**6), "learning_rate": (0, 1), "batch_size": (1, 10**6)}.items():
         check_range(name, given.get(name, least), least, most)
     plan = HealingPlan(pools, held, **chosen | given)
+    if others is not None and not sum(map(count_of, held)):
+        raise TooFewTexts("heldout: got no row of weight above 0, wanted at least one")
     if count < plan.batch_size or not sum(map(count_of, held)):
         raise TooFewTexts(
             f"batches: got {count} texts that count beside those held out, wanted at least {plan.batch_size}, a batch"
@@ -371,7 +373,14 @@ def followed(
     found = {0: before} | {int(i) + 1: float(losses[i]) for i in np.flatnonzero(~np.isnan(losses))}
     counts = {"texts": texts.count, "heldout": held.count}
     about = Healing(before, after, kept, state.step, losses=found, seconds=0.0, **counts)
-    return joined(keep(jax.device_get(state.moments[1])), jax.device_get(tables)), about
+    return joined(keep(jax.device_get(state.moments[1])), as_given(model.params, dtypes, given)), about
+
+
+def as_given(params: Any, dtypes: Mapping[str, str], given: Mapping[str, Any] | None) -> Any:
+    """The tables, which are not trained, on the host as they are stored; None stands where the others are."""
+    tables = jax.device_get(divided(params)[1])
+    layers = {path.rpartition("/")[0] for path, leaf in by_path(tables).items() if leaf is not None}
+    return as_stored(tables, {path: dtype for path, dtype in dtypes.items() if path in layers}, given)
 
 
 class Schedule(NamedTuple):
@@ -564,7 +573,10 @@ def fingerprints(recipe: Recipe, model: Model, teacher: Model, plan: HealingPlan
         "dense model": of_params(teacher.params),
         "dense module": of_function(function_of(teacher), teacher.params, first),
         "texts": " ".join(map(of_arrays, [*plan.pools, *plan.heldout])),
-        "options": json.dumps([plan.epochs, plan.learning_rate, plan.batch_size, seed, recipe.stored]),
+        "options": json.dumps(
+            [plan.epochs, plan.learning_rate, plan.batch_size, seed, recipe.stored],
+            default=lambda number: number.item(),
+        ),
     }
 
 

@@ -54,7 +54,6 @@ def task_loss(module: nn.Module) -> TaskLoss:
     return TaskLoss(predictive(module))
 
 
-@lru_cache(maxsize=32)
 def distillation(module: Any, temperature: float) -> Callable[..., Float[Array, " batch"]]:
     """(output, wanted, batch) -> (batch,): how far each output of the module is from what is wanted.
 
@@ -62,7 +61,13 @@ def distillation(module: Any, temperature: float) -> Callable[..., Float[Array, 
     distributions times the square of the temperature; else half the squared distance. The same function for the same
     arguments, so that what is compiled with it serves again.
     """
-    apart = DISTRIBUTIONS[predictive(module)].apart
+    return distance(predictive(module), temperature)
+
+
+@lru_cache(maxsize=32)
+def distance(kind: str, temperature: float) -> Callable[..., Float[Array, " batch"]]:
+    """The same for a distribution that outputs stand for, a name in `DISTRIBUTIONS`."""
+    apart = DISTRIBUTIONS[kind].apart
 
     def softened(output: Any, wanted: Any, batch: Batch = NOTHING) -> Float[Array, " batch"]:
         return temperature**2 * apart(output / temperature, wanted / temperature, batch)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from bert_adapter.batches import check_weights
+from bert_adapter.batches import check_weights, unit_weights
 from bert_adapter.importance.fingerprint import of_arrays
 from bert_adapter.layers.capture import Batch
 
@@ -24,7 +24,7 @@ class Deal(NamedTuple):
 def pools_of(batches: Iterable[Batch], leave_out: tuple[str, ...] = ()) -> list[Pool]:
     """The rows of all batches that count, those of one shape together, in the order in which they come."""
     found: dict[Any, list[Pool]] = {}
-    for number, batch in enumerate(batches):
+    for number, batch in enumerate(unit_weights(list(batches))):
         weights = check_weights(batch, f"batch {number}").astype(np.float32)
         arrays = {name: np.asarray(array) for name, array in batch.items() if name not in leave_out}
         arrays |= {"weights": weights}

@@ -70,7 +70,8 @@ def step_function(recipe: Any) -> Callable:
     def objective(params: Any, beside: Any, batch: Batch, key: Array) -> Float[Array, ""]:
         each = recipe(params, beside, batch, key)
         weights = batch.get("weights", jnp.ones(each.shape, each.dtype))
-        return jnp.sum(weights * each) / jnp.sum(weights)
+        counted = (weights > 0).astype(each.dtype)  # a mean over batches weighs as one over all rows
+        return jnp.sum(weights * each) / jnp.sum(counted)
 
     def step(learnt: tuple[Any, Any], beside: Any, batch: Batch, key: Array, rate: Any) -> tuple[Any, Any]:
         params, moments = learnt

@@ -78,9 +78,10 @@ def check_sentences(file: str | Path, sentences: list[list[Line]]) -> None:
     tags, widths = Counter(line.tag for line in lines), Counter(line.columns for line in lines)
     tagged, usual = any(re.fullmatch("[BIES]-.+", tag) for tag in tags), widths.most_common(1)[0][0]
     wanted = "a word and its label"
+    of_words = {line.tag for line in lines if line.word != "#"}
     for line in lines:
-        got = ""
-        if line.word.startswith("# ") or (line.word.startswith("#") and line.columns != usual):
+        got, named = "", not tagged and line.word == "#" and line.tag not in of_words
+        if named or line.word.startswith("# ") or (line.word.startswith("#") and line.columns != usual):
             got, wanted = "a comment", "none: `grep -v '^# '` leaves them out"
         elif (
             line is lines[0] and line.word.lower() in HEADINGS and tags[line.tag] == 1 < len(lines) and not is_tag(line)

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from bert_adapter.batches import check_weights, labelled
+from bert_adapter.batches import check_weights, labelled, unit_weights
 from bert_adapter.checkpoint.bits import Stored, stored_as
-from bert_adapter.checkpoint.names import dtypes_of
+from bert_adapter.checkpoint.names import by_path, dtypes_of
 from bert_adapter.families import predictive
 from bert_adapter.files import check_writable, path_of
 from bert_adapter.importance.fingerprint import of_arrays, of_function, of_params
@@ -105,7 +105,7 @@ def finetune(
       ValueError: no batches, token ids, weights or a number that cannot be, for `task_loss` a label that is none of the
         head's, a teacher with outputs of another shape or with other tokens, a file of another training, or one that
         cannot be written.
-      FloatingPointError: the loss of a step is not finite.
+      FloatingPointError: the loss of a step, or what it makes of a parameter, is not finite.
 
     Example:
         >>> import numpy as np, bert_adapter
@@ -129,6 +129,7 @@ def finetune(
     loss = loss_for(model) if loss is None else loss
     check_floats(model.params, "model")
     check_batches(model, teacher, batches, loss)
+    batches = unit_weights(batches)
     total = epochs * len(batches)
     recipe = recipe_for(model, teacher, loss=loss, distil=distil, weight_decay=weight_decay)
     advance = step_function(recipe)
@@ -148,11 +149,25 @@ def finetune(
         if not np.isfinite(history[number]):
             raise FloatingPointError(f"the loss is {history[number]} in step {number + 1}: try a lower learning_rate")
         if file is not None and (time.monotonic() - saved > SAVE_EVERY or (number + 1) % len(batches) == 0):
+            check_learnt(state.params, number)
             save_state(state, history, path_of(file))
             saved = time.monotonic()
     means = history.reshape(epochs, -1).mean(axis=1)
-    params = as_kept(jax.device_get(state.params), model.params, dtypes_of(model.config))
+    check_learnt(state.params, total - 1)
+    with np.errstate(over="ignore"):  # it is said below
+        params = as_kept(jax.device_get(state.params), model.params, dtypes_of(model.config))
+    check_learnt(params, total - 1)
     return model._replace(params=params), [float(mean) for mean in means]
+
+
+def check_learnt(params: Any, number: int) -> None:
+    """A FloatingPointError for parameters that a step has made no numbers, or that their dtype does not hold."""
+    for path, leaf in by_path(jax.device_get(params)).items():
+        if jnp.issubdtype(leaf.dtype, jnp.floating) and not np.isfinite(leaf).all():
+            raise FloatingPointError(
+                f"{path}, of {leaf.dtype}, is not finite after step {number + 1}: try a lower learning_rate, or "
+                f"parameters of float32"
+            )
 
 
 def loss_for(model: Model) -> TaskLoss:
@@ -202,7 +217,7 @@ def fingerprints(
         "teacher": "" if teacher is None else of_params(teacher.params),
         "teacher's module": "" if teacher is None else of_function(forward(teacher), teacher.params, first),
         "texts or labels": " ".join(map(of_arrays, batches)),
-        "options": json.dumps([options, recipe.stored]),
+        "options": json.dumps([options, recipe.stored], default=lambda number: number.item()),
     }
 
 

@@ -13,10 +13,11 @@ import tiny
 from tiny import WORDS, row_batches, rows
 
 from bert_adapter import training
+from bert_adapter.batches import unit_weights
 from bert_adapter.checkpoint import load, save
 from bert_adapter.checkpoint.names import by_path
 from bert_adapter.cli import main
-from bert_adapter.evaluate import loss_increase, of_classes, of_values, score
+from bert_adapter.evaluate import compare, loss_increase, of_classes, of_values, score
 from bert_adapter.factorisation import factorise
 from bert_adapter.families import module_for, predictive
 from bert_adapter.heads import with_head
@@ -454,3 +455,39 @@ def test_a_teacher_of_other_tokens_is_refused():
         train(headed(), row_batches(), teacher=other)
     with pytest.raises(ValueError, match="small: got a model of 21 tokens, wanted 20"):
         loss_increase(headed(), other, row_batches(), progress=False)
+
+
+def test_weights_count_between_batches_too():
+    light = [row_batches()[0], {**row_batches()[1], "weights": np.full(8, 1e-4)}]
+    found = [train(still(), batches, epochs=1)[0].params for batches in (row_batches()[:2], light, light[:1])]
+    moved = [by_path(params)[f"{KEY}/kernel"] - by_path(still().params)[f"{KEY}/kernel"] for params in found]
+    assert np.abs(moved[1] - moved[0]).max() > 0.1 * np.abs(moved[0]).max()
+
+
+@pytest.mark.parametrize("size", [1e38, 1e39, 1e-40, 1e-46])
+def test_weights_may_be_of_any_size(size):
+    batches = [{**batch, "weights": np.full(8, size)} for batch in row_batches()[:2]]
+    same = unit_weights([{**batch, "weights": np.ones(8)} for batch in row_batches()[:2]])
+    for found, wanted in zip(unit_weights(batches), same, strict=True):
+        np.testing.assert_allclose(found["weights"], wanted["weights"], rtol=1e-6)
+
+
+def test_parameters_that_the_last_step_spoils_are_refused(tmp_path):
+    def loss(output, batch):  # whose value is finite, and gradient none
+        return jnp.sqrt(jnp.sum((output - jax.lax.stop_gradient(output)) ** 2, axis=1)) + jnp.sum(output, axis=1)
+
+    with pytest.raises(FloatingPointError, match="is not finite after step 1: try a lower"):
+        train(still(), row_batches()[:1], epochs=1, loss=loss, file=tmp_path / "state")
+    assert not (tmp_path / "state").exists()
+
+
+def test_outputs_that_cannot_be_compared_are_refused():
+    with pytest.raises(ValueError, match=r"small: got outputs of shape \(8, 2\) .* wanted \(8, 16\) and gaussian"):
+        loss_increase(embedder(), headed(), row_batches()[:1], progress=False)
+
+
+def test_similarities_that_are_all_the_same_correlate_with_none():
+    rows = np.random.default_rng(0).normal(size=(4, 3))
+    assert compare(rows, np.ones((4, 3))).spearman == 0
+    with pytest.raises(ValueError, match="got embeddings of 2 texts, wanted 3 or more"):
+        compare(rows[:2], rows[:2])

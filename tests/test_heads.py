@@ -399,8 +399,9 @@ def test_a_word_without_a_label_does_not_count():
     assert sorted(labels) == [[-100, 0, -100], [-100, 2, 0]]
 
 
-def test_an_answers_tokens_are_found_by_its_letters():
-    rows = LabelledTexts([("it runs", "A red foxs far.")], [{"text": ["red foxs"], "answer_start": [2]}])
+@pytest.mark.parametrize(("said", "start"), [("red foxs", 2), (" red foxs", 1), ("red foxs ", 2)])
+def test_an_answers_tokens_are_found_by_its_letters(said, start):
+    rows = LabelledTexts([("it runs", "A red foxs far.")], [{"text": [said], "answer_start": [start]}])
     (batch,) = labelled_batches(model("answer"), rows)
     assert batch["input_ids"][0, :11].tolist() == [2, 12, 9, 3, 5, 6, 7, 14, 10, 13, 3]
     assert batch["labels"].tolist() == [[5, 7]]
@@ -859,6 +860,7 @@ def test_tagged_sentences_are_read_with_their_lines(tmp_path):
         ),
         ("tokens", "# id 5\tdomain=en\nAda\tB-PER\nruns\tO\n", "line 1: got a comment, wanted none"),
         ("tokens", "# sent_id = 5\nAda\tB-PER\nruns\tO\n", "line 1: got a comment, wanted none"),
+        ("tokens", "# newpar\nAda NOUN\nruns VERB\n", "line 1: got a comment, wanted none"),
         ("tokens", "1\tAda\tN\n2\truns\tV\n\n1\tit\tN\n", "line 1: got a first column that counts words"),
         ("tokens", "1-2\tAmy's\t_\n1\tAmy\tN\n2\t's\tV\n", "line 1: got a first column that counts words"),
         ("answer", '{"question": "it", "context": "a"}\n', "line 1: got no 'answers', wanted 'answers', an object"),

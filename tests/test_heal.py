@@ -21,6 +21,7 @@ from bert_adapter.evaluate import loss_increase
 from bert_adapter.families import module_for
 from bert_adapter.heads import with_head
 from bert_adapter.healing import balanced, best_of, divided, joined
+from bert_adapter.kinds import as_model
 from bert_adapter.layers.following import leaving, mean_apart
 from bert_adapter.layers.marker import FACTORISED, Factorised
 from bert_adapter.model import forward
@@ -569,3 +570,31 @@ def test_a_dtype_is_chosen_once():
         bert_adapter.compress(dense(), [], budget=0.5, of="bytes", dtype="int8")
     with pytest.raises(ValueError, match="dtype must be one of"):
         bert_adapter.compress(dense(), [], budget=0.5, dtype="int2")
+
+
+def test_tables_that_are_not_trained_are_as_they_were_given():
+    wide = small()._replace(params=jax.tree.map(lambda leaf: np.asarray(leaf, np.float64) / 3, small().params))
+    tables = divided(wide.params)[1]
+    for path, leaf in by_path(healing.as_given(wide.params, {}, None)).items():
+        if leaf is not None:
+            assert leaf.dtype == np.float64
+            np.testing.assert_array_equal(leaf, by_path(tables)[path])
+
+
+def test_a_module_that_has_no_hash_is_healed():
+    class Net(nn.Module):
+        table: Any
+
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(6)(x @ self.table)
+
+    net = Net(np.eye(8, dtype=np.float32))
+    rows = [{"x": np.random.default_rng(0).normal(size=(32, 8)).astype(np.float32)}]
+    params = net.init(jax.random.key(0), rows[0]["x"])["params"]
+
+    def run(params, batch):
+        return nn.Dense(6).apply({"params": params["Dense_0"]}, batch["x"])
+
+    model = as_model((net, params), forward=run)
+    assert bert_adapter.loss_increase(model, model, rows, progress=False) == 0

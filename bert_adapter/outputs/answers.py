@@ -113,7 +113,7 @@ def windows(reader: Reader, question: str, text: str, where: str) -> Any:
 def tokens_of(places: list[tuple[int, int] | None], answers: list[tuple[int, str]]) -> tuple[int, int]:
     """The first and the last token of the first answer; the row's first token twice if it is not whole in the row."""
     for start, said in answers[:1]:
-        end = start + len(said)
+        start, end = start + len(said) - len(said.lstrip()), start + len(said.rstrip())  # no token covers a space
         inside = [token for token, at in enumerate(places) if at and at[0] < end and at[1] > start]
         if inside and (places[inside[0]] or (0, 0))[0] <= start and (places[inside[-1]] or (0, 0))[1] >= end:
             return inside[0], inside[-1]

@@ -145,7 +145,7 @@ def check_room(reader: Reader, pair: bool) -> None:
 
 def one_for_each(labels: Any, count: int, wanted: str) -> list[Any]:
     """The labels of `count` rows as a list; a ValueError says what was wanted."""
-    found = list(labels) if hasattr(labels, "__len__") and not isinstance(labels, NO_ROWS) else None
+    found = list(labels) if hasattr(labels, "__iter__") and not isinstance(labels, NO_ROWS) else None
     if found is None or len(found) != count:
         raise ValueError(f"labels: got {f'{labels!r:.80}' if found is None else len(found)}, wanted {wanted}")
     return found
