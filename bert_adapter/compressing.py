@@ -222,7 +222,7 @@ def compress(
     clock.append(time.perf_counter())
     known = decomposed(seen.params, importance, every, shrink=shrink, consume=given is None, **how)
     if correct is not None and wanted is not None:
-        known = corrected_for(seen, known, correct, wanted, progress)
+        known = corrected_for(seen, known, correct, budget=wanted, progress=progress)
     spent = Spent(ranks or {}) if wanted is None else spent_by(plan_for(dense.params, known, wanted, met), chosen)
     clock.append(time.perf_counter())
     how = {"shapes": shapes, "method": solved_by, "solver": solver, "progress": progress}

@@ -78,11 +78,12 @@ def corrected(
       >>> bert_adapter.plan(model.params, fixed, budget=0.5).predicted > 0
       True
     """
-    return corrected_for(model, known, batches, budget_of(budget, of, flops=flops, multiple_of=multiple_of), progress)
+    wanted = budget_of(budget, of, flops=flops, multiple_of=multiple_of)
+    return corrected_for(model, known, batches, budget=wanted, progress=progress)
 
 
 def corrected_for(
-    model: Model, known: Decompositions, batches: Iterable[Batch], budget: Budget, progress: bool
+    model: Model, known: Decompositions, batches: Iterable[Batch], *, budget: Budget, progress: bool
 ) -> Decompositions:
     """The same for a budget that is known to be one."""
     check_floats(model.params, "model")

@@ -153,11 +153,16 @@ def finetune(
             save_state(state, history, path_of(file))
             saved = time.monotonic()
     means = history.reshape(epochs, -1).mean(axis=1)
-    check_learnt(state.params, total - 1)
+    return learnt_by(model, state), [float(mean) for mean in means]
+
+
+def learnt_by(model: Model, state: State) -> Model:
+    """The model with what was learnt, in the dtypes that it had and as it is stored."""
+    check_learnt(state.params, state.step - 1)
     with np.errstate(over="ignore"):  # it is said below
         params = as_kept(jax.device_get(state.params), model.params, dtypes_of(model.config))
-    check_learnt(params, total - 1)
-    return model._replace(params=params), [float(mean) for mean in means]
+    check_learnt(params, state.step - 1)
+    return model._replace(params=params)
 
 
 def check_learnt(params: Any, number: int) -> None:
