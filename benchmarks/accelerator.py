@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import bert_adapter
-from benchmarks.candidates import Context, measured, prepared, separate
+from benchmarks.candidates import Context, measured, prepared, separate, without_identities
 from benchmarks.speed import kept_of, operations
 from benchmarks.tables import Row, arguments, bar, conclude, keep, kept_in, markdown, row
 from benchmarks.timing import environment, median_of
@@ -49,15 +49,13 @@ def in_bfloat16(model: Model) -> Model:
 def models_of(context: Context) -> dict[str, Model]:
     """The dense model and those that are smaller, by name."""
     dense, found = context.dense, {DENSE: context.dense}
-    probe, kernels = bert_adapter.with_identities(dense), bert_adapter.select_kernels(dense)
+    probe = bert_adapter.with_identities(dense)
     known = bert_adapter.decompose(probe.params, measured(probe, context.batches, DEFAULT), progress=False)
+    plain = without_identities(known, dense)
     for budget in BUDGETS:
-        planned = bert_adapter.plan(probe.params, known, budget, multiple_of=STEP, kernels=kernels)
-        how: dict[str, Any] = {"method": "kronecker", "progress": False}
-        params, _ = bert_adapter.factorise(dense.params, known.kernels, planned.ranks, **how)
-        found[f"{budget:.0%}"] = dense._replace(params=params)
-        how = {"importance": known, "budget": budget, "multiple_of": STEP, "progress": False}
-        found[f"{budget:.0%}, {HEADS}"], _ = bert_adapter.compress(dense, (), pairs=True, **how)
+        how: dict[str, Any] = {"budget": budget, "multiple_of": STEP, "progress": False}
+        found[f"{budget:.0%}"], _ = bert_adapter.compress(dense, (), importance=plain, **how)
+        found[f"{budget:.0%}, {HEADS}"], _ = bert_adapter.compress(dense, (), importance=known, pairs=True, **how)
     return found
 
 
