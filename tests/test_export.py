@@ -3,7 +3,6 @@
 import functools
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +92,7 @@ def test_what_is_written_for_pytorch_has_its_names_and_layout(to, tmp_path):
         np.testing.assert_array_equal(tensors[f"{layer}.right.weight"], right.T)
         np.testing.assert_array_equal(tensors[f"{layer}.right.bias"], tiny.at(model().params, QUERY)["bias"])
         assert tensors[f"{layer}.weight"].size == 0
-        assert 'STOCK = "bert"' in (tmp_path / "out/modeling_low_rank.py").read_text("utf-8")
+        assert 'STOCK = "bert"' in (tmp_path / "out/modeling_low_rank_bert.py").read_text("utf-8")
 
 
 def in_integers(chosen: bert_adapter.Model, directory: Any, dtype: str = "int8") -> bert_adapter.Model:
@@ -226,6 +225,7 @@ REFUSED = [
     ),
     ({"out": "mine"}, "mine: wanted a new or empty directory"),
     ({"scores": {"a": "b"}}, "scores: got 'a' of 'b', wanted a number"),
+    ({"scores": {"a": np.zeros(2)}}, r"scores: got 'a' of array\(.*wanted a number"),
     ({"model": lambda: model()._replace(params=tiny.model().params)}, "config low_rank ranks: got"),
 ]
 
@@ -431,14 +431,6 @@ def test_stablehlo_refuses_what_its_file_cannot_hold(tmp_path, monkeypatch):
         bert_adapter.export(model(), tmp_path / "out", to="stablehlo")
 
 
-@pytest.fixture
-def torch(monkeypatch):
-    """PyTorch; what transformers and sentence-transformers warn of is theirs."""
-    for module in [name for name in sys.modules if name.startswith("transformers_modules")]:
-        monkeypatch.delitem(sys.modules, module)
-    return pytest.importorskip("torch")
-
-
 TORCH = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # importing it takes longer than all the rest
 slow = functools.reduce(lambda f, g: lambda x: g(f(x)), TORCH)
 
@@ -510,6 +502,62 @@ def test_a_factorised_model_of_transformers_trains_and_stays_compressed(torch, t
 
 
 @slow
+def test_two_families_in_folders_of_one_name_keep_their_code(torch, tmp_path):
+    transformers: Any = pytest.importorskip("transformers")
+    small = tiny.of_distilbert()
+    other = tiny.with_factors(small, {next(iter(bert_adapter.select_kernels(small))): 3})
+    loaded = {}
+    for name, chosen in {"one": model(), "two": other}.items():
+        bert_adapter.export(chosen, tmp_path / name / "small", to="transformers")
+        loaded[name] = transformers.AutoModel.from_pretrained(tmp_path / name / "small", trust_remote_code=True)
+    for name, each in loaded.items():
+        each.save_pretrained(tmp_path / name / "again")
+        before, after = ((tmp_path / name / folder).glob("*.py") for folder in ("small", "again"))
+        assert [file.read_text("utf-8") for file in before] == [file.read_text("utf-8") for file in after]
+        transformers.AutoModel.from_pretrained(tmp_path / name / "again", trust_remote_code=True)
+
+
+@slow
+@pytest.mark.parametrize("factors", [True, False])
+def test_what_a_stored_table_cannot_do_is_refused_by_name(factors, torch, tmp_path):
+    transformers: Any = pytest.importorskip("transformers")
+    words = "embeddings/word_embeddings"
+    chosen = tiny.with_factors(tiny.model(), {words: 3}) if factors else in_integers(tiny.model(), tmp_path / "int8")
+    bert_adapter.export(chosen, tmp_path / "out", to="transformers")
+    with pytest.raises(ValueError, match=r"its table of words is .*cannot have a decoder that is tied"):
+        transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    loaded = transformers.AutoModel.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    with pytest.raises(ValueError, match=r"its table of words is .*cannot have rows added"):
+        loaded.resize_token_embeddings(40)
+
+
+@slow
+@pytest.mark.parametrize("to", ["transformers-dense", "transformers"])
+def test_modernbert_of_newer_entries_is_the_same_in_older_releases(to, torch, tmp_path):
+    transformers: Any = pytest.importorskip("transformers")
+    entries = {"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2} | {
+        "intermediate_size": 24,
+        "max_position_embeddings": 20,
+        "local_attention": 4,
+        "pad_token_id": 0,
+        "layer_types": ["full_attention", "sliding_attention"] * 2,
+        "rope_parameters": {"full_attention": {"rope_theta": 500.0}, "sliding_attention": {"rope_theta": 20.0}},
+    }
+    config = {"model_type": "modernbert", "architectures": ["ModernBertForSequenceClassification"], **entries}
+    module = module_for(config)
+    chosen = bert_adapter.Model(module, tiny.random_params(module, size=0.3), config, {})
+    if to == "transformers":
+        chosen = tiny.with_factors(chosen, {"model/layers/0/mlp/Wo": 3})
+    bert_adapter.export(chosen, tmp_path / "out", to=to)
+    auto = transformers.AutoModelForSequenceClassification
+    loaded = auto.from_pretrained(tmp_path / "out", trust_remote_code=to == "transformers")
+    ids = np.array([[2, 5, 6, 7, 9, 10, 13, 3, 4, 8, 11, 12]])
+    with torch.no_grad():
+        got = loaded(torch.tensor(ids)).logits
+    np.testing.assert_allclose(got, bert_adapter.apply(module, chosen.params, ids.astype(np.int32)), atol=1e-5)
+
+
+@slow
 def test_no_class_of_transformers_draws_random_kernels(torch, tmp_path):
     transformers: Any = pytest.importorskip("transformers")
     bert_adapter.export(model(), tmp_path / "out", to="transformers")
@@ -545,18 +593,18 @@ def undeclared() -> bert_adapter.Model:
     return model()._replace(module=module_for(tiny.config()), files=dict(tiny.FILES))
 
 
-@pytest.mark.parametrize("to", ["onnx", "stablehlo"])
-def test_inputs_are_those_that_the_tokenizer_gives(to, tmp_path):
-    """RoBERTa's gives no token types; the card's code has none either."""
-    pytest.importorskip(exporting.TARGETS[to].packages[0])
-    declared = json.loads(tiny.FILES["tokenizer_config.json"]) | {"model_input_names": ["input_ids", "attention_mask"]}
-    given = model()._replace(files=model().files | {"tokenizer_config.json": json.dumps(declared).encode()})
-    bert_adapter.export(given, tmp_path, to=to)
-    code = re.search(r"```python\n(.*?)```", (tmp_path / CARD).read_text("utf-8"), re.DOTALL)
-    assert code is not None
-    if to == "onnx":
-        pytest.importorskip("onnxruntime")
-    exec(code[1].replace("OUT", str(tmp_path)), {})
+def test_negative_ids_are_no_tokens_from_the_end(tmp_path):
+    for package in ("onnx", "onnxruntime", "flatbuffers"):
+        pytest.importorskip(package)
+    batch = LONG | {"input_ids": np.where(LONG["input_ids"] == 5, -1, LONG["input_ids"])}
+    bert_adapter.export(model(), tmp_path / "onnx", to="onnx")
+    with pytest.raises(Exception, match="indices element out of data bounds"):
+        graph_outputs(tmp_path / "onnx", batch)
+    bert_adapter.export(model(), tmp_path / "hlo", to="stablehlo")
+    program = jax.export.deserialize(bytearray((tmp_path / "hlo/model.stablehlo").read_bytes()))
+    states = program.call({name: array.astype(np.int32) for name, array in batch.items()})["last_hidden_state"]
+    assert np.isnan(states[0]).any()
+    assert np.isfinite(states[1:]).all()
 
 
 def test_numbers_are_counted_without_protobuf(tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bert_adapter.families import FAMILIES
-from bert_adapter.families.modernbert import FULL, LOCAL, ModernBertConfig, near
+from bert_adapter.families.modernbert import FULL, LOCAL, ModernBertConfig, near, older
 
 read = FAMILIES["modernbert"].config
 
@@ -42,6 +42,26 @@ def test_bases_of_rotations_are_read_in_both_notations(entries, thetas):
 )
 def test_local_layers_are_counted_or_listed(entries, types):
     assert read({"num_hidden_layers": 4} | entries).layer_types == types
+
+
+@pytest.mark.parametrize(
+    ("types", "step"),
+    [([FULL, LOCAL, LOCAL, FULL, LOCAL], 3), ([FULL, FULL], 1), ([FULL, LOCAL, LOCAL], 3), ([FULL], 1)],
+)
+def test_exports_say_the_same_to_older_releases(types, step):
+    config = read(
+        rope({"rope_theta": 500}, {"rope_theta": 20}) | {"layer_types": types, "num_hidden_layers": len(types)}
+    )
+    found = older(config)
+    assert found == {"global_attn_every_n_layers": step, "global_rope_theta": 500, "local_rope_theta": 20}
+    again = read(found | {"num_hidden_layers": len(types)})
+    assert (again.layer_types, again.thetas) == (config.layer_types, config.thetas)
+
+
+@pytest.mark.parametrize("types", [[LOCAL, FULL], [FULL, LOCAL, FULL, FULL], [FULL, FULL, LOCAL]])
+def test_layers_that_older_releases_do_not_compute_are_not_exported(types):
+    with pytest.raises(ValueError, match=r"layer_types: got .*transformers before 5 computes no others"):
+        older(read({"layer_types": types, "num_hidden_layers": len(types)}))
 
 
 def test_entries_are_read_under_their_own_names():

@@ -365,6 +365,7 @@ BROKEN = [
     {},
     [],
     {"schema": 9},
+    {"schema": True},
     {"schema": 4, "models": [{"kernels": []}]},
     {"schema": 4, "models": [{"kernels": [{}]}]},
     *(

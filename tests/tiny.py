@@ -54,6 +54,14 @@ def model(architecture=EMBEDDER, size=0.3, **entries) -> Model:
     return Model(made, random_params(made, size=size), entries, sample.files_of(entries))
 
 
+def of_distilbert() -> Model:
+    """One that takes no token types, which its tokenizer gives."""
+    sizes = {"vocab_size": 20, "dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 24, "max_position_embeddings": 20}
+    entries = {"model_type": "distilbert", "architectures": ["DistilBertModel"], **sizes}
+    made = module_for(entries, FILES)
+    return Model(made, random_params(made, size=0.3), entries, FILES)
+
+
 @functools.cache
 def rows() -> LabelledTexts:
     """Forty texts of six words; red things are of class 1."""

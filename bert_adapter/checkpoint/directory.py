@@ -65,7 +65,7 @@ CHECKPOINT_FILES = (
 )
 
 
-EXPORTED = ("modeling_low_rank.py", "model.onnx", "model.onnx.data", "model.stablehlo")  # of `export`, beside those
+EXPORTED = ("modeling_low_rank_*.py", "model.onnx", "model.onnx.data", "model.stablehlo")  # of `export`, beside those
 
 
 def fetch(path_or_hub_id: str | Path) -> Path:

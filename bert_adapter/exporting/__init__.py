@@ -63,7 +63,9 @@ def export(
     target = TARGETS[check_name("to", to, TARGETS)]
     check_dtype(to, dtype)
     check_packages(to)
-    numbers = {name: getattr(value, "item", lambda value=value: value)() for name, value in (scores or {}).items()}
+    numbers = {
+        name: value.item() if getattr(value, "ndim", None) == 0 else value for name, value in (scores or {}).items()
+    }
     check_scores(numbers)
     check_out(model, path_of(out))
     found = as_model(model)

@@ -9,6 +9,7 @@ from bert_adapter.checkpoint.bits import INTEGERS
 from bert_adapter.checkpoint.card_file import CARD, card, provenance
 from bert_adapter.checkpoint.names import heads_of, low_rank
 from bert_adapter.exporting.target import Target
+from bert_adapter.exporting.texts import reading
 from bert_adapter.families import architecture_of
 from bert_adapter.head_sizes import sizes_of, whole_sizes
 from bert_adapter.json_files import parsed
@@ -23,7 +24,7 @@ def describe(model: Model, target: Target, *, dtype: str | None, scores: Mapping
     still = target.ranks(model)
     small = bool(still) or (target.heads and bool(heads_of(model.config)))
     about = [heading(model, declared, small), kept(model, target), bits(target.integers(model))]
-    parts = [*about, measured(scores), loading(model, target, dtype)]
+    parts = [*about, measured(scores), "" if target.reads else reading(model), loading(model, target, dtype)]
     return card(entries, "\n\n".join(part for part in parts if part) + "\n")
 
 

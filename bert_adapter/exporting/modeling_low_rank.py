@@ -137,6 +137,19 @@ class LowRank:
             if layer in narrow:
                 made = Narrow(made, whole, *narrow[layer], heads=config.num_attention_heads)
             setattr(self.get_submodule(place), child, made)
+        if self.get_output_embeddings() is not None and config.tie_word_embeddings:
+            self.check_table("a decoder that is tied to it")
+
+    def check_table(self, wanted):
+        """A ValueError if the table of words is factorised or of integers."""
+        if not isinstance(table := self.get_input_embeddings(), nn.Embedding):
+            kind = "factorised" if isinstance(table, LowRankEmbedding) else "of integers"
+            told = f"{type(self).__name__}: its table of words is {kind}, and cannot have {wanted}"
+            raise ValueError(f"{told}; an export with to='transformers-dense' can")
+
+    def resize_token_embeddings(self, *args, **kwargs):
+        self.check_table("rows added or taken")
+        return super().resize_token_embeddings(*args, **kwargs)
 
 
 for task, mapping in TASKS.items():  # LowRankModel, LowRankModelForSequenceClassification, ...

@@ -15,6 +15,7 @@ from bert_adapter.checkpoint.directory import write_texts
 from bert_adapter.exporting.primitives import kind
 from bert_adapter.exporting.program import Program, inputs_of, program_of
 from bert_adapter.exporting.target import Target
+from bert_adapter.exporting.texts import example, tokenizer_files
 from bert_adapter.exporting.translate import translated
 from bert_adapter.families import family_name
 from bert_adapter.model import Model
@@ -29,7 +30,8 @@ def write_onnx(model: Model, directory: Path, dtype: str | None) -> None:
     config = {name: value for name, value in model.config.items() if name != "low_rank"}
     program = program_of(model, jnp.float16 if dtype == "float16" else jnp.float32)
     proto = proto_of(program)
-    write_texts(model._replace(config=config | {"model_type": family_name(config)}), directory)
+    config |= {"model_type": family_name(config)}
+    write_texts(model._replace(config=config, files=tokenizer_files(model)), directory)
     if dtype != "int8":
         save(proto, directory / FILE)
         return
@@ -129,15 +131,10 @@ def check_quantiser(model: Model, dtype: str | None) -> None:
 
 def load(model: Model) -> str:
     """How to load it."""
-    names = inputs_of(model)
-    return f"""import onnxruntime
-from transformers import AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("OUT")
-session = onnxruntime.InferenceSession("OUT/{FILE}")
-batch = tokenizer(["A sentence.", "Another."], padding=True, return_tensors="np")
-outputs = session.run(None, {{name: batch[name] for name in {names}}})
+    call = f"""outputs = session.run(None, {{name: batch[name] for name in {inputs_of(model)}}})
 print([(output.name, array.shape) for output, array in zip(session.get_outputs(), outputs)])"""
+    session = f'session = onnxruntime.InferenceSession("OUT/{FILE}")'
+    return example(model, "np", imports=["onnxruntime"], load=session, call=call)
 
 
 ONNX = Target(

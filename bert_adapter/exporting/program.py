@@ -18,6 +18,7 @@ from bert_adapter.model import Model
 from bert_adapter.vocabulary import has_tokenizer, tokenizer_of
 
 OUTPUTS = ("last_hidden_state", "sentence_embedding", "logits", "start_logits", "end_logits")  # in this order
+NO_ROW = np.iinfo(np.int32).max
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # those that tokenizers give
 
 
@@ -46,7 +47,18 @@ def program_of(model: Model, dtype: Any = jnp.float32) -> Program:
     shape = jax.export.symbolic_shape(", ".join(axes), constraints=limits)
     params = jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype), model.params, is_leaf=is_integers)
     inputs = dict.fromkeys(inputs_of(model), shape)
-    return Program(refusing(outputs_of(module, architecture, family), architecture.names[0]), params, inputs)
+    run = unwrapped(outputs_of(module, architecture, family))
+    return Program(refusing(run, architecture.names[0]), params, inputs)
+
+
+def unwrapped(run: Callable[[Any, dict[str, Any]], Any]) -> Callable[[Any, dict[str, Any]], Any]:
+    """The function, to which a negative id is one that no table has: by itself JAX takes it for one from the end."""
+
+    def called(params: Any, batch: dict[str, Any]) -> Any:
+        ids = {name: jnp.where(array < 0, NO_ROW, array) for name, array in batch.items() if name.endswith("_ids")}
+        return run(params, batch | ids)
+
+    return called
 
 
 def inputs_of(model: Model) -> list[str]:

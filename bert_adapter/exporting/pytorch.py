@@ -9,9 +9,10 @@ import numpy as np
 
 from bert_adapter.checkpoint import by_file, checked, write
 from bert_adapter.checkpoint.bits import INTEGERS, SCALE, SHAPE, encoded, factorised_tables
-from bert_adapter.checkpoint.directory import FACTORS, TOKENIZER, WEIGHTS
+from bert_adapter.checkpoint.directory import FACTORS, WEIGHTS
 from bert_adapter.checkpoint.names import by_path, dtypes_of, heads_of, low_rank, markers, stored
 from bert_adapter.exporting.target import Target
+from bert_adapter.exporting.texts import example, tokenizer_files
 from bert_adapter.factorisation import merge
 from bert_adapter.families import architecture_of, family_name, family_of
 from bert_adapter.families.sentence import MODULES, declared_stages
@@ -19,7 +20,6 @@ from bert_adapter.families.stages import Pooling, Projection
 from bert_adapter.head_sizes import SIDES, paths_in, sizes_of, whole_sizes
 from bert_adapter.json_files import parsed
 from bert_adapter.model import Model
-from bert_adapter.vocabulary import tokenizer_of
 
 CODE = Path(__file__).with_name("modeling_low_rank.py")
 NOTHING = np.zeros(0, np.float32)  # a weight of a size at which a stock model refuses the file
@@ -50,6 +50,7 @@ def check_stock(model: Model, dtype: str | None) -> None:
             f"model_type and architectures: got {kind!r} and {name!r}, which transformers "
             f"{transformers.__version__} has not: wanted to='onnx' or to='stablehlo', which need no model of its"
         )
+    older(model)
 
 
 def check_factorised(model: Model, dtype: str | None) -> None:
@@ -85,8 +86,13 @@ def write_dense(model: Model, directory: Path, dtype: str | None = None) -> None
     """What transformers itself writes: factors are multiplied out."""
     dense = merge(model)
     config = dense.config
-    config |= {"model_type": family_name(config), "architectures": [architecture_of(config).names[0]]}
-    write(dense, directory, by_file(dense, checked(dense)))
+    config |= older(dense) | {"model_type": family_name(config), "architectures": [architecture_of(config).names[0]]}
+    write(dense._replace(files=tokenizer_files(dense)), directory, by_file(dense, checked(dense)))
+
+
+def older(model: Model) -> dict[str, Any]:
+    """Entries of config.json by which transformers before 5 computes the same, or a ValueError if it cannot."""
+    return family_of(model.config).older(getattr(model.module, "config"))  # noqa: B009
 
 
 def write_factorised(model: Model, directory: Path, dtype: str | None = None) -> None:
@@ -99,18 +105,20 @@ def write_factorised(model: Model, directory: Path, dtype: str | None = None) ->
     files = by_file(model, numbers)
     linear = as_linear(files.pop(FACTORS), set(layers.values()), {layers[path] for path in tables})
     files[WEIGHTS] = inside(with_integers(linear), {torch_name(model, path) for path in narrow})
-    config = stored(model.config, kind) | {
+    code = f"{CODE.stem}_{kind.replace('-', '_')}"  # transformers 4 mixes up files of one name in folders of one name
+    config = stored(model.config, kind) | older(model)
+    config |= {
         "architectures": [f"LowRank{task_of(model)}"],
-        "auto_map": {"AutoConfig": f"{CODE.stem}.LowRankConfig"}
-        | {f"Auto{task}": f"{CODE.stem}.LowRank{task}" for task in TASKS},
+        "auto_map": {"AutoConfig": f"{code}.LowRankConfig"}
+        | {f"Auto{task}": f"{code}.LowRank{task}" for task in TASKS},
         "low_rank": {name: value for name, value in model.config["low_rank"].items() if name not in ("dtypes", "heads")}
         | {"ranks": {layers[path].removeprefix(prefix): rank for path, rank in ranks.items()}}
         | {"integers": {torch_name(model, path).removeprefix(prefix): dtype for path, dtype in kept.items()}}
         | {"narrow": {torch_name(model, path).removeprefix(prefix): sizes for path, sizes in narrow.items()}},
     }
-    write(model._replace(config=config, files=with_tokenizer_class(model)), directory, files)
-    code = CODE.read_text("utf-8").replace('STOCK = "bert"', f'STOCK = "{kind}"')
-    (directory / CODE.name).write_text(code, "utf-8")
+    write(model._replace(config=config, files=tokenizer_files(model)), directory, files)
+    text = CODE.read_text("utf-8").replace('STOCK = "bert"', f'STOCK = "{kind}"')
+    (directory / f"{code}.py").write_text(text, "utf-8")
 
 
 def write_sentences(model: Model, directory: Path, dtype: str | None = None) -> None:
@@ -223,18 +231,6 @@ def with_integers(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return found
 
 
-def with_tokenizer_class(model: Model) -> dict[str, bytes]:
-    """The files, whose tokenizer's class is named: transformers knows none for a model_type that it does not know."""
-    name = "tokenizer_config.json"
-    settings = parsed(model.files.get(name, b"{}"), name)
-    if settings.get("tokenizer_class") or not set(TOKENIZER) & model.files.keys():
-        return model.files
-    kind = type(tokenizer_of(model)).__name__
-    plain = kind in ("PreTrainedTokenizerFast", "TokenizersBackend")  # what tokenizer.json says, and no more
-    settings["tokenizer_class"] = "PreTrainedTokenizerFast" if plain else kind.removesuffix("Fast")
-    return model.files | {name: json.dumps(settings, indent=2).encode()}
-
-
 def declarations(model: Model) -> dict[str, bytes]:
     """modules.json and the pooling's config, with all that sentence-transformers needs there."""
     stages = getattr(model.module, "stages", ())
@@ -252,11 +248,8 @@ def declarations(model: Model) -> dict[str, bytes]:
 def load_with_transformers(model: Model, code: bool) -> str:
     """How to load it."""
     trust = ", trust_remote_code=True" if code else ""
-    return f"""from transformers import Auto{task_of(model)}, AutoTokenizer
-
-model = Auto{task_of(model)}.from_pretrained("OUT"{trust})
-tokenizer = AutoTokenizer.from_pretrained("OUT"{trust})
-print(model(**tokenizer("A sentence.", return_tensors="pt")))"""
+    load = f'model = transformers.Auto{task_of(model)}.from_pretrained("OUT"{trust})'
+    return example(model, "pt", imports=["transformers"], load=load, call="print(model(**batch))", trust=trust)
 
 
 def load_with_sentence_transformers(model: Model) -> str:
@@ -294,4 +287,5 @@ SENTENCES = Target(
     integers=integers,
     check=check_sentences,
     library="sentence-transformers",
+    reads=True,
 )

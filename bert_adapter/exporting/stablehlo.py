@@ -9,6 +9,7 @@ from bert_adapter.checkpoint.directory import write_texts
 from bert_adapter.checkpoint.names import by_path
 from bert_adapter.exporting.program import inputs_of, program_of
 from bert_adapter.exporting.target import Target
+from bert_adapter.exporting.texts import example, tokenizer_files
 from bert_adapter.families import family_name
 from bert_adapter.model import Model
 
@@ -30,23 +31,17 @@ def write_stablehlo(model: Model, directory: Path, dtype: str | None = None) -> 
     function = jax.jit(lambda batch: program.run(program.params, batch))
     exported = jax.export.export(function, platforms=PLATFORMS)(program.arguments())
     config = {name: value for name, value in model.config.items() if name != "low_rank"}
-    write_texts(model._replace(config=config | {"model_type": family_name(config)}), directory)
+    config |= {"model_type": family_name(config)}
+    write_texts(model._replace(config=config, files=tokenizer_files(model)), directory)
     (directory / FILE).write_bytes(exported.serialize())
 
 
 def load(model: Model) -> str:
     """How to load it."""
-    names = inputs_of(model)
-    return f"""from pathlib import Path
-
-import jax
-from transformers import AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("OUT")
-program = jax.export.deserialize(bytearray(Path("OUT/{FILE}").read_bytes()))
-batch = tokenizer(["A sentence.", "Another."], padding=True, return_tensors="np")
-outputs = program.call({{name: batch[name].astype("int32") for name in {names}}})
+    call = f"""outputs = program.call({{name: batch[name].astype("int32") for name in {inputs_of(model)}}})
 print({{name: array.shape for name, array in outputs.items()}})"""
+    program = f'program = jax.export.deserialize(bytearray(pathlib.Path("OUT/{FILE}").read_bytes()))'
+    return example(model, "np", imports=["jax.export", "pathlib"], load=program, call=call)
 
 
 STABLEHLO = Target(

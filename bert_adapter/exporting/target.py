@@ -35,6 +35,7 @@ class Target(NamedTuple):
     packages: what has to be importable.
     library: the Hub's name of what loads it.
     heads: whether heads of fewer dimensions stay so.
+    reads: whether what loads it reads texts as sentence-transformers' files declare.
     """
 
     about: str
@@ -47,3 +48,4 @@ class Target(NamedTuple):
     packages: tuple[str, ...] = ()
     library: str | None = None
     heads: bool = True
+    reads: bool = False

@@ -17,6 +17,11 @@ def no_sizes(config: Any) -> dict[str, int]:
     return {}
 
 
+def no_entries(config: Any) -> dict[str, Any]:
+    """All that config.json says is read by every release."""
+    return {}
+
+
 def unchanged(module: Any, paths: Iterable[str]) -> Any:
     """Every checkpoint has all parameters of the module."""
     return module
@@ -70,6 +75,8 @@ class Family(NamedTuple):
     deviation: (config) -> the standard deviation of a new kernel.
     sizes: (config) -> by the names of inputs, how many values they may have, the least of which is 0.
     heads: by the names of `OUTPUTS`, what else its models are for.
+    older: (config) -> entries for the config.json of an export, by which transformers before 5 computes the same; or a
+      ValueError if it cannot.
     attention: where a layer's kernels of attention are, of modules that take the sizes of heads from their config, and
       identities; None where heads cannot have fewer dimensions.
 
@@ -92,4 +99,5 @@ class Family(NamedTuple):
     sizes: Callable[[Any], dict[str, int]] = no_sizes
     heads: Mapping[str, Architecture] = MappingProxyType({})
     words: str = "(^|/)(word|tok)_embeddings$"
+    older: Callable[[Any], dict[str, Any]] = no_entries
     attention: Attention | None = None

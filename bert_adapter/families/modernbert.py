@@ -42,6 +42,7 @@ from bert_adapter.json_files import shown
 TABLE = "embeddings/tok_embeddings/embedding"
 FULL, LOCAL = "full_attention", "sliding_attention"  # layers whose tokens see all others, or those near by
 THETAS = {FULL: ("global_rope_theta", 160_000.0), LOCAL: ("local_rope_theta", 10_000.0)}
+OLDER_THETAS = [name for name, _ in THETAS.values()]
 
 
 @dataclass(frozen=True)
@@ -123,10 +124,25 @@ def layer_types(config: dict[str, Any], read: ModernBertConfig) -> tuple[str, ..
     """Which layers are local: as listed, or else all but every nth from the first on."""
     types, count = config.get("layer_types"), read.num_hidden_layers
     if types is None:
-        return tuple(LOCAL if i % read.global_attn_every_n_layers else FULL for i in range(count))
+        return full_every(read.global_attn_every_n_layers, count)
     if not isinstance(types, list) or len(types) != count or set(map(str, types)) - {FULL, LOCAL}:
         raise ValueError(f"layer_types: got {shown(types)}, wanted {FULL!r} or {LOCAL!r} for each of {count} layers")
     return tuple(types)
+
+
+def full_every(step: int, count: int) -> tuple[str, ...]:
+    """So many layers, of which every so manieth is full, from the first on."""
+    return tuple(LOCAL if i % step else FULL for i in range(count))
+
+
+def older(config: ModernBertConfig) -> dict[str, Any]:
+    """What transformers before 5 reads in place of "layer_types" and "rope_parameters"."""
+    types = config.layer_types
+    step = types.index(FULL, 1) if FULL in types[1:] else len(types)
+    if types != full_every(step, len(types)):
+        wanted = f"{FULL!r} for every nth layer from the first on: transformers before 5 computes no others"
+        raise ValueError(f"layer_types: got {shown(list(types))}, wanted {wanted}; to='onnx' and 'stablehlo' have them")
+    return {"global_attn_every_n_layers": step} | dict(zip(OLDER_THETAS, config.thetas, strict=True))
 
 
 def thetas(config: dict[str, Any]) -> tuple[float, float]:
@@ -357,4 +373,5 @@ MODERNBERT = Family(
     deviation=lambda config: config.initializer_range,
     sizes=untyped_sizes,
     heads=HEADS,
+    older=older,
 )
