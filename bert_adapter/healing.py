@@ -41,6 +41,7 @@ from bert_adapter.steps import (
 from bert_adapter.straight_through import as_kept, narrowed, straight_through, widened
 from bert_adapter.training import check_teacher
 from bert_adapter.values import check_finite
+from wlra.checks import check_count
 
 HELD_OUT = (16, 512)  # one of so many rows is held out, and no more than that many
 LOOKS = 12  # how often the held-out loss is measured in a run
@@ -219,7 +220,7 @@ def heal(
         check_writable(file)
     model, teacher = (as_model(one, forward=forward, output=output) for one in (small, dense))
     check_floats(model.params, "small")
-    check_range("seed", seed, 0, 2**32 - 1)
+    seed = check_count("seed", seed, 0, 2**32 - 1)
     plan = healing_plan(
         model, teacher, batches, heldout, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size
     )
@@ -269,8 +270,8 @@ def healing_plan(
     chosen = defaults(count)
     numbers = {"epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size}
     given = {name: value for name, value in numbers.items() if value is not None}
-    for name, (least, most) in {"epochs": (1, 10**6), "learning_rate": (0, 1), "batch_size": (1, 10**6)}.items():
-        check_range(name, given.get(name, least), least, most)
+    check_range("learning_rate", given.get("learning_rate", 0), 0, 1)
+    given |= {name: check_count(name, given[name], 1, 10**6) for name in ("epochs", "batch_size") if name in given}
     plan = HealingPlan(pools, held, **chosen | given)
     if others is not None and not sum(map(count_of, held)):
         raise TooFewTexts("heldout: got no row of weight above 0, wanted at least one")

@@ -1,6 +1,7 @@
 """Steps of an optimiser, and the file that a training which was stopped goes on from."""
 
 import json
+import numbers
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -32,8 +33,8 @@ class State(NamedTuple):
 
 def check_range(name: str, value: float | int, least: int, most: int) -> None:
     """A ValueError if the value cannot be."""
-    if not least <= value <= most:
-        raise ValueError(f"{name} must be in [{least}, {most}]; got {value}")
+    if not isinstance(value, numbers.Real | jax.Array) or not least <= value <= most:
+        raise ValueError(f"{name} must be in [{least}, {most}]; got {value!r}")
 
 
 def batch_order(seed: int, epochs: int, count: int) -> Int[np.ndarray, " steps"]:

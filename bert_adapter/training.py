@@ -35,6 +35,7 @@ from bert_adapter.steps import (
     step_function,
 )
 from bert_adapter.straight_through import as_kept, straight_through, widened
+from wlra.checks import check_count
 
 TEMPERATURE = 2.0  # at which a teacher's classes are followed
 
@@ -124,8 +125,7 @@ def finetune(
     options = {"learning_rate": learning_rate, "warmup": warmup, "distil": distil, "weight_decay": weight_decay}
     for name, value in options.items():
         check_range(name, value, 0, 1)
-    check_range("epochs", epochs, 1, 10**6)
-    check_range("seed", seed, 0, 2**32 - 1)
+    epochs, seed = check_count("epochs", epochs, 1, 10**6), check_count("seed", seed, 0, 2**32 - 1)
     loss = loss_for(model) if loss is None else loss
     check_floats(model.params, "model")
     check_batches(model, teacher, batches, loss)
