@@ -70,6 +70,14 @@ def separate(rows: LabelledTexts) -> list[str]:
     return [text for pair in rows.texts for text in pair]
 
 
+def others_of(context: Context, options: argparse.Namespace) -> list[Batch]:
+    """Batches of 256 pairs of train rows on which nothing was measured."""
+    rows, used = rows_of("STS-B", "train", options.data), set(separate(context.pairs))
+    free = [pair for pair in rows.texts if not used & set(pair)]
+    picked = np.random.default_rng(1).permutation(len(free))[: 8 if options.quick else 256]
+    return list(bert_adapter.text_batches(context.dense, [text for i in picked for text in free[i]]))
+
+
 def measured(dense: Model, batches: Iterable[Batch], signal: str, seed: int = 0, whole: bool = False) -> Importance:
     """What a signal needs to know of the kernels, with one random direction for a text."""
     params, paths = jax.device_put(dense.params), bert_adapter.select_kernels(dense)

@@ -19,12 +19,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import bert_adapter
-from benchmarks.candidates import OWN, Context, measured, name_of, prepared, separate, without_identities
+from benchmarks.candidates import OWN, Context, measured, name_of, others_of, prepared, separate, without_identities
 from benchmarks.speed import kept_of
-from benchmarks.study import rows_of
 from benchmarks.tables import Row, arguments, bar, conclude, keep, kept_in, markdown, read, row
 from bert_adapter.evaluate import embed
 from bert_adapter.signals import DEFAULT
@@ -32,14 +29,6 @@ from bert_adapter.signals import DEFAULT
 BUDGETS = (0.75, 0.5, 0.25, 0.15, 0.1)
 PLAIN, CORRECTED = "as predicted", "corrected"
 WAYS = (PLAIN, CORRECTED, f"{PLAIN}, heads", f"{CORRECTED}, heads")
-
-
-def others_of(context: Context, options: argparse.Namespace) -> list[Any]:
-    """Batches of 256 pairs of train rows on which nothing was measured."""
-    rows, used = rows_of("STS-B", "train", options.data), set(separate(context.pairs))
-    free = [pair for pair in rows.texts if not used & set(pair)]
-    picked = np.random.default_rng(1).permutation(len(free))[: 8 if options.quick else 256]
-    return list(bert_adapter.text_batches(context.dense, [text for i in picked for text in free[i]]))
 
 
 def ratios(name: str, budget: float, plain: Any, fixed: Any) -> list[Row]:

@@ -5,7 +5,7 @@ much of its score so. Half of both is good for both (`python -m benchmarks.calib
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,6 +55,8 @@ def calibration_batches(
 
 def of_mixed_lengths(tokenize: Any, texts: Texts, seed: int) -> Any:
     """The texts, every other long one cut; rows that are no single texts stay as they are."""
+    if isinstance(texts, Iterator):
+        texts = list(texts)  # what it raises is not ours
     try:
         rows = rows_in(texts, "a list of str, or of pairs of str")
     except ValueError:  # what follows says what the model takes

@@ -10,7 +10,7 @@ import jax
 
 import wlra
 from bert_adapter.batches import labelled
-from bert_adapter.checkpoint.bits import DTYPES, FEWER, as_stored, chosen_dtypes
+from bert_adapter.checkpoint.bits import DTYPES, FEWER, as_stored, check_layers, chosen_dtypes
 from bert_adapter.checkpoint.names import by_path, dtypes_of, heads_of, low_rank, section_of
 from bert_adapter.correcting import corrected_for
 from bert_adapter.decompositions import (
@@ -49,7 +49,8 @@ from bert_adapter.signals.definition import Signal
 from bert_adapter.signals.measure import measure_signal
 from bert_adapter.signals.weights import no_tables, solver_weights
 from bert_adapter.tables import Tokens
-from wlra.checks import check_name
+from bert_adapter.values import check_listed
+from wlra.checks import check_count, check_name
 from wlra.options import as_method, check_options
 
 
@@ -202,7 +203,9 @@ def compress(
     wanted = check_size(rank=rank, budget=budget, dtype=dtype, **size)
     check_predicted({"pairs": pairs, "correct": correct is not None}, wanted, chosen, solved_by)
     check_given(given, None if heal is not None else file, gradients)  # healing has a state of its own
-    clock = [time.perf_counter()]
+    for name, each in (("batches", batches), ("correct", correct), ("heal", heal)):
+        check_listed(each, name)
+    seed, clock = check_count("seed", seed, 0, 2**32 - 1), [time.perf_counter()]
     dense = as_model(model, forward=forward, output=output)
     check_floats(dense.params, "model")
     batches = list(batches) if is_own(dense) else batches
@@ -212,6 +215,7 @@ def compress(
     shapes = selected(dense, batches, include, exclude, embeddings=embeddings or of == "bytes")
     met = selected_pairs(dense, shapes) if pairs else []
     check_tables(chosen, solved_by, tables_of(dense, shapes), shrink)
+    check_layers(dtype if isinstance(dtype, Mapping) else {}, by_path(dense.params))
     ranks = None if rank is None else choose_ranks(shapes, rank)
     check_affordable(dense.params, shapes, wanted, met)
     clock.append(time.perf_counter())

@@ -26,6 +26,7 @@ from bert_adapter.layers.stacks import restacked, unstacked
 from bert_adapter.model import Model
 from bert_adapter.progress import track
 from bert_adapter.ranks import Budget, Plan, Unit, budget_of, plan_for
+from bert_adapter.values import check_arrays
 from wlra.components import cut
 
 ROUNDS = 2  # plans, each of whose cuts are measured; a third changes little
@@ -146,7 +147,8 @@ def cuts(planned: Plan, shapes: Mapping[str, tuple[int, int]], pairs: Sequence[P
 def first_of(batches: Iterable[Batch]) -> list[Batch]:
     """As many of the batches as hold STEPS tokens, one at least."""
     found, count = [], 0
-    for batch in batches:
+    for number, batch in enumerate(batches):
+        check_arrays(batch, number)
         found.append(batch)
         count += math.prod(np.shape(next(iter(batch.values())))[:2])
         if count >= STEPS:

@@ -22,8 +22,9 @@ from bert_adapter.progress import track
 from bert_adapter.rounding import Rounding, rounding
 from bert_adapter.signals import DEFAULT, SIGNALS, as_signal
 from bert_adapter.signals.definition import Evidence, Signal, TableWeights
-from bert_adapter.signals.weights import check_measured, check_whole, evidence_of, table_weights
+from bert_adapter.signals.weights import check_counts, check_measured, check_whole, evidence_of, table_weights
 from bert_adapter.tables import Tokens, decompose_table
+from bert_adapter.values import is_number
 from wlra import components
 from wlra.components import Decomposed, Seen
 from wlra.options import as_method
@@ -218,6 +219,7 @@ def one_matrix(
             return found if signal.statistics else found._replace(tokens=None)
         return one_kernel(kernel, evidence, signal, shrink=shrink, method=method, bits=bits, axes=axes)
     except ValueError as error:
+        check_counts(evidence, signal, path)
         raise ValueError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
 
 
@@ -409,5 +411,5 @@ def check_shrinks(signal: Signal, shrink: float | None, tables: bool) -> None:
 
 def check_shrink(shrink: float | None) -> None:
     """A ValueError for what is no share."""
-    if shrink is not None and not 0 <= shrink <= 1:
-        raise ValueError(f"shrink is how far weights are shrunk towards simpler ones, in [0, 1]; got {shrink}")
+    if shrink is not None and (not is_number(shrink) or not 0 <= shrink <= 1):
+        raise ValueError(f"shrink is how far weights are shrunk towards simpler ones, in [0, 1]; got {shrink!r}")

@@ -1,6 +1,7 @@
 """Kernels as matrices to be approximated, those of one shape together."""
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -75,5 +76,5 @@ def with_path(error: ValueError, jobs: list[Job]) -> ValueError:
         try:
             check(job.matrix, job.weights)
         except ValueError as fault:
-            return ValueError(f"{job.path}: {fault}")
+            return ValueError(f"{job.path}: {fault}; exclude={re.escape(job.path)!r} keeps it dense")
     return error

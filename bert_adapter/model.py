@@ -13,7 +13,7 @@ from bert_adapter.layers.capture import Batch, Forward
 from bert_adapter.layers.marker import Factorised
 from bert_adapter.layers.running import apply
 from bert_adapter.own import Called, Own
-from bert_adapter.values import check_values
+from bert_adapter.values import check_arrays, check_values
 
 __all__ = ["Model", "check_batch", "check_family", "forward", "is_own", "on", "training_forward"]
 
@@ -64,6 +64,7 @@ def forward(model: Model) -> Forward:
         >>> jax.jit(bert_adapter.forward(model))(model.params, batch).shape
         (2, 16)
     """
+    check_model(model)
     if model.forward is not None:
         return model.forward
     if is_own(model):
@@ -72,12 +73,20 @@ def forward(model: Model) -> Forward:
     return forward_of(model.module, family.inputs, tuple(family.sizes(model.module.config).items()))
 
 
-def is_own(model: Model) -> bool:
+def is_own(model: Any) -> bool:
     """Whether the module is the caller's own: of no family in `FAMILIES`, or brought without a config."""
+    check_model(model)
     return not is_known(model.module) or (isinstance(model.forward, Own) and not model.config.get("model_type"))
 
 
-def check_family(model: Model, wanted: str) -> None:
+def check_model(model: Any) -> None:
+    """A ValueError for what is no `Model`."""
+    if not isinstance(model, Model):
+        made = "bert_adapter.load(directory) and bert_adapter.as_model(...) make one"
+        raise ValueError(f"model: got {type(model).__name__}, wanted a Model: {made}")
+
+
+def check_family(model: Any, wanted: str) -> None:
     """A ValueError for a caller's own module, which knows nothing of texts, labels and heads."""
     if is_own(model):
         kind = type(model.module).__name__
@@ -112,8 +121,9 @@ def check_same_tokens(model: Model, other: Model, name: str) -> None:
         )
 
 
-def check_batch(forward: Forward, batch: Batch, number: int) -> None:
-    """A ValueError if a batch holds values that the model does not know: a compiled program could not say so."""
+def check_batch(forward: Forward, batch: Any, number: int) -> None:
+    """A ValueError if a batch is none, or holds values that the model does not know: a program could not say so."""
+    check_arrays(batch, number)
     try:
         check_values(dict(getattr(forward, "sizes", ())), batch)
     except ValueError as error:

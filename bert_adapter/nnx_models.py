@@ -26,6 +26,9 @@ from bert_adapter.layers.observing import ENTER, TOUCH, Site, entered, layer_inp
 from bert_adapter.layers.places import kernel_names
 from bert_adapter.own import arguments, takes_key
 
+# The names of what is noted in the modules of others, which may have any other.
+PLACE, SECTION = "_bert_adapter_place", "_bert_adapter_low_rank"
+
 
 def refused(module: Any) -> str | None:
     """Why a Linear, or a LinearGeneral, is no product with one matrix."""
@@ -95,7 +98,7 @@ def announced(kind: type) -> type:
     """The class of modules as this one's whose calls `observing` sees."""
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        site = Site(self.announced_at, self, layer_of(self), lambda name: value_of(getattr(self, name, None)))
+        site = Site(getattr(self, PLACE), self, layer_of(self), lambda name: value_of(getattr(self, name, None)))
         its_args, its_kwargs = entered(ENTER.get(), site, args, kwargs)
         outputs, touch = kind.__call__(self, *its_args, **its_kwargs), TOUCH.get()
         return outputs if touch is None else touch(site, layer_input(args, kwargs), outputs)
@@ -212,7 +215,7 @@ def announce(model: Any, params: Any) -> None:
     for path, module in modules(model):
         if any(value_of(getattr(module, name, None)) is not None for name in (*kernel_names(), "left")):
             module.__class__ = announced(type(module))
-            module.announced_at = path
+            setattr(module, PLACE, path)
             if path in others:
                 setattr(module, SHARED_WITH, others[path])
             for name in [name for at, _, name in probes if at == path]:
@@ -242,13 +245,13 @@ def with_params(model: Any, params: Any, config: dict[str, Any]) -> Any:
     """A copy of the NNX model with these parameters, dense or factorised, and what its config says of them."""
     made = taken_apart(model, None)[0].filled(params)
     if "low_rank" in config:
-        made.low_rank = json.dumps(config["low_rank"])
-    elif hasattr(made, "low_rank"):
-        del made.low_rank
+        setattr(made, SECTION, json.dumps(config["low_rank"]))
+    elif hasattr(made, SECTION):
+        delattr(made, SECTION)
     return made
 
 
 def config_in(model: Any) -> dict[str, Any]:
     """What the NNX model says of its factors, and of how its matrices are stored."""
-    section = getattr(model, "low_rank", None)
+    section = getattr(model, SECTION, None)
     return {"low_rank": json.loads(section)} if isinstance(section, str) else {}

@@ -44,6 +44,7 @@ from bert_adapter.layers.stacks import unstacked, whole
 from bert_adapter.pairs import by_kernel, cost_of_heads, in_pairs
 from bert_adapter.rounding import Rounding, narrower
 from bert_adapter.signals.definition import Signal
+from bert_adapter.values import is_number
 from wlra.checks import check_count, check_name
 
 UNITS = ("kernels", "parameters", "bytes", "flops")
@@ -396,14 +397,20 @@ def budget_of(
 ) -> Budget:
     """The budget, or one ValueError for what cannot be, before anything is measured."""
     check_unit(of)
-    if not 0 < share <= 1:
-        raise ValueError(f"budget is the share of the {of} to keep, in (0, 1]; got {share}")
+    check_share("budget", share, f"the share of the {of} to keep")
     if flops is not None and (uniform or of == "flops"):
         other = "uniform" if uniform else "of='flops'"
         raise ValueError(f"flops: got {flops} with {other}, wanted it beside a budget of something else, not uniform")
-    if flops is not None and not 0 < flops <= 1:
-        raise ValueError(f"flops is the share of the operations that may be left, in (0, 1]; got {flops}")
+    if flops is not None:
+        check_share("flops", flops, "the share of the operations that may be left")
     return Budget(share, of, flops, uniform, allowed=allowed_ranks(minimum, maximum, multiple_of))
+
+
+def check_share(name: str, value: Any, what: str) -> None:
+    """A ValueError unless it is a number above 0, and at most 1."""
+    if not is_number(value) or not 0 < value <= 1:
+        percent = f": {value:g} % is {value / 100:g}" if is_number(value) and 1 < value <= 100 else ""
+        raise ValueError(f"{name} is {what}, in (0, 1]; got {value!r}{percent}")
 
 
 def check_unit(of: Unit) -> None:

@@ -1,7 +1,6 @@
 """Steps of an optimiser, and the file that a training which was stopped goes on from."""
 
 import json
-import numbers
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from bert_adapter.files import path_of, read_arrays, read_metadata, write_arrays
 from bert_adapter.layers.capture import Batch
+from bert_adapter.values import is_number
 
 SAVE_EVERY = 60.0  # seconds between two states of a training that may be killed
 
@@ -33,7 +33,7 @@ class State(NamedTuple):
 
 def check_range(name: str, value: float | int, least: int, most: int) -> None:
     """A ValueError if the value cannot be."""
-    if not isinstance(value, numbers.Real | jax.Array) or not least <= value <= most:
+    if not is_number(value) or not least <= value <= most:
         raise ValueError(f"{name} must be in [{least}, {most}]; got {value!r}")
 
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -146,8 +147,11 @@ def checked_examples(model: Model, rows: LabelledTexts, max_length: int | None =
     return reader, OUTPUTS[output_of(model.module)].examples(reader, rows.texts, rows.labels, rows.place)
 
 
-def check_labelled(model: Model, rows: LabelledTexts) -> None:
+def check_labelled(model: Model, rows: Any) -> None:
     """A ValueError for rows without labels, unless the texts are enough."""
+    if not isinstance(rows, LabelledTexts):
+        made = "LabelledTexts(texts, labels), or read_rows(file), makes some"
+        raise ValueError(f"rows: got {type(rows).__name__}, wanted texts with their labels: {made}")
     if rows.labels is None and not OUTPUTS[output_of(model.module)].pretraining:
         raise ValueError("labels: got NoneType, wanted one for each row, as a list or an array")
 

@@ -1,9 +1,11 @@
 """Values of a batch that a model has no meaning for, found before they run."""
 
-from collections.abc import Mapping
+import numbers
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jax import Array
 from jax.core import Tracer
 
 
@@ -25,6 +27,37 @@ def check_values(sizes: Mapping[str, int], batch: Mapping[str, Any]) -> None:
             token = f"{choice}, token {place[-1]}" if place else ""
             got = array[tuple(wrong[0])].item()
             raise ValueError(f"{name}: got {got} in row {row}{token}, wanted 0 to {size - 1}: the model knows no other")
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a real number, Python's, NumPy's or JAX's, and no truth value."""
+    return isinstance(value, numbers.Real | Array) and not isinstance(value, bool)
+
+
+def check_arrays(batch: Any, number: int) -> None:
+    """A ValueError unless the batch is a mapping of arrays, each of which has a row for each of its examples."""
+    where = f"batch {number}"
+    if not isinstance(batch, Mapping) or not batch:
+        got = f"{batch!r:.40}" if isinstance(batch, str | Mapping) else type(batch).__name__
+        made = "calibration_batches(model, texts) makes some of texts"
+        raise ValueError(f"{where}: got {got}, wanted a mapping of arrays, in a list even if it is one: {made}")
+    for name, array in batch.items():
+        if not hasattr(array, "shape"):
+            raise ValueError(f"{where}, {name!r}: got {type(array).__name__}, wanted an array: np.asarray(...)")
+    rows = {name: array.shape[0] if array.shape else "no" for name, array in batch.items()}
+    if len(set(rows.values())) > 1 or not all(rows.values()) or "no" in rows.values():
+        told = ", ".join(f"{count} rows of {name!r}" for name, count in rows.items())
+        wanted = "one for each example; what all examples share belongs into forward="
+        raise ValueError(f"{where}: got {told}, wanted {wanted}")
+
+
+def check_listed(batches: Any, name: str = "batches") -> None:
+    """A ValueError for what is no list of batches; of an iterator, each is checked when it comes."""
+    try:
+        for number, batch in enumerate(batches if isinstance(batches, Sequence | Mapping) else ()):
+            check_arrays(batch, number)
+    except ValueError as error:
+        raise ValueError(str(error) if name == "batches" else f"{name}: {error}") from None
 
 
 def check_finite(output: Any, number: int, whose: str = "the model") -> None:

@@ -55,7 +55,8 @@ def as_described(model: Model) -> Any:
 
     if not has_tokenizer(model):
         wanted = f"tokenizer.json, vocab.txt or vocab.json, or {SENTENCEPIECE}"
-        raise ValueError(f"files: got {sorted(model.files)}, wanted {wanted}")
+        got = f"the files {sorted(model.files)}" if model.files else "no small files"
+        raise ValueError(f"tokenizer: got a model of {got}, wanted {wanted} too, as its base model has them")
     with tempfile.TemporaryDirectory() as directory:
         write_texts(model, Path(directory))
         try:

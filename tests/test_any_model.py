@@ -680,3 +680,19 @@ def test_parameters_without_an_axis_are_kept(tmp_path):
     small, _ = compress(given, [{"x": np.ones((2, 8), np.float32)}], rank=2, signal="svd")
     bert_adapter.save(small, tmp_path)
     assert np.shape(bert_adapter.load_into(tmp_path, given).params["temperature"]) == ()
+
+
+class Dead(nn.Module):
+    """A layer whose output counts nothing, as those that begin at zero do."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(8, name="live")(x) + 0.0 * nn.Dense(8, name="dead")(x)
+
+
+@pytest.mark.parametrize("signal", ["combined", "kfac", "exact"])
+def test_a_kernel_that_counts_nothing_is_named(signal):
+    x = np.random.default_rng(0).normal(size=(6, 8)).astype(np.float32)
+    model = Dead(), random_params(Dead(), x)
+    with pytest.raises(ValueError, match=r"dead: .*zero.*exclude='dead' keeps it dense"):
+        bert_adapter.compress(model, [{"x": x}], budget=0.75, signal=signal, progress=False)

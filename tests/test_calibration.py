@@ -81,3 +81,16 @@ def test_words_are_not_cut():
 def test_what_cannot_be_is_refused_before_texts_are_cut(options, message):
     with pytest.raises(ValueError, match=message):
         bert_adapter.calibration_batches(tiny.model(), **({"texts": ["a dog"]} | options))
+
+
+def test_what_reading_texts_raises_is_not_lost():
+    """Of five lines the third is broken: the other two are not all there is."""
+    lines = map(int, ["1", "2", "three", "4", "5"])
+    with pytest.raises(ValueError, match="three"):
+        bert_adapter.calibration_batches(tiny.model(), map(str, lines))
+
+
+def test_the_name_of_a_file_is_no_text(tmp_path):
+    (tmp_path / "texts.txt").write_text("a red fox")
+    with pytest.raises(ValueError, match=r"texts: got '.*texts.txt', the name of a file, .*: read_texts\('"):
+        bert_adapter.calibration_batches(tiny.model(), str(tmp_path / "texts.txt"))

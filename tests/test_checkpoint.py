@@ -370,8 +370,13 @@ def test_model_on_the_hub_without_safetensors_is_refused_with_a_command_that_wor
 
 def test_neither_directory_nor_hub_is_a_clear_error(tmp_path, monkeypatch):
     monkeypatch.setattr(pytest.importorskip("huggingface_hub"), "snapshot_download", fail)
-    with pytest.raises(ValueError, match=r"absent'.*wanted a local directory or.*Hub: disk full"):
-        load(tmp_path / "absent")
+    with pytest.raises(ValueError, match=r"absent: wanted a directory, of which there is none, or .*says: disk full"):
+        load("absent")
+    (tmp_path / "file").write_text("a file")
+    for path, message in {"absent": "wanted a directory that is there, or", "file": "got a file, wanted the"}.items():
+        for given in (tmp_path / path, str(tmp_path / path)):
+            with pytest.raises(ValueError, match=message):
+                load(given)
 
 
 def test_texts_are_padded_to_a_multiple_and_cut_at_the_limit():

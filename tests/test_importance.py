@@ -592,6 +592,16 @@ def test_fingerprints_tell_a_changed_bit_a_swapped_name_and_another_shape():
     assert len(set(found)) == 5
 
 
+def test_small_weights_count_as_large_ones_do():
+    """Those that add up to one over thousands of texts: sums of their squares are not rounded to nothing."""
+    ones = [np.ones(3, np.float32), np.array([1, 2, 1], np.float32)]
+    found = [
+        measured_net([{"x": X, "weights": np.float32(unit) * each} for each in ones]).effective
+        for unit in (1.0, 2.0**-12, 2.0**-26)
+    ]
+    np.testing.assert_allclose(found, (3 + 4) ** 2 / (3 + 6), rtol=1e-6)
+
+
 def test_weights_that_cannot_be_are_refused():
     for weights, message in ([1, np.nan, 1], "row 1: got the weight nan"), ([0, 0, 0], "no example that counts"):
         with pytest.raises(ValueError, match=message):

@@ -199,3 +199,8 @@ def test_labels_at_once_are_learnt_and_a_teacher_of_another_kind_refused():
     with pytest.raises(ValueError, match="teacher: got outputs that are categorical, wanted bernoulli"):
         finetune(model, batches, teacher=with_head(tiny.model(size=0.2), 2), progress=False)
     assert apply(trained.module, trained.params, **{"input_ids": batches[0]["input_ids"]}).shape == (8, 2)
+
+
+def test_classes_that_cannot_be_are_not_apart():
+    logits = jnp.array([[0.0, 1.0, -np.inf]])
+    np.testing.assert_allclose(DISTRIBUTIONS["categorical"].apart(logits, logits, {}), 0, atol=1e-6)

@@ -426,3 +426,22 @@ def test_how_matrices_are_stored_is_known_of_what_comes_back(tmp_path):
         assert bert_adapter.as_model(model, **how).config["low_rank"]["dtypes"] == report.dtypes
     dense = bert_adapter.with_params(made, bert_adapter.merge(bert_adapter.as_model(made).params))
     assert "low_rank" not in bert_adapter.as_model(dense).config
+
+
+class Flagged(nnx.Module):
+    """One whose attributes have names that might be ours."""
+
+    def __init__(self, rngs):
+        self.low_rank, self.shared_with, self.announced_at = False, 1.0, 2.0
+        self.layer, self.other = nnx.Linear(8, 8, rngs=rngs), nnx.Linear(8, 8, rngs=rngs)
+
+    def __call__(self, x):
+        return 100 * x if self.low_rank else self.other(nnx.tanh(self.layer(x))) * self.shared_with + self.announced_at
+
+
+def test_attributes_of_the_users_keep_their_values():
+    model, batch = Flagged(nnx.Rngs(0)), {"x": rng.normal(size=(16, 8)).astype(np.float32)}
+    small, _ = compress(model, [batch], budget=0.75, dtype="int8")
+    for one in (small, bert_adapter.with_params(small, bert_adapter.merge(bert_adapter.as_model(small).params))):
+        assert (one.low_rank, one.shared_with, one.announced_at) == (False, 1.0, 2.0)
+    assert np.abs(small(batch["x"]) - model(batch["x"])).mean() < 1

@@ -1,5 +1,6 @@
 """Values that a model has no meaning for are found before they run, and values that are no numbers where they arise."""
 
+import functools
 from typing import Any
 
 import jax
@@ -9,7 +10,9 @@ import tiny
 from tiny import BATCH, CLASSIFIER, EMBEDDER
 
 import bert_adapter
-from bert_adapter.values import check_finite, check_values
+from bert_adapter.model import check_model
+from bert_adapter.text import check_labelled
+from bert_adapter.values import check_finite, check_listed, check_values
 
 QUERY = frozenset({"encoder/layer/0/attention/self/query"})
 POSITIONS = {"position_ids": np.broadcast_to(np.arange(8), (3, 8))}
@@ -55,6 +58,57 @@ def test_values_of_a_module_that_is_called_itself_are_checked():
 def test_all_that_takes_batches_checks_them_before_they_are_compiled(take):
     with pytest.raises(ValueError, match="input_ids: got 99 in row 2"):
         take(tiny.model(), [BATCH, spoilt("input_ids", 99, (2, 3))])
+
+
+IDS = BATCH["input_ids"]
+NO_BATCHES = {
+    "texts": (["a red fox", "a dog"], "batch 0: got 'a red fox', wanted a mapping of arrays, in a list .*makes some"),
+    "one batch": (BATCH, "batch 0: got 'input_ids', wanted a mapping of arrays, in a list even if it is one"),
+    "an array": ([IDS], "batch 0: got ndarray, wanted a mapping"),
+    "nothing": ([BATCH, {}], "batch 1: got {}, wanted a mapping"),
+    "lists": ([{name: array.tolist() for name, array in BATCH.items()}], "'input_ids': got list, wanted an array"),
+    "no rows": ([{name: array[:0] for name, array in BATCH.items()}], "got 0 rows of 'input_ids'"),
+    "shared": (
+        [BATCH | {"token_type_ids": IDS[:1]}],
+        "got 3 rows of 'input_ids', .*1 rows of 'token_type_ids', wanted",
+    ),
+    "a number": ([BATCH | {"scale": np.float32(2)}], "no rows of 'scale', wanted one for each .*belongs into forward="),
+}
+small = functools.partial(bert_adapter.compress, budget=0.5, progress=False)
+TAKERS: dict[str, Any] = {
+    "compress": small,
+    "correct": lambda model, batches: small(model, [BATCH], correct=batches),
+    "heal=": lambda model, batches: small(model, [BATCH], heal=batches),
+    "heal": lambda model, batches: bert_adapter.heal(model, model, batches, progress=False),
+    "loss_increase": lambda model, batches: bert_adapter.loss_increase(model, model, batches, progress=False),
+    "measure": lambda model, batches: bert_adapter.measure_signal(
+        bert_adapter.forward(model), model.params, batches, QUERY, progress=False
+    ),
+}
+
+
+@pytest.mark.parametrize("given", NO_BATCHES)
+def test_what_is_no_list_of_batches_is_refused_by_name(given):
+    batches, message = NO_BATCHES[given]
+    with pytest.raises(ValueError, match=message):
+        check_listed(batches)
+    with pytest.raises(ValueError, match=f"heal: .*{message}"):
+        check_listed(batches, "heal")
+
+
+@pytest.mark.parametrize("given", ["texts", "shared"])
+@pytest.mark.parametrize("taker", TAKERS)
+def test_all_that_takes_batches_refuses_what_is_none(taker, given):
+    batches, message = NO_BATCHES[given]
+    with pytest.raises(ValueError, match=message):
+        TAKERS[taker](tiny.model(), iter(batches))
+
+
+def test_what_is_no_model_and_no_labelled_rows_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"model: got str, wanted a Model: bert_adapter\.load"):
+        check_model("model")
+    with pytest.raises(ValueError, match="rows: got list, wanted texts with their labels: LabelledTexts"):
+        check_labelled(tiny.model(CLASSIFIER), ["a dog"])
 
 
 def test_batches_of_token_ids_are_known_by_their_number():

@@ -189,8 +189,7 @@ def chosen_dtypes(
         found = dict.fromkeys(layers, check_name("dtype", dtype, DTYPES))
     for path, name in found.items():
         check_name(f"dtype of {path}", name, DTYPES)
-    if odd := sorted(found.keys() - set(layers)):
-        raise ValueError(f"dtype: got {odd}, which hold no matrix, wanted paths of {sorted(layers)}")
+    check_layers(found, params)
     asked = found if isinstance(dtype, str) else dtype or {}  # what is stored so already fits
     for path, array in params.items():
         layer = path.rpartition("/")[0]
@@ -201,6 +200,13 @@ def chosen_dtypes(
                 f"dtype: got {asked[layer]}, which cannot hold {largest(array):.4g} in {path}: wanted {wanted}"
             )
     return found
+
+
+def check_layers(dtypes: Mapping[str, str], params: Mapping[str, Any]) -> None:
+    """A ValueError for paths of no layer that holds a matrix."""
+    layers = layers_of(params)
+    if odd := sorted(dtypes.keys() - set(layers)):
+        raise ValueError(f"dtype: got {odd}, which hold no matrix, wanted paths of {sorted(layers)}")
 
 
 def encoded(

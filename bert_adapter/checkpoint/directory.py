@@ -72,6 +72,11 @@ def fetch(path_or_hub_id: str | Path) -> Path:
     """A directory with the checkpoint's files; of a checkpoint on the Hub, only the files that are read."""
     if (directory := path_of(path_or_hub_id)).is_dir():
         return directory
+    name = str(path_or_hub_id)
+    if directory.is_file():
+        raise ValueError(f"{name}: got a file, wanted the directory that holds {CONFIG} and weights")
+    if isinstance(path_or_hub_id, Path) or not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name):
+        raise ValueError(f"{name}: wanted a directory that is there, or the name of a model on the Hugging Face Hub")
     try:
         from huggingface_hub import snapshot_download
 
@@ -80,8 +85,8 @@ def fetch(path_or_hub_id: str | Path) -> Path:
             snapshot_download(str(path_or_hub_id), allow_patterns=[MSGPACK])
         return directory
     except Exception as error:  # each release of huggingface_hub has exceptions of its own
-        wanted = "a local directory or the name of a model on the Hugging Face Hub"
-        raise ValueError(f"got {str(path_or_hub_id)!r}, wanted {wanted}: {error}") from error
+        wanted = "a directory, of which there is none, or a model on the Hugging Face Hub, which says"
+        raise ValueError(f"{name}: wanted {wanted}: {error}") from error
 
 
 def read_config(directory: Path) -> dict[str, Any]:

@@ -80,7 +80,9 @@ def loss(logits: Array, labels: Array, batch: Batch) -> Float[Array, " batch"]:
 
 def apart(logits: Array, wanted: Array, batch: Batch) -> Float[Array, " batch"]:
     """The divergence of the softmax from the one wanted, summed over the places of an example that count."""
-    each = optax.losses.kl_divergence(jax.nn.log_softmax(logits), jax.nn.softmax(wanted))
+    shares = jax.nn.softmax(wanted)
+    logs = jnp.where(shares > 0, jax.nn.log_softmax(logits), 0)  # a class that cannot be may be -inf in both
+    each = optax.losses.kl_divergence(logs, shares)
     return each if logits.ndim == 2 else jnp.sum(jnp.where(counted(logits, batch), each, 0), axis=1)
 
 

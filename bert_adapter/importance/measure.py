@@ -50,6 +50,7 @@ from bert_adapter.own import Own, ways_to_call
 from bert_adapter.progress import track
 from bert_adapter.steps import SAVE_EVERY
 from bert_adapter.values import check_finite
+from wlra.checks import check_count
 
 CAUSES = "batches differ in their texts, order, labels, batch_size or max_length"
 OTHER_FILE = ": name another file, or delete this one to measure anew"
@@ -120,6 +121,7 @@ def measure_importance(
       >>> importance.examples, importance["layers_0"].inputs.shape
       (4, (5, 5))
     """
+    seed = check_count("seed", seed, 0, 2**32 - 1)
     how = check_gradients(gradients), frozenset(paths), check_statistics(statistics)
     wanted = Wanted(forward, *how, whole=how[1] if whole else of_float64(params, how[1]))
     if file is not None:
@@ -256,8 +258,8 @@ def counted(total: Importance, batch: Batch, text: str) -> Importance:
 
 
 def whole_if_it_is(number: float) -> int | float:
-    """The number, as an integer where it is one up to rounding."""
-    return round(number) if abs(number - round(number)) < 1e-6 else number
+    """The number, as an integer where it is one up to rounding. Weights may be far below one."""
+    return round(number) if round(number) and abs(number - round(number)) < 1e-6 else number
 
 
 def counts(batch: Batch) -> tuple[float, float]:

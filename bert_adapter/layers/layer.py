@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Shaped
 
-SHARED_WITH = "shared_with"  # where a module says which other one has the same kernel, if one has
-STANDS_FOR = "stands_for"  # what classes that we make of others' classes, to see or replace their calls, name these by
+SHARED_WITH = "_bert_adapter_shared_with"  # where a module says which other one has the same kernel, if one has
+STANDS_FOR = "_bert_adapter_stands_for"  # how classes that we make to see or replace the calls of others name these
 Axes = tuple[tuple[int, ...], tuple[int, ...]]  # of a kernel: those along its inputs, those along its outputs
 
 

@@ -1,7 +1,11 @@
 """What a signal makes of a measurement: weights for the solver, and how far they can be trusted."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
+
+import jax
+import numpy as np
 
 from bert_adapter.importance.sums import OF_TABLES, Importance, Sums, named
 from bert_adapter.importance.through import Through, of_kernel
@@ -74,6 +78,17 @@ def check_measured(importance: Importance | None, signal: Signal, path: str) -> 
         raise ValueError(
             f"signal {signal.name!r} needs {missing} of {path}, which were not measured: "
             f"measure_signal(..., signal={signal.name!r}) does"
+        )
+
+
+def check_counts(evidence: Evidence, signal: Signal, path: str) -> None:
+    """A ValueError if no error in a kernel counts, so that weights of the signal's are zero."""
+    held = dict(named(evidence.sums))
+    grams = [held[name] for name in signal.statistics if name in held]
+    if not all(any(map(np.any, jax.tree.leaves(gram))) for gram in grams):
+        raise ValueError(
+            f"{path}: got a kernel whose inputs or gradients are zero on all batches, so that no error in it counts: "
+            f"exclude={re.escape(path)!r} keeps it dense"
         )
 
 
