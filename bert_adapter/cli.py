@@ -90,7 +90,7 @@ def run_compress(options: argparse.Namespace) -> None:
     healing = {"--file's state of healing": beside(options.file)} if options.heal else {}
     check_places({"DIR": options.model}, files, {"--report": page, "--file": options.file, **healing}, output)
     model = load(options.model)
-    read = OUTPUTS[output_of(model.module)].texts
+    read, before = OUTPUTS[output_of(model.module)].texts, bytes_of(model)
     texts, more, others = (read(file) if file else [] for file in (options.text, options.heal, options.correct))
     if options.trim:
         model = trimmed(model, [*texts, *read(options.trim), *more, *others])
@@ -107,9 +107,22 @@ def run_compress(options: argparse.Namespace) -> None:
         save(small, output, dtype=options.dtype)
     if options.heal and (state := beside(options.file)):
         state.unlink()
-    say(f"saved {options.output}")
+    say(f"saved {options.output}: {weights_in(output) / 1e6:.1f} MB of weights, {before / 1e6:.1f} MB before")
     write_page(page, f"{options.model}, compressed", report)
     say(f"report: {page}")
+    say(f"next: bert_adapter.load({str(options.output)!r}), or bert-adapter heal, finetune, bench or export")
+
+
+def bytes_of(model: Any) -> int:
+    """What the model's parameters take in memory."""
+    from bert_adapter.checkpoint.names import by_path
+
+    return sum(leaf.nbytes for leaf in by_path(model.params).values())
+
+
+def weights_in(directory: Path) -> int:
+    """The bytes of a directory's files of weights."""
+    return sum(file.stat().st_size for file in directory.rglob("*.safetensors"))
 
 
 def check_options(options: argparse.Namespace) -> bool:

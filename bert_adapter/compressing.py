@@ -183,7 +183,7 @@ def compress(
       heal: batches of texts without labels, thousands of them, on which the result is trained to the outputs of the
         model as `bert_adapter.heal` does it by default.
       dtype: what matrices are stored as, as `save` takes it: they are rounded so, healed so, and `save` stores them so.
-      progress: whether there are bars on a terminal.
+      progress: whether there are bars on a terminal, or a line a minute elsewhere.
 
     Raises:
       ValueError: before work starts, for a name, rank or share that cannot be, or an importance or a file that was
@@ -203,11 +203,9 @@ def compress(
     wanted = check_size(rank=rank, budget=budget, dtype=dtype, **size)
     check_predicted({"pairs": pairs, "correct": correct is not None}, wanted, chosen, solved_by)
     check_given(given, None if heal is not None else file, gradients)  # healing has a state of its own
-    for name, each in (("batches", batches), ("correct", correct), ("heal", heal)):
-        check_listed(each, name)
+    check_listed(batches=batches, correct=correct, heal=heal)
     seed, clock = check_count("seed", seed, 0, 2**32 - 1), [time.perf_counter()]
-    dense = as_model(model, forward=forward, output=output)
-    check_floats(dense.params, "model")
+    dense = dense_model(model, forward=forward, output=output, dtype=dtype)
     batches = list(batches) if is_own(dense) else batches
     seen = seen_in_pairs(model, dense, given) if pairs else dense
     check_fits(given, seen, batches)
@@ -215,7 +213,6 @@ def compress(
     shapes = selected(dense, batches, include, exclude, embeddings=embeddings or of == "bytes")
     met = selected_pairs(dense, shapes) if pairs else []
     check_tables(chosen, solved_by, tables_of(dense, shapes), shrink)
-    check_layers(dtype if isinstance(dtype, Mapping) else {}, by_path(dense.params))
     ranks = None if rank is None else choose_ranks(shapes, rank)
     check_affordable(dense.params, shapes, wanted, met)
     clock.append(time.perf_counter())
@@ -239,6 +236,16 @@ def compress(
     small = in_dtypes(small._replace(config=config), dtype)
     small, report = healed(small, dense, healing, report, seed=seed, file=file, given=known.given, progress=progress)
     return in_kind(model, small), report
+
+
+def dense_model(
+    model: Any, *, forward: Callable[..., Any] | None, output: int | str | None, dtype: str | Mapping[str, str] | None
+) -> Model:
+    """The model, which is one of floats, whose layers are those that dtypes are asked for."""
+    dense = as_model(model, forward=forward, output=output)
+    check_floats(dense.params, "model")
+    check_layers(dtype if isinstance(dtype, Mapping) else {}, by_path(dense.params))
+    return dense
 
 
 class Spent(NamedTuple):

@@ -60,7 +60,7 @@ def corrected(
       batches: other texts like those to come, for what was measured fits its own texts better than others; the first
         few thousand tokens are used.
       budget, of, flops, multiple_of: as in `plan`, and as they will be there.
-      progress: whether there is a bar on a terminal.
+      progress: whether there is a bar on a terminal, or a line a minute elsewhere.
 
     Raises:
       ValueError: decompositions of another model, of a signal in units of its own, or without components; no batches,

@@ -96,7 +96,7 @@ def decompose(
       kernels: what `select_kernels` returned. By default all kernels that were measured; all with two axes where
         nothing was.
       bits: what storing in fewer bits loses too, which plans of bytes need, of an importance measured with whole=True.
-      progress: whether there is a bar on a terminal.
+      progress: whether there is a bar on a terminal, or a line a minute elsewhere.
 
     Raises:
       ValueError: a name or share that cannot be, an importance of another model or without what the signal needs, or
@@ -378,8 +378,13 @@ def chosen_signal(signal: str | Signal | None, shrink: float | None, importance:
     return known
 
 
-def check_of(importance: Importance | Decompositions | None, params: Any) -> None:
-    """A ValueError for what is of another model."""
+def check_of(importance: Any, params: Any) -> None:
+    """A ValueError for what is of another model, or no importance, or no parameters."""
+    if not isinstance(params, Mapping):
+        raise ValueError(f"params: got {type(params).__name__}, wanted nested dicts of arrays: model.params")
+    if not isinstance(importance, Importance | Decompositions | None):
+        wanted = "what measure_signal or decompose returns"
+        raise ValueError(f"importance: got {type(importance).__name__}, wanted {wanted}")
     if isinstance(importance, Importance):
         check_model(importance, of_params(params))
     if isinstance(importance, Decompositions) and importance.model not in ("", model := of_params(params)):

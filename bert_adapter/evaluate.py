@@ -59,7 +59,7 @@ def embed(
     """Row i is the output for text i, of an embedder its embedding; (texts, width).
 
     prompt_name: of one of the prompts that the model's files declare, such as "query", in place of the default.
-    progress: whether there is a bar on a terminal.
+    progress: whether there is a bar on a terminal, or a line a minute elsewhere.
 
     Raises:
       ValueError: rows that are no texts; as `tokenizer`.
@@ -136,7 +136,7 @@ def loss_increase(
     (output, batch) -> (batch,) is the loss of labelled rows. If None, it is the expected one if labels were drawn from
     what the dense model predicts: the divergence of the predictions of labels, added up over the places of an example;
     else half the squared distance of the outputs. "weights", if a batch has any, weigh its examples. `progress` says
-    whether there is a bar on a terminal.
+    whether there is a bar on a terminal, or a line a minute elsewhere.
 
     Raises:
       ValueError: no batches, models with other tokens, token ids or weights that cannot be, or, for `task_loss`, labels
@@ -202,7 +202,8 @@ def score(
     Of choices: accuracy.
 
     The value that a regression predicts is its output; that of an embedder, for pairs of texts, the cosine of theirs,
-    or their dot product if its files declare that. `progress` says whether there is a bar on a terminal.
+    or their dot product if its files declare that. `progress` says whether there is a bar on a terminal, or a
+    line a minute elsewhere.
 
     Raises:
       ValueError: an embedder is given single texts, or declares a similarity that is not supported; rows that are no

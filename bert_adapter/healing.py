@@ -199,7 +199,7 @@ def heal(
       seed: of the order of the rows.
       file: holds the state once a minute and whenever the held-out loss is measured; if it is there already, healing
         goes on from it. Delete it once the result is saved.
-      progress: whether there is a bar on a terminal.
+      progress: whether there is a bar on a terminal, or a line a minute elsewhere.
 
     Raises:
       ValueError: before work starts, for too few texts, a number that cannot be, a dense model whose outputs are of

@@ -123,7 +123,7 @@ def measure_latency(
       pairs: whether heads of fewer dimensions are timed too, for `compress(model, ..., pairs=True)`.
       file: JSON, where times are kept, and read from if they were measured for the same program, kernels, device,
         version of JAX, threads, texts and tokens.
-      progress: whether there is a bar on a terminal.
+      progress: whether there is a bar on a terminal, or a line a minute elsewhere.
 
     Raises:
       ValueError: a model of your own or with integers in memory, kernels that it has not, more tokens than positions,

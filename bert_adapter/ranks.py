@@ -409,7 +409,7 @@ def budget_of(
 def check_share(name: str, value: Any, what: str) -> None:
     """A ValueError unless it is a number above 0, and at most 1."""
     if not is_number(value) or not 0 < value <= 1:
-        percent = f": {value:g} % is {value / 100:g}" if is_number(value) and 1 < value <= 100 else ""
+        percent = f": {value:g} % is {value / 100:g}" if is_number(value) and 5 <= value <= 100 else ""
         raise ValueError(f"{name} is {what}, in (0, 1]; got {value!r}{percent}")
 
 

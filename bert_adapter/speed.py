@@ -86,7 +86,7 @@ def bench(
       cells: numbers of texts, and of tokens in each.
       engines: names in `ENGINES`; by default those that are installed.
       rounds: how often each is timed.
-      progress: whether there is a bar on a terminal.
+      progress: whether there is a bar on a terminal, or a line a minute elsewhere.
 
     Raises:
       ValueError: a model of no family, an engine that is not installed or not known, or a number that cannot be.

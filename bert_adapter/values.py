@@ -44,20 +44,22 @@ def check_arrays(batch: Any, number: int) -> None:
     for name, array in batch.items():
         if not hasattr(array, "shape"):
             raise ValueError(f"{where}, {name!r}: got {type(array).__name__}, wanted an array: np.asarray(...)")
-    rows = {name: array.shape[0] if array.shape else "no" for name, array in batch.items()}
-    if len(set(rows.values())) > 1 or not all(rows.values()) or "no" in rows.values():
-        told = ", ".join(f"{count} rows of {name!r}" for name, count in rows.items())
-        wanted = "one for each example; what all examples share belongs into forward="
-        raise ValueError(f"{where}: got {told}, wanted {wanted}")
+    rows = {name: array.shape[0] if array.shape else 0 for name, array in batch.items()}
+    first, count = next(iter(rows.items()))
+    if odd := [name for name in rows if rows[name] != count or not count]:
+        shared = "what all examples share belongs into forward="
+        wanted = f"{count or 'some'}, one for each example, as in {first!r}"
+        raise ValueError(f"{where}, {odd[0]!r}: got {rows[odd[0]]} rows, wanted {wanted}; {shared}")
 
 
-def check_listed(batches: Any, name: str = "batches") -> None:
-    """A ValueError for what is no list of batches; of an iterator, each is checked when it comes."""
-    try:
-        for number, batch in enumerate(batches if isinstance(batches, Sequence | Mapping) else ()):
-            check_arrays(batch, number)
-    except ValueError as error:
-        raise ValueError(str(error) if name == "batches" else f"{name}: {error}") from None
+def check_listed(**lists: Any) -> None:
+    """A ValueError for what is no list of batches, by its name; of an iterator, each is checked when it comes."""
+    for name, batches in lists.items():
+        try:
+            for number, batch in enumerate(batches if isinstance(batches, Sequence | Mapping) else ()):
+                check_arrays(batch, number)
+        except ValueError as error:
+            raise ValueError(str(error) if name == "batches" else f"{name}: {error}") from None
 
 
 def check_finite(output: Any, number: int, whose: str = "the model") -> None:

@@ -13,7 +13,7 @@ import tiny
 
 import bert_adapter
 import wlra
-from bert_adapter.decompositions import sides
+from bert_adapter.decompositions import check_of, sides
 from bert_adapter.importance.sums import Importance, Sums
 from bert_adapter.signals import SIGNALS
 from bert_adapter.signals.weights import solver_weights
@@ -174,3 +174,10 @@ def test_values_that_cannot_be_used_are_said_with_the_path_of_their_kernel():
         importance = dataclasses.replace(measured(), sums=measured().sums | {path: bad})
         with pytest.raises(ValueError, match=f"{path}: {message}"):
             bert_adapter.decompose(model().params, importance, signal="kfac", progress=False)
+
+
+def test_what_is_no_importance_and_no_parameters_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"params: got list, wanted nested dicts of arrays: model\.params"):
+        check_of(None, [])
+    with pytest.raises(ValueError, match="importance: got str, wanted what measure_signal or decompose returns"):
+        check_of("fisher", {})

@@ -223,7 +223,7 @@ REFUSED = [
         {"model": lambda: model(CLASSIFIER), "to": "sentence-transformers"},
         "for BertForSequenceClassification, wanted an",
     ),
-    ({"out": "mine"}, "mine: wanted a new or empty directory"),
+    ({"out": "mine"}, "mine: wanted a new or empty directory, .*; got thesis.tex"),
     ({"scores": {"a": "b"}}, "scores: got 'a' of 'b', wanted a number"),
     ({"scores": {"a": np.zeros(2)}}, r"scores: got 'a' of array\(.*wanted a number"),
     ({"model": lambda: model()._replace(params=tiny.model().params)}, "config low_rank ranks: got"),

@@ -296,7 +296,7 @@ def changed(**arrays):
         ),
         ({"batches": lambda: changed(labels=[0.5] * 8)}, "batch 1, row 0: got the label 0.5, wanted a class"),
         ({"batches": lambda: changed(labels=[0, 2] * 4)}, "batch 1, row 1: got the label 2, wanted a class"),
-        ({"batches": lambda: changed(labels=[0, 1])}, "batch 1: got 2 labels, wanted one for each of 8 rows"),
+        ({"batches": lambda: changed(labels=[0, 1])}, "batch 1, 'labels': got 2 rows, wanted 8, one for each example"),
         ({"batches": [{"input_ids": np.ones((8, 4), np.int32)}]}, "batch 0: got .*, wanted 'labels' too"),
         ({"batches": lambda: changed(weights=[1, np.nan] * 4)}, "batch 1, row 1: got the weight nan"),
         ({"batches": lambda: changed(weights=[1, -1] * 4)}, "batch 1, row 1: got the weight -1"),

@@ -1,7 +1,9 @@
 """The Fisher information is the sum of the squares of each example's own gradient."""
 
+import json
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, cast
 
 import flax.linen as nn
@@ -648,6 +650,28 @@ def test_file_of_an_older_schema_is_refused_in_a_sentence(measured, tmp_path, mo
     save_importance(measured, tmp_path / "sums")
     monkeypatch.undo()
     with pytest.raises(ValueError, match="wanted a file of save_importance, of schema 6; got schema 2: measure again"):
+        load_importance(tmp_path / "sums")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda about: about.pop("examples"), r"of the entries \[.*examples.*; got \["),
+        (lambda about: about.pop("texts"), r"of the entries \["),
+        (lambda about: about.pop("paths"), "paths"),
+        (lambda about: about.update(inputs=[1]), "wanted a file of save_importance"),
+        (lambda about: about.update(more=1), r"of the entries \["),
+    ],
+)
+def test_file_whose_entries_are_odd_is_refused_in_a_sentence(spoil, message, measured, tmp_path, monkeypatch):
+    def dumps(about):
+        spoil(about)
+        return json.dumps(about)
+
+    monkeypatch.setattr(storage, "json", SimpleNamespace(dumps=dumps))
+    save_importance(measured, tmp_path / "sums")
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=rf"sums: (?=wanted a file of save_importance).*{message}"):
         load_importance(tmp_path / "sums")
 
 

@@ -67,12 +67,15 @@ NO_BATCHES = {
     "an array": ([IDS], "batch 0: got ndarray, wanted a mapping"),
     "nothing": ([BATCH, {}], "batch 1: got {}, wanted a mapping"),
     "lists": ([{name: array.tolist() for name, array in BATCH.items()}], "'input_ids': got list, wanted an array"),
-    "no rows": ([{name: array[:0] for name, array in BATCH.items()}], "got 0 rows of 'input_ids'"),
+    "no rows": ([{name: array[:0] for name, array in BATCH.items()}], "'input_ids': got 0 rows, wanted some"),
     "shared": (
         [BATCH | {"token_type_ids": IDS[:1]}],
-        "got 3 rows of 'input_ids', .*1 rows of 'token_type_ids', wanted",
+        "'token_type_ids': got 1 rows, wanted 3, one for each example, as in 'input_ids'",
     ),
-    "a number": ([BATCH | {"scale": np.float32(2)}], "no rows of 'scale', wanted one for each .*belongs into forward="),
+    "a number": (
+        [BATCH | {"scale": np.float32(2)}],
+        "'scale': got 0 rows, wanted 3, one for each .*belongs into forward=",
+    ),
 }
 small = functools.partial(bert_adapter.compress, budget=0.5, progress=False)
 TAKERS: dict[str, Any] = {
@@ -91,9 +94,9 @@ TAKERS: dict[str, Any] = {
 def test_what_is_no_list_of_batches_is_refused_by_name(given):
     batches, message = NO_BATCHES[given]
     with pytest.raises(ValueError, match=message):
-        check_listed(batches)
+        check_listed(batches=batches)
     with pytest.raises(ValueError, match=f"heal: .*{message}"):
-        check_listed(batches, "heal")
+        check_listed(batches=[BATCH], heal=batches)
 
 
 @pytest.mark.parametrize("given", ["texts", "shared"])

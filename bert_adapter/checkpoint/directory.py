@@ -167,21 +167,23 @@ def replacing(target: Path) -> Iterator[Path]:
 def check_target(target: Path) -> Path:
     """The absolute path, if a checkpoint may be written there."""
     target = path_of(target).resolve()
-    if not replaceable(target):
-        raise ValueError(f"{target}: wanted a new or empty directory, or a checkpoint and no other files")
+    if (lost := in_the_way(target)) is not None:
+        raise ValueError(f"{target}: wanted a new or empty directory, or a checkpoint and no other files; got {lost}")
     return target
 
 
-def replaceable(target: Path) -> bool:
-    """Whether nothing but a checkpoint is lost when `target` is deleted."""
+def in_the_way(target: Path) -> str | None:
+    """What but a checkpoint would be lost if `target` were deleted; None if nothing is."""
     if not target.is_dir():
-        return not target.exists()
+        return "a file" if target.exists() else None
     paths = [path for path in target.rglob("*") if path.is_symlink() or not path.is_dir()]
     names = [path.relative_to(target).as_posix() for path in paths]
     folders = stages_in(target) if any("/" in name for name in names) else []
-    known = all(is_ours(name, folders) for name in names)
-    own = CARD not in names or MARK.encode() in (target / CARD).read_bytes()  # a card of the user's is work
-    return known and own and (not names or CONFIG in names)
+    if others := sorted(name for name in names if not is_ours(name, folders)):
+        return others[0]
+    if CARD in names and MARK.encode() not in (target / CARD).read_bytes():
+        return f"a {CARD} that is not of ours"  # it is somebody's work
+    return f"no {CONFIG}" if names and CONFIG not in names else None
 
 
 def is_ours(name: str, folders: list[str]) -> bool:

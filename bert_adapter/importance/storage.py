@@ -59,13 +59,18 @@ def load_importance(file: str | Path) -> Importance:
       8
     """
     metadata, names = read_metadata(file, "a file of save_importance")
-    about = json.loads(metadata.get("importance", "{}"))
-    if (schema := about.pop("schema", None)) != SCHEMA:
-        found = f"schema {schema}" if about else f"the arrays {names[:3]}"
-        raise ValueError(f"{file}: wanted a file of save_importance, of schema {SCHEMA}; got {found}: measure again")
-    about["texts"] = tuple(about["texts"])
-    about["inputs"] = tuple((name, tuple(shape), dtype) for name, shape, dtype in about["inputs"])
-    paths = about.pop("paths")
+    try:
+        about = json.loads(metadata.get("importance", "{}"))
+        if (schema := about.pop("schema", None)) != SCHEMA:
+            found = f"schema {schema}" if about else f"the arrays {names[:3]}"
+            raise ValueError(f"schema {SCHEMA}; got {found}: measure again")
+        paths, fields = about.pop("paths"), set(FIELDS)
+        if about.keys() != fields:
+            raise ValueError(f"the entries {sorted(fields)}; got {sorted(about)}")
+        about["texts"] = tuple(about["texts"])
+        about["inputs"] = tuple((name, tuple(shape), dtype) for name, shape, dtype in about["inputs"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file}: wanted a file of save_importance, of {error}") from None
     arrays = read_arrays(file, "a file of save_importance", as_held)
     sums = {path: Sums(*(joined(arrays, f"{path}:{name}") for name in Sums._fields)) for path in paths}
     return Importance(sums, **about)
