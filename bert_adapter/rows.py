@@ -62,8 +62,9 @@ def as_texts(texts: Texts, place: Callable[[int], str] = row_number) -> Listed:
       ValueError: no texts, or a row that is no text and no pair of them, or that is not what the others are. The
         message names the row.
     """
-    one = isinstance(texts, str) and not is_file(texts)
-    given = rows_in([texts] if one else texts, "a list of str, or of pairs of str")
+    wanted = "a list of str, or of pairs of str"
+    check_no_file(texts, wanted)
+    given = rows_in([texts] if isinstance(texts, str) else texts, wanted)
     rows: Any = [as_row(row, place, number) for number, row in enumerate(given)]
     pair = isinstance(rows[0], tuple)
     for number, row in enumerate(rows):
@@ -75,10 +76,7 @@ def as_texts(texts: Texts, place: Callable[[int], str] = row_number) -> Listed:
 
 def rows_in(texts: Any, wanted: str) -> list[Any]:
     """The rows of whatever holds some in an order; a ValueError says what was wanted."""
-    if isinstance(texts, Path) or (isinstance(texts, str) and is_file(texts)):
-        name = str(texts)
-        raise ValueError(f"texts: got {name!r}, the name of a file, wanted {wanted}: read_texts({name!r}) reads them")
-    found: Any = getattr(texts, "to_numpy", lambda: texts)()
+    found = texts.to_numpy() if hasattr(texts, "to_numpy") else texts
     if isinstance(found, np.ndarray) and found.ndim == 0:
         found = [found.item()]
     if isinstance(found, NO_ROWS) or not isinstance(found, Iterable):
@@ -89,11 +87,14 @@ def rows_in(texts: Any, wanted: str) -> list[Any]:
     return rows
 
 
-def is_file(text: Any) -> bool:
-    """Whether a text is the name of a file that is there."""
+def check_no_file(texts: Any, wanted: str) -> None:
+    """A ValueError for the name of a file that is there, in place of what it holds."""
+    is_file = False
     with suppress(OSError, ValueError):  # no text is too long, or holds what names cannot
-        return isinstance(text, str) and Path(text).is_file()
-    return False
+        is_file = isinstance(texts, str | Path) and Path(texts).is_file()
+    if is_file:
+        name = str(texts)
+        raise ValueError(f"texts: got {name!r}, the name of a file, wanted {wanted}: read_texts({name!r}) reads them")
 
 
 def as_row(row: Any, place: Callable[[int], str], number: int) -> str | tuple[str, ...]:

@@ -11,13 +11,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from bert_adapter.checkpoint.directory import write_texts
 from bert_adapter.exporting.primitives import kind
 from bert_adapter.exporting.program import Program, inputs_of, program_of
 from bert_adapter.exporting.target import Target
-from bert_adapter.exporting.texts import example, tokenizer_files
+from bert_adapter.exporting.texts import example, write_reading
 from bert_adapter.exporting.translate import translated
-from bert_adapter.families import family_name
 from bert_adapter.model import Model
 
 FILE = "model.onnx"
@@ -27,11 +25,9 @@ LARGEST = 2 * 10**9  # bytes of numbers in one file, which cannot be longer than
 
 def write_onnx(model: Model, directory: Path, dtype: str | None) -> None:
     """The graph, with the config that transformers knows and the tokenizer."""
-    config = {name: value for name, value in model.config.items() if name != "low_rank"}
     program = program_of(model, jnp.float16 if dtype == "float16" else jnp.float32)
     proto = proto_of(program)
-    config |= {"model_type": family_name(config)}
-    write_texts(model._replace(config=config, files=tokenizer_files(model)), directory)
+    write_reading(model, directory)
     if dtype != "int8":
         save(proto, directory / FILE)
         return

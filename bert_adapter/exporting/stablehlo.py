@@ -5,12 +5,10 @@ from pathlib import Path
 import jax
 import jax.export
 
-from bert_adapter.checkpoint.directory import write_texts
 from bert_adapter.checkpoint.names import by_path
 from bert_adapter.exporting.program import inputs_of, program_of
 from bert_adapter.exporting.target import Target
-from bert_adapter.exporting.texts import example, tokenizer_files
-from bert_adapter.families import family_name
+from bert_adapter.exporting.texts import example, write_reading
 from bert_adapter.model import Model
 
 FILE = "model.stablehlo"
@@ -30,9 +28,7 @@ def write_stablehlo(model: Model, directory: Path, dtype: str | None = None) -> 
     program = program_of(model)
     function = jax.jit(lambda batch: program.run(program.params, batch))
     exported = jax.export.export(function, platforms=PLATFORMS)(program.arguments())
-    config = {name: value for name, value in model.config.items() if name != "low_rank"}
-    config |= {"model_type": family_name(config)}
-    write_texts(model._replace(config=config, files=tokenizer_files(model)), directory)
+    write_reading(model, directory)
     (directory / FILE).write_bytes(exported.serialize())
 
 

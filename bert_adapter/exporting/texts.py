@@ -2,8 +2,11 @@
 
 import json
 from collections.abc import Iterable
+from pathlib import Path
 
+from bert_adapter.checkpoint.directory import write_texts
 from bert_adapter.exporting.program import has_choices, inputs_of
+from bert_adapter.families import family_name
 from bert_adapter.families.sentence import settings
 from bert_adapter.json_files import parsed
 from bert_adapter.model import Model
@@ -26,6 +29,13 @@ def tokenizer_files(model: Model) -> dict[str, bytes]:
         kind = type(tokenize).__name__
         said["tokenizer_class"] = IN_ALL[0] if kind in IN_ALL else kind.removesuffix("Fast")
     return model.files | {DECLARED: json.dumps(said, indent=2).encode()}
+
+
+def write_reading(model: Model, directory: Path) -> None:
+    """The config that transformers knows and the small files lie beside a program, which holds all else."""
+    config = {name: value for name, value in model.config.items() if name != "low_rank"}
+    config |= {"model_type": family_name(config)}
+    write_texts(model._replace(config=config, files=tokenizer_files(model)), directory)
 
 
 def reading(model: Model) -> str:
