@@ -24,8 +24,8 @@ from bert_adapter.signals import DEFAULT, SIGNALS, as_signal
 from bert_adapter.signals.definition import Evidence, Signal, TableWeights
 from bert_adapter.signals.weights import check_counts, check_measured, check_whole, evidence_of, table_weights
 from bert_adapter.tables import Tokens, decompose_table
-from bert_adapter.values import is_number
 from wlra import components
+from wlra.checks import check_number
 from wlra.components import Decomposed, Seen
 from wlra.options import as_method
 
@@ -416,5 +416,5 @@ def check_shrinks(signal: Signal, shrink: float | None, tables: bool) -> None:
 
 def check_shrink(shrink: float | None) -> None:
     """A ValueError for what is no share."""
-    if shrink is not None and (not is_number(shrink) or not 0 <= shrink <= 1):
-        raise ValueError(f"shrink is how far weights are shrunk towards simpler ones, in [0, 1]; got {shrink!r}")
+    if shrink is not None:
+        check_number(shrink, 1.0, "shrink is how far weights are shrunk towards simpler ones, in [0, 1]")

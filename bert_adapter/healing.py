@@ -31,7 +31,6 @@ from bert_adapter.steps import (
     SAVE_EVERY,
     State,
     adamw,
-    check_range,
     check_run,
     learning_rates,
     resumed,
@@ -41,7 +40,7 @@ from bert_adapter.steps import (
 from bert_adapter.straight_through import as_kept, narrowed, straight_through, widened
 from bert_adapter.training import check_teacher
 from bert_adapter.values import check_finite
-from wlra.checks import check_count
+from wlra.checks import check_count, check_number
 
 HELD_OUT = (16, 512)  # one of so many rows is held out, and no more than that many
 LOOKS = 12  # how often the held-out loss is measured in a run
@@ -270,7 +269,7 @@ def healing_plan(
     chosen = defaults(count)
     numbers = {"epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size}
     given = {name: value for name, value in numbers.items() if value is not None}
-    check_range("learning_rate", given.get("learning_rate", 0), 0, 1)
+    check_number(given.get("learning_rate", 0), 1.0, "learning_rate must be in [0, 1]")
     given |= {name: check_count(name, given[name], 1, 10**6) for name in ("epochs", "batch_size") if name in given}
     plan = HealingPlan(pools, held, **chosen | given)
     if others is not None and not sum(map(count_of, held)):

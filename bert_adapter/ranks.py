@@ -44,8 +44,7 @@ from bert_adapter.layers.stacks import unstacked, whole
 from bert_adapter.pairs import by_kernel, cost_of_heads, in_pairs
 from bert_adapter.rounding import Rounding, narrower
 from bert_adapter.signals.definition import Signal
-from bert_adapter.values import is_number
-from wlra.checks import check_count, check_name
+from wlra.checks import check_count, check_name, check_number
 
 UNITS = ("kernels", "parameters", "bytes", "flops")
 Unit = str | Latency
@@ -408,9 +407,11 @@ def budget_of(
 
 def check_share(name: str, value: Any, what: str) -> None:
     """A ValueError unless it is a number above 0, and at most 1."""
-    if not is_number(value) or not 0 < value <= 1:
-        percent = f": {value:g} % is {value / 100:g}" if is_number(value) and 5 <= value <= 100 else ""
-        raise ValueError(f"{name} is {what}, in (0, 1]; got {value!r}{percent}")
+    wanted = f"{name} is {what}, in (0, 1]"
+    found = check_number(value, float("inf"), wanted)
+    if not 0 < found <= 1:
+        percent = f": {found:g} % is {found / 100:g}" if 5 <= found <= 100 else ""
+        raise ValueError(f"{wanted}; got {value!r}{percent}")
 
 
 def check_unit(of: Unit) -> None:

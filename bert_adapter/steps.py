@@ -14,7 +14,6 @@ from jaxtyping import Array, Float, Int
 
 from bert_adapter.files import path_of, read_arrays, read_metadata, write_arrays
 from bert_adapter.layers.capture import Batch
-from bert_adapter.values import is_number
 
 SAVE_EVERY = 60.0  # seconds between two states of a training that may be killed
 
@@ -29,12 +28,6 @@ class State(NamedTuple):
     moments: Any  # the optimiser's
     step: int
     run: Mapping[str, str] = {}
-
-
-def check_range(name: str, value: float | int, least: int, most: int) -> None:
-    """A ValueError if the value cannot be."""
-    if not is_number(value) or not least <= value <= most:
-        raise ValueError(f"{name} must be in [{least}, {most}]; got {value!r}")
 
 
 def batch_order(seed: int, epochs: int, count: int) -> Int[np.ndarray, " steps"]:

@@ -28,14 +28,13 @@ from bert_adapter.steps import (
     State,
     adamw,
     batch_order,
-    check_range,
     learning_rates,
     resumed,
     save_state,
     step_function,
 )
 from bert_adapter.straight_through import as_kept, straight_through, widened
-from wlra.checks import check_count
+from wlra.checks import check_count, check_number
 
 TEMPERATURE = 2.0  # at which a teacher's classes are followed
 
@@ -124,7 +123,7 @@ def finetune(
         check_writable(file)
     options = {"learning_rate": learning_rate, "warmup": warmup, "distil": distil, "weight_decay": weight_decay}
     for name, value in options.items():
-        check_range(name, value, 0, 1)
+        check_number(value, 1.0, f"{name} must be in [0, 1]")
     epochs, seed = check_count("epochs", epochs, 1, 10**6), check_count("seed", seed, 0, 2**32 - 1)
     loss = loss_for(model) if loss is None else loss
     check_floats(model.params, "model")

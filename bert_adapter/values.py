@@ -1,11 +1,9 @@
 """Values of a batch that a model has no meaning for, found before they run."""
 
-import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jax import Array
 from jax.core import Tracer
 
 
@@ -27,11 +25,6 @@ def check_values(sizes: Mapping[str, int], batch: Mapping[str, Any]) -> None:
             token = f"{choice}, token {place[-1]}" if place else ""
             got = array[tuple(wrong[0])].item()
             raise ValueError(f"{name}: got {got} in row {row}{token}, wanted 0 to {size - 1}: the model knows no other")
-
-
-def is_number(value: Any) -> bool:
-    """Whether it is a real number, Python's, NumPy's or JAX's, and no truth value."""
-    return isinstance(value, numbers.Real | Array) and not isinstance(value, bool)
 
 
 def check_arrays(batch: Any, number: int) -> None:
