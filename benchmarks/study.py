@@ -63,7 +63,8 @@ TASKS = {
 KERNELS = {"all": r"^(bert/)?encoder/", "ffn": r"^(bert/)?encoder/layer/\d+/(intermediate|output)/"}
 RANKS = (75, 150, 225)  # the study's 150, 300 and 450 of 768
 BUDGETS = (0.25, 0.5, 0.75)
-EPOCHS, RATE, OTHER_RATE = 3, 1e-4, 3e-5  # the last for models in the place of all-MiniLM-L6-v2
+EPOCHS, RATE = 3, 1e-4
+OTHER_RATE, OTHER_ROWS = 3e-5, 8_000  # for models in the place of all-MiniLM-L6-v2: rows of SST-2
 FORGET = 32  # models, after which what was compiled for them is let go: a process can map only so many programs
 
 
@@ -209,7 +210,8 @@ def prepared(task: str, options: argparse.Namespace) -> Bench:
     from bert_adapter.demo import minilm
 
     wanted, other = TASKS[task], getattr(options, "model", None)
-    count = None if getattr(options, "full", False) else wanted.rows
+    rows = OTHER_ROWS if other and wanted.rows else wanted.rows
+    count = None if getattr(options, "full", False) else rows
     train = chosen(rows_of(task, "train", options.data), 64 if options.quick else count, 0)
     dev = chosen(rows_of(task, "dev", options.data), 64 if options.quick else None, 0)
     folder = options.cache / ("study-quick" if options.quick else "study")

@@ -6,7 +6,6 @@ feed-forward kernels of classifiers (benchmarks/corrected.py).
 """
 
 import math
-import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -21,7 +20,7 @@ from bert_adapter.importance.fingerprint import of_arrays
 from bert_adapter.kernels import break_even
 from bert_adapter.layers.capture import Batch
 from bert_adapter.layers.integers import check_floats
-from bert_adapter.layers.places import kernel_path
+from bert_adapter.layers.places import kernel_path, kind_of
 from bert_adapter.layers.stacks import restacked, unstacked
 from bert_adapter.model import Model
 from bert_adapter.progress import track
@@ -117,7 +116,7 @@ def kinds_of(known: Decompositions) -> list[list[str]]:
     """The paths of each kind of kernel."""
     kinds: dict[Any, list[str]] = {}
     for path in known.kernels:
-        kinds.setdefault((re.sub(r"\d+", "#", path), known.shapes[path]), []).append(path)
+        kinds.setdefault((kind_of(path), known.shapes[path]), []).append(path)
     return list(kinds.values())
 
 

@@ -16,7 +16,7 @@ from bert_adapter.importance.sums import Importance, Sums, check_model
 from bert_adapter.importance.through import Through
 from bert_adapter.kernels import Shapes, break_even, shape_of_kernel, split_axes
 from bert_adapter.layers.layer import Axes
-from bert_adapter.layers.places import is_table, kernel_path, layer_path
+from bert_adapter.layers.places import in_brief, is_table, kernel_path, layer_path
 from bert_adapter.layers.stacks import unstacked
 from bert_adapter.progress import track
 from bert_adapter.rounding import Rounding, rounding
@@ -350,8 +350,8 @@ def selected_shapes(params: Any, importance: Importance | None, kernels: Shapes 
     paths = plain if importance is None else importance.sums
     paths = list(paths if kernels is None else kernels)
     if not paths or (missing := [path for path in paths if path not in found]):
-        wanted = "no kernels" if not paths else f"{missing}, which are no dense kernels"
-        raise ValueError(f"kernels: got {wanted}; wanted paths of {sorted(found)}")
+        wanted = "no kernels" if not paths else f"{in_brief(missing)}, which are no dense kernels"
+        raise ValueError(f"kernels: got {wanted}; wanted paths of {in_brief(found)}")
     return {path: shape_of_kernel(path, found[path], kernels) for path in paths}
 
 
@@ -399,7 +399,7 @@ def restricted(known: Decompositions, kernels: Shapes | None) -> Decompositions:
     if kernels is None:
         return known
     if missing := [path for path in kernels if known.shapes.get(path) != tuple(kernels[path])]:
-        raise ValueError(f"importance: decomposed for {sorted(known.shapes)}; got {missing} too")
+        raise ValueError(f"importance: decomposed for {in_brief(known.shapes)}; got {in_brief(missing)} too")
     found, squares = ({path: each[path] for path in kernels} for each in (known.kernels, known.squares))
     return known._replace(kernels=found, squares=squares, shapes=kernels)
 

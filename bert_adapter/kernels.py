@@ -15,7 +15,7 @@ from bert_adapter.families import family_of
 from bert_adapter.layers.capture import Batch
 from bert_adapter.layers.finding import Kernels, find_kernels
 from bert_adapter.layers.layer import matrix_shape
-from bert_adapter.layers.places import is_table, kernel_path
+from bert_adapter.layers.places import in_brief, is_table, kernel_path, kind_of
 from bert_adapter.layers.running import parameter_shapes
 from bert_adapter.layers.stacks import check_whole_stacks, whole
 from bert_adapter.model import Model, forward, is_own
@@ -71,8 +71,9 @@ def select_kernels(
     if include is not None and (wrong := [path for path in refused if finds(pattern, exclude, path)]):
         raise ValueError(f"include={include!r} selects {wrong[0]!r}, which cannot be factorised: {refused[wrong[0]]}")
     if not selected:
-        others = f"; these cannot be factorised: {refused}" if refused else ""
-        raise ValueError(f"include={pattern!r} and exclude={exclude!r} select none of {sorted(shapes)}{others}")
+        first = dict({kind_of(path): (path, why) for path, why in reversed(refused.items())}.values())
+        others = f"; these cannot be factorised: {first}" if first else ""
+        raise ValueError(f"include={pattern!r} and exclude={exclude!r} select none of {in_brief(shapes)}{others}")
     check_whole_stacks(selected, shapes, f"include={include!r}, exclude={exclude!r}")
     leaves = by_path(model.params)
     if done := [path for path in selected if f"{whole(path)}/left" in leaves]:

@@ -9,6 +9,7 @@ import pytest
 from bert_adapter.factorisation import factorise
 from bert_adapter.kernels import break_even, choose_ranks, parameter_count, select_kernels, shape_of_kernel, split_axes
 from bert_adapter.layers.marker import FACTORISED
+from bert_adapter.layers.places import in_brief
 from bert_adapter.sample import sample_model
 
 MODEL = sample_model(hidden_size=8, intermediate_size=12)
@@ -46,6 +47,11 @@ def test_nothing_selected_names_both_patterns_and_what_could_be():
         ValueError, match=r"include='decoder' and exclude='x' select none of \['embeddings/word.*'encoder/layer/0.*pool"
     ):
         select_kernels(MODEL, include="decoder", exclude="x")
+
+
+def test_a_message_names_one_path_for_those_of_a_kind_and_no_more_than_twelve():
+    assert in_brief([f"layer/{i}/query" for i in range(24)] + ["pooler"]) == "['layer/#/query', 'pooler']"
+    assert in_brief(f"{letter}/0" for letter in "abcdefghijklmn").endswith("'l/0'] and 2 more")
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from ml_dtypes import bfloat16
 from bert_adapter.checkpoint.nibbles import compensated, packed, steps
 from bert_adapter.layers.integers import GROUP, Integers, multiplied, unpacked
 from bert_adapter.layers.marker import Factorised
-from bert_adapter.layers.places import is_table, kernel_names
+from bert_adapter.layers.places import in_brief, is_table, kernel_names
 from bert_adapter.layers.stacks import indexed
 from wlra.checks import check_name
 from wlra.tall import BLOCK
@@ -206,7 +206,7 @@ def check_layers(dtypes: Mapping[str, str], params: Mapping[str, Any]) -> None:
     """A ValueError for paths of no layer that holds a matrix."""
     layers = layers_of(params)
     if odd := sorted(dtypes.keys() - set(layers)):
-        raise ValueError(f"dtype: got {odd}, which hold no matrix, wanted paths of {sorted(layers)}")
+        raise ValueError(f"dtype: got {in_brief(odd)}, which hold no matrix, wanted paths of {in_brief(layers)}")
 
 
 def encoded(

@@ -1,8 +1,11 @@
 """Where the kernels and tables of layers lie among the parameters."""
 
-from collections.abc import Container
+import re
+from collections.abc import Container, Iterable
 
 from bert_adapter.layers import LAYERS
+
+MOST_NAMED = 12
 
 
 def kernel_names() -> list[str]:
@@ -25,3 +28,18 @@ def layer_path(path: str) -> str | None:
     """The path of the layer whose kernel or table that is, or None."""
     layer, _, name = path.rpartition("/")
     return layer if name in kernel_names() else None
+
+
+def kind_of(path: str) -> str:
+    """The path with # for its numbers: that of its like in every layer."""
+    return re.sub(r"\d+", "#", path)
+
+
+def in_brief(paths: Iterable[str]) -> str:
+    """The paths for a message: one for those of a kind, and no more than MOST_NAMED."""
+    kinds: dict[str, list[str]] = {}
+    for path in sorted(paths):
+        kinds.setdefault(kind_of(path), []).append(path)
+    named = [found[0] if len(found) == 1 else kind for kind, found in kinds.items()]
+    more = f" and {len(named) - MOST_NAMED} more" if len(named) > MOST_NAMED else ""
+    return f"{named[:MOST_NAMED]}{more}"
