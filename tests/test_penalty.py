@@ -112,7 +112,11 @@ def test_ridge_is_nuclear_as_a_share_of_the_least_penalty_whose_solution_is_zero
 
 
 def test_no_more_than_a_ridge_of_one_is_needed_for_zero(x64):
-    assert by_ridge(1.0).loss == pytest.approx(1, abs=1e-6)  # zero is reached at the rate of a double root
+    assert by_ridge(1.0).loss == pytest.approx(1, abs=1e-15)
+    enough = wlra.solve(W, WEIGHTS, K, method="lbfgs", nuclear=1.01 * LARGEST, tol=1e-8)
+    assert not product(enough).any()
+    assert (enough.loss, enough.stationarity) == (1, 0)
+    assert enough.gap <= 4 * EPS
     assert by_ridge(0.99).loss < 1 - 1e-6
 
 

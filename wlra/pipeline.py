@@ -156,9 +156,21 @@ def iterate(standard: Standard, inputs: Inputs, options: Options) -> tuple[Outco
         ranks=inputs.ranks,
     )
     outcome = run(scaled, start, stages, limits=limits, status=standard.status)
+    outcome = no_worse_than_zero(outcome) if options.unit else outcome
     certified = options.unit and not is_sparse(inputs.target)  # the gap takes a singular value of the whole
     gap = duality_gap(scaled, balance(outcome.factors)) if certified else jnp.full_like(outcome.loss, jnp.inf)
     return outcome._replace(factors=unscale_factors(outcome.factors, scaling)), gap
+
+
+def no_worse_than_zero(outcome: Outcome) -> Outcome:
+    """With a penalty zero may be the solution, to which iterates come ever more slowly: what is no better is zero."""
+    worse = (outcome.loss >= 1) & (outcome.iterations > 0)
+    left, right = (jnp.where(worse, 0, factor) for factor in outcome.factors)
+    return outcome._replace(
+        factors=Factors(left, right),
+        loss=jnp.where(worse, 1, outcome.loss),
+        stationarity=jnp.where(worse, 0, outcome.stationarity),
+    )
 
 
 def starts_at_lowest(problem: Problem, scaled: Problem, start: Method, equalise: Equalise) -> Bool[Array, ""]:
