@@ -1,5 +1,6 @@
 """New heads on an encoder, and none."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -11,12 +12,17 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from bert_adapter.checkpoint.directory import READING
 from bert_adapter.checkpoint.names import dtypes_of, low_rank, shapes, with_dtypes
 from bert_adapter.families import architecture_of, architectures_of, family_of, label_count, module_for, output_of
+from bert_adapter.families.sentence import ACTIVATION, OLDER_ACTIVATION, PROMPTS
+from bert_adapter.json_files import parsed
 from bert_adapter.layers.places import kernel_names
 from bert_adapter.layers.running import kernel_shapes
 from bert_adapter.model import Model, check_family
 from bert_adapter.outputs import OUTPUTS
 
-DECLARED = ("id2label", "label2id", "num_labels", "_num_labels", "problem_type")  # what a config says of a head
+DECLARED = (  # what a config says of a head
+    *("id2label", "label2id", "num_labels", "_num_labels", "problem_type"),
+    *("sentence_transformers", OLDER_ACTIVATION),  # of a cross-encoder's
+)
 
 
 def with_head(
@@ -108,7 +114,10 @@ def moved(model: Model, config: dict[str, Any], new_path: Callable[[str], str]) 
         config = with_dtypes(config | {"low_rank": config["low_rank"] | {"ranks": ranks}}, stored)
     wanted = shapes(module, ranks).keys() | {f"{path}/{name}" for path in ranks for name in kernel_names()}
     kept = unflatten_dict({path: leaf for path, leaf in params.items() if path in wanted}, sep="/")
-    return Model(module, kept, config, {name: content for name, content in model.files.items() if name in READING})
+    files = {name: content for name, content in model.files.items() if name in READING}
+    if ACTIVATION in (told := parsed(files.get(PROMPTS, b"{}"), PROMPTS)):
+        files[PROMPTS] = json.dumps({name: told[name] for name in told if name != ACTIVATION}, indent=2).encode()
+    return Model(module, kept, config, files)
 
 
 def bare(config: dict[str, Any]) -> dict[str, Any]:

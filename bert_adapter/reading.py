@@ -2,7 +2,6 @@
 
 import codecs
 import json
-import math
 import re
 import warnings
 from pathlib import Path
@@ -81,6 +80,10 @@ def plain(file: str | Path, lines: list[str]) -> list[str]:
     texts = [line for line in lines if line.strip()]
     if not texts:
         raise ValueError(f"{file} holds no text; wanted a sentence a line")
+    if "label" in columns_of(texts[0]) and not lines[0].strip():
+        raise ValueError(
+            f"{file}: got a blank line before the heading, wanted the heading first: `sed '/./,$!d'` drops it"
+        )
     if "label" in columns_of(texts[0]):
         raise ValueError(f"{file}: got a heading with 'label', wanted a text a line: read_rows reads such a file")
     if "label" in (names := re.split("[,;]", texts[0])) and all(re.fullmatch(r'"?\w+"?', name) for name in names):
@@ -197,10 +200,10 @@ def kind_of(cell: str) -> str:
     if re.fullmatch(r"[+-]?[0-9]{1,12}", cell) and abs(int(cell)) <= np.iinfo(np.int32).max:
         return "an integer"
     try:
-        value = float(cell) if "_" not in cell else math.nan
+        value = float(cell)
     except ValueError:
         return "a name" if cell else ""
-    return "a number" if abs(value) <= float(np.finfo(np.float32).max) else ""
+    return "a number" if "_" not in cell and abs(value) <= float(np.finfo(np.float32).max) else ""
 
 
 def read_questions(file: str | Path) -> LabelledTexts:

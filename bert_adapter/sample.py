@@ -1,12 +1,12 @@
 """A BERT small enough to try things on."""
 
-import json
 from typing import Any
 
 import jax
 import numpy as np
 
 from bert_adapter.families import module_for
+from bert_adapter.families.sentence import modules_file
 from bert_adapter.layers.running import parameter_shapes
 from bert_adapter.model import Model
 
@@ -41,11 +41,8 @@ FILES = {
     "vocab.txt": "\n".join(WORDS).encode(),
     "tokenizer_config.json": b'{"tokenizer_class": "BertTokenizer", "do_lower_case": true}',
 }
-MODULES = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
 EMBEDDER = {  # what declares the mean of a text's tokens, scaled to length one
-    "modules.json": json.dumps(
-        [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in MODULES]
-    ).encode(),
+    "modules.json": modules_file([("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]),
     "1_Pooling/config.json": b'{"pooling_mode_mean_tokens": true}',
 }
 

@@ -1,5 +1,6 @@
 """A directory's tokenizer, and what the directory says of it: known to fit the model before a text is read."""
 
+import math
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,11 @@ def tokenizer_of(model: Model) -> Any:
     if lower:
         lower_first(tokenize)
     rows = family_of(model.config).sizes(model.module.config).get("input_ids")
+    check_unknown(tokenize)
+    special = max(tokenize("", "")["input_ids"], default=0)  # by their numbers, which need be in no vocabulary
     token, largest = max(tokenize.get_vocab().items(), key=lambda item: item[1])
+    if special > largest:
+        token, largest = tokenize.convert_ids_to_tokens(special) or "a special one", special
     if rows is not None and largest >= rows:
         raise ValueError(
             f"the tokenizer knows {largest + 1} tokens, the last of them {token!r}, and the model has embeddings of "
@@ -75,8 +80,17 @@ def check_declared(tokenize: Any) -> None:
         raise ValueError(
             f"{DECLARED}: got model_input_names {names!r}, wanted a list with 'input_ids' and 'attention_mask'"
         )
-    if type(longest) not in (int, float) or longest < 1 or longest != int(longest):
+    whole = type(longest) in (int, float) and longest >= 1 and (math.isinf(longest) or longest == int(longest))
+    if not whole:
         raise ValueError(f"{DECLARED}: got model_max_length {longest!r}, wanted a positive integer")
+
+
+def check_unknown(tokenize: Any) -> None:
+    """A ValueError if a vocabulary of pieces has no token for words that it does not know."""
+    model = getattr(getattr(tokenize, "backend_tokenizer", None), "model", None)
+    unknown = getattr(model, "unk_token", None)
+    if type(model).__name__ == "WordPiece" and model.token_to_id(unknown) is None:
+        raise ValueError(f"the tokenizer has no token {unknown!r} in its vocabulary, wanted one for unknown words")
 
 
 def lower_first(tokenize: Any) -> None:
@@ -92,5 +106,5 @@ def lower_first(tokenize: Any) -> None:
 
 def longest_row(model: Model, tokenize: Any) -> int:
     """The most tokens a row: as the files say, and never more than there are positions."""
-    declared = settings(model.files).longest or int(tokenize.model_max_length)
-    return min(declared, family_of(model.config).longest(model.module.config))
+    declared = settings(model.files).longest or tokenize.model_max_length  # infinite where there is no limit
+    return int(min(declared, family_of(model.config).longest(model.module.config)))

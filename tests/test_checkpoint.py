@@ -189,6 +189,13 @@ def test_a_card_that_says_nothing_is_none(content, saved):
     assert "README.md" not in load(saved).files
 
 
+def test_words_of_a_card_stay_words(saved):
+    (saved / "README.md").write_text("---\nlanguage: no\nlicense: other\nlicense_link: LICENSE\n---\n")
+    with pytest.warns(UserWarning, match="license_link is not carried over, for LICENSE is not"):
+        found = load(saved).files["README.md"]
+    assert b"language: 'no'\nlicense: other\n---" in found
+
+
 def test_a_card_in_another_encoding_is_read_as_far_as_that_goes(saved):
     (saved / "README.md").write_bytes("---\nlicense: mit\n---\nna\u00efve".encode("latin-1"))
     with pytest.warns(UserWarning, match=r"README\.md: letters that are not UTF-8 are not carried over"):
@@ -321,6 +328,38 @@ def test_saving_over_a_checkpoint_beside_foreign_files_is_refused(saved):
     with pytest.raises(ValueError, match="wanted a new or empty directory"):
         save(random_model(), saved)
     assert (saved / "README.md").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["model-best.safetensors", "modeling_low_rank_mine.py"])
+def test_files_whose_names_are_like_ours_are_not_deleted(name, saved):
+    (saved / name).write_text("mine")
+    with pytest.raises(ValueError, match=f"wanted a new or empty directory.*{name}"):
+        save(random_model(), saved)
+
+
+def test_a_dtype_that_the_config_has_is_that_of_what_is_written(tmp_path):
+    model = random_model()
+    model = model._replace(config=model.config | {"torch_dtype": "float16"})
+    for dtype in ("float32", "bfloat16"):
+        save(model, tmp_path / dtype, dtype=dtype)
+        assert json.loads((tmp_path / dtype / "config.json").read_text())["torch_dtype"] == dtype
+
+
+def test_names_behind_a_wrapper_are_found_out(saved):
+    edit(saved, lambda tensors: {f"_orig_mod.{name}": tensors[name] for name in tensors})
+    with pytest.raises(ValueError, match=r"all names begin with '_orig_mod', as a wrapper's do(.|\n)*and \d+ more"):
+        load(saved)
+
+
+def test_pickled_weights_of_a_classifier_keep_their_head(saved):
+    (saved / "model.safetensors").rename(saved / "pytorch_model.bin")
+    (saved / "modules.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"transformers\.BertForSequenceClassification\.from_pretrained"):
+        load(saved)
+    config = json.loads((saved / "config.json").read_text()) | {"architectures": ["MyBertWithHead"]}
+    (saved / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"architectures: got \['MyBertWithHead'\], supported"):
+        load(saved)
 
 
 def test_side_files_of_other_names_are_not_written(tmp_path):

@@ -392,6 +392,77 @@ def test_classifier_beside_modules_is_read_as_transformers_does(classifier):
         assert load(classifier).files == tiny.FILES
 
 
+def test_a_cross_encoder_of_sentence_transformers_is_read_as_the_classifier_that_it_is(classifier, tmp_path):
+    reads = {"text": {"method": "forward", "method_output_name": "logits"}}
+    entries = {"transformer_task": "sequence-classification", "modality_config": reads, "module_output_name": "scores"}
+    kind = "sentence_transformers.base.modules.transformer.Transformer"
+    listed = {"modules.json": as_json([{"idx": 0, "name": "0", "path": "", "type": kind}])}
+    write(classifier, **listed, **{"sentence_bert_config.json": as_json(entries)})
+    model = load(classifier)
+    save(model, tmp_path / "again")
+    assert load(tmp_path / "again").files == model.files
+    files = {"modules.json": modules("Pooling"), "1_Pooling/config.json": b"{}"}
+    with pytest.raises(ValueError, match="modality_config"):
+        settings({**files, "sentence_bert_config.json": as_json({"modality_config": reads})})
+
+
+SIGMOID, TOLD = "torch.nn.modules.activation.Sigmoid", "config_sentence_transformers.json"
+
+
+@pytest.mark.parametrize(
+    ("config", "file"),
+    [
+        ({"sentence_transformers": {"activation_fn": SIGMOID, "version": "5.0"}}, {}),
+        ({"sbert_ce_default_activation_function": SIGMOID}, {}),
+        ({}, {"activation_fn": SIGMOID, "prompts": {}}),
+    ],
+)
+def test_an_activation_that_is_declared_is_named_and_goes_with_the_head(classifier, config, file):
+    edit_config(classifier, num_labels=3, **config)
+    write(classifier, **({TOLD: as_json(file)} if file else {}))
+    with pytest.warns(
+        UserWarning, match=f"(activation_fn|activation_function): {SIGMOID} is not applied, outputs are l"
+    ):
+        model = load(classifier)
+    bare = bert_adapter.without_head(model)
+    assert SIGMOID not in json.dumps(bare.config)
+    assert SIGMOID.encode() not in bare.files.get(TOLD, b"")
+    assert settings(bare.files) == settings(model.files)
+
+
+def test_the_identity_is_no_activation(classifier):
+    edit_config(classifier, sentence_transformers={"activation_fn": "torch.nn.modules.linear.Identity"})
+    assert load(classifier).config["architectures"] == [CLASSIFIER]
+
+
+def test_an_encoder_in_a_folder_is_refused_from_without_and_from_within(declared):
+    inner = declared / "0_Transformer"
+    inner.mkdir()
+    for name in ("config.json", "model.safetensors", "vocab.txt", "tokenizer_config.json"):
+        (declared / name).rename(inner / name)
+    listed = json.loads((declared / "modules.json").read_text())
+    listed[0]["path"] = inner.name
+    write(declared, **{"modules.json": as_json(listed)})
+    for place in (declared, inner):
+        with pytest.raises(ValueError, match=r"modules\.json lists: `python -c .*SentenceTransformer\("):
+            load(place)
+
+
+def test_a_pooling_without_modules_is_listed_in_what_is_saved(folder, tmp_path):
+    write(folder, **{"1_Pooling__config.json": as_json({"pooling_mode": "cls"})})
+    model = load(folder)
+    save(model, tmp_path / "again")
+    listed = json.loads((tmp_path / "again/modules.json").read_text())
+    assert [(entry["idx"], entry["path"]) for entry in listed] == [(0, ""), (1, "1_Pooling")]
+    assert load(tmp_path / "again").module == model.module
+
+
+def test_tags_of_words_are_no_labels_of_texts(classifier):
+    edit_config(classifier, id2label={"0": "O", "1": "B-PER", "2": "I-PER"}, remove=("architectures",))
+    with pytest.raises(ValueError, match=r"no 'architectures' and tags of words.*BertForTokenClassification"):
+        load(classifier)
+
+
 # How texts are read.
 
 
@@ -410,13 +481,24 @@ def test_declared_lengths_are_honoured():
     assert tokenizer(with_files(**files), max_length=5)(text)["input_ids"].shape == (1, 5)
 
 
-@pytest.mark.parametrize(
-    ("length", "named"), [(21, "at most 20"), (0, "positive"), ("7", "positive"), (7.5, "positive")]
-)
+@pytest.mark.parametrize(("length", "named"), [(0, "positive"), ("7", "positive"), (7.5, "positive")])
 def test_lengths_that_cannot_be_are_refused(folder, length, named):
     write(folder, **{"sentence_bert_config.json": as_json({"max_seq_length": length})})
     with pytest.raises(ValueError, match=f"sentence_bert_config.json: got max_seq_length.*{named}"):
         load(folder)
+
+
+def test_lengths_beyond_the_positions_are_cut_with_a_warning(folder):
+    write(folder, **{"sentence_bert_config.json": as_json({"max_seq_length": 21})})
+    with pytest.warns(UserWarning, match="got max_seq_length 21: texts are cut to 20 tokens"):
+        model = load(folder)
+    assert tokenizer(model)(["fox " * 30])["input_ids"].shape == (1, 20)
+
+
+@pytest.mark.parametrize("longest", ["Infinity", "1e400", "1e30"])
+def test_a_length_without_end_is_no_limit(longest):
+    content = f'{{"tokenizer_class": "BertTokenizer", "model_max_length": {longest}}}'.encode()
+    assert tokenizer(with_files(**{"tokenizer_config.json": content}))(["fox " * 30])["input_ids"].shape == (1, 20)
 
 
 def test_lower_case_is_done_by_the_tokenizer():
@@ -468,9 +550,6 @@ def test_a_prompt_is_put_before_every_text_by_its_name():
         tokenizer(model, prompt_name="passage")
     with pytest.raises(ValueError, match=r"prompt_name: got 'query', wanted none: .*\.json has no prompts"):
         tokenizer(tiny.model(), prompt_name="query")
-    odd = with_files(**{"config_sentence_transformers.json": as_json({"prompts": ["query"]})})
-    with pytest.raises(ValueError, match="prompt_name: got 'query', wanted one of"):
-        tokenizer(odd, prompt_name="query")
 
 
 def test_default_prompt_leaves_room_for_the_texts():
@@ -479,8 +558,15 @@ def test_default_prompt_leaves_room_for_the_texts():
     with pytest.raises(ValueError, match=r"wanted at least 5 for a text: 2 .*, 2 are the default prompt"):
         tokenizer(model, max_length=4)
     assert tokenizer(model, max_length=5)("fox")["attention_mask"].sum() == 5
-    with pytest.raises(ValueError, match=r"wanted at least 9 for a pair of texts: 3 .*, 4 are the default"):
-        tokenizer(model, max_length=8)([("fox", "dog")])
+    with pytest.raises(ValueError, match=r"wanted at least 7 for a pair of texts: 3 .*, 2 are the default"):
+        tokenizer(model, max_length=6)([("fox", "dog")])
+
+
+def test_a_prompt_is_put_before_the_first_text_of_a_pair():
+    said = {"prompts": {"query": "a red "}, "default_prompt_name": "query"}
+    model = with_files(**{"config_sentence_transformers.json": as_json(said)})
+    got, wanted = tokenizer(model)([("fox", "it runs")]), tokenizer(tiny.model())([("a red fox", "it runs")])
+    np.testing.assert_array_equal(got["input_ids"], wanted["input_ids"])
 
 
 @pytest.mark.parametrize(
@@ -495,6 +581,7 @@ def test_default_prompt_leaves_room_for_the_texts():
         ("sentence_bert_config.json", {"config_kwargs": {"num_hidden_layers": 1}}, "config_kwargs"),
         ("sentence_bert_config.json", {"modality_config": {"text": {"method": "forward"}}}, "modality_config"),
         ("config_sentence_transformers.json", {"truncate_dim": 8}, "truncate_dim 8"),
+        ("config_sentence_transformers.json", {"prompts": ["query: "]}, r"prompts \["),
         ("config_sentence_transformers.json", {"similarity_fn_name": ["dot"]}, "similarity_fn_name"),
     ],
 )
@@ -525,6 +612,20 @@ def test_nothing_is_declared_by_what_all_models_have():
     told = {"__version__": {"pytorch": "1.8.1"}, "prompts": {}, "default_prompt_name": None, "similarity_fn_name": None}
     files = {"sentence_bert_config.json": as_json({"max_seq_length": 256, "do_lower_case": False})}
     assert settings(files | {"config_sentence_transformers.json": as_json(told)}) == Settings(longest=256)
+
+
+def test_special_tokens_beyond_the_table_are_refused():
+    content = json.loads(tokenizer_of(tiny.model()).backend_tokenizer.to_str())
+    content["post_processor"]["special_tokens"]["[SEP]"]["ids"] = [102]
+    kind = as_json({"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "[PAD]"})
+    with pytest.raises(ValueError, match=r"knows 103 tokens, the last of them .*, and the model has embeddings of 20"):
+        tokenizer(with_files(**{"tokenizer.json": as_json(content), "tokenizer_config.json": kind}))
+
+
+def test_a_vocabulary_without_a_token_for_the_unknown_is_refused():
+    words = [word if word != "[UNK]" else "<unk>" for word in tiny.WORDS]
+    with pytest.raises(ValueError, match=r"no token '\[UNK\]' in its vocabulary, wanted one for unknown words"):
+        tokenizer(with_files(**{"vocab.txt": "\n".join(words).encode()}))
 
 
 def test_tokenizer_that_knows_more_tokens_than_the_table_has_rows_is_refused():

@@ -320,6 +320,12 @@ def test_rows_are_read_as_they_stand(tmp_path):
     assert (list(found.texts), found.labels.tolist(), found.labels.dtype) == (["a fox", "it"], [1, 0], np.int32)
 
 
+def test_names_of_classes_may_have_underscores(tmp_path):
+    file = tmp_path / "rows.tsv"
+    file.write_text("sentence\tlabel\nfox\tnot_entailment\ndog\tentailment\nit\tLABEL_0\n", "utf-8")
+    assert read_rows(file).labels.tolist() == ["not_entailment", "entailment", "LABEL_0"]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -331,6 +337,7 @@ def test_rows_are_read_as_they_stand(tmp_path):
         ("sentence\tlabel\nfox\tnan\n", "line 2: got 'nan' in the column 'label', wanted a finite number"),
         ("sentence\tlabel\nfox\t1e300\n", "line 2: got '1e300' in the column 'label', wanted a finite number"),
         ("sentence\tlabel\nfox\t1_0\n", "line 2: got '1_0' in the column 'label', wanted a finite number"),
+        ("\nsentence\tlabel\nfox\t1\n", "wanted a heading of one or two columns"),
         ("label\tlabel\n1\t2\n", "wanted a heading of one or two columns"),
         ("sentence\tlabel\n", "wanted rows below the heading"),
         ("sentence\tlabel\tidx\nfox\t1\t0\n", "got a column called 'idx' in the heading .*wanted texts: pandas writes"),

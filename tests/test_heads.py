@@ -3,6 +3,7 @@
 import functools
 import itertools
 import json
+import warnings
 from typing import Any
 
 import jax
@@ -37,6 +38,7 @@ from bert_adapter.layers.running import parameter_shapes
 from bert_adapter.losses import distillation, task_loss
 from bert_adapter.outputs.scores import entities, of_answers, of_entities, plain
 from bert_adapter.tagged import read_tagged
+from bert_adapter.vocabulary import tokenizer_of
 
 NAMES = {
     "tokens": "BertForTokenClassification",
@@ -522,6 +524,21 @@ def test_a_default_prompt_is_refused_where_texts_are_not_whole():
     for head in NAMES:
         with pytest.raises(ValueError, match="got the default prompt 'find: ', supported: none"):
             labelled_batches(model(head)._replace(files=files), ROWS[head])
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_words_that_lose_the_spaces_between_them_are_named(kept):
+    content = json.loads(tokenizer_of(tiny.model()).backend_tokenizer.to_str())
+    spaces = {"type": "ByteLevel", "add_prefix_space": kept, "trim_offsets": True, "use_regex": True}
+    kind = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "[PAD]", "add_prefix_space": kept}
+    files = {"tokenizer.json": content | {"pre_tokenizer": spaces, "normalizer": None}, "tokenizer_config.json": kind}
+    of_bytes = model("tokens")._replace(files={name: json.dumps(each).encode() for name, each in files.items()})
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        text_batches(of_bytes, ["a red fox"])
+    assert ["words are read without the spaces between them" in str(each.message) for each in said] == [True] * (
+        not kept
+    )
 
 
 # Scores.

@@ -386,6 +386,7 @@ def test_other_encodings_are_named_with_the_line(data, message, tmp_path):
     [
         ("sentence\tlabel\na fox\t1\n", ["a fox"], "got a heading with 'label', wanted a text a line: read_rows"),
         ("a\tb\tlabel\na fox\tit\t1\n", [("a fox", "it")], "got a heading with 'label'"),
+        ("\nsentence\tlabel\na fox\t1\n", None, "got a blank line before the heading, wanted the heading first"),
         ("text,label\na fox,1\n", None, "got a heading with commas, 'text,label', wanted a text a line"),
         ("gj04\t1\t\ta fox\ngj04\t0\t\tit\n", None, "got 4 columns in every line, wanted a text a line"),
         ('{"text": "a fox"}\n{"text": "it"}\n', None, "got JSON, .*, wanted a text a line"),

@@ -6,10 +6,14 @@ factorised modules and their ranks, so that no other checkpoint is needed to rea
 
 import re
 import shutil
+import warnings
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
 from safetensors.numpy import save_file
@@ -44,7 +48,7 @@ from bert_adapter.checkpoint.own import describes_own, save_own
 from bert_adapter.checkpoint.weights import read, read_stages
 from bert_adapter.families import architecture_in, family_name, family_of, module_for
 from bert_adapter.families.family import Architecture
-from bert_adapter.families.sentence import MODULES, SETTINGS, declared_stages, settings, stage_paths
+from bert_adapter.families.sentence import MODULES, SETTINGS, activations, declared_stages, settings, stage_paths
 from bert_adapter.families.stages import UNDECLARED, Projection
 from bert_adapter.families.torch_names import to_torch
 from bert_adapter.files import path_of
@@ -61,7 +65,9 @@ def load(path_or_hub_id: str | Path, *, integers: bool = False) -> Model:
     where its head is not in the file; other pretraining heads are left out. The config then says so. An encoder, or a
     masked LM, has a pooler if it was saved with one, for heads to come. Any other parameter that is missing, and every
     one that is left over or has another shape, is an error. An encoder embeds as `modules.json` declares: pooling,
-    dense layers, scaling to length one; without that file it is the mean of a text's tokens, unscaled.
+    dense layers, scaling to length one; without that file as `1_Pooling/config.json` does, or else it is the mean of a
+    text's tokens, unscaled. Outputs of a classifier are logits, whatever activation a cross-encoder declares: a
+    warning names one.
 
     Args:
       integers: whether matrices that are stored as integers stay so in memory, which is then a quarter or an eighth. A
@@ -93,6 +99,9 @@ def load(path_or_hub_id: str | Path, *, integers: bool = False) -> Model:
     if not path_of(path_or_hub_id).is_dir():
         files[CARD] = card(provenance(files.get(CARD)) | {"base_model": str(path_or_hub_id)})
     check_settings(files, family.longest(family.config(config)))
+    if not embeds:
+        for entry, kind in activations(config, files).items():
+            warnings.warn(f"{entry}: {kind} is not applied, outputs are logits", stacklevel=2)
     module = module_for(config, files)
     found = {path: array for path, array in found.items() if not re.search(architecture.ignored, path)}
     found = untied(found, architecture)
@@ -118,10 +127,11 @@ def untied(found: dict[str, np.ndarray], architecture: Architecture) -> dict[str
 
 
 def check_settings(files: dict[str, bytes], positions: int) -> None:
-    """A ValueError if the files want longer texts than there are positions for."""
+    """A ValueError for what cannot be; a warning if the files want longer texts than there are positions for."""
     longest = settings(files).longest
     if longest is not None and longest > positions:
-        raise ValueError(f"{SETTINGS}: got max_seq_length {longest}, wanted at most {positions}, the positions")
+        said = f"got max_seq_length {longest}: texts are cut to {positions} tokens, for there are no more positions"
+        warnings.warn(f"{SETTINGS}: {said}", stacklevel=3)
 
 
 def save(model: Model, directory: str | Path, *, dtype: str | Mapping[str, str] | None = None) -> None:
@@ -154,9 +164,20 @@ def save(model: Model, directory: str | Path, *, dtype: str | Mapping[str, str] 
     params = checked(model)
     dtypes = chosen_dtypes(dtype, params, dtypes_of(model.config))
     found = model._replace(config=with_dtypes(model.config, dtypes))
-    written = found._replace(config=stored(found.config, family_name(model.config)))
+    tensors = encoded(params, dtypes, factorised_tables(model.params))
+    config = stored(with_dtype_of(found.config, tensors), family_name(model.config))
     with replacing(path_of(directory)) as fresh:
-        write(written, fresh, by_file(found, encoded(params, dtypes, factorised_tables(model.params))))
+        write(found._replace(config=config), fresh, by_file(found, tensors))
+
+
+def with_dtype_of(config: dict[str, Any], tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The config, whose "dtype" is, where it has one, that of most floating numbers: transformers reads by it."""
+    sizes: Counter[str] = Counter()
+    for array in tensors.values():
+        if jnp.issubdtype(array.dtype, jnp.floating):
+            sizes[str(array.dtype)] += array.size
+    kind = sizes.most_common(1)[0][0]
+    return config | {name: kind for name in ("dtype", "torch_dtype") if isinstance(config.get(name), str)}
 
 
 def checked(model: Model) -> dict[str, np.ndarray]:

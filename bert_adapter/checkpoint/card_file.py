@@ -22,7 +22,7 @@ def front_matter(content: bytes, name: Any = CARD) -> dict[str, Any]:
     if begin.strip() or not end:
         return {}
     try:
-        found = yaml.safe_load(entries)
+        found = yaml.load(entries, yaml.BaseLoader)  # all are texts: Norwegian, "no", is not false
     except yaml.YAMLError as error:
         warnings.warn(f"{name}: licence and base model are not carried over: {error}", stacklevel=2)
         return {}
@@ -32,7 +32,11 @@ def front_matter(content: bytes, name: Any = CARD) -> dict[str, Any]:
 def provenance(content: bytes | None, name: Any = CARD) -> dict[str, Any]:
     """What a card declares of `KEPT`."""
     found = {} if content is None else front_matter(content, name)
-    return {entry: found[entry] for entry in KEPT if found.get(entry) is not None}
+    kept = {entry: found[entry] for entry in KEPT if found.get(entry)}
+    if "://" not in (link := str(kept.get("license_link", "://"))):
+        warnings.warn(f"{name}: license_link is not carried over, for {link} is not", stacklevel=2)
+        kept.pop("license_link")
+    return kept
 
 
 def card(entries: dict[str, Any], text: str = "") -> bytes:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import uuid
 import warnings
@@ -13,7 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from bert_adapter.checkpoint.card_file import CARD, MARK, card, provenance
-from bert_adapter.families.sentence import MODULES, OLDER_SETTINGS, PROMPTS, SETTINGS, stage_paths
+from bert_adapter.families import FAMILIES
+from bert_adapter.families.sentence import (
+    MODULES,
+    OLDER_SETTINGS,
+    PROMPTS,
+    SETTINGS,
+    is_encoder_alone,
+    modules_file,
+    stage_paths,
+)
 from bert_adapter.files import path_of
 from bert_adapter.json_files import check_fetched, is_there, parsed, without_mark
 from bert_adapter.model import Model
@@ -58,14 +68,19 @@ CHECKPOINT_FILES = (
     INDEX,
     FACTORS,
     PARAMETERS,
-    "model-*.safetensors",
+    "model-[0-9]*-of-[0-9]*.safetensors",
     *SIDE_FILES,
     *OLDER_SETTINGS,
     f"{STAGES}{WEIGHTS}",
 )
 
 
-EXPORTED = ("modeling_low_rank_*.py", "model.onnx", "model.onnx.data", "model.stablehlo")  # of `export`, beside those
+EXPORTED = ("model.onnx", "model.onnx.data", "model.stablehlo")  # of `export`, beside those and its code
+
+
+def code_name(model_type: str) -> str:
+    """What `export` calls its code for a family's models."""
+    return f"modeling_low_rank_{model_type.replace('-', '_')}"
 
 
 def fetch(path_or_hub_id: str | Path) -> Path:
@@ -96,10 +111,34 @@ def read_config(directory: Path) -> dict[str, Any]:
             f"{directory}: got {ADAPTER}, wanted a whole model: merge the adapter into its base model with peft's "
             "merge_and_unload(), and save that"
         )
+    if (whole := whole_of(directory)) is not None:
+        raise ValueError(
+            f"{directory}: got the encoder alone, wanted all that {whole / MODULES} lists: `{as_it_is_now(whole)}` "
+            f"writes it as sentence-transformers does now"
+        )
     if not is_there(directory / CONFIG):
         names = sorted(path.name for path in directory.iterdir())
         raise ValueError(f"{directory}: got {names}, wanted {CONFIG} and weights")
     return parsed((directory / CONFIG).read_bytes(), directory / CONFIG)
+
+
+def whole_of(directory: Path) -> Path | None:
+    """The directory whose encoder lies in a folder, as sentence-transformers once wrote it: this one, or its parent."""
+    directory = directory.resolve()
+    for whole, inside in ((directory, None), (directory.parent, directory.name)):
+        if is_there(whole / MODULES) and not (inside is None and is_there(directory / CONFIG)):
+            first = next(iter(parsed((whole / MODULES).read_bytes(), whole / MODULES, list)), None)
+            folder = first.get("path") if isinstance(first, dict) else None
+            if folder and (folder == inside if inside else is_there(whole / str(folder) / CONFIG)):
+                return whole
+    return None
+
+
+def as_it_is_now(directory: Path, target: Path | None = None) -> str:
+    """A line for the shell by which sentence-transformers reads a directory and writes it, where PyTorch is."""
+    source, to = str(directory), str(target or directory.with_name(f"{directory.name}-now"))
+    code = f"import sentence_transformers; sentence_transformers.SentenceTransformer({source!r}).save({to!r})"
+    return f"python -c {shlex.quote(code)}"
 
 
 def read_texts(directory: Path, embeds: bool) -> dict[str, bytes]:
@@ -109,12 +148,14 @@ def read_texts(directory: Path, embeds: bool) -> dict[str, bytes]:
         modules = directory / MODULES
         stages = stage_paths(modules.read_bytes() if is_there(modules) else None)
         names += [MODULES, *(f"{stage}/{CONFIG}" for stage in stages)]
-    elif is_there(directory / MODULES):
+    elif is_there(directory / MODULES) and not is_encoder_alone((directory / MODULES).read_bytes()):
         warnings.warn(f"{directory}: {MODULES} is left out, for config.json names a classifier", stacklevel=3)
     found = {name: (directory / name).read_bytes() for name in names if is_there(directory / name)}
     older = [name for name in OLDER_SETTINGS if is_there(directory / name)]
     if older and SETTINGS not in found:
         found[SETTINGS] = (directory / older[0]).read_bytes()
+    if "1_Pooling/config.json" in found and MODULES not in found:  # sentence-transformers reads the folder by it
+        found[MODULES] = modules_file([("", "Transformer"), ("1_Pooling", "Pooling")])
     kept = provenance(found.pop(CARD, None), directory / CARD)
     for name, content in found.items():
         check_fetched(directory / name, content)
@@ -189,7 +230,8 @@ def in_the_way(target: Path) -> str | None:
 def is_ours(name: str, folders: list[str]) -> bool:
     """Whether a checkpoint has a file of that name; in a folder, if that is of what follows its encoder."""
     folder, _, file = name.rpartition("/")
-    patterns = [pattern.rpartition("/") for pattern in (*CHECKPOINT_FILES, *EXPORTED, MSGPACK)]
+    code = [f"{code_name(model_type)}.py" for model_type in FAMILIES]
+    patterns = [pattern.rpartition("/") for pattern in (*CHECKPOINT_FILES, *EXPORTED, *code, MSGPACK)]
     fitting = [pattern for inner, _, pattern in patterns if bool(inner) == bool(folder)]
     return (not folder or folder in folders) and any(fnmatch(file, pattern) for pattern in fitting)
 

@@ -14,6 +14,7 @@ from bert_adapter.layers.marker import FACTORISED, Factorised
 from bert_adapter.layers.places import kernel_path
 from bert_adapter.layers.running import parameter_shapes
 
+MOST_LISTED = 40
 SCHEMA, WITH_DTYPES, WITH_HEADS = 1, 2, 3  # of the "low_rank" section: with ranks alone, dtypes, sizes of heads
 
 
@@ -111,7 +112,7 @@ def markers(module: nn.Module, ranks: Mapping[str, int]) -> dict[str, Factorised
 
 
 def check(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, Any]) -> None:
-    """One ValueError lists every parameter that is missing, left over, of another shape, not floating or not finite."""
+    """One ValueError lists the parameters that are missing, left over, of another shape, not floating or not finite."""
     got = {path: described(array) for path, array in found.items()}
     problems = [
         f"{path}: got {got.get(path, 'nothing')}, wanted {wanted.get(path, 'nothing')}"
@@ -119,7 +120,13 @@ def check(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, Any]) -> No
         if got.get(path) != wanted.get(path)
     ]
     if problems:
-        raise ValueError("the parameters do not fit the model\n  " + "\n  ".join(problems))
+        first, *others = {path.split("/")[0] for path in got} or {""}
+        wrapped = first and not others and first not in {path.split("/")[0] for path in wanted}
+        hint = (
+            f": all names begin with {first!r}, as a wrapper's do; wanted those of the module inside" if wrapped else ""
+        )
+        more = [f"and {len(problems) - MOST_LISTED} more"] if len(problems) > MOST_LISTED else []
+        raise ValueError("\n  ".join([f"the parameters do not fit the model{hint}", *problems[:MOST_LISTED], *more]))
 
 
 def described(array: Any) -> tuple[int, ...] | str:

@@ -10,8 +10,9 @@ from flax.serialization import msgpack_restore
 from safetensors import safe_open
 
 from bert_adapter.checkpoint.bits import base_of, decoded, joined, kept
-from bert_adapter.checkpoint.directory import FACTORS, INDEX, MSGPACK, WEIGHTS
+from bert_adapter.checkpoint.directory import FACTORS, INDEX, MSGPACK, WEIGHTS, as_it_is_now
 from bert_adapter.checkpoint.names import by_path, dtypes_of, is_apart
+from bert_adapter.families import architecture_of, family_of
 from bert_adapter.families.family import Family
 from bert_adapter.families.sentence import MODULES
 from bert_adapter.families.stages import Projection, Stage
@@ -49,13 +50,18 @@ def conversion(directory: Path, config: dict[str, Any]) -> str:
     if online:
         source = repository.removeprefix("models--").replace("--", "/")
         target = source.rpartition("/")[2]
-    if is_there(directory / MODULES):
-        code = f"import sentence_transformers; sentence_transformers.SentenceTransformer({source!r}).save({target!r})"
-    else:
-        names = [named(config), *(["AutoTokenizer"] if online else [])]
-        calls = (f"transformers.{name}.from_pretrained({source!r}).save_pretrained({target!r})" for name in names)
-        code = f"import transformers; {'; '.join(calls)}"
-    return f"python -c {shlex.quote(code)}"
+    if is_there(directory / MODULES) and embeds(config):
+        return as_it_is_now(Path(source), Path(target))
+    names = [named(config), *(["AutoTokenizer"] if online else [])]
+    calls = (f"transformers.{name}.from_pretrained({source!r}).save_pretrained({target!r})" for name in names)
+    return f"python -c {shlex.quote('; '.join(['import transformers', *calls]))}"
+
+
+def embeds(config: dict[str, Any]) -> bool:
+    """Whether files of sentence-transformers count: beside a classifier they do not."""
+    if config.get("architectures"):
+        return architecture_of(config).names[0] in family_of(config).embedder.names
+    return named(config) == "AutoModel"
 
 
 def read(directory: Path, family: Family, config: dict[str, Any], integers: bool = False) -> dict[str, Any]:

@@ -9,13 +9,13 @@ import numpy as np
 
 from bert_adapter.checkpoint import by_file, checked, write
 from bert_adapter.checkpoint.bits import INTEGERS, SCALE, SHAPE, encoded, factorised_tables
-from bert_adapter.checkpoint.directory import FACTORS, WEIGHTS
+from bert_adapter.checkpoint.directory import FACTORS, WEIGHTS, code_name
 from bert_adapter.checkpoint.names import by_path, dtypes_of, heads_of, low_rank, markers, stored
 from bert_adapter.exporting.target import Target
 from bert_adapter.exporting.texts import example, tokenizer_files
 from bert_adapter.factorisation import merge
 from bert_adapter.families import architecture_of, family_name, family_of
-from bert_adapter.families.sentence import MODULES, declared_stages
+from bert_adapter.families.sentence import MODULES, declared_stages, modules_file
 from bert_adapter.families.stages import Pooling, Projection
 from bert_adapter.head_sizes import SIDES, paths_in, sizes_of, whole_sizes
 from bert_adapter.json_files import parsed
@@ -105,7 +105,7 @@ def write_factorised(model: Model, directory: Path, dtype: str | None = None) ->
     files = by_file(model, numbers)
     linear = as_linear(files.pop(FACTORS), set(layers.values()), {layers[path] for path in tables})
     files[WEIGHTS] = inside(with_integers(linear), {torch_name(model, path) for path in narrow})
-    code = f"{CODE.stem}_{kind.replace('-', '_')}"  # transformers 4 mixes up files of one name in folders of one name
+    code = code_name(kind)  # transformers 4 mixes up files of one name in folders of one name
     config = stored(model.config, kind) | older(model)
     config |= {
         "architectures": [f"LowRank{task_of(model)}"],
@@ -236,8 +236,7 @@ def declarations(model: Model) -> dict[str, bytes]:
     stages = getattr(model.module, "stages", ())
     folder = next((stage.name for stage in stages if isinstance(stage, Pooling)), Pooling().name)
     place, kinds = f"{folder}/config.json", [("", "Transformer"), (folder, "Pooling")]
-    undeclared = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in kinds]
-    modules = parsed(model.files[MODULES], MODULES, list) if MODULES in model.files else undeclared
+    modules = parsed(model.files.get(MODULES, modules_file(kinds)), MODULES, list)
     modules = [{"idx": number, "name": str(number)} | entry for number, entry in enumerate(modules)]
     pooling = parsed(model.files.get(place, b'{"pooling_mode_mean_tokens": true}'), place)
     if not {"word_embedding_dimension", "embedding_dimension"} & pooling.keys():

@@ -16,6 +16,7 @@ from bert_adapter.families.roberta import CAMEMBERT, ROBERTA, XLM_ROBERTA
 from bert_adapter.families.sentence import MODULES, declared_stages
 from bert_adapter.layers.running import parameter_shapes
 from bert_adapter.outputs import OUTPUTS
+from bert_adapter.outputs.tokens import are_tags
 
 FAMILIES: dict[str, Family] = {  # a config that names none is of the first
     "bert": BERT,
@@ -84,7 +85,17 @@ def architecture_in(config: dict[str, Any], paths: Iterable[str], embeds: bool =
         named = architecture_of(config)
         pretrained = named.names[0] in family.embedder.names
         return family.embedder if pretrained and (embeds or not holds_head(config, named, paths)) else named
-    return family.classifier if holds_head(config, family.classifier, paths) else family.embedder
+    if not holds_head(config, family.classifier, paths):
+        return family.embedder
+    names = config.get("id2label")
+    if isinstance(names, dict) and are_tags([str(name) for name in names.values()]):  # a pooler may lie beside it
+        wanted = (
+            f"those of the head, such as {list(family.heads['tokens'].names[:1])}"
+            if "tokens" in family.heads
+            else "them"
+        )
+        raise ValueError(f"config.json: got no 'architectures' and tags of words in 'id2label', wanted {wanted}")
+    return family.classifier
 
 
 def holds_head(config: dict[str, Any], architecture: Architecture, paths: Iterable[str]) -> bool:

@@ -1,13 +1,15 @@
 """What a directory declares in the files of sentence-transformers: what follows the encoder, and how texts are read."""
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from bert_adapter.families.stages import MODES, PROJECTED, Normalise, Pooling, Projection, Stage
 from bert_adapter.json_files import parsed, shown
 
 MODULES, SETTINGS, PROMPTS = "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"
+ACTIVATION, OLDER_ACTIVATION = "activation_fn", "sbert_ce_default_activation_function"
 OLDER_SETTINGS = tuple(  # read where the first is not there
     f"sentence_{name}_config.json" for name in ("roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
@@ -20,6 +22,7 @@ FLAGS = {  # the entries that ask for a mode, in the order of their vectors
     "pooling_mode_lasttoken": "lasttoken",
 }
 TASKS = ("feature-extraction", "sequence-classification")
+READS = ("last_hidden_state", "logits")  # what comes of a forward pass; the second of a classifier
 UNSUPPORTED = (  # arguments for what loads the encoder, its tokenizer and its config
     *("model_args", "tokenizer_args", "config_args"),
     *("model_kwargs", "processor_kwargs", "config_kwargs", "processing_kwargs"),
@@ -34,6 +37,21 @@ class Settings(NamedTuple):
     lower: bool = False
     prompt: str = ""
     similarity: str = "cosine"
+
+
+def modules_file(modules: Sequence[tuple[str, str]]) -> bytes:
+    """modules.json with these folders and kinds."""
+    entries = [
+        {"idx": place, "name": str(place), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for place, (path, kind) in enumerate(modules)
+    ]
+    return json.dumps(entries, indent=2).encode()
+
+
+def is_encoder_alone(modules: bytes) -> bool:
+    """Whether modules.json lists nothing behind the encoder, as a classifier's does."""
+    found = parsed(modules, MODULES, list)
+    return len(found) == 1 and isinstance(found[0], dict) and str(found[0].get("type")).endswith(".Transformer")
 
 
 def stage_paths(modules: bytes | None) -> list[str]:
@@ -144,13 +162,15 @@ def settings(files: Files) -> Settings:
     for entry in UNSUPPORTED:
         if own.get(entry):
             raise ValueError(f"{SETTINGS}: got {entry} {shown(own[entry])}, supported: none")
-    tasks = TASKS[:1] if MODULES in files else TASKS
-    check_modalities(own.get("modality_config"))
+    tasks, reads = (TASKS[:1], READS[:1]) if MODULES in files else (TASKS, READS)
+    check_modalities(own.get("modality_config"), reads)
     if own.get("transformer_task", tasks[0]) not in tasks:
         raise ValueError(f"{SETTINGS}: got transformer_task {shown(own['transformer_task'])}, supported: {tasks}")
     if own.get("module_output_name", "token_embeddings") not in ("token_embeddings", "scores"):
         raise ValueError(f"{SETTINGS}: got module_output_name {shown(own['module_output_name'])}, supported: none")
     more = parsed(files[PROMPTS], PROMPTS) if PROMPTS in files else {}
+    if not isinstance(more.get("prompts") or {}, dict):
+        raise ValueError(f"{PROMPTS}: got prompts {shown(more['prompts'])}, wanted an object of texts by name")
     if more.get("truncate_dim") is not None:
         raise ValueError(f"{PROMPTS}: got truncate_dim {shown(more['truncate_dim'])}, supported: none")
     similarity = more.get("similarity_fn_name") or "cosine"
@@ -159,11 +179,26 @@ def settings(files: Files) -> Settings:
     return Settings(longest, bool(own.get("do_lower_case")), default_prompt(more), similarity)
 
 
-def check_modalities(declared: Any) -> None:
-    """A ValueError if texts are to be read by something else than the last hidden states of a forward pass."""
-    texts = {"method": "forward", "method_output_name": "last_hidden_state"}
-    if declared is not None and declared != {"text": texts}:
-        raise ValueError(f"{SETTINGS}: got modality_config {shown(declared)}, supported: {shown({'text': texts})}")
+def activations(config: Mapping[str, Any], files: Files) -> dict[str, str]:
+    """By the entry, what a cross-encoder is declared to apply to its outputs, where that is something."""
+    declared = config.get("sentence_transformers")
+    more = parsed(files[PROMPTS], PROMPTS) if PROMPTS in files else {}
+    found = {
+        "config.json: sentence_transformers activation_fn": (declared if isinstance(declared, dict) else {}).get(
+            ACTIVATION
+        ),
+        f"config.json: {OLDER_ACTIVATION}": config.get(OLDER_ACTIVATION),
+        f"{PROMPTS}: {ACTIVATION}": more.get(ACTIVATION),
+    }
+    return {name: str(kind) for name, kind in found.items() if kind and not str(kind).endswith(".Identity")}
+
+
+def check_modalities(declared: Any, reads: Sequence[str]) -> None:
+    """A ValueError if texts are to be read by something else than a forward pass, or for something else of it."""
+    known = [{"text": {"method": "forward", "method_output_name": name}} for name in reads]
+    if declared is not None and declared not in known:
+        supported = " or ".join(map(shown, known))
+        raise ValueError(f"{SETTINGS}: got modality_config {shown(declared)}, supported: {supported}")
 
 
 def prompts(files: Files) -> list[str]:

@@ -32,7 +32,7 @@ class Reader(NamedTuple):
     limit: the most tokens of a row.
     inputs: the names of what the tokenizer gives the model.
     multiple_of: rows are padded to a multiple of it.
-    prompt: what is put before every text.
+    prompt: what is put before every text, of a pair before the first.
     similarity: how embeddings are compared.
     """
 
@@ -137,7 +137,7 @@ def check_room(reader: Reader, pair: bool) -> None:
     """A ValueError if special tokens, and a default prompt, leave no room for a token of each text."""
     tokenize, prompt, limit = reader.tokenize, reader.prompt, reader.limit
     texts = "a pair of texts" if pair else "a text"
-    special, prompted = tokenize.num_special_tokens_to_add(pair), len(tokenize.tokenize(prompt)) * (1 + pair)
+    special, prompted = tokenize.num_special_tokens_to_add(pair), len(tokenize.tokenize(prompt))
     if limit < (least := special + prompted + 1 + pair):
         taken = f"{special} tokens are special" + (f", {prompted} are the default prompt's" if prompt else "")
         raise ValueError(f"max_length: got {limit}, wanted at least {least} for {texts}: {taken}")

@@ -70,9 +70,12 @@ def arrays(reader: Reader, examples: list[Example]) -> Arrays:
 
 
 def encoded(reader: Reader, texts: Any) -> Arrays:
-    """The texts, or pairs, padded to the longest of them rounded up to a multiple of `multiple_of`."""
-    columns: Any = [texts] if isinstance(texts[0], str) else zip(*texts, strict=True)
-    columns = [[reader.prompt + text for text in column] for column in columns]
+    """The texts, or pairs, padded to the longest of them rounded up to a multiple of `multiple_of`.
+
+    A prompt is put before the first text of a pair alone, as sentence-transformers does.
+    """
+    first, *second = [texts] if isinstance(texts[0], str) else zip(*texts, strict=True)
+    columns = [[reader.prompt + text for text in first], *map(list, second)]
     check_room(reader, pair=len(columns) == 2)
     rows = tokenized(reader, *columns)
     longest = max(map(len, rows["input_ids"]))

@@ -4,6 +4,7 @@ Devlin et al. 2019, sec. 5.3: other tokens of a word have no label.
 """
 
 import re
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -101,11 +102,17 @@ def examples(reader: Reader, texts: Any, labels: Any, place: Place) -> list[Exam
 
 def tokens_of(reader: Reader, words: list[list[str]]) -> Any:
     """What the tokenizer makes of words; some need to be told that they have spaces between them."""
+    name, spaces = type(reader.tokenize).__name__, '"add_prefix_space": true in tokenizer_config.json'
     try:
-        return tokenized(reader, words, is_split_into_words=True)
+        rows = tokenized(reader, words, is_split_into_words=True)
     except AssertionError:
-        wanted = 'wanted "add_prefix_space": true in tokenizer_config.json, for words have spaces between them'
-        raise ValueError(f"{type(reader.tokenize).__name__}: {wanted}") from None
+        raise ValueError(f"{name}: wanted {spaces}, for words have spaces between them") from None
+    before = reader.tokenize.backend_tokenizer.pre_tokenizer
+    if before is not None and [piece for piece, _ in before.pre_tokenize_str("a")] == ["a"] != [
+        piece for piece, _ in before.pre_tokenize_str(" a")
+    ]:
+        warnings.warn(f"{name}: words are read without the spaces between them; {spaces} keeps them", stacklevel=2)
+    return rows
 
 
 def check(head: Head, batch: Any, where: str) -> None:
