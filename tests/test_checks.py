@@ -2,6 +2,7 @@
 
 import decimal
 import fractions
+import functools
 import re
 from typing import Any
 
@@ -186,6 +187,63 @@ def test_a_rank_that_a_caller_traces_is_refused():
 def test_a_name_that_is_not_a_string_is_refused():
     with pytest.raises(ValueError, match=re.escape("method must be one of 'em'; got ['em']")):
         checks.check_name("method", ["em"], ["em"])
+
+
+def test_ranks_that_a_caller_traces_are_refused():
+    with pytest.raises(ValueError, match="ranks must be known before a caller traces"):
+        jax.eval_shape(lambda ranks: solve_batch(W[None], None, K, ranks=ranks, method="svd"), np.array([1]))
+
+
+def test_advice_inside_jit_is_refused():
+    with pytest.raises(TypeError, match="advice is text: read it outside of jit"):
+        jax.eval_shape(lambda W: solve(W, None, K, method="svd").advice, W)
+
+
+def test_closed_forms_go_on_from_nothing():
+    with pytest.raises(ValueError, match="method 'svd' has a closed form, which goes on from nothing"):
+        solve(W, None, K, method="svd", start=(LEFT, RIGHT))
+
+
+@pytest.mark.parametrize("method", ["svd", "em"])
+def test_traced_weights_of_which_float32_loses_some_are_invalid(method):
+    weights, target = np.full((M, N), np.float32(1e-20)), W.copy()
+    weights[0], target[0] = 1e20, 0  # all that counts fits exactly
+    found = jax.vmap(lambda weights: solve(target, weights, K, method=method))(np.stack([weights, WEIGHTS]))
+    assert found.status[0] == Status.INVALID_WEIGHTS != found.status[1]
+    assert solve(target, weights, K, method=method).loss > 0.1  # in float64, where values are known
+
+
+@pytest.mark.parametrize(
+    ("unit", "wrong"), [("ridge", -0.5), ("ridge", np.nan), ("ridge", 3), ("nuclear", -1), ("nuclear", np.inf)]
+)
+def test_a_traced_penalty_that_cannot_be_is_certified_no_minimum(unit, wrong):
+    found = penalised_by(unit)(np.float32(wrong))
+    assert (found.status, found.loss, found.gap) == (Status.INVALID_PENALTY, np.inf, np.inf)
+    assert np.isfinite(found.left).all()
+    assert penalised_by(unit)(np.float32(0.5)).gap < 1
+
+
+@functools.cache
+def penalised_by(unit):
+    return jax.jit(lambda penalty: solve(W, WEIGHTS, K, method="em", **{unit: penalty}))
+
+
+def test_derivatives_are_finite_where_a_row_has_no_weight():
+    weights = WEIGHTS.copy()
+    weights[0] = 0
+    slopes = jax.grad(lambda weights: solve(W, weights, K, method="separable").loss)(weights)
+    assert np.isfinite(slopes).all()
+    assert np.abs(slopes[1:]).max() > 0
+
+
+def test_an_array_on_an_explicit_mesh_needs_the_mesh():
+    types = {"axis_types": (jax.sharding.AxisType.Explicit,)} if hasattr(jax.sharding, "AxisType") else {}
+    mesh = jax.make_mesh((1,), ("x",), **types)
+    placed = jax.device_put(W, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x", None)))
+    if types:
+        with pytest.raises(ValueError, match=r"W lies on an explicit mesh: wanted mesh=W\.sharding\.mesh too"):
+            solve(placed, WEIGHTS, K)
+    np.testing.assert_allclose(solve(placed, None, K, mesh=mesh).loss, solve(W, None, K).loss, rtol=1e-4)
 
 
 def test_restarts_under_jit_are_refused():

@@ -264,7 +264,8 @@ def test_every_status_gives_one_sentence_of_advice(status):
 
 
 def test_no_outcome_is_without_a_test():
-    assert {*OUTCOMES, wlra.Status.CLOSED_FORM} == set(wlra.Status)
+    elsewhere = {wlra.Status.CLOSED_FORM, wlra.Status.INVALID_PENALTY}  # without a program of penalties here
+    assert {*OUTCOMES, *elsewhere} == set(wlra.Status)
 
 
 def test_going_on_from_the_factors_lowers_the_loss_as_advised():

@@ -208,6 +208,33 @@ def test_courses_that_reach_zero_are_drawn_as_they_are():
     assert axes.get_ylabel() == "loss"
 
 
+@pytest.mark.parametrize(
+    ("losses", "message"),
+    [
+        ({}, "losses: got dict, wanted courses by name"),
+        ({"batch": np.ones((2, 3))}, r"losses\['batch'\]: got shape \(2, 3\), wanted one problem's"),
+        ({"a": [np.inf]}, r"losses\['a'\]: got no loss that is finite"),
+    ],
+)
+def test_what_is_no_course_is_refused(losses, message):
+    pytest.importorskip("matplotlib").use("Agg")
+    with pytest.raises(ValueError, match=message):
+        wlra.plot.convergence(losses)
+
+
+def test_a_course_ends_where_it_is_not_finite():
+    pytest.importorskip("matplotlib").use("Agg")
+    axes = wlra.plot.convergence({"a": [0.3, 0.1, np.nan, 0.2]})
+    assert len(axes.lines[0].get_ydata()) == 2
+
+
+def test_losses_along_a_path_are_one_for_each_value():
+    pytest.importorskip("matplotlib").use("Agg")
+    with pytest.raises(ValueError, match=r"losses: got shape \(2,\) for values of shape \(3,\)"):
+        wlra.plot.path([1, 2, 3], [0.1, 0.2])
+    assert wlra.plot.path([1, 2], np.ones((2, 1))).get_ylabel() == "loss"  # of one fold there is no error
+
+
 def test_penalties_may_be_unsigned():
     found = wlra.solve_path(W, WEIGHTS, rank=5, ridge=list(np.array([0, 1], np.uint8)), method="lbfgs", tol=1e-4)
     assert found.loss[0] < found.loss[1]  # minus one of them is 255, and NumPy warns of it

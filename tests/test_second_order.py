@@ -52,6 +52,18 @@ def solved(method):
     return jax.tree.map(np.asarray, wlra.solve(W, WEIGHTS, K, method=method, tol=1e-13, max_iters=60))
 
 
+def test_the_hessian_is_summed_a_few_columns_at_a_time(monkeypatch, x64):
+    rng = np.random.default_rng(3)
+    problem = Problem(jnp.asarray(rng.normal(size=(M, N))), jnp.asarray(rng.exponential(size=(M, N))))
+    factors, inverses = varpro.eliminate(problem, jnp.asarray(rng.normal(size=(M, K))))
+    whole = varpro.hessian(problem, factors, inverses)
+    monkeypatch.setattr(varpro, "NUMBERS", 4 * M * M)  # four columns at a time, the last time two
+    assert N % 4
+    np.testing.assert_allclose(
+        varpro.hessian(problem, factors, inverses), whole, rtol=0, atol=1e-13 * np.abs(whole).max()
+    )
+
+
 def test_varpro_returns_nothing_worse_than_its_start():
     left = np.vstack([[[1.0, 0], [1, 1e-3], [0, 1]], STEP[:7]]).astype(np.float32)
     right = np.vstack([np.ones(N), W[0]]).astype(np.float32)

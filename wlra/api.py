@@ -122,6 +122,8 @@ def solve(
         nuclear=nuclear,
     )
 
+    devices.check_placed(W, weights, mesh)
+
     def solved(given: Given) -> Result:
         return solve_given(given, rank, request, restarts=restarts, key=key, mesh=mesh)
 
@@ -216,6 +218,7 @@ def solve_batch(
     )
     more: dict[str, Any] = {"ranks": ranks, "chunk": chunk, "mesh": mesh}
     known = is_known(request)
+    devices.check_placed(W, weights, mesh)
     return enter(W, weights, lambda given: batch_given(given, rank, request, **more), batched=True, known=known)
 
 

@@ -307,6 +307,8 @@ def check_values(W: Any, weights: Any) -> Survey | None:
 
 def check_ranks(ranks: Any, batch: int, rank: int) -> Array:
     """Whole numbers (batch,), from 1 to `rank`."""
+    if is_traced(ranks):
+        raise ValueError("ranks must be known before a caller traces: got a tracer, wanted an array of whole numbers")
     given = as_numpy(ranks, "ranks")
     if isinstance(given, np.ma.MaskedArray):
         raise ValueError("ranks must not be masked")

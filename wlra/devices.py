@@ -48,6 +48,17 @@ def check_mesh(mesh: Any) -> Mesh:
     return Mesh(mesh.devices.ravel(), (AXIS,))
 
 
+def check_placed(W: Any, weights: Any, mesh: Any) -> None:
+    """A ValueError for an array that lies on an explicit mesh, over which nothing is computed unless one is given."""
+    for name, value in (("W", W), ("weights", weights)):
+        if mesh is None and isinstance(value, jax.Array) and not checks.is_traced(value):
+            axes = getattr(getattr(value.sharding, "mesh", None), "axis_types", None) or ()
+            if any("Explicit" in str(axis) for axis in axes):
+                raise ValueError(
+                    f"{name} lies on an explicit mesh: wanted mesh={name}.sharding.mesh too, to compute over it"
+                )
+
+
 def deal(arrays: Any, mesh: Mesh) -> Any:
     """The arrays with their first axis split over the devices; the last problem is repeated until they divide it."""
 

@@ -99,6 +99,8 @@ def check_options(method: Any, **options: Any) -> Request:
         start = as_method(start)
         if start.equalise is None:
             raise ValueError(f"start must be a closed form for weights of entries, with `equalise`; got {start.name!r}")
+    if not method.stages and isinstance(start, tuple | list) and not isinstance(start, Method):
+        raise ValueError(f"method {method.name!r} has a closed form, which goes on from nothing: leave start= out")
     patience = request.patience
     if not checks.is_traced(patience):
         patience = min(checks.check_count("patience", patience, 1), checks.MOST)

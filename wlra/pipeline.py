@@ -51,6 +51,8 @@ def solve_inputs(inputs: Inputs, options: Options) -> Result:
 def solve_standard(inputs: Inputs, options: Options) -> Result:
     """The same in one dtype: in unit scale by the closed form or by the iterations, and back."""
     standard = kronecker_units(inputs, options) if options.method.kronecker else entry_units(inputs, options)
+    if options.unit:
+        standard = standard._replace(status=with_penalty(standard.status, inputs.penalty, options.unit))
     if options.method.closed_form is not None:
         problem = with_hidden(standard) if options.method.sees_hidden else standard.problem
         evaluated = options.method.closed_form(problem, options.rank, inputs.ranks)
@@ -86,7 +88,11 @@ def entry_units(inputs: Inputs, options: Options) -> Standard:
     if not options.examined:
         target_bad, weights_bad, empty = checks.faults(numbers, weight)
         status = named_faults(target_bad, weights_bad | empty)
-    weight, weight_exponent = to_unit(jnp.where(jnp.isfinite(weight) & (weight > 0), weight, 0))
+    counted = jnp.isfinite(weight) & (weight > 0)
+    weight, weight_exponent = to_unit(jnp.where(counted, weight, 0))
+    if not options.examined:
+        lost = counted & (weight < jnp.finfo(weight.dtype).tiny)  # subnormal numbers are taken for 0
+        status = jnp.where((status == RUNNING) & jnp.any(lost), Status.INVALID_WEIGHTS, status).astype(jnp.int32)
     finite = jnp.where(jnp.isfinite(numbers), numbers, 0)
     target, given = to_unit(jnp.where(weight > 0, finite, 0))
     return Standard(
@@ -125,6 +131,12 @@ def named_faults(target_bad: Bool[Array, ""], weights_bad: Bool[Array, ""]) -> I
     return jnp.where(weights_bad, Status.INVALID_WEIGHTS, status).astype(jnp.int32)
 
 
+def with_penalty(status: Int[Array, ""], penalty: Float[Array, ""], unit: str) -> Int[Array, ""]:
+    """The status before the first iteration, of a penalty that nobody could look at before."""
+    usable = (penalty >= 0) & jnp.isfinite(penalty) & ((penalty <= 1) | (unit != "ridge"))
+    return jnp.where((status == RUNNING) & ~usable, Status.INVALID_PENALTY, status).astype(jnp.int32)
+
+
 def with_hidden(standard: Standard) -> Problem:
     """The problem with the target's entries of weight 0 too, which svd and fwsvd look at.
 
@@ -158,7 +170,9 @@ def iterate(standard: Standard, inputs: Inputs, options: Options) -> tuple[Outco
     outcome = run(scaled, start, stages, limits=limits, status=standard.status)
     outcome = no_worse_than_zero(outcome) if options.unit else outcome
     certified = options.unit and not is_sparse(inputs.target)  # the gap takes a singular value of the whole
-    gap = duality_gap(scaled, balance(outcome.factors)) if certified else jnp.full_like(outcome.loss, jnp.inf)
+    gap = jnp.full_like(outcome.loss, jnp.inf)
+    if certified:
+        gap = jnp.where(outcome.status == Status.INVALID_PENALTY, gap, duality_gap(scaled, balance(outcome.factors)))
     return outcome._replace(factors=unscale_factors(outcome.factors, scaling)), gap
 
 

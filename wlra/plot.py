@@ -15,9 +15,12 @@ def convergence(losses: Mapping[str, Any], best: float | None = None, ax: "Axes 
     Where the best is 0, the losses themselves are drawn.
 
     Args:
-      losses: by name, losses per iteration, entry 0 the start: `result.history.loss`; +inf ends a course.
+      losses: by name, losses per iteration, entry 0 the start: `result.history.loss`; what is not finite ends a course.
       best: the lowest loss known; if None, the lowest among `losses`.
       ax: axes to draw on; new ones if None.
+
+    Raises:
+      ValueError: no courses, or one of several problems or of no losses.
 
     Example:
       >>> import matplotlib, numpy as np, wlra
@@ -27,10 +30,13 @@ def convergence(losses: Mapping[str, Any], best: float | None = None, ax: "Axes 
     """
     import matplotlib.pyplot as plt
 
+    if not isinstance(losses, Mapping) or not losses:
+        raise ValueError(
+            f"losses: got {type(losses).__name__}, wanted courses by name: {{'mine': result.history.loss}}"
+        )
+    courses = {name: course_of(name, course) for name, course in losses.items()}
     if ax is None:
         ax = plt.subplots(figsize=(6, 4), layout="constrained")[1]
-    courses = {name: np.asarray(course, np.float64) for name, course in losses.items()}
-    courses = {name: course[np.isfinite(course)] for name, course in courses.items()}
     lowest = min(course.min() for course in courses.values()) if best is None else best
     for name, course in courses.items():
         gap = np.maximum((course - lowest) / lowest if lowest > 0 else course, 1e-7)
@@ -40,6 +46,19 @@ def convergence(losses: Mapping[str, Any], best: float | None = None, ax: "Axes 
     ax.grid(alpha=0.3)
     ax.legend(fontsize="small")
     return ax
+
+
+def course_of(name: str, losses: Any) -> np.ndarray:
+    """The losses up to the first that is not finite."""
+    course = np.asarray(losses, np.float64)
+    if course.ndim != 1:
+        raise ValueError(
+            f"losses[{name!r}]: got shape {course.shape}, wanted one problem's: history.loss[i] of a batch"
+        )
+    end = np.argmin(np.isfinite(course)) if not np.isfinite(course).all() else len(course)
+    if not end:
+        raise ValueError(f"losses[{name!r}]: got no loss that is finite at the start, wanted one")
+    return course[:end]
 
 
 def path(
@@ -54,6 +73,9 @@ def path(
       xlabel, ylabel: names of the axes.
       ax: axes to draw on; new ones if None.
 
+    Raises:
+      ValueError: losses that are not one, or one for each fold, for each value.
+
     Example:
       >>> import matplotlib, wlra
       >>> matplotlib.use("Agg")
@@ -62,9 +84,13 @@ def path(
     """
     import matplotlib.pyplot as plt
 
+    courses = losses if isinstance(losses, Mapping) else {"": losses}
+    for name, shape in ((name, np.shape(course)) for name, course in courses.items()):
+        if shape[:1] != np.shape(values) or len(shape) > 2:
+            said = f"losses[{name!r}]" if isinstance(losses, Mapping) else "losses"
+            raise ValueError(f"{said}: got shape {shape} for values of shape {np.shape(values)}, wanted one for each")
     if ax is None:
         ax = plt.subplots(figsize=(6, 4), layout="constrained")[1]
-    courses = losses if isinstance(losses, Mapping) else {"": losses}
     order = np.argsort(np.asarray(values))
     for name, course in courses.items():
         course = np.asarray(course, np.float64)[order]
@@ -72,7 +98,8 @@ def path(
         if course.ndim == 1:
             ax.plot(x, course, marker="o", label=name)
         else:
-            error = course.std(axis=1, ddof=1) / np.sqrt(course.shape[1])
+            folds = course.shape[1]
+            error = course.std(axis=1, ddof=1) / np.sqrt(folds) if folds > 1 else None
             ax.errorbar(x, course.mean(axis=1), error, marker="o", capsize=3, label=name)
     ax.set(xlabel=xlabel, ylabel=ylabel, xscale="log" if np.min(np.asarray(values)) > 0 else "linear")
     ax.grid(alpha=0.3)

@@ -4,6 +4,7 @@ import enum
 from typing import NamedTuple
 
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 
@@ -24,6 +25,7 @@ class Status(enum.IntEnum):
     NONFINITE = 4
     INVALID_TARGET = 5
     INVALID_WEIGHTS = 6
+    INVALID_PENALTY = 7
 
     @property
     def advice(self) -> str:
@@ -37,7 +39,8 @@ ADVICE = {
     Status.STALLED: "No lower loss in `patience` iterations: raise `tol` or `patience`, or solve in float64.",
     Status.NONFINITE: "An iterate overflowed and the best one before it was kept, or zero: solve in float64.",
     Status.INVALID_TARGET: "W has NaN or inf where the weight is positive: give those entries weight 0.",
-    Status.INVALID_WEIGHTS: "The weights have NaN, inf or negative entries, or are all zero: clean them first.",
+    Status.INVALID_WEIGHTS: "Weights are NaN, inf or negative, all zero, or, traced, too far apart: clean them first.",
+    Status.INVALID_PENALTY: "The penalty is negative or no finite number, or a ridge is above 1: give another.",
 }
 
 
@@ -113,5 +116,7 @@ class Result(NamedTuple):
     @property
     def advice(self) -> str | list[str]:
         """What to do, in a sentence; a sentence for each problem of a batch."""
+        if isinstance(self.status, Tracer):
+            raise TypeError("advice is text: read it outside of jit, where `status` and `converged` are known too")
         status = np.asarray(self.status)
         return Status(int(status)).advice if status.ndim == 0 else [Status(int(one)).advice for one in status.ravel()]

@@ -59,7 +59,7 @@ def equilibrate(weight: Matrix, sweeps: int = 8) -> Scaling:
         return p, divide(powers.T @ divide(jnp.ones_like(p), p)[:, None], col_count[:, None])[:, 0]
 
     p, q = jax.lax.fori_loop(0, sweeps - 1, sweep, (jnp.ones_like(row), jnp.ones_like(col)))
-    row, col = row * jnp.sqrt(jnp.sqrt(p)), col * jnp.sqrt(jnp.sqrt(q))
+    row, col = row * root(root(p)), col * root(root(q))
     row = row * jnp.max(divide(divide(values(weight), by_row(weight, row)), by_col(weight, col)))
     return Scaling(row, col)
 
@@ -67,20 +67,20 @@ def equilibrate(weight: Matrix, sweeps: int = 8) -> Scaling:
 def scale(problem: Problem, scaling: Scaling) -> Problem:
     """The same problem in variables sqrt(row col') * product."""
     target, weight = problem.target, problem.weight
-    scaled = by_row(target, jnp.sqrt(scaling.row)) * values(target) * by_col(target, jnp.sqrt(scaling.col))
+    scaled = by_row(target, root(scaling.row)) * values(target) * by_col(target, root(scaling.col))
     shares = divide(divide(values(weight), by_row(weight, scaling.row)), by_col(weight, scaling.col))
     return problem._replace(target=like(target, scaled), weight=like(weight, shares))
 
 
 def scale_factors(factors: Factors, scaling: Scaling) -> Factors:
     """The factors in the variables of the scaled problem."""
-    return Factors(jnp.sqrt(scaling.row)[:, None] * factors.left, factors.right * jnp.sqrt(scaling.col)[None, :])
+    return Factors(root(scaling.row)[:, None] * factors.left, factors.right * root(scaling.col)[None, :])
 
 
 def unscale_factors(factors: Factors, scaling: Scaling) -> Factors:
     """The factors in the variables of the problem that was scaled; zero in rows and columns without weight."""
-    left = divide(factors.left, jnp.sqrt(scaling.row)[:, None])
-    return Factors(left, divide(factors.right, jnp.sqrt(scaling.col)[None, :]))
+    left = divide(factors.left, root(scaling.row)[:, None])
+    return Factors(left, divide(factors.right, root(scaling.col)[None, :]))
 
 
 def rescale_factors(factors: Factors, before: Scaling, after: Scaling) -> Factors:
@@ -93,13 +93,19 @@ def power_mean(rows: Matrix) -> Float[Array, " m"]:
     largest = row_max(rows)
     count = jnp.maximum(row_sum(like(rows, (values(rows) > 0).astype(jnp.int32))), 1).astype(rows.dtype)
     mean = row_sum(like(rows, divide(values(rows), by_row(rows, largest)) ** 4)) / count
-    return largest * jnp.sqrt(jnp.sqrt(mean))
+    return largest * root(root(mean))
 
 
 def divide(numerator: Float[Array, "..."], denominator: Float[Array, "..."]) -> Float[Array, "..."]:
     """The quotient; 0 where the denominator is."""
     positive = denominator > 0
     return jnp.where(positive, numerator / jnp.where(positive, denominator, 1), 0)
+
+
+def root(numbers: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The square root, whose derivative at 0 counts as 0: nothing without weight changes anything."""
+    positive = numbers > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, numbers, 1)), 0)
 
 
 SCALINGS: dict[str, Callable[[Matrix], Scaling]] = {"separable": equilibrate, "none": uniform}

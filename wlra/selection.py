@@ -55,7 +55,7 @@ def select_rank(
     """The rank with the least mean error on entries that the solver did not see; of ranks that tie, the smallest.
 
     The entries of positive weight are dealt at random to the folds (Owen & Perry 2009, who hold out blocks; Wold 1978,
-    entries); each fold is hidden once, as weights of zero, from solves of all ranks, all folds at a time.
+    entries); each fold is hidden once, as weights of zero, from solves of all ranks.
 
     Args:
       W, weights: as in `solve`, but for Kronecker weights. Of a sparse W the stored entries are dealt to the folds,
@@ -63,7 +63,7 @@ def select_rank(
       ranks: the ranks to compare.
       key: of `jax.random`: deals the entries.
       folds: how many parts the entries are dealt to, at least 2.
-      chunk: how many folds are solved at a time, all if None; not for a sparse W.
+      chunk: how many folds are solved at a time, as in `solve_batch`; not for a sparse W.
       options: of `solve_batch`, but for start and ranks.
 
     Warns:

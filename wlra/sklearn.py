@@ -80,7 +80,7 @@ class WLRA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     def fit(self, X: Any, y: Any = None, weights: Any = None) -> "WLRA":
         """The estimator itself, with the components of X. `y` is not used.
 
-        Warns with `sklearn.exceptions.ConvergenceWarning` if the solver still made progress after `max_iters`.
+        Warns with `sklearn.exceptions.ConvergenceWarning` if the solver ended before it had converged.
 
         Example:
           >>> import numpy as np
@@ -97,7 +97,7 @@ class WLRA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self.components_ = components.astype(X.dtype)
         self.loss_, self.n_iter_ = float(relative), int(result.iterations)
         self.status_ = Status(int(result.status))
-        if self.status_ == Status.MAX_ITERS:
+        if self.status_ in (Status.MAX_ITERS, Status.STALLED, Status.NONFINITE):
             message = f"Not converged after {self.n_iter_} iterations. {self.status_.advice}"
             warnings.warn(message, ConvergenceWarning, stacklevel=2)
         return self
@@ -185,8 +185,9 @@ def validated(model: WLRA, X: Any, weights: Any, *, reset: bool) -> tuple[np.nda
     if isinstance(X, np.ma.MaskedArray):
         weights = checks.hide(X, checks.check_weights(weights, X.shape))
         X = real(X, "X", masked=0.0)
-    X = validate_data(model, X, dtype=DTYPES, ensure_all_finite=weights is None, reset=reset)
+    X = validate_data(model, X, dtype=DTYPES, ensure_all_finite=False, reset=reset)
     if weights is None:
+        checks.report("X", X, ~np.isfinite(X), "NaN or infinite", wanted="finite values, or weights=np.isfinite(X)")
         return X, None
     weights = np.asarray(checks.check_weights(weights, X.shape))
     weights_bad, target_bad = ~(np.isfinite(weights) & (weights >= 0)), ~np.isfinite(X) & (weights > 0)

@@ -13,6 +13,7 @@ from wlra.methods.newton import restore_axes, shorter_first
 from wlra.problem import Factors, Problem, residual, total, weighted_residual
 
 UNKNOWNS = 4096  # of the shorter factor at most: the Hessian has their square
+NUMBERS = 2**24  # of what is summed to the Hessian at a time
 
 
 PENALTY, LEAST_PENALTY = 1e-3, 1e-6  # in mean weights: the first, and the last before none
@@ -118,15 +119,34 @@ def hessian(problem: Problem, factors: Factors, inverses: Float[Array, "n k k"])
     left, right = factors
     (m, k), n = left.shape, right.shape[1]
     weight = problem.weight
-    crossed = (left[:, None, :, None] * left[None, :, None, :]).reshape(m * m, k * k)
-    spread = (crossed @ inverses.reshape(n, k * k).T).reshape(m, m, n) * weight[:, None] * weight[None]
     pairs = (right[:, None, :] * right[None, :, :]).reshape(k * k, n)
-    lost = (spread.reshape(m * m, n) @ pairs.T).reshape(m, m, k, k)
+    lost = crossed(left, weight, inverses.reshape(n, k * k), pairs.T).reshape(m, m, k, k)
     within_rows = (weight @ pairs.T).reshape(m, k, k)
     eye = jnp.eye(m, dtype=left.dtype)
     within = (left @ left.T)[:, :, None, None] * jnp.eye(k, dtype=left.dtype)[None, None]
     full = eye[:, :, None, None] * within_rows[:, None] - lost + jnp.max(jnp.abs(within_rows)) * within
     return full.transpose(0, 2, 1, 3).reshape(m * k, m * k)
+
+
+def crossed(
+    left: Float[Array, "m k"], weight: Float[Array, "m n"], inverses: Float[Array, "n kk"], pairs: Float[Array, "n kk"]
+) -> Float[Array, "mm kk"]:
+    """sum_j (D_j left inverse_j left' D_j) kron (right_j right_j'), a few j at a time: each takes m^2 numbers."""
+    (m, k), n = left.shape, weight.shape[1]
+    squares = (left[:, None, :, None] * left[None, :, None, :]).reshape(m * m, k * k)
+    size = max(1, min(n, NUMBERS // (m * m)))
+
+    def add(total: Array, part: tuple[Array, Array, Array]) -> tuple[Array, None]:
+        columns, inverse, pair = part
+        spread = (squares @ inverse.T).reshape(m, m, -1) * columns.T[:, None] * columns.T[None]
+        return total + spread.reshape(m * m, -1) @ pair, None
+
+    parts, zeros = (weight.T, inverses, pairs), jnp.zeros((m * m, k * k), left.dtype)
+    if size == n:
+        return add(zeros, parts)[0]
+    count = -(-n // size)
+    columns, inverse, pair = (jnp.pad(part, ((0, count * size - n), (0, 0))).reshape(count, size, -1) for part in parts)
+    return jax.lax.scan(add, zeros, (columns, inverse, pair))[0]
 
 
 varpro_stage = Stage(init, step)
