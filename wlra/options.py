@@ -99,8 +99,6 @@ def check_options(method: Any, **options: Any) -> Request:
         start = as_method(start)
         if start.equalise is None:
             raise ValueError(f"start must be a closed form for weights of entries, with `equalise`; got {start.name!r}")
-    if not method.stages and isinstance(start, tuple | list) and not isinstance(start, Method):
-        raise ValueError(f"method {method.name!r} has a closed form, which goes on from nothing: leave start= out")
     patience = request.patience
     if not checks.is_traced(patience):
         patience = min(checks.check_count("patience", patience, 1), checks.MOST)
@@ -154,9 +152,11 @@ def prepare(
     if ranks is not None:
         ranks = checks.check_ranks(check_keeps_zeros(request, ranks), given.shape[0], rank)
     target, weights, units = in_units(given)
-    start, factors = (request.start, None) if method.stages else (None, None)
-    if start is not None and not isinstance(start, Method):
+    start, factors = request.start, None
+    if not isinstance(start, str | Method):
         start, factors = None, start_in_units(checks.check_start(start, given.shape, rank), units.target)
+    if not method.stages:  # a closed form is its own start
+        start = factors = None
     examined = given.examined
     if isinstance(weights, Kronecker) and not at_hand:
         examined = checks.check_kronecker_values(target, weights)
