@@ -1,5 +1,6 @@
 """A BERT small enough to try things on."""
 
+import json
 from typing import Any
 
 import jax
@@ -41,15 +42,15 @@ FILES = {
     "vocab.txt": "\n".join(WORDS).encode(),
     "tokenizer_config.json": b'{"tokenizer_class": "BertTokenizer", "do_lower_case": true}',
 }
-EMBEDDER = {  # what declares the mean of a text's tokens, scaled to length one
-    "modules.json": modules_file([("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]),
-    "1_Pooling/config.json": b'{"pooling_mode_mean_tokens": true}',
-}
+MODULES_FILE = modules_file([("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")])
 
 
 def files_of(config: dict[str, Any]) -> dict[str, bytes]:
     """A tokenizer, and an embedder's declarations if the config is one's."""
-    return FILES | (EMBEDDER if config["architectures"] == ["BertModel"] else {})
+    if config["architectures"] != ["BertModel"]:
+        return dict(FILES)
+    pooling = {"word_embedding_dimension": config["hidden_size"], "pooling_mode_mean_tokens": True}
+    return FILES | {"modules.json": MODULES_FILE, "1_Pooling/config.json": json.dumps(pooling).encode()}
 
 
 def sample_model(**entries: Any) -> Model:

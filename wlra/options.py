@@ -152,9 +152,9 @@ def prepare(
     if ranks is not None:
         ranks = checks.check_ranks(check_keeps_zeros(request, ranks), given.shape[0], rank)
     target, weights, units = in_units(given)
-    start, factors = request.start, None
-    if not isinstance(start, str | Method):
-        start, factors = None, start_in_units(checks.check_start(start, given.shape, rank), units.target)
+    start, factors = request.start if isinstance(request.start, Method) else None, None
+    if not isinstance(request.start, str | Method):
+        factors = start_in_units(checks.check_start(request.start, given.shape, rank), units.target)
     if not method.stages:  # a closed form is its own start
         start = factors = None
     examined = given.examined
