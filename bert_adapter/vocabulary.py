@@ -89,7 +89,7 @@ def check_unknown(tokenize: Any) -> None:
     """A ValueError if a vocabulary of pieces has no token for words that it does not know."""
     model = getattr(getattr(tokenize, "backend_tokenizer", None), "model", None)
     unknown = getattr(model, "unk_token", None)
-    if type(model).__name__ == "WordPiece" and model.token_to_id(unknown) is None:
+    if model is not None and type(model).__name__ == "WordPiece" and model.token_to_id(unknown) is None:
         raise ValueError(f"the tokenizer has no token {unknown!r} in its vocabulary, wanted one for unknown words")
 
 
