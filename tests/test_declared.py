@@ -448,6 +448,11 @@ def test_an_encoder_in_a_folder_is_refused_from_without_and_from_within(declared
             load(place)
 
 
+def test_what_lies_beside_a_directory_is_not_its_own(folder):
+    (folder.parent / "modules.json").write_text("no JSON of anybody's")
+    assert load(folder).config["architectures"] == [EMBEDDER]
+
+
 def test_a_pooling_without_modules_is_listed_in_what_is_saved(folder, tmp_path):
     write(folder, **{"1_Pooling__config.json": as_json({"pooling_mode": "cls"})})
     model = load(folder)

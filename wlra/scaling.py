@@ -104,8 +104,8 @@ def divide(numerator: Float[Array, "..."], denominator: Float[Array, "..."]) -> 
 
 def root(numbers: Float[Array, "..."]) -> Float[Array, "..."]:
     """The square root, whose derivative at 0 counts as 0: nothing without weight changes anything."""
-    positive = numbers > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, numbers, 1)), 0)
+    zero = numbers == 0
+    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, numbers)))
 
 
 SCALINGS: dict[str, Callable[[Matrix], Scaling]] = {"separable": equilibrate, "none": uniform}

@@ -113,8 +113,8 @@ def read_config(directory: Path) -> dict[str, Any]:
         )
     if (whole := whole_of(directory)) is not None:
         raise ValueError(
-            f"{directory}: got the encoder alone, wanted all that {whole / MODULES} lists: `{as_it_is_now(whole)}` "
-            f"writes it as sentence-transformers does now"
+            f"{directory}: got an encoder in a folder of its own, wanted {CONFIG} beside all that {whole / MODULES} "
+            f"lists: `{as_it_is_now(whole)}` writes it as sentence-transformers does now"
         )
     if not is_there(directory / CONFIG):
         names = sorted(path.name for path in directory.iterdir())
@@ -126,7 +126,9 @@ def whole_of(directory: Path) -> Path | None:
     """The directory whose encoder lies in a folder, as sentence-transformers once wrote it: this one, or its parent."""
     directory = directory.resolve()
     for whole, inside in ((directory, None), (directory.parent, directory.name)):
-        if is_there(whole / MODULES) and not (inside is None and is_there(directory / CONFIG)):
+        if not (whole / MODULES).is_file() or (inside is None and is_there(directory / CONFIG)):
+            continue
+        with suppress(ValueError):  # a file of that name beside a checkpoint may be anything
             first = next(iter(parsed((whole / MODULES).read_bytes(), whole / MODULES, list)), None)
             folder = first.get("path") if isinstance(first, dict) else None
             if folder and (folder == inside if inside else is_there(whole / str(folder) / CONFIG)):
