@@ -152,8 +152,8 @@ def read_shards(directory: Path) -> dict[str, np.ndarray]:
     """The arrays of all files that the index names."""
     index = directory / INDEX
     places = parsed(index.read_bytes(), index).get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(place, str) for place in places.values()):
-        raise ValueError(f"{index}: wanted 'weight_map', an object of file names")
+    if not isinstance(places, dict) or not places or not all(isinstance(place, str) for place in places.values()):
+        raise ValueError(f"{index}: wanted 'weight_map', an object that names the file of each array")
     found: dict[str, np.ndarray] = {}
     for shard in sorted(set(places.values())):
         if Path(shard).name != shard or not is_there(directory / shard):

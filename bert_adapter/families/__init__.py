@@ -14,6 +14,7 @@ from bert_adapter.families.modernbert import MODERNBERT
 from bert_adapter.families.mpnet import MPNET
 from bert_adapter.families.roberta import CAMEMBERT, ROBERTA, XLM_ROBERTA
 from bert_adapter.families.sentence import MODULES, declared_stages
+from bert_adapter.json_files import shown
 from bert_adapter.layers.running import parameter_shapes
 from bert_adapter.outputs import OUTPUTS
 from bert_adapter.outputs.tokens import are_tags
@@ -112,8 +113,8 @@ def module_for(config: dict[str, Any], files: Mapping[str, bytes] = MappingProxy
     For an embedder, sentence-transformers' files declare what follows the encoder; without them, it is a mean.
     """
     family, architecture = family_of(config), architecture_of(config)
-    if architecture.tied and config.get("tie_word_embeddings") is False:
-        raise ValueError(f"tie_word_embeddings: got false, supported: true, for {architecture.names[0]}")
+    if architecture.tied and (tied := config.get("tie_word_embeddings", True)) is not True:
+        raise ValueError(f"tie_word_embeddings: got {shown(tied)}, supported: true, for {architecture.names[0]}")
     module, stages = architecture.module(family.config(config)), declared_stages(files)
     if stages is None:
         return module
