@@ -14,6 +14,7 @@ from bert_adapter.outputs import OUTPUTS
 from bert_adapter.ranks import UNITS
 from bert_adapter.signals import DEFAULT, SIGNALS
 from bert_adapter.speed import CELLS, ROUNDS
+from bert_adapter.training import DISTIL
 
 
 class Parser(argparse.ArgumentParser):
@@ -55,7 +56,6 @@ then, in Python:
   embeddings = bert_adapter.apply(model.module, model.params, **batch)  # of a model with a head, what that gives
 """
 LATENCY, CELL = "latency", (8, 128)  # a budget of time, and the texts and tokens for which it is
-DISTIL = 0.5  # the share of a teacher, if none is given
 HEADS = {name: output for name, output in OUTPUTS.items() if name != "embedding"}
 OFFERED = {name: signal for name, signal in SIGNALS.items() if not signal.needs_labels}  # there are no labels here
 
@@ -64,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
     """The commands and their options."""
     formatter = argparse.RawDescriptionHelpFormatter
     root = Parser("bert-adapter", description=ABOUT, epilog=EPILOG, formatter_class=formatter)
+    root.add_argument("--version", action="version", version=f"bert-adapter of wlra {wlra.__version__}")
     commands = root.add_subparsers(dest="command", required=True)
     demo = commands.add_parser("demo", help="compress a real model that comes along, and compare methods")
     demo.add_argument("-o", "--output", type=place, default=Path("bert-adapter-demo"), help="directory (%(default)s)")

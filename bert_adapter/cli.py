@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bert_adapter.arguments import CELL, DISTIL, LATENCY, parser
+from bert_adapter.arguments import CELL, LATENCY, parser
 from bert_adapter.programs import folder, keep_programs
 
 
@@ -21,7 +21,26 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"bert-adapter: error: {in_a_line(error, options)}", file=sys.stderr)  # noqa: T201
         return 2
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        said = in_a_line(error, options) or "there is none"
+        print(f"bert-adapter: error: out of memory, shorter or fewer texts at once take less: {said}", file=sys.stderr)  # noqa: T201
+        return 2
+    except KeyboardInterrupt:
+        print(f"bert-adapter: stopped{state_in(options)}", file=sys.stderr)  # noqa: T201
+        return 130
     return 0
+
+
+def state_in(options: argparse.Namespace) -> str:
+    """What the next run goes on from, for a command that keeps its state."""
+    if not hasattr(options, "file"):
+        return ""
+    if options.file is None:
+        return ": --file FILE keeps what was done"
+    there = options.file.exists()
+    return f": the same command goes on from {options.file}" if there else f": {options.file} is not there yet"
 
 
 POSITIONAL = {"command", "model", "models"}  # what is given without an option's name
@@ -102,13 +121,13 @@ def run_compress(options: argparse.Namespace) -> None:
     how |= {"of": measured_latency(model, options)} if latency else {}
     with of_option("--heal"):
         small, report = compress(model, batches, heal=heal, **how)
-    say(f"{as_text(kernel_table(report))}\n\n{summary(report)}")
     with or_kept("what was measured", options.file):
         save(small, output, dtype=options.dtype)
     if options.heal and (state := beside(options.file)):
         state.unlink()
-    say(f"saved {options.output}: {weights_in(output) / 1e6:.1f} MB of weights, {before / 1e6:.1f} MB before")
     write_page(page, f"{options.model}, compressed", report)
+    say(f"{as_text(kernel_table(report))}\n\n{summary(report)}")
+    say(f"saved {options.output}: {weights_in(output) / 1e6:.1f} MB of weights, {before / 1e6:.1f} MB before")
     say(f"report: {page}")
     say(f"next: bert_adapter.load({str(options.output)!r}), or bert-adapter heal, finetune, bench or export")
 
@@ -209,11 +228,12 @@ def run_heal(options: argparse.Namespace) -> None:
     from bert_adapter.families import output_of
     from bert_adapter.healing import heal
     from bert_adapter.outputs import OUTPUTS
-    from bert_adapter.places import check_places
+    from bert_adapter.places import check_apart, check_places
     from bert_adapter.text import text_batches
 
     check_numbers(options)
     files = {"--text": options.text, "--heldout": options.heldout}
+    check_apart(files)
     check_places({"DIR": options.model, "--teacher": options.teacher}, files, {"--file": options.file}, options.output)
     small, dense = load(options.model), load(options.teacher)
     read = OUTPUTS[output_of(small.module)].texts
@@ -225,49 +245,48 @@ def run_heal(options: argparse.Namespace) -> None:
     how = {name: getattr(options, name) for name in ("epochs", "learning_rate", "batch_size", "seed", "file")}
     with of_option("--text"):
         healed, gained = heal(small, dense, batches, heldout=heldout, **how)
-    say(str(gained))
     with or_kept("the state of the training", options.file):
         save(healed, options.output)
     if options.file:
         options.file.unlink()
-    say(f"saved {options.output}")
+    say(f"{gained}\nsaved {options.output}")
 
 
 def run_finetune(options: argparse.Namespace) -> None:
     """A checkpoint that is trained, with its scores if there are rows for that."""
     from bert_adapter.checkpoint import load, save
-    from bert_adapter.evaluate import score
+    from bert_adapter.evaluate import check_scorable, score
     from bert_adapter.families import label_count, output_of
     from bert_adapter.heads import drawn
     from bert_adapter.labels import head_wanted, with_head_for
     from bert_adapter.outputs import OUTPUTS
-    from bert_adapter.places import check_places
-    from bert_adapter.text import checked_examples, labelled_batches
+    from bert_adapter.places import check_apart, check_places
+    from bert_adapter.text import labelled_batches
     from bert_adapter.training import finetune
 
     check_numbers(options)
     if options.distil is not None and options.teacher is None:
         raise ValueError("--distil: got no --teacher, whose share of the loss it is")
     files = {"--data": options.data, "--dev": options.dev}
+    check_apart(files)
     check_places({"DIR": options.model, "--teacher": options.teacher}, files, {"--file": options.file}, options.output)
     loaded = load(options.model)
     head = head_wanted(loaded, options.head)
     rows, dev = OUTPUTS[head].read(options.data), OUTPUTS[head].read(options.dev) if options.dev else None
     teacher = load(options.teacher) if options.teacher else None
-    model = with_head_for(loaded, rows.labels, head=head, seed=options.seed)
+    model = with_head_for(loaded, rows.labels, head=head, seed=options.seed, like=teacher)
     if model is not loaded:
         was, count = OUTPUTS[output_of(loaded.module)].about, label_count(model.module) or 0
         new = f"a new head of {count} output{'s' * (count > 1)}: {OUTPUTS[head].about}"
         say(f"{options.model}, {was}, gets {new}; drawn at random: {', '.join(drawn(loaded, model))}")
     if dev:
-        checked_examples(model, dev, options.max_length)
+        check_scorable(model, dev, options.max_length)
     check_tokens(model, teacher, rows.texts, options.max_length, of="--data")
     batches = labelled_batches(model, rows, options.batch_size, options.max_length)
-    if dev and model is loaded:
+    if dev and model is loaded and not (options.file and options.file.exists()):  # nor where a run goes on
         say(f"before: {figures(score(model, dev, max_length=options.max_length))}")
     how = {name: getattr(options, name) for name in ("epochs", "learning_rate", "seed", "file")}
-    share = DISTIL if options.distil is None else options.distil
-    trained, losses = finetune(model, batches, teacher=teacher, distil=share, **how)
+    trained, losses = finetune(model, batches, teacher=teacher, distil=options.distil, **how)
     with or_kept("the state of the training", options.file):
         save(trained, options.output)
     if options.file:
@@ -378,7 +397,8 @@ def of_option(name: str) -> Iterator[None]:
     try:
         yield
     except TooFewTexts as error:
-        raise ValueError(f"{name}: {str(error).removeprefix('batches: ')}") from error
+        told = re.sub("^batches: ", f"{name}: ", str(error))
+        raise ValueError(told) from error
 
 
 def figures(scores: dict[str, float]) -> str:
@@ -387,8 +407,12 @@ def figures(scores: dict[str, float]) -> str:
 
 
 def say(text: str) -> None:
-    """Progress that a pipe or a log can hold too."""
-    print(text, flush=True)  # noqa: T201
+    """Progress that a pipe or a log can hold too; work goes on where nobody reads it, or not all of its letters."""
+    coding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    try:
+        print(text.encode(coding, "backslashreplace").decode(coding), flush=True)  # noqa: T201
+    except BrokenPipeError:
+        sys.stdout = None  # pyright: ignore[reportAttributeAccessIssue]  # which `print` takes for nowhere
 
 
 if __name__ == "__main__":

@@ -12,17 +12,18 @@ from jaxtyping import Float
 from bert_adapter.batches import check_weights, labelled
 from bert_adapter.families import output_of, predictive
 from bert_adapter.importance.gradients import Loss, each_loss
+from bert_adapter.labels import check_same_classes
 from bert_adapter.layers.capture import Batch, Forward
 from bert_adapter.losses import TaskLoss, distillation
-from bert_adapter.model import Model, check_batch, check_same_tokens, forward
+from bert_adapter.model import Model, check_batch, check_model, check_same_tokens, forward
 from bert_adapter.outputs import OUTPUTS
 from bert_adapter.outputs.definition import Example, Output, Reader, Run
-from bert_adapter.outputs.scores import of_classes, of_values, ranks, spearman
+from bert_adapter.outputs.scores import check_varied, of_classes, of_values, ranks, spearman
 from bert_adapter.outputs.sentences import unit_rows
 from bert_adapter.progress import track
 from bert_adapter.rows import LabelledTexts, Texts, row_number
 from bert_adapter.straight_through import widened
-from bert_adapter.text import check_labelled, reader_of
+from bert_adapter.text import check_labelled, checked_examples, reader_of
 from bert_adapter.values import check_finite
 from wlra.checks import check_count
 
@@ -139,8 +140,8 @@ def loss_increase(
     whether there is a bar on a terminal, or a line a minute elsewhere.
 
     Raises:
-      ValueError: no batches, models with other tokens, token ids or weights that cannot be, or, for `task_loss`, labels
-        that are none of the head's.
+      ValueError: no batches, models with other tokens or the classes in another order, token ids or weights that cannot
+        be, or, for `task_loss`, labels that are none of the head's.
       FloatingPointError: an output of either model is not finite; the message names the batch.
 
     Example:
@@ -152,13 +153,15 @@ def loss_increase(
         0.0
     """
     check_same_tokens(dense, small, name="small")
+    check_same_classes(dense, small, name="small")
     runs = [(jax.jit(forward(model)), jax.device_put(model.params)) for model in (dense, small)]
     apart = distillation(dense.module, temperature=1.0)
     total = count = 0.0
     number = -1
     rows = labelled(dense, batches) if isinstance(loss, TaskLoss) else batches
     for number, batch in enumerate(track(rows, "evaluate", progress)):
-        check_batch(forward(dense), batch, number)
+        for model in (dense, small):
+            check_batch(forward(model), batch, number)
         weights = check_weights(batch, f"batch {number}")
         before, after = (widened(run(params, batch)) for run, params in runs)
         if loss is None:
@@ -185,6 +188,14 @@ def check_comparable(dense: Model, small: Model, wanted: tuple[int, ...], got: t
             f"small: got outputs of shape {got} that are {kinds[1]}, wanted {wanted} and {kinds[0]} as the dense "
             f"model's are, or a loss"
         )
+
+
+def check_scorable(model: Model, rows: LabelledTexts, max_length: int | None = None) -> None:
+    """A ValueError for rows that `score` will refuse once it has run the model on them, and before."""
+    _, examples = checked_examples(model, rows, max_length)
+    if predictive(model.module) == "gaussian" and examples and examples[0].known is not None:
+        for column in np.stack([example.known for example in examples]).reshape(len(examples), -1).T:
+            check_varied(column)
 
 
 def score(
@@ -218,6 +229,7 @@ def score(
         >>> round(scores["spearman"], 6)
         1.0
     """
+    check_model(model)
     check_labelled(model, rows)
     output, reader = OUTPUTS[output_of(model.module)], reader_of(model, max_length)
     return output.score(reader, runner(model, reader, batch_size, output, progress=progress), rows)

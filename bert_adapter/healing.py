@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from bert_adapter.checkpoint.bits import Stored, as_stored, factorised_tables, stored_as
 from bert_adapter.checkpoint.names import by_path, dtypes_of
+from bert_adapter.families import output_of
 from bert_adapter.files import check_writable, path_of
 from bert_adapter.importance.fingerprint import of_arrays, of_function, of_params
 from bert_adapter.kinds import as_model, in_kind
@@ -25,7 +26,21 @@ from bert_adapter.layers.marker import Factorised
 from bert_adapter.losses import distillation
 from bert_adapter.model import Model, check_batch, check_same_tokens, is_own
 from bert_adapter.model import forward as function_of
-from bert_adapter.pools import Deal, Pool, batch_of, count_of, dealt, epochs_of, held_out, pools_of
+from bert_adapter.pools import (
+    Deal,
+    Pool,
+    all_of,
+    batch_of,
+    count_of,
+    dealt,
+    epochs_of,
+    held_out,
+    pools_of,
+    text_of,
+    unlike,
+    unmasked_text_of,
+    without,
+)
 from bert_adapter.progress import track
 from bert_adapter.steps import (
     SAVE_EVERY,
@@ -187,7 +202,8 @@ def heal(
       dense: the model that it was made of, of the same kind. A `Model`, a directory or a name on the Hub too.
       batches: as for `compress`, with more texts: thousands, like those that the model is to serve. Rows are dealt anew
         in every epoch into batches of rows of one shape; "labels" do not matter, "weights" weigh rows.
-      heldout: other batches, to be held out. By default one of 16 rows, 512 at most, chosen by what they hold.
+      heldout: other batches, to be held out; rows of texts that are in `batches` too are left out. By default one of 16
+        rows, 512 at most, chosen by what they say; what is repeated is on one side.
       forward, output: of a model of your own, as for `compress`.
       epochs: passes at most; by default so many that 40,000 texts are seen, 1 to 20.
       learning_rate: the highest; by default 1e-3 where factors have up to a quarter of their kernels' numbers, and less
@@ -202,7 +218,7 @@ def heal(
 
     Raises:
       ValueError: before work starts, for too few texts, a number that cannot be, a dense model whose outputs are of
-        another shape or meaning, or a file of another run or that cannot be written.
+        another shape or meaning, or its classes in another order, or a file of another run or that cannot be written.
       FloatingPointError: an output of either model is not finite at the start.
 
     Example:
@@ -257,14 +273,7 @@ def healing_plan(
             check_batch(function_of(one), batch, number)
     check_same_tokens(model, teacher, name="dense")
     check_teacher(model, teacher, listed[0], name="dense")
-    leave_out = () if is_own(model) else ("labels",)
-    pools = pools_of(listed, leave_out)
-    count = sum(map(count_of, pools))
-    if others is None:
-        one_of, most = HELD_OUT
-        pools, held = held_out(pools, min(max(1, count // one_of), most))
-    else:
-        held = pools_of(others, leave_out)
+    pools, held = divided_rows(model, listed, others)
     count = sum(map(count_of, pools))
     chosen = defaults(count)
     numbers = {"epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size}
@@ -272,13 +281,30 @@ def healing_plan(
     check_number(given.get("learning_rate", 0), 1.0, "learning_rate must be in [0, 1]")
     given |= {name: check_count(name, given[name], 1, 10**6) for name in ("epochs", "batch_size") if name in given}
     plan = HealingPlan(pools, held, **chosen | given)
-    if others is not None and not sum(map(count_of, held)):
-        raise TooFewTexts("heldout: got no row of weight above 0, wanted at least one")
-    if count < plan.batch_size or not sum(map(count_of, held)):
+    if count < plan.batch_size:
         raise TooFewTexts(
             f"batches: got {count} texts that count beside those held out, wanted at least {plan.batch_size}, a batch"
         )
     return plan
+
+
+def divided_rows(model: Model, batches: list[Batch], heldout: list[Batch] | None) -> tuple[list[Pool], list[Pool]]:
+    """The rows to train on and those held out, none of which says what another on the other side does."""
+    said = all_of if is_own(model) else unmasked_text_of if output_of(model.module) == "words" else text_of
+    pools, leave_out = pools_of(batches), () if is_own(model) else ("labels",)
+    count = sum(map(count_of, pools))
+    if heldout is None:
+        one_of, most = HELD_OUT
+        pools, held = held_out(pools, min(max(1, count // one_of), most), said)
+        if not held:
+            got = "one text" if count else "0 texts that count"
+            raise TooFewTexts(f"batches: got {got}, wanted others too, some of which are held out")
+    else:
+        given = pools_of(heldout)
+        if not (held := unlike(given, pools, said)):
+            got = "the texts that are trained on" if given else "no row of weight above 0"
+            raise TooFewTexts(f"heldout: got {got}, wanted others")
+    return without(pools, leave_out), without(held, leave_out)
 
 
 def defaults(texts: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from bert_adapter.heads import with_head
 from bert_adapter.model import Model
 from bert_adapter.outputs import OUTPUTS
 from bert_adapter.outputs.definition import Head
-from bert_adapter.outputs.label_values import labels_for
+from bert_adapter.outputs.label_values import labels_for, names_of
 from bert_adapter.rows import Place, row_number
 
 
@@ -43,7 +43,21 @@ def head_wanted(model: Model, head: str | None) -> str:
     return head or ("labels" if bare else has)
 
 
-def with_head_for(model: Model, labels: Any, *, head: str | None = None, seed: int = 0) -> Model:
+def check_same_classes(model: Model, other: Model, name: str) -> None:
+    """A ValueError if a class of the model's has another number in the other, by their names in config.json."""
+    known = [names_of(one.config) for one in (model, other)]
+    ours, theirs = ({told.casefold(): number for number, told in names.items()} for names in known)
+    if odd := [number for told, number in ours.items() if theirs.get(told, number) != number]:
+        place, got, wanted = odd[0], *([names[number] for number in sorted(names)] for names in known[::-1])
+        raise ValueError(
+            f"{name}: got a model whose 'id2label' is {got}, wanted {wanted} as the model's is: "
+            f"{known[0][place]!r} has another number there, and outputs are compared by number"
+        )
+
+
+def with_head_for(
+    model: Model, labels: Any, *, head: str | None = None, seed: int = 0, like: Model | None = None
+) -> Model:
     """The model, with a new head for the labels if it has none: for their classes, or for the value of a regression.
 
     A pretraining head gives way unless it is the one wanted.
@@ -52,6 +66,7 @@ def with_head_for(model: Model, labels: Any, *, head: str | None = None, seed: i
       labels: as rows have them; of texts, integers are classes, and so are names, in their alphabetical order; numbers
         with a fraction are values.
       head: a name in `OUTPUTS`; see `head_wanted`.
+      like: a model whose order of the same names is taken in place of the alphabetical one.
 
     Raises:
       ValueError: labels that leave open how many classes there are, or a head that cannot be new.
@@ -63,6 +78,8 @@ def with_head_for(model: Model, labels: Any, *, head: str | None = None, seed: i
     if not isinstance(found, list):
         return with_head(model, found, head=wanted, seed=seed)
     headed = with_head(model, len(found), head=wanted, seed=seed)
-    numbers = {name: number for number, name in enumerate(found)}
+    known = [] if like is None else [name for _, name in sorted(names_of(like.config).items())]
+    order = known if sorted(known) == sorted(found) else found
+    numbers = {name: number for number, name in enumerate(order)}
     known = {"label2id": numbers, "id2label": {str(number): name for name, number in numbers.items()}}
     return headed._replace(config=headed.config | known)

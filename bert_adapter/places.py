@@ -44,6 +44,14 @@ def check_places(
         named(name, check_writable, path)
 
 
+def check_apart(files: Mapping[str, Path | None]) -> None:
+    """A ValueError if two options name one file: what is measured on rows that were trained on says nothing."""
+    seen: dict[Path, str] = {}
+    for name, path in files.items():
+        if path is not None and (other := seen.setdefault(path.resolve(), name)) != name:
+            raise ValueError(f"{name}: {path} is {other}'s file too, wanted other rows than those that are trained on")
+
+
 def named(name: str, check: Any, path: Path) -> None:
     """The check, whose error begins with the option's name."""
     try:

@@ -1,6 +1,6 @@
 """Rows of batches, those of one shape together, to be dealt into batches of another size."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,8 +9,10 @@ from jaxtyping import Bool, Float, Int
 from bert_adapter.batches import check_weights, unit_weights
 from bert_adapter.importance.fingerprint import of_arrays
 from bert_adapter.layers.capture import Batch
+from bert_adapter.outputs.definition import IGNORED
 
 Pool = dict[str, np.ndarray]  # arrays (rows, ...); "weights" says how often each row counts
+Said = Callable[[Pool], Pool]  # what a row, an array for each name, says
 
 
 class Deal(NamedTuple):
@@ -21,12 +23,12 @@ class Deal(NamedTuple):
     counts: Float[np.ndarray, " batch"]
 
 
-def pools_of(batches: Iterable[Batch], leave_out: tuple[str, ...] = ()) -> list[Pool]:
+def pools_of(batches: Iterable[Batch]) -> list[Pool]:
     """The rows of all batches that count, those of one shape together, in the order in which they come."""
     found: dict[Any, list[Pool]] = {}
     for number, batch in enumerate(unit_weights(list(batches))):
         weights = check_weights(batch, f"batch {number}").astype(np.float32)
-        arrays = {name: np.asarray(array) for name, array in batch.items() if name not in leave_out}
+        arrays = {name: np.asarray(array) for name, array in batch.items()}
         arrays |= {"weights": weights}
         kind = tuple((name, array.shape[1:], array.dtype.str) for name, array in sorted(arrays.items()))
         found.setdefault(kind, []).append({name: array[weights > 0] for name, array in arrays.items()})
@@ -39,20 +41,61 @@ def count_of(pool: Pool) -> int:
     return len(pool["weights"])
 
 
-def held_out(pools: list[Pool], count: int) -> tuple[list[Pool], list[Pool]]:
-    """The pools without `count` rows, and these rows. Which ones they are depends on what the rows hold alone.
+def all_of(row: Pool) -> Pool:
+    """What a row says, where nothing is known of it: all that it holds."""
+    return row
 
-    Rows that hold the same are neighbours, so that hardly any is on both sides.
+
+def text_of(row: Pool) -> Pool:
+    """What a row of tokens says, however long its padding is and whatever its labels are."""
+    seen = row.get("attention_mask", np.ones_like(row["input_ids"])) > 0
+    return {name: row[name][seen] for name in row if name != "labels" and np.shape(row[name]) == seen.shape}
+
+
+def unmasked_text_of(row: Pool) -> Pool:
+    """The same, with the tokens that were replaced by masks, which are its labels."""
+    hidden = row["labels"] if "labels" in row else np.full_like(row["input_ids"], IGNORED)
+    return text_of(row | {"input_ids": np.where(hidden == IGNORED, row["input_ids"], hidden)})
+
+
+def prints_of(pools: list[Pool], said: Said) -> list[list[str]]:
+    """For each row a fingerprint of what it says; its weight is no part of that."""
+
+    def told(pool: Pool, row: int) -> str:
+        return of_arrays(said({name: array[row] for name, array in pool.items() if name != "weights"}))
+
+    return [[told(pool, row) for row in range(count_of(pool))] for pool in pools]
+
+
+def held_out(pools: list[Pool], count: int, said: Said = all_of) -> tuple[list[Pool], list[Pool]]:
+    """The pools without some `count` rows, and these rows. Which ones they are depends on what the rows say alone.
+
+    Rows that say the same are on one side: where they are many, fewer rows than `count` may be held out, or more if
+    there are no fewer, but never all.
     """
-    prints = [
-        (of_arrays({name: array[row] for name, array in pool.items()}), number, row)
-        for number, pool in enumerate(pools)
-        for row in range(count_of(pool))
-    ]
-    chosen = [np.zeros(count_of(pool), bool) for pool in pools]
-    for _, number, row in sorted(prints)[:count]:
-        chosen[number][row] = True
+    alike: dict[str, list[tuple[int, int]]] = {}
+    for number, told in enumerate(prints_of(pools, said)):
+        for row, text in enumerate(told):
+            alike.setdefault(text, []).append((number, row))
+    chosen, left = [np.zeros(count_of(pool), bool) for pool in pools], count
+    smallest = min(map(len, alike.values()), default=0)
+    for text in sorted(alike) if len(alike) > 1 else ():
+        if len(alike[text]) <= left or (left == count and len(alike[text]) == smallest):
+            left -= len(alike[text])
+            for number, row in alike[text]:
+                chosen[number][row] = True
     return parts(pools, [~each for each in chosen]), parts(pools, chosen)
+
+
+def unlike(pools: list[Pool], others: list[Pool], said: Said) -> list[Pool]:
+    """The rows of pools that say what none of the others does."""
+    known = {text for told in prints_of(others, said) for text in told}
+    return parts(pools, [np.array([text not in known for text in told]) for told in prints_of(pools, said)])
+
+
+def without(pools: list[Pool], names: Collection[str]) -> list[Pool]:
+    """The pools without the arrays of these names."""
+    return [{name: array for name, array in pool.items() if name not in names} for pool in pools]
 
 
 def parts(pools: list[Pool], chosen: list[Bool[np.ndarray, " rows"]]) -> list[Pool]:

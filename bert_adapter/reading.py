@@ -67,7 +67,7 @@ def read_texts(file: str | Path) -> list[str]:
 def texts_in(file: str | Path) -> Listed:
     """The texts of a file that need no labels: a text a line, or those of `read_rows` where a heading has 'label'."""
     lines = read_lines(file)
-    return rows_from(file, lines).texts if "label" in columns_of(lines[0]) else plain(file, lines)
+    return rows_from(file, lines, labelled=False).texts if "label" in columns_of(lines[0]) else plain(file, lines)
 
 
 def columns_of(line: str) -> list[str]:
@@ -86,21 +86,31 @@ def plain(file: str | Path, lines: list[str]) -> list[str]:
         )
     if "label" in columns_of(texts[0]):
         raise ValueError(f"{file}: got a heading with 'label', wanted a text a line: read_rows reads such a file")
-    if "label" in (names := re.split("[,;]", texts[0])) and all(re.fullmatch(r'"?\w+"?', name) for name in names):
+    if has_commas(texts[0]):
         raise ValueError(
-            f"{file}: got a heading with commas, {texts[0]!r:.80}, wanted a text a line, or tabs for commas"
+            f"{file}: got a heading with commas, {texts[0]!r:.80}, wanted a text a line, or tabs for commas: "
+            f"pandas writes them with to_csv(file, sep='\\t', index=False)"
         )
     tabs = {line.count("\t") for line in texts}
     if len(texts) > 1 and tabs != {0} and len(tabs) == 1:
         raise ValueError(
             f"{file}: got {tabs.pop() + 1} columns in every line, wanted a text a line, or a heading with 'label': "
-            f"`cut -f 1` writes the first column"
+            f"`cut -f 1` writes the first column; pairs have a third column, 'label', empty if there are none"
         )
     if is_json(texts[0]):
         raise ValueError(
             f"{file}: got JSON, {texts[0]!r:.60}, wanted a text a line: `jq -r .text` writes the entry 'text'"
         )
     return texts
+
+
+COLUMNS = {"text", "sentence", "label", "labels", "score", "target", "class", "idx", "id", "premise", "query"}
+
+
+def has_commas(line: str) -> bool:
+    """Whether it is the heading of a file whose columns stand between commas."""
+    names = [name.strip().strip('"').lower() for name in re.split("[,;]", line)]
+    return len(names) > 1 and all(re.fullmatch(r"\w*", name) for name in names) and bool(COLUMNS & set(names))
 
 
 def is_json(line: str) -> bool:
@@ -135,8 +145,8 @@ def read_rows(file: str | Path) -> LabelledTexts:
     return rows_from(file, read_lines(file))
 
 
-def rows_from(file: str | Path, given: list[str]) -> LabelledTexts:
-    """The rows of a file that holds these lines."""
+def rows_from(file: str | Path, given: list[str], labelled: bool = True) -> LabelledTexts:
+    """The rows of a file that holds these lines; without labels, which may then be anything, if none are wanted."""
     heading, *lines = (line.split("\t") for line in given)
     if heading.count("label") != 1 or not 2 <= len(heading) <= 3:
         raise ValueError(f"{file}: wanted a heading of one or two columns of text and 'label'; got {heading}")
@@ -152,7 +162,8 @@ def rows_from(file: str | Path, given: list[str]) -> LabelledTexts:
     texts = [tuple(cell for i, cell in enumerate(row) if i != place) for _, row in cells]
     check_cells(texts, [name for name in heading if name != "label"], source)
     columns = [row[0] for row in texts] if len(heading) == 2 else [(row[0], row[1]) for row in texts]
-    return LabelledTexts(columns, labels_in([row[place] for _, row in cells], source), source)
+    labels = labels_in([row[place] for _, row in cells], source) if labelled else None
+    return LabelledTexts(columns, labels, source)
 
 
 NO_INDEX = "wanted texts: pandas writes no index with to_csv(file, sep='\\t', index=False)"

@@ -11,6 +11,7 @@ from bert_adapter.reading import plain, read_lines
 from bert_adapter.rows import LabelledTexts, Source
 
 TAG = r"O|[A-Z]-.+"  # of entities, in any of the usual schemes
+NUMBER, NO_LABEL = "-?[0-9]{1,9}", "-100"  # of classes; and what marks a word that has none
 HEADINGS = ("word", "words", "token", "tokens", "form", "id")  # what a first column is called
 
 
@@ -27,7 +28,7 @@ def read_tagged(file: str | Path) -> LabelledTexts:
     """The sentences of a file with a word a line, as CoNLL-2003's: the first column is the word, the last its label.
 
     In UTF-8, with columns between spaces or tabs, and blank lines between sentences. Lines that begin with "-DOCSTART-"
-    are skipped.
+    are skipped. Labels that are all integers are numbers of classes, and -100 is none.
 
     Raises:
       OSError: it cannot be read.
@@ -63,7 +64,9 @@ def tagged_from(file: str | Path, lines: list[str]) -> LabelledTexts:
     if not sentences:
         raise ValueError(f"{file} holds no sentence; wanted a word and its label a line")
     check_sentences(file, sentences)
-    words, tags = ([[line[column] for line in sentence] for sentence in sentences] for column in (0, 1))
+    words = [[line.word for line in sentence] for sentence in sentences]
+    numbers = all(re.fullmatch(NUMBER, line.tag) for sentence in sentences for line in sentence)
+    tags = [[int(line.tag) if numbers or line.tag == NO_LABEL else line.tag for line in each] for each in sentences]
     return LabelledTexts(words, tags, Source(str(file), np.array([sentence[0].number for sentence in sentences])))
 
 
@@ -87,7 +90,7 @@ def check_sentences(file: str | Path, sentences: list[list[Line]]) -> None:
             line is lines[0] and line.word.lower() in HEADINGS and tags[line.tag] == 1 < len(lines) and not is_tag(line)
         ):
             got = f"a heading, {line.word!r} and {line.tag!r}"
-        elif tagged and not is_tag(line):
+        elif tagged and not is_tag(line) and line.tag != NO_LABEL:
             got = f"the label {line.tag!r}"
             wanted = "O, or B-, I- and so on before a type, as other labels here are"
         if got:
@@ -110,8 +113,15 @@ def counts_words(sentence: list[Line]) -> bool:
 
 
 def words_in(file: str | Path) -> list[str] | list[list[str]]:
-    """The texts of a file that need no labels: a text a line, or those of `read_tagged` where all lines have tags."""
+    """The texts of a file that need no labels: a text a line, or those of `read_tagged` where lines are words."""
     lines = read_lines(file)
-    cells = [each for line in lines if (each := cells_of(line))]
-    tagged = [len(each) > 1 and bool(re.fullmatch(TAG, each[-1].strip())) for each in cells]
-    return tagged_from(file, lines).texts if tagged and all(tagged) else plain(file, lines)
+    return tagged_from(file, lines).texts if are_words(lines) else plain(file, lines)
+
+
+def are_words(lines: list[str]) -> bool:
+    """Whether each line is a word and its label: one of an entity, or in as many columns, with blank lines between."""
+    cells = [cells_of(line) for line in lines]
+    filled = [row for row, each in enumerate(cells) if each]
+    tagged = [len(cells[row]) > 1 and bool(re.fullmatch(TAG, cells[row][-1].strip())) for row in filled]
+    steps, widths = {int(step) for step in np.diff(filled)}, {len(cells[row]) for row in filled}
+    return bool(tagged) and (all(tagged) or (1 in steps and len(steps) > 1 and len(widths) == 1 and min(widths) > 1))

@@ -2,6 +2,7 @@
 
 import json
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,9 +16,11 @@ from bert_adapter.batches import check_weights, labelled, unit_weights
 from bert_adapter.checkpoint.bits import Stored, stored_as
 from bert_adapter.checkpoint.names import by_path, dtypes_of
 from bert_adapter.families import predictive
+from bert_adapter.families.sentence import activations, without_activation
 from bert_adapter.files import check_writable, path_of
 from bert_adapter.importance.fingerprint import of_arrays, of_function, of_params
 from bert_adapter.importance.gradients import each_loss
+from bert_adapter.labels import check_same_classes
 from bert_adapter.layers.capture import Batch, Forward
 from bert_adapter.layers.integers import check_floats
 from bert_adapter.losses import TaskLoss, distillation, task_loss
@@ -36,6 +39,7 @@ from bert_adapter.steps import (
 from bert_adapter.straight_through import as_kept, straight_through, widened
 from wlra.checks import check_count, check_number
 
+DISTIL = 0.5  # a teacher's share of the loss
 TEMPERATURE = 2.0  # at which a teacher's classes are followed
 
 
@@ -72,7 +76,7 @@ def finetune(
     *,
     loss: Callable[[Any, Batch], Float[Array, " batch"]] | None = None,
     teacher: Model | None = None,
-    distil: float = 0.5,
+    distil: float | None = None,
     epochs: int = 3,
     learning_rate: float = 5e-5,
     warmup: float = 0.1,
@@ -95,7 +99,7 @@ def finetune(
       loss: (output, batch) -> (batch,); by default `task_loss`, that of the model's head. A model of your own needs
         one; its dropout gets a key if its module's `__call__` has a switch for it, or its `forward` a third argument.
       teacher: a model whose outputs are followed too: the loss is then (1 - distil) loss + distil `distillation`, at
-        the temperature `TEMPERATURE`. The dense model for a compressed one.
+        the temperature `TEMPERATURE`, where distil is a half by default. The dense model for a compressed one.
       warmup: the fraction of the steps in which the rate rises.
       seed: of the order of the batches and of dropout.
       file: holds the state once a minute and after each epoch; if it is there already, training goes on from it, or has
@@ -103,8 +107,8 @@ def finetune(
 
     Raises:
       ValueError: no batches, token ids, weights or a number that cannot be, for `task_loss` a label that is none of the
-        head's, a teacher with outputs of another shape or with other tokens, a file of another training, or one that
-        cannot be written.
+        head's, a teacher with outputs of another shape, other tokens or the classes in another order, a file of another
+        training, or one that cannot be written.
       FloatingPointError: the loss of a step, or what it makes of a parameter, is not finite.
 
     Example:
@@ -121,16 +125,19 @@ def finetune(
         raise ValueError("no batches: wanted at least one to train on")
     if file is not None:
         check_writable(file)
-    options = {"learning_rate": learning_rate, "warmup": warmup, "distil": distil, "weight_decay": weight_decay}
+    share = DISTIL if distil is None else distil
+    options = {"learning_rate": learning_rate, "warmup": warmup, "distil": share, "weight_decay": weight_decay}
     for name, value in options.items():
         check_number(value, 1.0, f"{name} must be in [0, 1]")
+    if distil is not None and teacher is None:
+        raise ValueError(f"distil: got {distil} without a teacher, whose share of the loss it is")
     epochs, seed = check_count("epochs", epochs, 1, 10**6), check_count("seed", seed, 0, 2**32 - 1)
     loss = loss_for(model) if loss is None else loss
     check_floats(model.params, "model")
     check_batches(model, teacher, batches, loss)
-    batches = unit_weights(batches)
+    model, batches = fitted(model, loss if teacher is None or share < 1 else None), unit_weights(batches)
     total = epochs * len(batches)
-    recipe = recipe_for(model, teacher, loss=loss, distil=distil, weight_decay=weight_decay)
+    recipe = recipe_for(model, teacher, loss=loss, distil=share, weight_decay=weight_decay)
     advance = step_function(recipe)
     order, rates = batch_order(seed, epochs, len(batches)), learning_rates(learning_rate, round(warmup * total), total)
     params = jax.tree.map(jnp.array, widened(model.params))  # copies: a step reuses the memory of the last one's
@@ -184,6 +191,20 @@ def loss_for(model: Model) -> TaskLoss:
     return task_loss(model.module)
 
 
+def fitted(model: Model, loss: Callable | None) -> Model:
+    """The model, without what a cross-encoder declares to apply to its outputs if the loss makes values of these."""
+    values = isinstance(loss, TaskLoss) and predictive(model.module) == "gaussian"
+    declared = activations(model.config, model.files) if values else {}
+    if not declared:
+        return model
+    for entry, kind in declared.items():
+        warnings.warn(
+            f"{entry}: {kind} gives way to Identity, for outputs are fitted to labels as they are", stacklevel=3
+        )
+    config, files = without_activation(model.config, model.files)
+    return model._replace(config=config, files=files)
+
+
 def check_batches(model: Model, teacher: Model | None, batches: Sequence[Batch], loss: Callable) -> None:
     """A ValueError for batches, or a teacher, that the model cannot be trained with."""
     for number, batch in enumerate(batches):
@@ -193,6 +214,8 @@ def check_batches(model: Model, teacher: Model | None, batches: Sequence[Batch],
             raise ValueError(f"batch {number}: got no row that counts, wanted some of weight above 0")
     if teacher is not None:
         check_same_tokens(model, teacher, name="teacher")
+        for number, batch in enumerate(batches):
+            check_batch(forward(teacher), batch, number)
         check_teacher(model, teacher, batches[0])
 
 
@@ -204,6 +227,7 @@ def check_teacher(model: Model, teacher: Model, batch: Batch, name: str = "teach
         raise ValueError(f"{name}: got outputs of shape {shapes[1]}, wanted those of the model, {shapes[0]}")
     if kinds[0] != kinds[1]:
         raise ValueError(f"{name}: got outputs that are {kinds[1]}, wanted {kinds[0]} as the model's are")
+    check_same_classes(model, teacher, name)
 
 
 def fingerprints(

@@ -1,5 +1,6 @@
 """The command line, on the real model."""
 
+import io
 import os
 import re
 import subprocess
@@ -14,7 +15,8 @@ import tiny
 
 import bert_adapter
 import bert_adapter.demo
-from bert_adapter import checkpoint, compressing, files, healing, latency, page, reading, training
+import wlra
+from bert_adapter import checkpoint, cli, compressing, files, healing, latency, page, reading, training
 from bert_adapter.cli import check_tokens, main
 from bert_adapter.compressing import Report
 from bert_adapter.demo import sentences
@@ -106,6 +108,9 @@ def places(tmp_path_factory) -> Path:
         "words": b'{"STS-B": "good"}',
         "undefined": b'{"STS-B": NaN}',
         "names": b"sentence\tlabel\na dog\tyes\nit\tno\n",
+        "names2": b"sentence\tlabel\na fox\tyes\nit\tno\n",
+        "values": b"sentence\tlabel\na dog\t0.5\nit\t1.5\n",
+        "same": b"sentence\tlabel\na dog\t0.5\nit\t0.5\n",
         "full/thesis.tex": b"years of work",
     }
     for name, data in files.items():
@@ -248,6 +253,8 @@ def of_nothing(shapes, wanted, seed):
         ({"--learning-rate": "nan"}, "--learning-rate: got nan, wanted 0 to 1"),
         ({"--learning-rate": "1e30"}, "--learning-rate: got 1e.30, wanted 0 to 1"),
         ({"--seed": -1}, "--seed: got -1"),
+        ({"--dev": "rows"}, "--dev: rows is --data's file too, wanted other rows than those that are trained on"),
+        ({"DIR": "model", "--data": "values", "--dev": "same"}, "labels: got 0.5 for all of 2 rows"),
         ({"--distil": 0.5}, "--distil: got no --teacher"),
         ({"--distil": 2, "--teacher": "classifier"}, "--distil: got 2.0, wanted 0 to 1"),
         ({"--teacher": "model"}, "--teacher: got outputs of shape"),
@@ -451,10 +458,70 @@ def test_a_full_disk_keeps_what_was_trained_and_says_so(places, monkeypatch, tmp
 
 def test_names_of_classes_are_trained_on_and_saved(places, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(places)
-    argv = ["finetune", "model", "--data", "names", "--dev", "names", "--epochs", "1", "-o", str(tmp_path / "out")]
+    argv = ["finetune", "model", "--data", "names", "--dev", "names2", "--epochs", "1", "-o", str(tmp_path / "out")]
     assert main(argv) == 0
     assert "after: accuracy" in capsys.readouterr().out
     assert bert_adapter.load(tmp_path / "out").config["label2id"] == {"no": 0, "yes": 1}
+
+
+class Closed(io.StringIO):
+    """What nobody reads any more."""
+
+    def write(self, text):
+        raise BrokenPipeError(32, "Broken pipe")
+
+
+@pytest.mark.parametrize("out", [Closed(), io.TextIOWrapper(io.BytesIO(), "ascii")])
+def test_what_is_done_is_saved_wherever_it_is_told(places, monkeypatch, tmp_path, out):
+    monkeypatch.chdir(places)
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(page, "write_page", lambda *_: None)  # drawn by other tests
+    argv = [
+        "compress",
+        "model",
+        "--rank",
+        "4",
+        "--signal",
+        "svd",
+        "--text",
+        "text",
+        "-o",
+        str(tmp_path / "h\u00e4lfte"),
+    ]
+    assert main(argv) == 0
+    assert bert_adapter.load(tmp_path / "h\u00e4lfte").config["low_rank"]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (KeyboardInterrupt(), 130, "stopped: the same command goes on from text"),
+        (RuntimeError("else"), None, ""),
+        (MemoryError(), 2, "error: out of memory"),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes."), 2, "error: out of memory"),
+    ],
+)
+def test_a_run_that_is_cut_off_ends_with_a_line(error, status, said, places, monkeypatch, capsys):
+    def stop(options):
+        raise error
+
+    monkeypatch.chdir(places)
+    monkeypatch.setitem(cli.COMMANDS, "heal", stop)
+    argv = ["heal", "model", "--teacher", "model", "--text", "text", "-o", "out", "--file", "text"]
+    if status is None:  # a fault of ours
+        with pytest.raises(RuntimeError, match="else"):
+            main(argv)
+        return
+    assert main(argv) == status
+    printed = capsys.readouterr()
+    assert said in printed.err
+    assert printed.err.count("\n") == 1
+
+
+def test_the_version_is_said(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert wlra.__version__ in capsys.readouterr().out
 
 
 def test_a_path_may_begin_with_the_users_home(places, monkeypatch, tmp_path, capsys):

@@ -898,7 +898,12 @@ def test_shard_that_is_missing_or_incomplete_is_refused_by_name(folder):
     first.unlink()
     with pytest.raises(ValueError, match=f"index.json: got .*wanted {first.name} too"):
         load(folder)
-    for content in ({"weight_map": [1]}, {"weight_map": {}}, {}, {"weight_map": dict.fromkeys(names, "../model.safetensors")}):
+    for content in (
+        {"weight_map": [1]},
+        {"weight_map": {}},
+        {},
+        {"weight_map": dict.fromkeys(names, "../model.safetensors")},
+    ):
         (folder / "model.safetensors.index.json").write_text(json.dumps(content))
         with pytest.raises(ValueError, match=r"index\.json: (wanted 'weight_map'|got )"):
             load(folder)

@@ -1,6 +1,7 @@
 """Training moves dense and factorised parameters alike, and goes on where it was stopped."""
 
 import functools
+import re
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import tiny
 from tiny import WORDS, row_batches, rows
 
+import bert_adapter
 from bert_adapter import training
 from bert_adapter.batches import unit_weights
 from bert_adapter.checkpoint import load, save
@@ -20,6 +22,7 @@ from bert_adapter.cli import main
 from bert_adapter.evaluate import compare, loss_increase, of_classes, of_values, score
 from bert_adapter.factorisation import factorise
 from bert_adapter.families import module_for, predictive
+from bert_adapter.families.sentence import OLDER_ACTIVATION, activations
 from bert_adapter.heads import with_head
 from bert_adapter.importance.measure import measure_importance
 from bert_adapter.layers.running import apply
@@ -91,7 +94,8 @@ def test_the_command_line_trains_scores_and_saves(tmp_path, capsys):
     save(embedder(), tmp_path / "dense")
     lines = [f"{text}\t{label}" for text, label in zip(rows().texts, rows().labels, strict=True)]
     (tmp_path / "rows.tsv").write_text("sentence\tlabel\n" + "\n".join(lines), "utf-8")
-    common = ["--data", str(tmp_path / "rows.tsv"), "--dev", str(tmp_path / "rows.tsv"), "--batch-size", "8"]
+    (tmp_path / "dev.tsv").write_text((tmp_path / "rows.tsv").read_text("utf-8"), "utf-8")
+    common = ["--data", str(tmp_path / "rows.tsv"), "--dev", str(tmp_path / "dev.tsv"), "--batch-size", "8"]
     assert main(["finetune", str(tmp_path / "dense"), *common, "--epochs", "1", "-o", str(tmp_path / "once")]) == 0
     again = ["--teacher", str(tmp_path / "once"), "--distil", "1.0", "-o", str(tmp_path / "twice")]
     again += ["--file", str(tmp_path / "state")]
@@ -286,6 +290,7 @@ def changed(**arrays):
         ({"epochs": 0}, "epochs must be at least 1; got 0"),
         ({"learning_rate": -1.0}, "learning_rate must be in"),
         ({"distil": 2.0}, "distil must be in"),
+        ({"distil": 0.5}, "distil: got 0.5 without a teacher"),
         ({"weight_decay": float("nan")}, "weight_decay must be in"),
         ({"seed": -1}, "seed must be at least 0"),
         ({"file": f"{__file__}/state"}, f"{__file__} is a file, wanted a directory"),
@@ -462,6 +467,54 @@ def test_a_teacher_of_other_tokens_is_refused():
         train(headed(), row_batches(), teacher=other)
     with pytest.raises(ValueError, match="small: got a model of 21 tokens, wanted 20"):
         loss_increase(headed(), other, row_batches(), progress=False)
+
+
+def named(*names):
+    known = {"id2label": {str(number): name for number, name in enumerate(names)}}
+    return headed()._replace(config=headed().config | known)
+
+
+@pytest.mark.parametrize("names", [("yes", "no"), ("Yes", "maybe")])
+def test_a_model_whose_classes_are_in_another_order_is_no_teacher_and_not_compared(names):
+    """Else the labels are learnt swapped, or a model is far from itself."""
+    model, other = named("no", "yes"), named(*names)
+    message = re.escape(f"got a model whose 'id2label' is {list(names)}, wanted ['no', 'yes'] as the model's is")
+    for call in (
+        lambda: train(model, row_batches(), teacher=other),
+        lambda: bert_adapter.heal(model, other, row_batches()),
+        lambda: loss_increase(model, other, row_batches(), progress=False),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_classes_that_are_called_otherwise_may_be_the_same():
+    for names in (("No", "YES"), ("LABEL_0", "LABEL_1")):
+        assert loss_increase(named("no", "yes"), named(*names), row_batches(), progress=False) < 1e-6
+
+
+def test_a_sigmoid_that_is_declared_gives_way_where_outputs_are_fitted_to_labels():
+    """Else what is predicted is the sigmoid of the label."""
+    value, told = tiny.model(tiny.CLASSIFIER, num_labels=1), "config_sentence_transformers.json"
+    declared = {"sentence_transformers": {"activation_fn": "torch.nn.Sigmoid"}, OLDER_ACTIVATION: "torch.nn.Sigmoid"}
+    files = value.files | {told: b'{"activation_fn": "torch.nn.Sigmoid", "prompts": {}}'}
+    model = value._replace(config=value.config | declared, files=files)
+    batches = [{**batch, "labels": batch["labels"].astype(np.float32)} for batch in row_batches()]
+    with pytest.warns(UserWarning, match="Sigmoid gives way to Identity"):
+        tuned, _ = train(model, batches, epochs=1)
+    assert not activations(tuned.config, tuned.files)
+    assert b"prompts" in tuned.files[told]
+    follower, _ = train(model, batches, epochs=1, teacher=model, distil=1.0)
+    assert activations(follower.config, follower.files) == activations(model.config, model.files)
+
+
+def test_a_teacher_that_knows_fewer_types_is_refused():
+    batches = [{**batch, "token_type_ids": np.ones_like(batch["token_type_ids"])} for batch in row_batches()]
+    other = with_head(tiny.model(type_vocab_size=1), 2)
+    with pytest.raises(ValueError, match="token_type_ids: got 1"):
+        train(headed(), batches, teacher=other)
+    with pytest.raises(ValueError, match="token_type_ids: got 1"):
+        loss_increase(headed(), other, batches, progress=False)
 
 
 def test_weights_count_between_batches_too():

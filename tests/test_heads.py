@@ -36,6 +36,7 @@ from bert_adapter.heads import drawn
 from bert_adapter.importance.measure import measure_importance
 from bert_adapter.layers.running import parameter_shapes
 from bert_adapter.losses import distillation, task_loss
+from bert_adapter.outputs.definition import IGNORED
 from bert_adapter.outputs.scores import entities, of_answers, of_entities, plain
 from bert_adapter.tagged import read_tagged
 from bert_adapter.vocabulary import tokenizer_of
@@ -851,9 +852,25 @@ def test_tagged_sentences_are_texts_without_their_tags(tmp_path):
     for content, texts in (
         ("Ada NN B-PER\nruns VB O\n\nFar RB O\n", [["Ada", "runs"], ["Far"]]),
         ("a\nit O\n", ["a", "it O"]),
+        ("Ada NOUN\nruns VERB\n\nFar ADV\n", [["Ada", "runs"], ["Far"]]),
+        ("Ada 2\nruns -100\n\nFar 0\n", [["Ada", "runs"], ["Far"]]),
+        ("a dog\n\nit runs\n", ["a dog", "it runs"]),
+        ("a dog\nit runs\n\n", ["a dog", "it runs"]),
+        ("a dog\nit\n\nit runs\n", ["a dog", "it", "it runs"]),
     ):
         file.write_text(content, "utf-8")
         assert OUTPUTS["tokens"].texts(file) == texts
+
+
+def test_numbers_of_classes_are_read_from_files_and_minus_100_is_none(tmp_path):
+    file = tmp_path / "tags.txt"
+    for content, labels, names in (
+        ("Ada 2\nruns -100\n\nFar 0\n", [[2, IGNORED], [0]], 3),
+        ("Ada B-X\nruns -100\n\nFar O\n", [["B-X", IGNORED], ["O"]], ["O", "B-X"]),
+    ):
+        file.write_text(content, "utf-8")
+        assert read_tagged(file).labels == labels
+        assert OUTPUTS["tokens"].classes(read_tagged(file).labels) == names
 
 
 def test_tagged_sentences_are_read_with_their_lines(tmp_path):
@@ -927,7 +944,8 @@ def test_the_command_line_compresses_and_trains(head, tmp_path, capsys):
     assert main(["compress", str(tmp_path / "dense"), "--text", str(texts), *size, *common, "-o", small]) == 0
     tuned = str(tmp_path / "tuned")
     kind = ["--head", "words"] if head == "words" else []
-    rows = ["--data", str(data), "--dev", str(data), "--teacher", str(tmp_path / "dense"), "--epochs", "1", *kind]
+    dev = written(head, tmp_path / "dev")
+    rows = ["--data", str(data), "--dev", str(dev), "--teacher", str(tmp_path / "dense"), "--epochs", "1", *kind]
     assert main(["finetune", small, *rows, *common, "-o", tuned]) == 0, capsys.readouterr()
     printed = capsys.readouterr().out
     assert printed.count("before: ") == printed.count("after: ") == 1

@@ -25,7 +25,7 @@ from bert_adapter.kinds import as_model
 from bert_adapter.layers.following import leaving, mean_apart
 from bert_adapter.layers.marker import FACTORISED, Factorised
 from bert_adapter.model import forward
-from bert_adapter.pools import batch_of, count_of, dealt, held_out, pools_of
+from bert_adapter.pools import batch_of, count_of, dealt, held_out, pools_of, text_of, unmasked_text_of
 from bert_adapter.straight_through import nearest, straight_through
 
 TEXTS = tiny.rows().texts[:32]
@@ -310,6 +310,46 @@ def test_what_is_held_out_depends_on_what_rows_hold():
     assert not {tuple(row) for row in rest[0]["x"]} & {tuple(row) for row in held[0]["x"]}
 
 
+def wider(batch):
+    """The same rows with more padding."""
+    return {name: np.pad(array, [(0, 0), (0, 4)]) for name, array in batch.items()}
+
+
+def texts_in(pools, said):
+    """What the rows say, and how many there are."""
+    rows = [{name: array[row] for name, array in pool.items()} for pool in pools for row in range(count_of(pool))]
+    return {tuple(said(row)["input_ids"]) for row in rows}, len(rows)
+
+
+@pytest.mark.parametrize(("architecture", "said"), [("BertModel", text_of), ("BertForMaskedLM", unmasked_text_of)])
+def test_a_text_that_is_repeated_is_on_one_side_however_it_is_padded_and_masked(architecture, said):
+    """Else what is held out has been trained on."""
+    found = bert_adapter.text_batches(tiny.model(architecture), TEXTS * 2)
+    if said is text_of:  # the other's labels are padded with -100
+        found = [*found[::2], *map(wider, found[1::2])]
+    rest, held = (texts_in(pools, said) for pools in held_out(pools_of(found), 6, said))
+    assert not rest[0] & held[0]
+    assert (len(rest[0] | held[0]), rest[1] + held[1]) == (len(set(TEXTS)), 2 * len(TEXTS))
+    assert held[1] == 6
+
+
+def test_texts_that_are_trained_on_are_not_held_out():
+    both = [*others(), *batches()]
+    _, gained = heal(small(), dense(), batches(), heldout=both, epochs=1)
+    assert (gained.texts, gained.heldout) == (32, 8)
+    for heldout, message in (
+        (batches(), "heldout: got the texts that are trained on, wanted others"),
+        (None, "batches: got one text, wanted others too"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            heal(
+                small(),
+                dense(),
+                bert_adapter.text_batches(dense(), ["a fox"] * 64) if heldout is None else batches(),
+                heldout=heldout,
+            )
+
+
 def test_tables_are_set_apart_and_put_back():
     trained, frozen = divided(small().params)
     assert [path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(frozen)] == ["embedding"] * 3
@@ -508,12 +548,14 @@ def test_the_command_line_compresses_heals_and_saves(tmp_path, capsys):
     assert main(["compress", str(tmp_path / "dense"), *text, *options]) == 0, capsys.readouterr()
     assert "texts held out" in capsys.readouterr().out
     assert not (tmp_path / "measured.healing").exists()
-    more = ["--teacher", str(tmp_path / "dense"), "--heldout", text[1], "--epochs", "1", "--batch-size", "8"]
+    (tmp_path / "others").write_text("\n".join(f"it {text}" for text in tiny.rows().texts[:8]), "utf-8")
+    held = str(tmp_path / "others")
+    more = ["--teacher", str(tmp_path / "dense"), "--heldout", held, "--epochs", "1", "--batch-size", "8"]
     more += ["--file", str(tmp_path / "state"), "-o", str(tmp_path / "healed")]
     assert main(["heal", str(tmp_path / "small"), *text, *more]) == 0, capsys.readouterr()
     printed = capsys.readouterr().out
     assert "healing on 40 texts" in printed
-    assert "on 40 texts held out" in printed
+    assert "on 8 texts held out" in printed
     assert not (tmp_path / "state").exists()
     losses = [loss_increase(dense(), load(tmp_path / name), batches(), progress=False) for name in ("small", "healed")]
     assert losses[1] <= losses[0]

@@ -158,6 +158,13 @@ def test_names_in_any_container_make_a_head(labels):
     assert with_head_for(tiny.model(), labels).config["label2id"] == {"x": 0, "y": 1}
 
 
+def test_a_new_head_has_the_order_of_a_model_of_the_same_names():
+    labels, model = ["x", "y"], tiny.model()
+    for order, numbers in ((("y", "x"), {"y": 0, "x": 1}), (("y", "z"), {"x": 0, "y": 1})):
+        like = model._replace(config=model.config | {"id2label": {str(i): name for i, name in enumerate(order)}})
+        assert with_head_for(tiny.model(), labels, like=like).config["label2id"] == numbers
+
+
 def test_texts_are_cut_where_the_model_says_and_not_before():
     long, model = "fox " * 400, tiny.model(max_position_embeddings=300)
     assert tokenizer(model)(long)["input_ids"].shape == (1, 300)
@@ -338,6 +345,7 @@ def test_names_of_classes_are_read_and_make_a_head(tmp_path):
         (np.array([0, 0]), "all are 0, wanted two classes or more"),
         (np.array(["a", "a"]), "all are 'a', wanted two classes or more"),
         (np.array([0, 1000000]), "got the class 1000000 in 2 rows"),
+        (np.array([1, 2, 5]), "got the classes 1 to 5, wanted them from 0"),
     ],
 )
 def test_labels_that_leave_classes_open_make_no_head(labels, message):
@@ -388,6 +396,10 @@ def test_other_encodings_are_named_with_the_line(data, message, tmp_path):
         ("a\tb\tlabel\na fox\tit\t1\n", [("a fox", "it")], "got a heading with 'label'"),
         ("\nsentence\tlabel\na fox\t1\n", None, "got a blank line before the heading, wanted the heading first"),
         ("text,label\na fox,1\n", None, "got a heading with commas, 'text,label', wanted a text a line"),
+        ('"text","label"\n"a fox","1"\n', None, "got a heading with commas"),
+        ("Sentence; score\na fox; 1\n", None, "got a heading with commas"),
+        ("hello, fox\nbye, dog\n", ["hello, fox", "bye, dog"], None),
+        ("a\tb\tlabel\na fox\tit\t\n", [("a fox", "it")], "got a heading with 'label'"),
         ("gj04\t1\t\ta fox\ngj04\t0\t\tit\n", None, "got 4 columns in every line, wanted a text a line"),
         ('{"text": "a fox"}\n{"text": "it"}\n', None, "got JSON, .*, wanted a text a line"),
         ('[\n{"text": "a fox"}]\n', None, "got JSON"),

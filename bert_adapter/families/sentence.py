@@ -10,6 +10,7 @@ from bert_adapter.json_files import parsed, shown
 
 MODULES, SETTINGS, PROMPTS = "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"
 ACTIVATION, OLDER_ACTIVATION = "activation_fn", "sbert_ce_default_activation_function"
+IDENTITY = "torch.nn.modules.linear.Identity"  # what both may be where outputs are what they are
 OLDER_SETTINGS = tuple(  # read where the first is not there
     f"sentence_{name}_config.json" for name in ("roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
@@ -191,6 +192,18 @@ def activations(config: Mapping[str, Any], files: Files) -> dict[str, str]:
         f"{PROMPTS}: {ACTIVATION}": more.get(ACTIVATION),
     }
     return {name: str(kind) for name, kind in found.items() if kind and not str(kind).endswith(".Identity")}
+
+
+def without_activation(config: Mapping[str, Any], files: Files) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The config and the files, which declare that outputs are what they are wherever they declared something else."""
+    config, files = dict(config), dict(files)
+    if isinstance(declared := config.get("sentence_transformers"), dict) and ACTIVATION in declared:
+        config["sentence_transformers"] = declared | {ACTIVATION: IDENTITY}
+    if OLDER_ACTIVATION in config:
+        config[OLDER_ACTIVATION] = IDENTITY
+    if PROMPTS in files and ACTIVATION in (told := parsed(files[PROMPTS], PROMPTS)):
+        files[PROMPTS] = json.dumps(told | {ACTIVATION: IDENTITY}, indent=2).encode()
+    return config, files
 
 
 def check_modalities(declared: Any, reads: Sequence[str]) -> None:

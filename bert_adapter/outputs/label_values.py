@@ -65,7 +65,8 @@ def with_width(labels: np.ndarray, width: int | None) -> np.ndarray:
         return labels[:, None]
     if labels.shape[1:] != (() if width is None else (width,)) or not labels.ndim:
         one = 'one label for each row; "problem_type": "multi_label_classification" in config.json declares several'
-        wanted = one if width is None else f"{width} labels for each row"
+        more = f"{width} labels for each row, as LabelledTexts(texts, labels) takes them: a file holds one"
+        wanted = one if width is None else more
         raise ValueError(f"labels: got shape {labels.shape}, wanted {wanted}")
     return labels
 

@@ -20,14 +20,19 @@ def ranks(values: np.ndarray) -> np.ndarray:
     return (last - (count + 1) / 2)[place]
 
 
+def check_varied(wanted: np.ndarray) -> None:
+    """A ValueError for values that are all the same, which nothing correlates with."""
+    if np.min(wanted) == np.max(wanted):
+        raise ValueError(f"labels: got {np.min(wanted):g} for all of {len(wanted)} rows, wanted two values or more")
+
+
 def of_values(predicted: np.ndarray, wanted: np.ndarray) -> dict[str, float]:
     """Pearson's correlation and that of the ranks; 0 where predictions are all the same.
 
     Raises:
       ValueError: what is wanted is all the same, which nothing correlates with.
     """
-    if np.min(wanted) == np.max(wanted):
-        raise ValueError(f"labels: got {np.min(wanted):g} for all of {len(wanted)} rows, wanted two values or more")
+    check_varied(wanted)
     if np.min(predicted) == np.max(predicted):
         return {"pearson": 0.0, "spearman": 0.0}
     return {"pearson": float(np.corrcoef(predicted, wanted)[0, 1]), "spearman": spearman(predicted, wanted)}

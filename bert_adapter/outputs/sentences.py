@@ -155,6 +155,10 @@ def classes(labels: Any) -> list[str] | int:
         raise ValueError(f"labels: all are {names[0]!r}, wanted two classes or more; values are written as 0.0")
     if labels.dtype.kind == "U":
         return names
+    if names[0] > 0:
+        raise ValueError(
+            f"labels: got the classes {names[0]} to {names[-1]}, wanted them from 0; values are written as 0.0"
+        )
     if (count := max(2, names[-1] + 1)) > max(2, len(labels)):
         raise ValueError(f"labels: got the class {names[-1]} in {len(labels)} rows; values are written as 0.0")
     return count
