@@ -109,7 +109,7 @@ def run_compress(options: argparse.Namespace) -> None:
     healing = {"--file's state of healing": beside(options.file)} if options.heal else {}
     check_places({"DIR": options.model}, files, {"--report": page, "--file": options.file, **healing}, output)
     model = load(options.model)
-    read, before = OUTPUTS[output_of(model.module)].texts, bytes_of(model)
+    read, before = OUTPUTS[output_of(model.module)].texts, weights_in(Path(options.model)) or bytes_of(model)
     texts, more, others = (read(file) if file else [] for file in (options.text, options.heal, options.correct))
     if options.trim:
         model = trimmed(model, [*texts, *read(options.trim), *more, *others])

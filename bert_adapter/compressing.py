@@ -10,7 +10,7 @@ import jax
 
 import wlra
 from bert_adapter.batches import labelled
-from bert_adapter.checkpoint.bits import DTYPES, FEWER, as_stored, check_layers, chosen_dtypes
+from bert_adapter.checkpoint.bits import DTYPES, FEWER, as_stored, check_layers, chosen_dtypes, holds, is_matrix
 from bert_adapter.checkpoint.names import by_path, dtypes_of, heads_of, low_rank, section_of
 from bert_adapter.correcting import corrected_for
 from bert_adapter.decompositions import (
@@ -205,7 +205,7 @@ def compress(
     check_given(given, None if heal is not None else file, gradients)  # healing has a state of its own
     check_listed(batches=batches, correct=correct, heal=heal)
     seed, clock = check_count("seed", seed, 0, 2**32 - 1), [time.perf_counter()]
-    dense = dense_model(model, forward=forward, output=output, dtype=dtype)
+    dense = dense_model(model, forward=forward, output=output, dtype=dtype, budget=wanted)
     batches = list(batches) if is_own(dense) else batches
     seen = seen_in_pairs(model, dense, given) if pairs else dense
     check_fits(given, seen, batches)
@@ -239,13 +239,35 @@ def compress(
 
 
 def dense_model(
-    model: Any, *, forward: Callable[..., Any] | None, output: int | str | None, dtype: str | Mapping[str, str] | None
+    model: Any,
+    *,
+    forward: Callable[..., Any] | None,
+    output: int | str | None,
+    dtype: str | Mapping[str, str] | None,
+    budget: Budget | None,
 ) -> Model:
     """The model, which is one of floats, whose layers are those that dtypes are asked for."""
     dense = as_model(model, forward=forward, output=output)
     check_floats(dense.params, "model")
     check_layers(dtype if isinstance(dtype, Mapping) else {}, by_path(dense.params))
+    check_bytes(dense, budget)
     return dense
+
+
+def check_bytes(dense: Model, budget: Budget | None) -> None:
+    """A ValueError for a budget of bytes of a model that is stored in fewer bits than it is here."""
+    if budget is not None and budget.of == "bytes" and (stored := dtypes_of(dense.config)):
+        path = min(stored)
+        raise ValueError(
+            f"of: got 'bytes' for a model whose {path} is stored in {stored[path]}: wanted one in floats, as "
+            f"save(model, directory, dtype='float32') writes it: the budget chooses the bits"
+        )
+
+
+def fits(params: Any, layer: str, dtype: str) -> bool:
+    """Whether the numbers of a layer's matrices can be stored so."""
+    leaves = {path: leaf for path, leaf in by_path(params).items() if path.rpartition("/")[0] == layer}
+    return all(holds(dtype, leaf) for path, leaf in leaves.items() if is_matrix(path, leaf))
 
 
 class Spent(NamedTuple):
@@ -540,9 +562,12 @@ def stages(clock: list[float]) -> dict[str, float]:
 
 
 def section(dense: Model, report: Report, seed: int, calibration: Mapping[str, Any]) -> dict[str, Any]:
-    """The "low_rank" section of config.json: which kernels have which rank, and how that was done."""
+    """The "low_rank" section of config.json: which kernels have which rank, and how that was done.
+
+    Factors are stored as the matrix was that they are of, if their numbers can be.
+    """
     ranks = {whole(each.path): each.rank for each in report.kernels if each.status not in ("DENSE", NARROW)}
-    dtypes = {path: dtype for path, dtype in dtypes_of(dense.config).items() if path not in ranks}
+    dtypes = {path: dtype for path, dtype in dtypes_of(dense.config).items() if fits(dense.params, path, dtype)}
     dtypes |= report.dtypes
     heads = heads_of(dense.config)
     about = {

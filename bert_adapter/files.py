@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 
 def path_of(path: str | Path) -> Path:
@@ -109,6 +109,15 @@ def write_arrays(path: str | Path, arrays: Mapping[str, Any], metadata: dict[str
                     file.write(np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data)
         except OSError as error:  # which does not name the file
             raise OSError(f"{path}: {error.strerror or error}") from error
+
+
+@contextmanager
+def writing_tensors(file: Path) -> Iterator[None]:
+    """What safetensors raises where a file cannot be written, as on a full disk, is an OSError that names it."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(f"{file}: {error}") from error
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -2,6 +2,7 @@
 
 import math
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,10 @@ def as_described(model: Model) -> Any:
 
 
 def check_declared(tokenize: Any) -> None:
-    """A ValueError for lengths that cannot be, and for rows without a mask: their padding would be read as text."""
+    """A ValueError for lengths that cannot be, and for rows without a mask: their padding would be read as text.
+
+    Padding is on the right from here on, as `text_batches` has it.
+    """
     names, longest = tokenize.model_input_names, tokenize.model_max_length
     if not isinstance(names, list | tuple) or not {"input_ids", "attention_mask"} <= set(names):
         raise ValueError(
@@ -83,6 +87,10 @@ def check_declared(tokenize: Any) -> None:
     whole = type(longest) in (int, float) and longest >= 1 and (math.isinf(longest) or longest == int(longest))
     if not whole:
         raise ValueError(f"{DECLARED}: got model_max_length {longest!r}, wanted a positive integer")
+    if tokenize.padding_side != "right":
+        said = f"{DECLARED}: got padding_side {tokenize.padding_side!r}, texts are padded on the right"
+        warnings.warn(f"{said}: a text is then read the same whatever is beside it", stacklevel=4)
+        tokenize.padding_side = "right"
 
 
 def check_unknown(tokenize: Any) -> None:

@@ -34,7 +34,8 @@ from bert_adapter.checkpoint.bits import (
 from bert_adapter.checkpoint.names import by_path, dtypes_of
 from bert_adapter.checkpoint.nibbles import DAMPING, compensated, feedback, scales, steps
 from bert_adapter.choices import dtype_named
-from bert_adapter.cli import main
+from bert_adapter.cli import main, weights_in
+from bert_adapter.compressing import fits
 from bert_adapter.families import module_for
 from bert_adapter.importance.fingerprint import of_params as fingerprint
 from bert_adapter.layers.integers import multiplied
@@ -329,7 +330,7 @@ def test_what_is_behind_an_encoder_stays_as_it_is_in_plans_too(tmp_path):
 def test_a_model_of_integers_is_compressed_to_what_is_saved(tmp_path):
     save(tiny.model(), tmp_path / "int4", dtype="int4")
     small, _ = bert_adapter.compress(load(tmp_path / "int4"), [], rank=4, signal="svd", include="query", progress=False)
-    assert QUERY not in dtypes_of(small.config)
+    assert dtypes_of(small.config)[QUERY] == "int4"  # of the factors
     save(small, tmp_path / "small")
     np.testing.assert_array_equal(output(load(tmp_path / "small")), output(small))
 
@@ -716,6 +717,29 @@ def test_kernels_with_more_than_two_axes_have_no_4_bits():
     assert not any("int4" in rounding.dense for rounding in known.roundings.values())
 
 
+@pytest.mark.parametrize("dtype", ["int8", "int4", "bfloat16"])
+def test_what_is_stored_in_few_bits_is_smaller_when_it_is_compressed(dtype, tmp_path):
+    """It was larger: factors came in floats."""
+    whole = tiny.model(tiny.CLASSIFIER, hidden_size=64, intermediate_size=64)
+    save(whole, tmp_path / "few", dtype=dtype)
+    given = load(tmp_path / "few")
+    small, _ = bert_adapter.compress(given, [], budget=0.5, signal="svd", progress=False)
+    save(small, tmp_path / "small")
+    before, after = (weights_in(tmp_path / name) for name in ("few", "small"))
+    assert after < before
+    np.testing.assert_array_equal(output(load(tmp_path / "small")), output(small))
+    if dtypes_of(given.config):
+        with pytest.raises(ValueError, match=f"of: got 'bytes' for a model whose .* is stored in {dtype}"):
+            bert_adapter.compress(given, [], budget=0.5, of="bytes", signal="svd", progress=False)
+
+
+def test_factors_that_16_bits_do_not_hold_stay_in_32():
+    right = np.ones((1, 2), np.float32)
+    for number, held in ((1e5, False), (1.0, True)):
+        params = {"layer": {"left": np.full((2, 1), number, np.float32), "right": right}}
+        assert fits(params, "layer", "float16") is held
+
+
 def test_a_kernel_that_stays_dense_keeps_its_integers(tmp_path):
     save(tiny.model(), tmp_path / "few", dtype="int8")
     given = load(tmp_path / "few")
@@ -723,7 +747,6 @@ def test_a_kernel_that_stays_dense_keeps_its_integers(tmp_path):
     assert report.dense  # the square one, at that rank
     assert report.dense != [kernel.path for kernel in report.kernels]
     assert set(report.dense) <= dtypes_of(small.config).keys()
-    cut = {kernel.path for kernel in report.kernels} - set(report.dense)
-    assert not cut & dtypes_of(small.config).keys()
+    assert set(dtypes_of(small.config).values()) == {"int8"}  # of the factors too
     for path in report.dense:
         np.testing.assert_array_equal(by_path(small.params)[f"{path}/kernel"], by_path(given.params)[f"{path}/kernel"])

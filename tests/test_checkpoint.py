@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tiny
 from flax.serialization import msgpack_serialize
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 from tiny import CLASSIFIER, EMBEDDER, WORDS, at
 
@@ -278,6 +278,44 @@ def test_failing_write_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         save(random_model(), tmp_path / "new/parents/model")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_an_error_of_the_system_that_names_the_file(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(OSError, match=r"model\.safetensors: I/O error: No space left"):
+        save(random_model(), tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_that_cannot_give_way_is_refused_and_others_keep_their_mode(saved, monkeypatch):
+    saved.chmod(0o2775)
+    mode = saved.stat().st_mode
+    save(random_model(), saved)
+    assert saved.stat().st_mode == mode
+    with monkeypatch.context() as mounted:
+        mounted.setattr(os.path, "ismount", lambda path: Path(path) == saved)
+        with pytest.raises(ValueError, match=f"{saved}: got a mount point, .* wanted one in it"):
+            save(random_model(), saved)
+        save(random_model(), saved.parent / "other")
+    inner = saved.parent / "outer/inner"
+    inner.mkdir(parents=True)
+    for here, target in ((saved, "."), (inner, "..")):
+        monkeypatch.chdir(here)
+        with pytest.raises(ValueError, match=r"got the current directory, or one above it, .* wanted one in it"):
+            save(random_model(), target)
+        assert Path.cwd() == here
+
+
+def test_an_export_is_no_checkpoint_and_says_so(saved, tmp_path):
+    bert_adapter.export(factorised(random_model()), tmp_path / "out", to="transformers")
+    with pytest.raises(ValueError, match=r"out: got an export for transformers, .* wanted the checkpoint that it was"):
+        load(tmp_path / "out")
+    (saved / "model.safetensors").rename(saved / "model.onnx")
+    with pytest.raises(ValueError, match=r"got model\.onnx, an export, of which no model is read"):
+        load(saved)
 
 
 @pytest.mark.parametrize(

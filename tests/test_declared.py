@@ -574,6 +574,18 @@ def test_a_prompt_is_put_before_the_first_text_of_a_pair():
     np.testing.assert_array_equal(got["input_ids"], wanted["input_ids"])
 
 
+def test_padding_on_the_left_is_on_the_right_here_and_in_exports(folder, tmp_path):
+    known = json.loads((folder / "tokenizer_config.json").read_text())
+    write(folder, **{"tokenizer_config.json": as_json(known | {"padding_side": "left"})})
+    model, texts = load(folder), ["a dog", "a red fox runs far"]
+    with pytest.warns(UserWarning, match="got padding_side 'left', texts are padded on the right"):
+        ours = bert_adapter.tokenizer(model)(texts)
+    with pytest.warns(UserWarning, match="got padding_side 'left'"):
+        bert_adapter.export(model, tmp_path / "out", to="transformers-dense")
+    assert ours["attention_mask"][0][0] == 1
+    assert json.loads((tmp_path / "out/tokenizer_config.json").read_text())["padding_side"] == "right"
+
+
 @pytest.mark.parametrize(
     ("name", "content", "named"),
     [

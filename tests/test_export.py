@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from flax.traverse_util import unflatten_dict
 from safetensors.numpy import load_file
 from tiny import BATCH, CLASSIFIER, EMBEDDER
 
@@ -18,6 +19,7 @@ import bert_adapter
 from bert_adapter import exporting
 from bert_adapter.checkpoint import save
 from bert_adapter.checkpoint.card_file import CARD
+from bert_adapter.checkpoint.names import by_path
 from bert_adapter.exporting import onnx_file, pytorch, stablehlo
 from bert_adapter.exporting.program import Program, refusing
 from bert_adapter.families import module_for
@@ -591,6 +593,33 @@ def test_sentence_transformers_embeds_as_our_module_does(given, torch, tmp_path)
 def undeclared() -> bert_adapter.Model:
     """An encoder without modules.json."""
     return model()._replace(module=module_for(tiny.config()), files=dict(tiny.FILES))
+
+
+@pytest.mark.parametrize("to", ["transformers", "transformers-dense"])
+def test_a_dtype_that_was_declared_is_that_of_what_is_written(to, tmp_path):
+    """transformers 5 computes in it."""
+    given = model()._replace(config=model().config | {"dtype": "bfloat16", "torch_dtype": "bfloat16"})
+    bert_adapter.export(given, tmp_path / "out", to=to)
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert (config["dtype"], config["torch_dtype"]) == ("float32", "float32")
+
+
+def test_numbers_that_float16_does_not_hold_are_not_exported_in_it(tmp_path):
+    pytest.importorskip("onnx")
+    large = by_path(model().params) | {f"{QUERY}/bias": np.full(16, 7e4, np.float32)}
+    given = model()._replace(params=unflatten_dict(large, sep="/"))
+    with pytest.raises(ValueError, match=f"dtype: got 'float16', which cannot hold 7e\\+04 in {QUERY}/bias: wanted"):
+        bert_adapter.export(given, tmp_path / "out", to="onnx", dtype="float16")
+    assert not (tmp_path / "out").exists()
+
+
+def test_ids_beyond_32_bits_are_no_others(tmp_path):
+    for package in ("onnx", "onnxruntime", "flatbuffers"):
+        pytest.importorskip(package)
+    bert_adapter.export(model(), tmp_path / "onnx", to="onnx")
+    for beyond in (2**32, -(2**32), 2**31):
+        with pytest.raises(Exception, match="indices element out of data bounds"):
+            graph_outputs(tmp_path / "onnx", LONG | {"input_ids": LONG["input_ids"] + beyond})
 
 
 def test_negative_ids_are_no_tokens_from_the_end(tmp_path):

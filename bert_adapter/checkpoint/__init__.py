@@ -8,7 +8,7 @@ import re
 import shutil
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ from bert_adapter.families.family import Architecture
 from bert_adapter.families.sentence import MODULES, SETTINGS, activations, declared_stages, settings, stage_paths
 from bert_adapter.families.stages import UNDECLARED, Projection
 from bert_adapter.families.torch_names import to_torch
-from bert_adapter.files import path_of
+from bert_adapter.files import path_of, writing_tensors
 from bert_adapter.head_sizes import check_plain
 from bert_adapter.json_files import is_there
 from bert_adapter.model import Model, is_own
@@ -165,17 +165,20 @@ def save(model: Model, directory: str | Path, *, dtype: str | Mapping[str, str] 
     dtypes = chosen_dtypes(dtype, params, dtypes_of(model.config))
     found = model._replace(config=with_dtypes(model.config, dtypes))
     tensors = encoded(params, dtypes, factorised_tables(model.params))
-    config = stored(with_dtype_of(found.config, tensors), family_name(model.config))
+    config = stored(found.config, family_name(model.config))
     with replacing(path_of(directory)) as fresh:
         write(found._replace(config=config), fresh, by_file(found, tensors))
 
 
-def with_dtype_of(config: dict[str, Any], tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """The config, whose "dtype" is, where it has one, that of most floating numbers: transformers reads by it."""
+def with_dtype_of(config: dict[str, Any], tensors: Iterable[Mapping[str, np.ndarray]]) -> dict[str, Any]:
+    """The config, whose "dtype" is, where it has one, that of most floating numbers in the files: transformers 5 reads,
+    and computes, in it. Scales of integers count as the numbers that they make, in 32 bits.
+    """
     sizes: Counter[str] = Counter()
-    for array in tensors.values():
-        if jnp.issubdtype(array.dtype, jnp.floating):
-            sizes[str(array.dtype)] += array.size
+    for file in tensors:
+        for name, array in file.items():
+            if jnp.issubdtype(array.dtype, jnp.floating):
+                sizes["float32" if base_of(name, file) else str(array.dtype)] += array.size
     kind = sizes.most_common(1)[0][0]
     return config | {name: kind for name in ("dtype", "torch_dtype") if isinstance(config.get(name), str)}
 
@@ -196,12 +199,13 @@ def checked(model: Model) -> dict[str, np.ndarray]:
 
 def write(model: Model, directory: Path, tensors: dict[str, dict[str, np.ndarray]]) -> None:
     """The directory holds config.json, the small files, and the tensors in files of these names."""
-    write_texts(model, directory)
+    write_texts(model._replace(config=with_dtype_of(model.config, tensors.values())), directory)
     for folder in stage_paths(model.files[MODULES]) if MODULES in model.files else ():
         (directory / folder).mkdir(exist_ok=True)  # it may hold no file
     for name, arrays in tensors.items():
         (directory / name).parent.mkdir(exist_ok=True)
-        save_file(arrays, directory / name, metadata={"format": "pt"})
+        with writing_tensors(directory / name):
+            save_file(arrays, directory / name, metadata={"format": "pt"})
         shutil.copymode(directory / CONFIG, directory / name)  # safetensors writes for the owner's eyes only
 
 

@@ -75,6 +75,7 @@ CHECKPOINT_FILES = (
 )
 
 
+KEEP = "wanted the checkpoint that it was made of, or one of save"
 EXPORTED = ("model.onnx", "model.onnx.data", "model.stablehlo")  # of `export`, beside those and its code
 
 
@@ -116,10 +117,16 @@ def read_config(directory: Path) -> dict[str, Any]:
             f"{directory}: got an encoder in a folder of its own, wanted {CONFIG} beside all that {whole / MODULES} "
             f"lists: `{as_it_is_now(whole)}` writes it as sentence-transformers does now"
         )
+    if exported := [name for name in EXPORTED if is_there(directory / name)]:
+        raise ValueError(f"{directory}: got {exported[0]}, an export, of which no model is read: {KEEP}")
     if not is_there(directory / CONFIG):
         names = sorted(path.name for path in directory.iterdir())
         raise ValueError(f"{directory}: got {names}, wanted {CONFIG} and weights")
-    return parsed((directory / CONFIG).read_bytes(), directory / CONFIG)
+    config = parsed((directory / CONFIG).read_bytes(), directory / CONFIG)
+    code = config.get("auto_map")
+    if isinstance(code, dict) and str(code.get("AutoConfig")).startswith(code_name("")):
+        raise ValueError(f"{directory}: got an export for transformers, of which no model is read: {KEEP}")
+    return config
 
 
 def whole_of(directory: Path) -> Path | None:
@@ -212,7 +219,19 @@ def check_target(target: Path) -> Path:
     target = path_of(target).resolve()
     if (lost := in_the_way(target)) is not None:
         raise ValueError(f"{target}: wanted a new or empty directory, or a checkpoint and no other files; got {lost}")
+    if (kind := is_held(target)) is not None:
+        raise ValueError(f"{target}: got {kind}, which cannot give way to another directory: wanted one in it")
     return target
+
+
+def is_held(target: Path) -> str | None:
+    """What keeps a directory in its place, if anything does."""
+    if target.is_dir() and os.path.ismount(target):
+        return "a mount point"
+    with suppress(FileNotFoundError):  # the current one may be gone
+        if target.is_dir() and Path.cwd().is_relative_to(target):
+            return "the current directory, or one above it"
+    return None
 
 
 def in_the_way(target: Path) -> str | None:
@@ -261,6 +280,7 @@ def swap(fresh: Path, target: Path) -> None:
     if not target.exists():
         os.rename(fresh, target)
         return
+    shutil.copymode(target, fresh)
     os.rename(target, aside)
     try:
         os.rename(fresh, target)

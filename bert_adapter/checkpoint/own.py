@@ -14,7 +14,7 @@ from bert_adapter.checkpoint.bits import chosen_dtypes, decoded, encoded, factor
 from bert_adapter.checkpoint.directory import CONFIG, PARAMETERS, read_config, replacing, write_texts
 from bert_adapter.checkpoint.names import by_path, check, dtypes_of, low_rank, section_of, with_dtypes
 from bert_adapter.checkpoint.weights import read_tensors
-from bert_adapter.files import path_of
+from bert_adapter.files import path_of, writing_tensors
 from bert_adapter.json_files import is_there
 from bert_adapter.layers.marker import Factorised
 from bert_adapter.layers.places import kernel_path
@@ -34,7 +34,8 @@ def save_own(model: Model, directory: str | Path, dtype: str | Mapping[str, str]
     arrays = encoded(params, dtypes, factorised_tables(model.params))
     with replacing(path_of(directory)) as fresh:
         write_texts(model._replace(config=config), fresh)
-        save_file({path: np.require(leaf, requirements="C") for path, leaf in arrays.items()}, fresh / PARAMETERS)
+        with writing_tensors(fresh / PARAMETERS):
+            save_file({path: np.require(leaf, requirements="C") for path, leaf in arrays.items()}, fresh / PARAMETERS)
         shutil.copymode(fresh / CONFIG, fresh / PARAMETERS)  # safetensors writes for the owner's eyes only
 
 

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bert_adapter.checkpoint.bits import largest
+from bert_adapter.checkpoint.names import by_path
 from bert_adapter.families import architecture_of, family_of
 from bert_adapter.families.family import Architecture, Family
 from bert_adapter.families.modules import context_of, run
@@ -45,10 +47,20 @@ def program_of(model: Model, dtype: Any = jnp.float32) -> Program:
     axes = ["batch_size", *(["num_choices"] if has_choices(model) else []), "sequence_length"]
     limits = [f"{axis} >= 1" for axis in axes] + [f"sequence_length <= {family.longest(module.config)}"]
     shape = jax.export.symbolic_shape(", ".join(axes), constraints=limits)
+    check_held(model.params, dtype)
     params = jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype), model.params, is_leaf=is_integers)
     inputs = dict.fromkeys(inputs_of(model), shape)
     run = unwrapped(outputs_of(module, architecture, family))
     return Program(refusing(run, architecture.names[0]), params, inputs)
+
+
+def check_held(params: Any, dtype: Any) -> None:
+    """A ValueError for a number that the dtype does not hold: all that it touches would be infinite."""
+    most = float(jnp.finfo(dtype).max)
+    for path, leaf in by_path(params).items():
+        if jnp.issubdtype(leaf.dtype, jnp.floating) and (found := largest(leaf)) > most:
+            name = jnp.dtype(dtype).name
+            raise ValueError(f"dtype: got {name!r}, which cannot hold {found:.4g} in {path}: wanted 'float32'")
 
 
 def unwrapped(run: Callable[[Any, dict[str, Any]], Any]) -> Callable[[Any, dict[str, Any]], Any]:

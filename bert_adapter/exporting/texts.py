@@ -25,6 +25,7 @@ def tokenizer_files(model: Model) -> dict[str, bytes]:
         return model.files
     tokenize, said = tokenizer_of(model), parsed(model.files.get(DECLARED, b"{}"), DECLARED)
     said |= {"model_max_length": longest_row(model, tokenize), "model_input_names": inputs_of(model)}
+    said |= {"padding_side": tokenize.padding_side} if "padding_side" in said else {}
     if not said.get("tokenizer_class"):
         kind = type(tokenize).__name__
         said["tokenizer_class"] = IN_ALL[0] if kind in IN_ALL else kind.removesuffix("Fast")
@@ -33,7 +34,7 @@ def tokenizer_files(model: Model) -> dict[str, bytes]:
 
 def write_reading(model: Model, directory: Path) -> None:
     """The config that transformers knows and the small files lie beside a program, which holds all else."""
-    config = {name: value for name, value in model.config.items() if name != "low_rank"}
+    config = {name: value for name, value in model.config.items() if name not in ("low_rank", "dtype", "torch_dtype")}
     config |= {"model_type": family_name(config)}
     write_texts(model._replace(config=config, files=tokenizer_files(model)), directory)
 

@@ -10,7 +10,7 @@ from jax.extend.core import Literal
 from bert_adapter.checkpoint.names import by_path
 from bert_adapter.exporting.graph import Graph, Value
 from bert_adapter.exporting.primitives import PRIMITIVES, cast, gelu
-from bert_adapter.exporting.program import LAYER_NORM, OUTPUTS, Program, with_norms
+from bert_adapter.exporting.program import LAYER_NORM, NO_ROW, OUTPUTS, Program, with_norms
 from bert_adapter.families.activations import GELU
 
 INNER = ("jaxpr", "call_jaxpr", "fun_jaxpr")  # under which an equation holds a program of its own
@@ -28,13 +28,19 @@ def translated(program: Program) -> tuple[Graph, dict[str, Value]]:
     first = next(iter(program.inputs))
     graph = Graph({str(symbol): (first, axis) for axis, symbol in enumerate(program.inputs[first])})
     params = [Value(graph.constant(leaf, path), leaf.shape) for path, leaf in by_path(program.params).items()]
-    given = [Value(cast(graph, name, np.int32), tuple(program.inputs[name])) for name in sorted(program.inputs)]
+    given = [Value(narrowed(graph, name), tuple(program.inputs[name])) for name in sorted(program.inputs)]
     outputs = run(graph, traced.jaxpr, held(graph, traced.consts), [*params, *given])
     whole = [
         float32(graph, value, variable.aval) for value, variable in zip(outputs, traced.jaxpr.outvars, strict=True)
     ]
     named = dict(zip(sorted(shapes), whole, strict=True))
     return graph, {name: named[name] for name in sorted(named, key=[*OUTPUTS, *named].index)}
+
+
+def narrowed(graph: Graph, name: str) -> str:
+    """An input in 32 bits, whose numbers beyond them are no ids: cut to its lower half one would be another id."""
+    least, most = (graph.constant(np.asarray(number, np.int64)) for number in (-1, NO_ROW))
+    return cast(graph, graph.add("Min", graph.add("Max", name, least), most), np.int32)
 
 
 def float32(graph: Graph, value: Value, wanted: Any) -> Value:
