@@ -18,6 +18,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Float, Int
 
+from bert_adapter.checkpoint.names import by_path
 from bert_adapter.engines import batch_for, threads_here
 from bert_adapter.factorisation import factors_of
 from bert_adapter.files import check_writable, path_of, write_text
@@ -28,7 +29,7 @@ from bert_adapter.kernels import Shapes, break_even, select_kernels
 from bert_adapter.layers.capture import Batch, Forward
 from bert_adapter.layers.integers import check_floats
 from bert_adapter.layers.marker import Factorised
-from bert_adapter.layers.places import is_table, kernel_path
+from bert_adapter.layers.places import is_table, kernel_names, kernel_path
 from bert_adapter.layers.stacks import restacked, unstacked, whole
 from bert_adapter.model import Model, check_family, forward
 from bert_adapter.progress import track
@@ -78,6 +79,7 @@ class Latency(NamedTuple):
     seconds: of the dense model.
     kernels: by shape, of one kernel.
     heads: by their dimensions, of a layer's queries and keys, 0, and of its values, 1, if they were timed.
+    numbers: how many the model's kernels hold, which tells another model; 0 if that is not known.
 
     Example:
       >>> import numpy as np, bert_adapter
@@ -94,6 +96,7 @@ class Latency(NamedTuple):
     seconds: float
     kernels: Mapping[tuple[int, int], Costs]
     heads: Mapping[int, Costs] = {}
+    numbers: int = 0
 
     def __str__(self) -> str:
         return f"time for {self.batch} x {self.length} tokens"
@@ -149,8 +152,9 @@ def measure_latency(
     inputs = batch_for(model, batch, length)
     timed = sorted({whole(path) for path in shapes}) + ["heads"] * pairs
     here = where(model, inputs, timed) if place is not None else {}
+    numbers = numbers_in(model.params)
     if place is not None and (known := read(place, here)) is not None:
-        return known
+        return known._replace(numbers=numbers)
     run, params, found = jax.jit(forward(model)), jax.device_put(model.params), {}
     for shape in track(sorted(set(shapes.values())), "time kernels", progress):
         paths = [path for path in shapes if shapes[path] == shape]
@@ -160,10 +164,25 @@ def measure_latency(
     seconds = median(dense for dense, _ in (*found.values(), *heads.values()))
     costs = {shape: each.times(seconds) for shape, (_, each) in found.items()}
     of_heads = {side: each.times(seconds) for side, (_, each) in heads.items()}
-    latency = Latency(batch, length, seconds, costs, heads=of_heads)
+    latency = Latency(batch, length, seconds, costs, heads=of_heads, numbers=numbers)
     if place is not None:
         write(place, here, latency)
     return latency
+
+
+def numbers_in(params: Any) -> int:
+    """How many numbers the kernels hold; tables, which may be trimmed, take no time."""
+    flat = by_path(params)
+    return sum(flat[path].size for path in flat if path.rpartition("/")[2] in kernel_names() and not is_table(path))
+
+
+def check_times(latency: Latency, params: Any) -> None:
+    """A ValueError for times of another model."""
+    if latency.numbers and (found := numbers_in(params)) != latency.numbers:
+        raise ValueError(
+            f"of: got times of a model with {latency.numbers:,} numbers in its kernels, wanted those of this one, with "
+            f"{found:,}: measure_latency(model)"
+        )
 
 
 def multiplied(model: Model, kernels: Shapes) -> dict[str, tuple[int, int]]:

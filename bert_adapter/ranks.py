@@ -38,7 +38,7 @@ from bert_adapter.decompositions import (
 from bert_adapter.head_sizes import Pair, identities_in
 from bert_adapter.importance.sums import Importance
 from bert_adapter.kernels import Shapes, break_even, split_axes
-from bert_adapter.latency import Costs, Latency
+from bert_adapter.latency import Costs, Latency, check_times
 from bert_adapter.layers.places import is_table, kernel_names, kernel_path, layer_path
 from bert_adapter.layers.stacks import unstacked, whole
 from bert_adapter.pairs import by_kernel, cost_of_heads, in_pairs
@@ -125,7 +125,7 @@ def plan(
       flops: the share of those operations that may be left besides, in (0, 1], where the budget is of something else:
         few bits leave a model small and slow.
       signal, shrink: as `compress` takes them.
-      uniform: the same share of every kernel, for comparison.
+      uniform: the same share of every kernel, for comparison; of bytes, what no kernel's next option fits is not spent.
       minimum, maximum, multiple_of: of the ranks of kernels that do not stay dense. Multiples of 16 are faster, since
         processors take as many numbers at once; a plan of time has others only where these options ask for them.
       kernels: what `select_kernels` returned. By default all kernels that were measured; all with two axes where
@@ -351,6 +351,8 @@ def check_affordable(
         of_flops = budget._replace(share=budget.flops, of="flops", flops=None)
         check_affordable(params, shapes, of_flops, pairs, name="flops")
     of, allowed, flat = budget.of, budget.allowed, by_path(unstacked(params, shapes))
+    if isinstance(of, Latency):
+        check_times(of, params)
     kernels = {path: flat[kernel_path(flat, path)] for path in shapes}
     fixed, ends = fixed_cost(params, flat, shapes, of), {}
     for path, kernel in kernels.items():

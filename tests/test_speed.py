@@ -214,6 +214,17 @@ def test_times_of_other_shapes_are_refused(times):
         bert_adapter.compress(tiny.model(), [], budget=0.5, of=few, signal="svd")
 
 
+def test_times_of_another_model_are_refused(times):
+    """Its shapes may be the same, and its layers more."""
+    model, other = tiny.model(), tiny.model(num_hidden_layers=2)
+    measured = times._replace(numbers=latency.numbers_in(model.params))
+    assert measured.numbers == 5 * 256 + 2 * 384  # with the pooler
+    _, report = bert_adapter.compress(model, [], budget=0.9, of=measured, signal="svd")
+    assert report.kernels
+    with pytest.raises(ValueError, match=r"of: got times of a model with 2,048 numbers .*, with 3,840: measure_lat"):
+        bert_adapter.compress(other, [], budget=0.9, of=measured, signal="svd")
+
+
 def test_times_never_fall_with_the_rank():
     costs = latency.Costs((2, 4, 8), (3.0, 2.0, 6.0), 5.0)
     np.testing.assert_array_equal(costs.at(np.array([1, 2, 3, 4, 6, 8])), [3, 3, 3, 3, 4.5, 6])
