@@ -8,13 +8,14 @@ feed-forward kernels of classifiers (benchmarks/corrected.py).
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Float
 
 from bert_adapter.decompositions import Decompositions, check_of, predicted_losses
-from bert_adapter.evaluate import loss_increase
+from bert_adapter.evaluate import increases
 from bert_adapter.head_sizes import Pair, identities_in, pairs_of
 from bert_adapter.importance.fingerprint import of_arrays
 from bert_adapter.kernels import break_even
@@ -31,6 +32,7 @@ from wlra.components import cut
 ROUNDS = 2  # plans, each of whose cuts are measured; a third changes little
 MILD = 0.75  # of the numbers of a kernel, to which one that the plan leaves whole is cut
 STEPS = 8192  # tokens, or rows of other inputs, on which that is measured
+LOOSE = 0.5  # a relative standard error above it is that of few texts, one of which may lose nine tenths of all
 FIRM = 1e-5  # of what kernels of zero would lose by prediction: less is not told from rounding errors
 
 
@@ -106,10 +108,23 @@ def corrected_for(
             ranks = cuts(plan_for(params, found, budget, pairs), known.shapes, pairs)
         factors: dict[str, float] = {}
         for paths in track(kinds, f"correct, {number + 1} of {ROUNDS}", progress):
-            factors |= dict.fromkeys(paths, off_by(model, known, {path: ranks[path] for path in paths}, few))
+            off = off_by(model, known, {path: ranks[path] for path in paths}, few)
+            if off.error > LOOSE:
+                warn_of_few(kind_of(paths[0]), off)
+                return found
+            factors |= dict.fromkeys(paths, off.factor)
         examples = {path: count / factors.get(path, 1.0) for path, count in known.examples.items()}
         found = known._replace(examples=examples)
     return found
+
+
+def warn_of_few(kind: str, off: "Off") -> None:
+    """A few texts say what cuts lose: by others it may be a tenth of that, or ten times as much."""
+    warnings.warn(
+        f"correct: got too few texts: what cuts of {kind} are measured to lose has a standard error of "
+        f"{off.error:.0%}, wanted {LOOSE:.0%} at most: predictions stay as they are",
+        stacklevel=4,
+    )
 
 
 def kinds_of(known: Decompositions) -> list[list[str]]:
@@ -157,8 +172,15 @@ def first_of(batches: Iterable[Batch]) -> list[Batch]:
     return found
 
 
-def off_by(model: Model, known: Decompositions, ranks: Mapping[str, int], batches: list[Batch]) -> float:
-    """What is measured, over what is predicted, for kernels that are cut together; 1 where nothing can be told."""
+class Off(NamedTuple):
+    """What is measured over what is predicted, and the relative standard error of the mean over texts."""
+
+    factor: float = 1.0
+    error: float = 0.0
+
+
+def off_by(model: Model, known: Decompositions, ranks: Mapping[str, int], batches: list[Batch]) -> Off:
+    """How far predictions are off for kernels that are cut together; not at all where nothing can be told."""
     flat: dict[str, Any] = dict(flatten_dict(unstacked(model.params, ranks), keep_empty_nodes=True, sep="/"))
     predicted = whole = 0.0
     for path, rank in ranks.items():
@@ -168,7 +190,15 @@ def off_by(model: Model, known: Decompositions, ranks: Mapping[str, int], batche
         flat[place] = (left @ right).reshape(flat[place].shape).astype(flat[place].dtype)
         predicted, whole = predicted + float(losses[rank]), whole + float(losses[0])
     if not predicted > FIRM * whole:
-        return 1.0
+        return Off()
     small = model._replace(params=restacked(unflatten_dict(flat, sep="/")))
-    measured = loss_increase(model, small, batches, progress=False)
-    return measured / predicted if measured > 0 else 1.0
+    weights, each = increases(model, small, batches, progress=False)
+    measured, error = mean_of(weights / weights.sum(), each)
+    return Off(measured / predicted, error / measured) if measured > 0 else Off()
+
+
+def mean_of(shares: Float[np.ndarray, " rows"], each: Float[np.ndarray, " rows"]) -> tuple[float, float]:
+    """The mean of rows by their shares, and its standard error; infinite for one row."""
+    mean, count = float(np.sum(shares * each)), np.count_nonzero(shares)
+    spread = float(np.sqrt(np.sum(np.square(shares * (each - mean)))))
+    return mean, spread * math.sqrt(count / (count - 1)) if count > 1 else math.inf

@@ -152,12 +152,19 @@ def loss_increase(
         >>> bert_adapter.loss_increase(model, model, batches)
         0.0
     """
+    weights, each = increases(dense, small, batches, loss, progress=progress)
+    return float(np.sum(weights * each) / np.sum(weights))
+
+
+def increases(
+    dense: Model, small: Model, batches: Iterable[Batch], loss: Loss | None = None, *, progress: bool = True
+) -> tuple[Float[np.ndarray, " rows"], Float[np.ndarray, " rows"]]:
+    """The weight of each row, and how much higher its loss is; see `loss_increase`."""
     check_same_tokens(dense, small, name="small")
     check_same_classes(dense, small, name="small")
     runs = [(jax.jit(forward(model)), jax.device_put(model.params)) for model in (dense, small)]
     apart = distillation(dense.module, temperature=1.0)
-    total = count = 0.0
-    number = -1
+    found: list[tuple[np.ndarray, np.ndarray]] = []
     rows = labelled(dense, batches) if isinstance(loss, TaskLoss) else batches
     for number, batch in enumerate(track(rows, "evaluate", progress)):
         for model in (dense, small):
@@ -173,11 +180,12 @@ def loss_increase(
         else:
             risen, first = (each_loss(loss, output, batch) for output in (after, before))
             each = risen - first
-        total, count = total + float(np.sum(weights * np.asarray(each))), count + float(np.sum(weights))
-    if not count:
-        got = f"no row of weight above 0 in {number + 1}" if number >= 0 else "none"
+        found.append((np.asarray(weights, np.float64), np.asarray(each, np.float64)))
+    if not any(np.any(weights) for weights, _ in found):
+        got = f"no row of weight above 0 in {len(found)}" if found else "none"
         raise ValueError(f"batches: got {got}, wanted at least one row to measure the loss on")
-    return total / count
+    weights, each = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return weights, each
 
 
 def check_comparable(dense: Model, small: Model, wanted: tuple[int, ...], got: tuple[int, ...]) -> None:
