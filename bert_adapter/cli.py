@@ -3,7 +3,7 @@
 import argparse
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -94,8 +94,6 @@ def run_compress(options: argparse.Namespace) -> None:
     from bert_adapter.calibration import calibration_batches
     from bert_adapter.checkpoint import load, save
     from bert_adapter.compressing import beside, compress
-    from bert_adapter.families import output_of
-    from bert_adapter.outputs import OUTPUTS
     from bert_adapter.page import check_drawing, write_page
     from bert_adapter.places import check_places
     from bert_adapter.report import as_text, kernel_table, summary
@@ -109,7 +107,7 @@ def run_compress(options: argparse.Namespace) -> None:
     healing = {"--file's state of healing": beside(options.file)} if options.heal else {}
     check_places({"DIR": options.model}, files, {"--report": page, "--file": options.file, **healing}, output)
     model = load(options.model)
-    read, before = OUTPUTS[output_of(model.module)].texts, weights_in(Path(options.model)) or bytes_of(model)
+    read, before = texts_for(model), weights_in(Path(options.model)) or bytes_of(model)
     texts, more, others = (read(file) if file else [] for file in (options.text, options.heal, options.correct))
     if options.trim:
         model = trimmed(model, [*texts, *read(options.trim), *more, *others])
@@ -130,6 +128,23 @@ def run_compress(options: argparse.Namespace) -> None:
     say(f"saved {options.output}: {weights_in(output) / 1e6:.1f} MB of weights, {before / 1e6:.1f} MB before")
     say(f"report: {page}")
     say(f"next: bert_adapter.load({str(options.output)!r}), or bert-adapter heal, finetune, bench or export")
+
+
+def texts_for(model: Any) -> Callable[[Path], Any]:
+    """The function that reads a file of texts for a model; for an embedder those of a pair apart, as it reads them."""
+    from bert_adapter.families import output_of
+    from bert_adapter.families.sentence import MODULES
+    from bert_adapter.outputs import OUTPUTS
+
+    output = output_of(model.module)
+    read = OUTPUTS[output].texts
+    if output != "embedding" or MODULES not in model.files:
+        return read
+
+    def apart(file: Path) -> list[str]:
+        return [text for row in read(file) for text in ([row] if isinstance(row, str) else row)]
+
+    return apart
 
 
 def bytes_of(model: Any) -> int:
@@ -225,9 +240,7 @@ def check_dtype(options: argparse.Namespace) -> None:
 def run_heal(options: argparse.Namespace) -> None:
     """A compressed checkpoint that is trained to a dense one's outputs."""
     from bert_adapter.checkpoint import load, save
-    from bert_adapter.families import output_of
     from bert_adapter.healing import heal
-    from bert_adapter.outputs import OUTPUTS
     from bert_adapter.places import check_apart, check_places
     from bert_adapter.text import text_batches
 
@@ -236,7 +249,7 @@ def run_heal(options: argparse.Namespace) -> None:
     check_apart(files)
     check_places({"DIR": options.model, "--teacher": options.teacher}, files, {"--file": options.file}, options.output)
     small, dense = load(options.model), load(options.teacher)
-    read = OUTPUTS[output_of(small.module)].texts
+    read = texts_for(small)
     texts, others = read(options.text), read(options.heldout) if options.heldout else None
     check_tokens(small, dense, texts, options.max_length, of="--text")
     say(f"{options.model}: healing on {len(texts)} texts")

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from bert_adapter.batches import check_weights, labelled, unit_weights
 from bert_adapter.checkpoint.bits import Stored, stored_as
 from bert_adapter.checkpoint.names import by_path, dtypes_of
-from bert_adapter.families import predictive
+from bert_adapter.families import output_of, predictive
 from bert_adapter.families.sentence import activations, without_activation
 from bert_adapter.files import check_writable, path_of
 from bert_adapter.importance.fingerprint import of_arrays, of_function, of_params
@@ -187,6 +187,11 @@ def loss_for(model: Model) -> TaskLoss:
         kind = type(model.module).__name__
         raise ValueError(
             f"loss: got none for {kind}, a model of your own: wanted a function (output, batch) -> (batch,)"
+        )
+    if output_of(model.module) == "embedding":
+        raise ValueError(
+            "loss: got none for an encoder without a head, whose labels would be embeddings: wanted with_head(model, "
+            "labels), or a function (output, batch) -> (batch,); heal(model, dense, texts) needs no labels"
         )
     return task_loss(model.module)
 

@@ -17,7 +17,7 @@ import bert_adapter
 import bert_adapter.demo
 import wlra
 from bert_adapter import checkpoint, cli, compressing, files, healing, latency, page, reading, training
-from bert_adapter.cli import check_tokens, main
+from bert_adapter.cli import check_tokens, main, texts_for
 from bert_adapter.compressing import Report
 from bert_adapter.demo import sentences
 from bert_adapter.evaluate import compare, embed, ranks, spearman
@@ -462,6 +462,14 @@ def test_names_of_classes_are_trained_on_and_saved(places, monkeypatch, tmp_path
     assert main(argv) == 0
     assert "after: accuracy" in capsys.readouterr().out
     assert bert_adapter.load(tmp_path / "out").config["label2id"] == {"no": 0, "yes": 1}
+
+
+def test_an_embedder_reads_the_texts_of_a_pair_apart(places):
+    """What is measured, and healed, is of rows that it will be given."""
+    joined = [("a dog", "it"), ("it", "red")]
+    assert texts_for(bert_adapter.load(places / "model"))(places / "pairs") == ["a dog", "it", "it", "red"]
+    assert texts_for(bert_adapter.load(places / "model"))(places / "text") == ["a dog runs", "it"]
+    assert texts_for(bert_adapter.load(places / "classifier"))(places / "pairs") == joined
 
 
 class Closed(io.StringIO):
