@@ -28,7 +28,7 @@ from bert_adapter.families import predictive
 from bert_adapter.files import check_writable, path_of
 from bert_adapter.flax_objects import is_flax_model
 from bert_adapter.head_sizes import check_plain, identities_in, pairs_of, selected_pairs
-from bert_adapter.healing import Healing, HealingPlan, follow, healing_plan
+from bert_adapter.healing import Healing, HealingPlan, follow, healing_plan, known_before
 from bert_adapter.importance.gradients import Gradients, Loss, check_gradients
 from bert_adapter.importance.measure import check_module, check_reached
 from bert_adapter.importance.sums import Importance, check_texts
@@ -48,6 +48,7 @@ from bert_adapter.signals import SIGNALS, as_signal
 from bert_adapter.signals.definition import Signal
 from bert_adapter.signals.measure import measure_signal
 from bert_adapter.signals.weights import no_tables, solver_weights
+from bert_adapter.steps import check_run
 from bert_adapter.tables import Tokens
 from bert_adapter.values import check_listed
 from wlra.checks import check_count, check_name
@@ -388,10 +389,13 @@ def check_given(given: Any, file: Any, gradients: Any) -> None:
 
 
 def to_heal(dense: Model, batches: Iterable[Batch], file: str | Path | None) -> HealingPlan:
-    """The texts to heal on, once it is known that they fit, and that the state can be kept."""
+    """The texts to heal on, once it is known that they fit, and that the state can be kept or gone on from."""
     if (state := beside(file)) is not None:
         check_writable(state)
-    return healing_plan(dense, dense, batches)
+    plan = healing_plan(dense, dense, batches)
+    if state is not None and state.exists():
+        check_run(known_before(dense, plan), state)
+    return plan
 
 
 def healed(

@@ -596,13 +596,21 @@ def fingerprints(recipe: Recipe, model: Model, teacher: Model, plan: HealingPlan
     return {
         "model": of_params(model.params),
         "module": of_function(recipe.run, model.params, first),
-        "dense model": of_params(teacher.params),
-        "dense module": of_function(function_of(teacher), teacher.params, first),
-        "texts": " ".join(map(of_arrays, [*plan.pools, *plan.heldout])),
+        **known_before(teacher, plan),
         "options": json.dumps(
             [plan.epochs, plan.learning_rate, plan.batch_size, seed, recipe.stored],
             default=lambda number: number.item(),
         ),
+    }
+
+
+def known_before(teacher: Model, plan: HealingPlan) -> dict[str, str]:
+    """Of what is known before there is a compressed model."""
+    first = batch_of(plan.pools, dealt(plan.pools, plan.batch_size)[0])
+    return {
+        "dense model": of_params(teacher.params),
+        "dense module": of_function(function_of(teacher), teacher.params, first),
+        "texts": " ".join(map(of_arrays, [*plan.pools, *plan.heldout])),
     }
 
 

@@ -12,7 +12,7 @@ import pytest
 import tiny
 
 import bert_adapter
-from bert_adapter import healing
+from bert_adapter import compressing, healing
 from bert_adapter.checkpoint import load, save
 from bert_adapter.checkpoint.bits import FEWER, Stored, as_stored, rounded, stored_as
 from bert_adapter.checkpoint.names import by_path, dtypes_of
@@ -593,6 +593,15 @@ def test_the_file_of_another_run_is_refused_before_the_dense_model_runs(tmp_path
     monkeypatch.setattr(healing, "taught", lambda *_: pytest.fail("the dense model has run"))
     with pytest.raises(ValueError, match="another options"):
         run(seed=1)
+
+
+def test_a_state_of_healing_on_other_texts_is_refused_before_work(tmp_path, monkeypatch):
+    how: dict[str, Any] = {"rank": 4, "signal": "svd", "file": tmp_path / "measured", "progress": False}
+    bert_adapter.compress(dense(), [], heal=batches(), **how)
+    assert (tmp_path / "measured.healing").exists()
+    monkeypatch.setattr(compressing, "decomposed", lambda *_, **__: pytest.fail("it works"))
+    with pytest.raises(ValueError, match=r"measured\.healing holds the state of another training \(another texts\)"):
+        bert_adapter.compress(dense(), [], heal=[*batches(), *others()], **how)
 
 
 @pytest.mark.parametrize("dtype", ["int4", "int8"])
