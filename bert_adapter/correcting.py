@@ -59,7 +59,8 @@ def corrected(
       model: the one that was decomposed, with what `with_identities` gave it, if that was.
       known: what `decompose` returned, for a signal in units of the loss.
       batches: other texts like those to come, for what was measured fits its own texts better than others; the first
-        few thousand tokens are used.
+        few thousand tokens are used. Where a few of the texts lose nearly all, as those that a classifier is unsure of,
+        a warning says that more are wanted, and predictions stay as they are.
       budget, of, flops, multiple_of: as in `plan`, and as they will be there.
       progress: whether there is a bar on a terminal, or a line a minute elsewhere.
 
@@ -74,7 +75,7 @@ def corrected(
       >>> batches = bert_adapter.text_batches(model, ["a red fox runs", "a dog", "it runs far"])
       >>> kernels, run = bert_adapter.select_kernels(model), bert_adapter.forward(model)
       >>> importance = bert_adapter.measure_signal(run, model.params, batches, kernels)
-      >>> others = bert_adapter.text_batches(model, ["a dog runs", "it runs from a fox"])
+      >>> others = bert_adapter.text_batches(model, ["a dog runs", "it runs from a fox", "a red dog"] * 4)
       >>> known = bert_adapter.decompose(model.params, importance)
       >>> fixed = bert_adapter.corrected(model, known, others, budget=0.5)
       >>> bert_adapter.plan(model.params, fixed, budget=0.5).predicted > 0

@@ -508,6 +508,11 @@ def test_a_sigmoid_that_is_declared_gives_way_where_outputs_are_fitted_to_labels
     assert activations(follower.config, follower.files) == activations(model.config, model.files)
 
 
+def test_a_model_without_a_head_has_no_loss_of_its_own():
+    with pytest.raises(ValueError, match=r"loss: got none for an encoder without a head, .* wanted with_head"):
+        train(embedder(), row_batches())
+
+
 def test_a_teacher_that_knows_fewer_types_is_refused():
     batches = [{**batch, "token_type_ids": np.ones_like(batch["token_type_ids"])} for batch in row_batches()]
     other = with_head(tiny.model(type_vocab_size=1), 2)

@@ -18,6 +18,10 @@ QUERY = frozenset({"encoder/layer/0/attention/self/query"})
 POSITIONS = {"position_ids": np.broadcast_to(np.arange(8), (3, 8))}
 
 
+def no_loss(output, batch):
+    return jax.numpy.sum(output, axis=1)
+
+
 def spoilt(name, value, place=(1, 2)):
     """The batch with another value at one place."""
     batch = BATCH | POSITIONS
@@ -47,7 +51,7 @@ def test_values_of_a_module_that_is_called_itself_are_checked():
     [
         lambda model, batches: bert_adapter.forward(model)(model.params, batches[1]),
         lambda model, batches: bert_adapter.loss_increase(model, model, batches[1:]),
-        lambda model, batches: bert_adapter.finetune(model, batches, progress=False),
+        lambda model, batches: bert_adapter.finetune(model, batches, loss=no_loss, progress=False),
         lambda model, batches: bert_adapter.measure_signal(
             bert_adapter.forward(model), model.params, batches[1:], QUERY, progress=False
         ),
@@ -116,7 +120,7 @@ def test_what_is_no_model_and_no_labelled_rows_is_refused_by_name():
 
 def test_batches_of_token_ids_are_known_by_their_number():
     with pytest.raises(ValueError, match="batch 1: input_ids: got 99 in row 0"):
-        bert_adapter.finetune(tiny.model(), [BATCH, spoilt("input_ids", 99, (0, 0))], progress=False)
+        bert_adapter.finetune(tiny.model(), [BATCH, spoilt("input_ids", 99, (0, 0))], loss=no_loss, progress=False)
 
 
 def test_values_under_jit_are_not_known():
