@@ -165,7 +165,9 @@ def cheapest(
     """
     share, flops = budget * (1 + 1e-12), flops * (1 + 1e-12)
     over = np.append((curve.share > share) | (curve.flops > flops), True)
-    count = int(np.argmax(over))
+    if (count := int(np.argmax(over))) < len(choices):
+        least = float(curve.share[len(choices) - 1])
+        raise ValueError(f"budget: the smallest ranks take {least:.4g} of what the model takes; got {budget}")
     options = dict(zip(curve.kernel[:count], curve.option[:count], strict=True))
     chosen = {path: int(options[number]) for number, path in enumerate(choices)}
     rest = (share - curve.share[count - 1]) * total, flops - curve.flops[count - 1]

@@ -35,6 +35,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def state_in(options: argparse.Namespace) -> str:
     """What the next run goes on from, for a command that keeps its state."""
+    if getattr(options, "saved", False):
+        return f": {options.output} is saved"
     if not hasattr(options, "file"):
         return ""
     if options.file is None:
@@ -119,7 +121,7 @@ def run_compress(options: argparse.Namespace) -> None:
     how |= {"of": measured_latency(model, options)} if latency else {}
     with of_option("--heal"):
         small, report = compress(model, batches, heal=heal, **how)
-    with or_kept("what was measured", options.file):
+    with or_kept("what was measured", options):
         save(small, output, dtype=options.dtype)
     if options.heal and (state := beside(options.file)):
         state.unlink()
@@ -155,8 +157,11 @@ def bytes_of(model: Any) -> int:
 
 
 def weights_in(directory: Path) -> int:
-    """The bytes of a directory's files of weights."""
-    return sum(file.stat().st_size for file in directory.rglob("*.safetensors"))
+    """The bytes of a directory's files of weights, and of what follows its encoder."""
+    from bert_adapter.checkpoint.directory import STAGES
+
+    found = [*directory.glob("*.safetensors"), *directory.glob(f"{STAGES}*.safetensors")]
+    return sum(file.stat().st_size for file in found)
 
 
 def check_options(options: argparse.Namespace) -> bool:
@@ -258,7 +263,7 @@ def run_heal(options: argparse.Namespace) -> None:
     how = {name: getattr(options, name) for name in ("epochs", "learning_rate", "batch_size", "seed", "file")}
     with of_option("--text"):
         healed, gained = heal(small, dense, batches, heldout=heldout, **how)
-    with or_kept("the state of the training", options.file):
+    with or_kept("the state of the training", options):
         save(healed, options.output)
     if options.file:
         options.file.unlink()
@@ -300,7 +305,7 @@ def run_finetune(options: argparse.Namespace) -> None:
         say(f"before: {figures(score(model, dev, max_length=options.max_length))}")
     how = {name: getattr(options, name) for name in ("epochs", "learning_rate", "seed", "file")}
     trained, losses = finetune(model, batches, teacher=teacher, distil=options.distil, **how)
-    with or_kept("the state of the training", options.file):
+    with or_kept("the state of the training", options):
         save(trained, options.output)
     if options.file:
         options.file.unlink()
@@ -393,13 +398,15 @@ def check_tokens(model: Any, teacher: Any, texts: Any, length: int | None, *, of
 
 
 @contextmanager
-def or_kept(what: str, file: Path | None) -> Iterator[None]:
-    """An error says whether what was worked out before is kept."""
+def or_kept(what: str, options: argparse.Namespace) -> Iterator[None]:
+    """An error says whether what was worked out before is kept; without one, the output is saved."""
     try:
         yield
     except (OSError, ValueError) as error:
+        file = options.file
         kept = f"is kept in {file}, and the same command goes on from it" if file else "is lost: --file FILE keeps it"
         raise OSError(f"{error}; {what} {kept}") from error
+    options.saved = True
 
 
 @contextmanager

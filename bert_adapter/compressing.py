@@ -184,6 +184,7 @@ def compress(
       heal: batches of texts without labels, thousands of them, on which the result is trained to the outputs of the
         model as `bert_adapter.heal` does it by default.
       dtype: what matrices are stored as, as `save` takes it: they are rounded so, healed so, and `save` stores them so.
+        By default factors are stored as the matrix was that they are of: 4 bits may lose as much as the ranks.
       progress: whether there are bars on a terminal, or a line a minute elsewhere.
 
     Raises:

@@ -60,7 +60,7 @@ def corrected(
       known: what `decompose` returned, for a signal in units of the loss.
       batches: other texts like those to come, for what was measured fits its own texts better than others; the first
         few thousand tokens are used. Where a few of the texts lose nearly all, as those that a classifier is unsure of,
-        a warning says that more are wanted, and predictions stay as they are.
+        a warning says that more are wanted, and predictions are corrected no further.
       budget, of, flops, multiple_of: as in `plan`, and as they will be there.
       progress: whether there is a bar on a terminal, or a line a minute elsewhere.
 
@@ -122,8 +122,8 @@ def corrected_for(
 def warn_of_few(kind: str, off: "Off") -> None:
     """A few texts say what cuts lose: by others it may be a tenth of that, or ten times as much."""
     warnings.warn(
-        f"correct: got too few texts: what cuts of {kind} are measured to lose has a standard error of "
-        f"{off.error:.0%}, wanted {LOOSE:.0%} at most: predictions stay as they are",
+        f"correct: got too few texts: what cuts of {kind} are measured to lose has a relative standard "
+        f"error of {off.error:.3g}, wanted {LOOSE} at most: predictions are corrected no further",
         stacklevel=4,
     )
 

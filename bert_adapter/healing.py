@@ -37,6 +37,7 @@ from bert_adapter.pools import (
     held_out,
     pools_of,
     text_of,
+    together,
     unlike,
     unmasked_text_of,
     without,
@@ -290,7 +291,8 @@ def healing_plan(
 
 def divided_rows(model: Model, batches: list[Batch], heldout: list[Batch] | None) -> tuple[list[Pool], list[Pool]]:
     """The rows to train on and those held out, none of which says what another on the other side does."""
-    said = all_of if is_own(model) else unmasked_text_of if output_of(model.module) == "words" else text_of
+    ours = not is_own(model) and model.forward is None  # else what an array is called says nothing of it
+    said = all_of if not ours else unmasked_text_of if output_of(model.module) == "words" else text_of
     pools, leave_out = pools_of(batches), () if is_own(model) else ("labels",)
     count = sum(map(count_of, pools))
     if heldout is None:
@@ -304,7 +306,7 @@ def divided_rows(model: Model, batches: list[Batch], heldout: list[Batch] | None
         if not (held := unlike(given, pools, said)):
             got = "the texts that are trained on" if given else "no row of weight above 0"
             raise TooFewTexts(f"heldout: got {got}, wanted others")
-    return without(pools, leave_out), without(held, leave_out)
+    return together(without(pools, leave_out)), together(without(held, leave_out))
 
 
 def defaults(texts: int) -> dict[str, Any]:

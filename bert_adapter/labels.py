@@ -1,5 +1,6 @@
 """Labels as a model's head takes them: one door for training, for scores and for files."""
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from bert_adapter.outputs import OUTPUTS
 from bert_adapter.outputs.definition import Head
 from bert_adapter.outputs.label_values import labels_for, names_of
 from bert_adapter.rows import Place, row_number
+
+NAMED = ("labels", "tokens")  # heads whose classes have names
 
 
 def head_of(model: Model) -> Head:
@@ -44,9 +47,18 @@ def head_wanted(model: Model, head: str | None) -> str:
 
 
 def check_same_classes(model: Model, other: Model, name: str) -> None:
-    """A ValueError if a class of the model's has another number in the other, by their names in config.json."""
+    """A ValueError if a class of the model's has another number in the other, by their names in config.json.
+
+    Names that differ in capitals alone are one, and say nothing where one model has both.
+    """
+    if any(output_of(one.module) not in NAMED or predictive(one.module) == "gaussian" for one in (model, other)):
+        return  # what an earlier head has left in the config
     known = [names_of(one.config) for one in (model, other)]
-    ours, theirs = ({told.casefold(): number for number, told in names.items()} for names in known)
+    folded = [Counter(told.casefold() for told in names.values()) for names in known]
+    ours, theirs = (
+        {told.casefold(): number for number, told in names.items() if counts[told.casefold()] == 1}
+        for names, counts in zip(known, folded, strict=True)
+    )
     if odd := [number for told, number in ours.items() if theirs.get(told, number) != number]:
         place, got, wanted = odd[0], *([names[number] for number in sorted(names)] for names in known[::-1])
         raise ValueError(

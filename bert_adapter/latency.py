@@ -29,7 +29,7 @@ from bert_adapter.kernels import Shapes, break_even, select_kernels
 from bert_adapter.layers.capture import Batch, Forward
 from bert_adapter.layers.integers import check_floats
 from bert_adapter.layers.marker import Factorised
-from bert_adapter.layers.places import is_table, kernel_names, kernel_path
+from bert_adapter.layers.places import is_table, kernel_path, layer_path
 from bert_adapter.layers.stacks import restacked, unstacked, whole
 from bert_adapter.model import Model, check_family, forward
 from bert_adapter.progress import track
@@ -42,6 +42,7 @@ SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)  # of break-even: the ranks tha
 # kernels whose break-even is a few of them only, every rank counts.
 STEP, FEW = 16, 4
 SCHEMA = 4  # another where factors run otherwise, or other ranks are timed
+NUMBERED, IDENTITY = re.compile(r"(^|/)\d+/"), re.compile(r"_\d+$")  # in paths of layers
 PLACE = ("machine", "jax", "batch", "length", "model")
 
 
@@ -79,7 +80,7 @@ class Latency(NamedTuple):
     seconds: of the dense model.
     kernels: by shape, of one kernel.
     heads: by their dimensions, of a layer's queries and keys, 0, and of its values, 1, if they were timed.
-    numbers: how many the model's kernels hold, which tells another model; 0 if that is not known.
+    numbers: how many the kernels of its layers hold, which tells another model; 0 if that is not known.
 
     Example:
       >>> import numpy as np, bert_adapter
@@ -171,17 +172,19 @@ def measure_latency(
 
 
 def numbers_in(params: Any) -> int:
-    """How many numbers the kernels hold; tables, which may be trimmed, take no time."""
+    """How many numbers the kernels in numbered layers hold, without identities between them."""
     flat = by_path(params)
-    return sum(flat[path].size for path in flat if path.rpartition("/")[2] in kernel_names() and not is_table(path))
+    layers = {path: layer_path(path) or "" for path in flat if not is_table(path)}
+    counted = [path for path, layer in layers.items() if NUMBERED.search(layer) and not IDENTITY.search(layer)]
+    return sum(flat[path].size for path in counted)
 
 
 def check_times(latency: Latency, params: Any) -> None:
     """A ValueError for times of another model."""
     if latency.numbers and (found := numbers_in(params)) != latency.numbers:
         raise ValueError(
-            f"of: got times of a model with {latency.numbers:,} numbers in its kernels, wanted those of this one, with "
-            f"{found:,}: measure_latency(model)"
+            f"of: got times of a model with {latency.numbers:,} numbers in its layers' kernels, wanted those "
+            f"of this one, with {found:,}: measure_latency(model)"
         )
 
 

@@ -25,13 +25,20 @@ class Deal(NamedTuple):
 
 def pools_of(batches: Iterable[Batch]) -> list[Pool]:
     """The rows of all batches that count, those of one shape together, in the order in which they come."""
-    found: dict[Any, list[Pool]] = {}
+    found = []
     for number, batch in enumerate(unit_weights(list(batches))):
         weights = check_weights(batch, f"batch {number}").astype(np.float32)
-        arrays = {name: np.asarray(array) for name, array in batch.items()}
-        arrays |= {"weights": weights}
-        kind = tuple((name, array.shape[1:], array.dtype.str) for name, array in sorted(arrays.items()))
-        found.setdefault(kind, []).append({name: array[weights > 0] for name, array in arrays.items()})
+        arrays = {name: np.asarray(array) for name, array in batch.items()} | {"weights": weights}
+        found.append({name: array[weights > 0] for name, array in arrays.items()})
+    return together(found)
+
+
+def together(pools: list[Pool]) -> list[Pool]:
+    """The rows of one shape in one pool, in the order in which they come."""
+    found: dict[Any, list[Pool]] = {}
+    for pool in pools:
+        kind = tuple((name, array.shape[1:], array.dtype.str) for name, array in sorted(pool.items()))
+        found.setdefault(kind, []).append(pool)
     merged = [{name: np.concatenate([one[name] for one in each]) for name in each[0]} for each in found.values()]
     return [pool for pool in merged if count_of(pool)]
 
@@ -98,7 +105,7 @@ def without(pools: list[Pool], names: Collection[str]) -> list[Pool]:
     return [{name: array for name, array in pool.items() if name not in names} for pool in pools]
 
 
-def parts(pools: list[Pool], chosen: list[Bool[np.ndarray, " rows"]]) -> list[Pool]:
+def parts(pools: list[Pool], chosen: list[Bool[np.ndarray, " _rows"]]) -> list[Pool]:
     """The rows chosen of each pool that has any."""
     found = [{name: array[which] for name, array in pool.items()} for pool, which in zip(pools, chosen, strict=True)]
     return [pool for pool in found if count_of(pool)]

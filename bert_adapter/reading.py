@@ -110,7 +110,12 @@ COLUMNS = {"text", "sentence", "label", "labels", "score", "target", "class", "i
 def has_commas(line: str) -> bool:
     """Whether it is the heading of a file whose columns stand between commas."""
     names = [name.strip().strip('"').lower() for name in re.split("[,;]", line)]
-    return len(names) > 1 and all(re.fullmatch(r"\w*", name) for name in names) and bool(COLUMNS & set(names))
+    known = COLUMNS & set(names)
+    return (
+        all(re.fullmatch(r"\w+", name) for name in names)
+        and (len(known) > 1 or bool({"label", "labels"} & known))
+        and len(names) > 1
+    )
 
 
 def is_json(line: str) -> bool:

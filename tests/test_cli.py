@@ -516,6 +516,11 @@ def test_a_run_that_is_cut_off_ends_with_a_line(error, status, said, places, mon
     monkeypatch.chdir(places)
     monkeypatch.setitem(cli.COMMANDS, "heal", stop)
     argv = ["heal", "model", "--teacher", "model", "--text", "text", "-o", "out", "--file", "text"]
+    if status == 130:
+        monkeypatch.setitem(cli.COMMANDS, "heal", lambda options: setattr(options, "saved", True) or stop(options))
+        assert main(argv) == 130
+        assert "stopped: out is saved" in capsys.readouterr().err
+        monkeypatch.setitem(cli.COMMANDS, "heal", stop)
     if status is None:  # a fault of ours
         with pytest.raises(RuntimeError, match="else"):
             main(argv)

@@ -100,7 +100,7 @@ def test_what_few_texts_tell_corrects_nothing():
     """One of them may lose nine tenths of all: a plan that went by it lost .08 of a classifier's accuracy."""
     few = bert_adapter.text_batches(model(), OTHERS[:1])
     with pytest.warns(
-        UserWarning, match="correct: got too few texts: what cuts of .* standard error of inf%, wanted 50%"
+        UserWarning, match="correct: got too few texts: what cuts of .* standard error of inf, wanted 0.5"
     ):
         found = bert_adapter.corrected(model(), known(), few, 0.5, progress=False)
     assert found.examples == known().examples

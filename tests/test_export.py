@@ -17,7 +17,7 @@ from tiny import BATCH, CLASSIFIER, EMBEDDER
 
 import bert_adapter
 from bert_adapter import exporting
-from bert_adapter.checkpoint import save
+from bert_adapter.checkpoint import save, with_dtype_of
 from bert_adapter.checkpoint.card_file import CARD
 from bert_adapter.checkpoint.names import by_path
 from bert_adapter.exporting import onnx_file, pytorch, stablehlo
@@ -602,6 +602,14 @@ def test_a_dtype_that_was_declared_is_that_of_what_is_written(to, tmp_path):
     bert_adapter.export(given, tmp_path / "out", to=to)
     config = json.loads((tmp_path / "out/config.json").read_text())
     assert (config["dtype"], config["torch_dtype"]) == ("float32", "float32")
+
+
+def test_integers_count_as_the_numbers_that_they_make():
+    """A few numbers of 16 bits beside them are no model in 16 bits."""
+    few = {"p": np.zeros((64, 64), np.float16)}
+    whole = {"a": np.zeros((100, 100), np.int8), "a_scale": np.zeros((1, 100), np.float32)}
+    for file, wanted in ((few | whole, "float32"), (few, "float16")):
+        assert with_dtype_of({"dtype": "bfloat16"}, [file]) == {"dtype": wanted}
 
 
 def test_numbers_that_float16_does_not_hold_are_not_exported_in_it(tmp_path):

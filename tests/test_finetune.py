@@ -493,6 +493,19 @@ def test_classes_that_are_called_otherwise_may_be_the_same():
         assert loss_increase(named("no", "yes"), named(*names), row_batches(), progress=False) < 1e-6
 
 
+def test_names_that_an_earlier_head_has_left_behind_say_nothing():
+    pairs = [("no", "yes"), ("yes", "no")]
+    first, second = (embedder()._replace(config=embedder().config | named(*names).config) for names in pairs)
+    first, second = (one._replace(config=one.config | {"architectures": ["BertModel"]}) for one in (first, second))
+    assert loss_increase(first, second, [without_labels(batch) for batch in row_batches()], progress=False) == 0
+    model, other = named("neg", "NEG"), named("NEG", "neg")
+    assert loss_increase(model, other, row_batches(), progress=False) < 1e-6
+
+
+def without_labels(batch):
+    return {name: array for name, array in batch.items() if name != "labels"}
+
+
 def test_a_sigmoid_that_is_declared_gives_way_where_outputs_are_fitted_to_labels():
     """Else what is predicted is the sigmoid of the label."""
     value, told = tiny.model(tiny.CLASSIFIER, num_labels=1), "config_sentence_transformers.json"

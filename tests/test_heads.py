@@ -871,6 +871,8 @@ def test_numbers_of_classes_are_read_from_files_and_minus_100_is_none(tmp_path):
         file.write_text(content, "utf-8")
         assert read_tagged(file).labels == labels
         assert OUTPUTS["tokens"].classes(read_tagged(file).labels) == names
+    with pytest.raises(ValueError, match="labels: got none but -100"):
+        OUTPUTS["tokens"].classes([[IGNORED], [IGNORED]])
 
 
 def test_tagged_sentences_are_read_with_their_lines(tmp_path):

@@ -350,6 +350,22 @@ def test_texts_that_are_trained_on_are_not_held_out():
             )
 
 
+def test_rows_of_other_names_are_known_by_all_that_they_hold():
+    """A caller's own `forward` may call them as it likes."""
+
+    def run(params, batch):
+        return bert_adapter.apply(dense().module, params, input_ids=batch["a"], attention_mask=batch["b"])
+
+    given = [{"a": batch["input_ids"], "b": batch["attention_mask"]} for batch in batches()]
+    _, gained = heal(small(), dense(), given, forward=run, epochs=1)
+    assert (gained.texts, gained.heldout) == (30, 2)
+
+
+def test_rows_with_labels_and_without_are_dealt_together():
+    some = [{**batch, "labels": np.zeros(len(batch["input_ids"]), np.int32)} for batch in batches()[::2]]
+    assert len(healing.healing_plan(dense(), dense(), [*some, *batches()[1::2]]).pools) == 1
+
+
 def test_tables_are_set_apart_and_put_back():
     trained, frozen = divided(small().params)
     assert [path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(frozen)] == ["embedding"] * 3

@@ -218,10 +218,12 @@ def test_times_of_another_model_are_refused(times):
     """Its shapes may be the same, and its layers more."""
     model, other = tiny.model(), tiny.model(num_hidden_layers=2)
     measured = times._replace(numbers=latency.numbers_in(model.params))
-    assert measured.numbers == 5 * 256 + 2 * 384  # with the pooler
+    assert measured.numbers == 4 * 256 + 2 * 384
+    for same in (bert_adapter.with_head(model, 3), bert_adapter.with_identities(model)):
+        assert latency.numbers_in(same.params) == measured.numbers
     _, report = bert_adapter.compress(model, [], budget=0.9, of=measured, signal="svd")
     assert report.kernels
-    with pytest.raises(ValueError, match=r"of: got times of a model with 2,048 numbers .*, with 3,840: measure_lat"):
+    with pytest.raises(ValueError, match=r"of: got times of a model with 1,792 numbers .*, with 3,584: measure_lat"):
         bert_adapter.compress(other, [], budget=0.9, of=measured, signal="svd")
 
 

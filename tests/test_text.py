@@ -399,6 +399,7 @@ def test_other_encodings_are_named_with_the_line(data, message, tmp_path):
         ('"text","label"\n"a fox","1"\n', None, "got a heading with commas"),
         ("Sentence; score\na fox; 1\n", None, "got a heading with commas"),
         ("hello, fox\nbye, dog\n", ["hello, fox", "bye, dog"], None),
+        ("Class, dismissed\nQuery,\n", ["Class, dismissed", "Query,"], None),
         ("a\tb\tlabel\na fox\tit\t\n", [("a fox", "it")], "got a heading with 'label'"),
         ("gj04\t1\t\ta fox\ngj04\t0\t\tit\n", None, "got 4 columns in every line, wanted a text a line"),
         ('{"text": "a fox"}\n{"text": "it"}\n', None, "got JSON, .*, wanted a text a line"),

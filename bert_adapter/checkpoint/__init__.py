@@ -178,7 +178,10 @@ def with_dtype_of(config: dict[str, Any], tensors: Iterable[Mapping[str, np.ndar
     for file in tensors:
         for name, array in file.items():
             if jnp.issubdtype(array.dtype, jnp.floating):
-                sizes["float32" if base_of(name, file) else str(array.dtype)] += array.size
+                base = base_of(name, file)
+                sizes[str(array.dtype) if base is None else "float32"] += (
+                    array.size if base is None else file[base].size
+                )
     kind = sizes.most_common(1)[0][0]
     return config | {name: kind for name in ("dtype", "torch_dtype") if isinstance(config.get(name), str)}
 

@@ -117,7 +117,9 @@ def read_config(directory: Path) -> dict[str, Any]:
             f"{directory}: got an encoder in a folder of its own, wanted {CONFIG} beside all that {whole / MODULES} "
             f"lists: `{as_it_is_now(whole)}` writes it as sentence-transformers does now"
         )
-    if exported := [name for name in EXPORTED if is_there(directory / name)]:
+    weights = (WEIGHTS, INDEX, FACTORS, PARAMETERS, MSGPACK)
+    exported = [name for name in EXPORTED if is_there(directory / name)]
+    if exported and not any(is_there(directory / name) for name in weights):
         raise ValueError(f"{directory}: got {exported[0]}, an export, of which no model is read: {KEEP}")
     if not is_there(directory / CONFIG):
         names = sorted(path.name for path in directory.iterdir())

@@ -159,6 +159,8 @@ def are_tags(names: list[str]) -> bool:
 def classes(labels: Any) -> list[str] | int:
     """The names of all words' labels, "O" first, the others in alphabetical order; or the number of classes."""
     found = {tag for row in labels for tag in row if not is_none(tag)}
+    if not found:
+        raise ValueError(f"labels: got none but {IGNORED}, wanted some to be trained on")
     if all(isinstance(tag, str) for tag in found):
         return sorted(found, key=lambda name: (name != "O", name))
     if odd := [tag for tag in found if not isinstance(tag, int | np.integer)]:
