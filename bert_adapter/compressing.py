@@ -266,10 +266,14 @@ def check_bytes(dense: Model, budget: Budget | None) -> None:
         )
 
 
-def fits(params: Any, layer: str, dtype: str) -> bool:
-    """Whether the numbers of a layer's matrices can be stored so."""
-    leaves = {path: leaf for path, leaf in by_path(params).items() if path.rpartition("/")[0] == layer}
-    return all(holds(dtype, leaf) for path, leaf in leaves.items() if is_matrix(path, leaf))
+def that_fit(params: Any, dtypes: Mapping[str, str]) -> dict[str, str]:
+    """Of what layers are to be stored as, by path, that which holds the numbers of their matrices."""
+    beyond = set()
+    for path, leaf in by_path(params).items():
+        layer = path.rpartition("/")[0]
+        if layer in dtypes and is_matrix(path, leaf) and not holds(dtypes[layer], leaf):
+            beyond.add(layer)
+    return {layer: dtype for layer, dtype in dtypes.items() if layer not in beyond}
 
 
 class Spent(NamedTuple):
@@ -572,8 +576,7 @@ def section(dense: Model, report: Report, seed: int, calibration: Mapping[str, A
     Factors are stored as the matrix was that they are of, if their numbers can be.
     """
     ranks = {whole(each.path): each.rank for each in report.kernels if each.status not in ("DENSE", NARROW)}
-    dtypes = {path: dtype for path, dtype in dtypes_of(dense.config).items() if fits(dense.params, path, dtype)}
-    dtypes |= report.dtypes
+    dtypes = that_fit(dense.params, dtypes_of(dense.config)) | dict(report.dtypes)
     heads = heads_of(dense.config)
     about = {
         **({"heads": heads} if heads else {}),

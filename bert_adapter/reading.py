@@ -111,11 +111,7 @@ def has_commas(line: str) -> bool:
     """Whether it is the heading of a file whose columns stand between commas."""
     names = [name.strip().strip('"').lower() for name in re.split("[,;]", line)]
     known = COLUMNS & set(names)
-    return (
-        all(re.fullmatch(r"\w+", name) for name in names)
-        and (len(known) > 1 or bool({"label", "labels"} & known))
-        and len(names) > 1
-    )
+    return all(re.fullmatch(r"\w+", name) for name in names) and (len(known) > 1 or bool({"label", "labels"} & known))
 
 
 def is_json(line: str) -> bool:

@@ -35,7 +35,7 @@ from bert_adapter.checkpoint.names import by_path, dtypes_of
 from bert_adapter.checkpoint.nibbles import DAMPING, compensated, feedback, scales, steps
 from bert_adapter.choices import dtype_named
 from bert_adapter.cli import main, weights_in
-from bert_adapter.compressing import fits
+from bert_adapter.compressing import that_fit
 from bert_adapter.families import module_for
 from bert_adapter.importance.fingerprint import of_params as fingerprint
 from bert_adapter.layers.integers import multiplied
@@ -737,7 +737,7 @@ def test_factors_that_16_bits_do_not_hold_stay_in_32():
     right = np.ones((1, 2), np.float32)
     for number, held in ((1e5, False), (1.0, True)):
         params = {"layer": {"left": np.full((2, 1), number, np.float32), "right": right}}
-        assert fits(params, "layer", "float16") is held
+        assert ("layer" in that_fit(params, {"layer": "float16"})) is held
 
 
 def test_a_kernel_that_stays_dense_keeps_its_integers(tmp_path):

@@ -179,9 +179,7 @@ def with_dtype_of(config: dict[str, Any], tensors: Iterable[Mapping[str, np.ndar
         for name, array in file.items():
             if jnp.issubdtype(array.dtype, jnp.floating):
                 base = base_of(name, file)
-                sizes[str(array.dtype) if base is None else "float32"] += (
-                    array.size if base is None else file[base].size
-                )
+                sizes["float32" if base else str(array.dtype)] += file[base or name].size
     kind = sizes.most_common(1)[0][0]
     return config | {name: kind for name in ("dtype", "torch_dtype") if isinstance(config.get(name), str)}
 

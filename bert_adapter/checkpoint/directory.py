@@ -228,10 +228,12 @@ def check_target(target: Path) -> Path:
 
 def is_held(target: Path) -> str | None:
     """What keeps a directory in its place, if anything does."""
-    if target.is_dir() and os.path.ismount(target):
+    if not target.is_dir():
+        return None
+    if os.path.ismount(target):
         return "a mount point"
     with suppress(FileNotFoundError):  # the current one may be gone
-        if target.is_dir() and Path.cwd().is_relative_to(target):
+        if Path.cwd().is_relative_to(target):
             return "the current directory, or one above it"
     return None
 
